@@ -1,0 +1,45 @@
+# Everything a user or a developer runs. The only needs are make and Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo stop up test check bench prove clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Meterhouse needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
+	@echo "Setting up $(VENV) (about 1.3 GB with the embedded engine; takes a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,demo,dev]'
+	@touch $(READY)
+
+demo: $(READY) ## run the whole way, from three agents to Stripe invoices, and prove it
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+stop: $(READY) ## stop what `make demo` left running
+	@$(BIN)/meterhouse down --data demo-data
+
+up: $(READY) ## start Meterhouse for your own agents
+	@$(BIN)/meterhouse up $(ARGS)
+
+test: $(READY) ## run the test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## lint, format, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY) ## measure (one group: make bench ONLY=collector)
+	@$(BIN)/python bench/run.py bench $(if $(ONLY),--only $(ONLY))
+
+prove: $(READY) ## run the long proofs (one group: make prove ONLY=collector)
+	@$(BIN)/python bench/run.py prove $(if $(ONLY),--only $(ONLY))
+
+clean: ## remove what was built (the virtual environment included)
+	rm -rf $(VENV) build dist demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,85 @@
+"""The `meterhouse` command: finds the commands of all installed packages by entry point and calls one.
+
+An entry of the group `meterhouse.commands` is either a function `(argv: list[str]) -> int` or a typer app. Its first
+docstring line (or the app's help) is what `meterhouse --help` shows. Nothing is imported before it is needed, so that an
+agent's `meterhouse run` costs no more than this file.
+
+Exit codes: 0 done; 1 failed; 2 called wrongly; 3 done, with exceptions to look at.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any
+
+GROUP = "meterhouse.commands"
+
+# The order of a user's way through the system; a command that is not named here comes last, by name.
+ORDER = (
+    ("Meter an agent", ("run", "drain", "replay")),
+    ("Run the system", ("up", "down", "collector", "warehouse", "portal", "jobs", "sandbox")),
+    ("Look after it", ("customers", "keys", "suspense")),
+    ("Charge for it", ("prices", "rate", "bill")),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Call the command that `argv` names; returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    commands = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(commands))
+        return 0
+    if arguments[0] == "--version":
+        print(f"meterhouse {version('meterhouse')}")
+        return 0
+    parser = argparse.ArgumentParser(prog="meterhouse", add_help=False)
+    parser.add_argument("command", choices=sorted(commands))
+    name = parser.parse_args(arguments[:1]).command
+    try:
+        command = commands[name].load()
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] == "meterhouse":
+            raise
+        print(f"meterhouse {name} needs {missing.name}: pip install 'meterhouse[server]'", file=sys.stderr)
+        return 1
+    return _call(command, name, arguments[1:])
+
+
+def _call(command: Any, name: str, arguments: list[str]) -> int:
+    if hasattr(command, "registered_commands"):  # a typer app
+        from typer.main import get_command
+
+        return int(get_command(command).main(arguments, prog_name=f"meterhouse {name}", standalone_mode=True) or 0)
+    function: Callable[[list[str]], int] = command
+    return function(arguments)
+
+
+def _help(commands: dict[str, EntryPoint]) -> str:
+    lines = [
+        "usage: meterhouse COMMAND ...",
+        "",
+        "Meters, rates and bills AI agents over OpenTelemetry.",
+    ]
+    known = {name for _, names in ORDER for name in names}
+    groups = [*ORDER, ("More", tuple(sorted(set(commands) - known)))]
+    for title, names in groups:
+        present = [name for name in names if name in commands]
+        if present:
+            lines += ["", f"{title}:"]
+            lines += [f"  {name:<11} {_summary(commands[name])}" for name in present]
+    lines += [
+        "",
+        "`meterhouse COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 called wrongly, 3 done with exceptions.",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(entry: EntryPoint) -> str:
+    try:
+        command = entry.load()
+    except ModuleNotFoundError:
+        return "(needs meterhouse[server])"
+    text = getattr(getattr(command, "info", None), "help", None) or command.__doc__ or ""
+    return str(text).strip().partition("\n")[0]

@@ -1,0 +1,99 @@
+"""Names that the agent, the collector, rating and billing share: meters, attributes, statuses, reason codes.
+
+The contract behind them is docs/contracts.md. Nothing here imports anything but the standard library.
+"""
+
+from typing import Final
+
+METRIC_PREFIX: Final = "meterhouse."
+"""The OTel instrument of a meter is named `meterhouse.<meter>`."""
+
+# Meters (the built-in part; units and definitions stand in meterhouse_store/meters.yaml).
+TOKENS_INPUT: Final = "llm.tokens.input"
+TOKENS_CACHE_READ: Final = "llm.tokens.cache_read"
+TOKENS_CACHE_WRITE: Final = "llm.tokens.cache_write"
+TOKENS_OUTPUT: Final = "llm.tokens.output"
+TOKENS_REASONING: Final = "llm.tokens.reasoning"
+LLM_REQUESTS: Final = "llm.requests"
+TOOL_CALLS: Final = "tool.calls"
+
+# Attributes of the data point: they make the series, so their values are few.
+CUSTOMER_ID: Final = "customer.id"
+AGENT_ID: Final = "gen_ai.agent.id"
+AGENT_NAME: Final = "gen_ai.agent.name"
+PROVIDER: Final = "gen_ai.provider.name"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+OPERATION: Final = "gen_ai.operation.name"
+TOOL_NAME: Final = "gen_ai.tool.name"
+MODALITY: Final = "gen_ai.token.modality"
+CACHE_TTL: Final = "cache.ttl"
+SERVICE_TIER: Final = "service.tier"
+STATUS: Final = "meterhouse.status"
+
+POINT_ATTRIBUTES: Final = frozenset(
+    {
+        CUSTOMER_ID,
+        AGENT_ID,
+        AGENT_NAME,
+        PROVIDER,
+        RESPONSE_MODEL,
+        OPERATION,
+        TOOL_NAME,
+        MODALITY,
+        CACHE_TTL,
+        SERVICE_TIER,
+        STATUS,
+    }
+)
+
+# Attributes of the exemplar: they belong to the one event, any cardinality.
+EVENT_ID: Final = "meterhouse.event.id"
+CALL_ID: Final = "meterhouse.call.id"
+TASK_ID: Final = "meterhouse.task.id"
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+STEP: Final = "meterhouse.step"
+RESPONSE_ID: Final = "gen_ai.response.id"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+SERVER_ADDRESS: Final = "server.address"
+LEASE_ID: Final = "meterhouse.lease.id"
+USAGE_SOURCE: Final = "usage.source"
+REQUEST_ID: Final = "meterhouse.request.id"
+"""The id that the agent sent to the provider as `X-Client-Request-Id`: matches a call with the provider's log."""
+
+# Attributes of the resource.
+PROCESS_ID: Final = "meterhouse.process.id"
+
+# Values of STATUS.
+OK: Final = "ok"
+FAILED: Final = "failed"
+ABORTED: Final = "aborted"
+UNFINISHED: Final = "unfinished"
+
+# Values of USAGE_SOURCE.
+REPORTED: Final = "reported"
+NO_USAGE: Final = "none"
+"""The provider reported nothing that could be read: the call is counted, its tokens are unknown."""
+
+# Environment of an agent.
+ENV_ENDPOINT: Final = "METERHOUSE_ENDPOINT"
+ENV_API_KEY: Final = "METERHOUSE_API_KEY"
+ENV_CUSTOMER: Final = "METERHOUSE_CUSTOMER"
+ENV_AGENT: Final = "METERHOUSE_AGENT"
+ENV_JOURNAL_DIR: Final = "METERHOUSE_JOURNAL_DIR"
+
+# Reason codes of suspense: a row of `events` whose `reason` is not empty is not in `usage`.
+REASON_CUSTOMER_MISSING: Final = "customer_missing"
+REASON_CUSTOMER_FORBIDDEN: Final = "customer_forbidden"
+REASON_EVENT_ID_MISSING: Final = "event_id_missing"
+REASON_BAD_QUANTITY: Final = "bad_quantity"
+"""NaN, infinite, negative, more than nine decimals, or larger than 10^15."""
+REASON_BAD_IDENTIFIER: Final = "bad_identifier"
+"""An identifier that is not a string, is longer than 256 bytes, or is given twice."""
+REASON_TIME_OUT_OF_RANGE: Final = "time_out_of_range"
+"""event_time outside [received_at - 400 d, received_at + 1 d]."""
+REASON_EXEMPLARS_MISSING: Final = "exemplars_missing"
+"""A meterhouse.* point whose exemplars do not add up to its value: the row carries the difference."""
+REASON_OVERFLOW: Final = "series_overflow"
+REASON_SOURCE_UNSUPPORTED: Final = "source_unsupported"
+REASON_CONFLICT: Final = "conflict"
+REASON_UNREADABLE: Final = "unreadable_record"
