@@ -148,7 +148,9 @@ ratings = Table(
     Column("customer_id", String(256), nullable=False),
     Column("period_start", UtcTime, nullable=False),
     Column("period_end", UtcTime, nullable=False),  # half-open
-    Column("state", String(8), nullable=False),  # open: lines are replaced by each run; closed: frozen and in the ledger
+    Column(
+        "state", String(8), nullable=False
+    ),  # open: lines are replaced by each run; closed: frozen and in the ledger
     Column("currency", String(3), nullable=False),
     Column("plan", String(64), nullable=False),
     Column("book_version", Integer, nullable=False),

@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _call(command: Any, name: str, arguments: list[str]) -> int:
     if hasattr(command, "registered_commands"):  # a typer app
-        from typer.main import get_command
-
-        return int(get_command(command).main(arguments, prog_name=f"meterhouse {name}", standalone_mode=True) or 0)
+        # Docstrings are paragraphs: in the default mode every line break of the source would stay one in the help.
+        command.rich_markup_mode = "markdown"
+        return int(command(arguments, prog_name=f"meterhouse {name}") or 0)
     function: Callable[[list[str]], int] = command
     return function(arguments)
 

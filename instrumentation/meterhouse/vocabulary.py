@@ -16,6 +16,8 @@ TOKENS_OUTPUT: Final = "llm.tokens.output"
 TOKENS_REASONING: Final = "llm.tokens.reasoning"
 LLM_REQUESTS: Final = "llm.requests"
 TOOL_CALLS: Final = "tool.calls"
+LLM_WEB_SEARCHES: Final = "llm.web_searches"
+AGENT_TASKS: Final = "agent.tasks"
 
 # Attributes of the data point: they make the series, so their values are few.
 CUSTOMER_ID: Final = "customer.id"

@@ -1,0 +1,351 @@
+"""`meterhouse bill`: what is printed, and the exit codes; the work is done elsewhere."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from meterhouse_billing.documents import Draft
+    from meterhouse_billing.reconcile import Row
+    from meterhouse_billing.world import World
+    from meterhouse_store.settings import Settings
+
+bill = typer.Typer(help="Turn closed ratings into Stripe invoices.", no_args_is_help=True, add_completion=False)
+
+FAILED, CALLED_WRONGLY, EXCEPTIONS = 1, 2, 3
+
+Data = Annotated[Path | None, typer.Option(help="The data directory (or METERHOUSE_DATA).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Live = Annotated[bool, typer.Option("--live", help="Use a live key although the namespace is a test one.")]
+CustomerOption = Annotated[str | None, typer.Option(help="Only this customer.")]
+PeriodOption = Annotated[
+    str | None,
+    typer.Option(metavar="P", help="2026-10 (a month in the customer's time zone) or START..END (half-open)."),
+]
+
+
+@bill.command()
+def run(
+    period: PeriodOption = None,
+    due: Annotated[bool, typer.Option("--due", help="Every closed rating that has no finalised invoice.")] = False,
+    customer: CustomerOption = None,
+    approve: Annotated[bool, typer.Option("--approve", help="Finalise what is in Stripe exactly as rated.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be invoiced; change nothing.")] = False,
+    live: Live = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Make Stripe drafts of closed ratings, compare them to the minor unit and, with --approve, finalise them.
+
+    Prints each step when it is done. May be stopped anywhere and run again: the same invoices come out, once. Exit
+    code 3 when an invoice needs a person; it is left as a draft. With --due and without a Stripe key nothing is done,
+    exit code 0.
+    """
+    from meterhouse_billing import mirrors, records
+    from meterhouse_billing.gateway import NoStripeKey
+    from meterhouse_billing.run import bill as steps
+
+    if (period is None) == (not due):
+        _fail("Name a --period, or --due for all that is due.", CALLED_WRONGLY)
+    with _refusals():
+        settings, engine = _open(data)
+        drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
+        if dry_run:
+            _print_drafts(drafts, as_json)
+            return
+        try:
+            world = _world(settings, engine, live)
+        except NoStripeKey as missing:
+            if not due:
+                raise
+            _say(f"Nothing is invoiced, {len(drafts)} closed ratings wait: {missing}.", as_json)
+            return
+        exceptions = []
+        for step in steps(world, drafts, approve=approve):
+            # Flushed line by line: whoever watches, or stops the run, knows what is committed.
+            _say(str(step), as_json)
+            if step.failed:
+                exceptions.append({"customer_id": step.customer_id, "text": step.text})
+        if later := mirrors.catch_up(engine, settings):
+            _say(f"note: {later}", as_json)
+        if as_json:
+            names = {draft.invoice_id for draft in drafts}
+            rows = [row for row in _invoices(engine, settings.namespace) if row["invoice_id"] in names]
+            _print_json({"invoices": rows, "exceptions": exceptions})
+        elif not drafts:
+            print("Nothing to invoice: no closed rating is waiting (`meterhouse rate close` closes a period).")
+    if exceptions:
+        raise typer.Exit(EXCEPTIONS)
+
+
+@bill.command()
+def status(data: Data = None, as_json: Json = False) -> None:
+    """List the invoices with their states; asks nobody but our own records."""
+    with _refusals():
+        settings, engine = _open(data)
+        rows = _invoices(engine, settings.namespace)
+    if as_json:
+        _print_json({"invoices": rows})
+    elif not rows:
+        print("No invoices yet: `meterhouse bill run --period P`.")
+    else:
+        columns = ("customer_id", "period_start", "state", "total", "currency", "number", "stripe_invoice_id")
+        _print_table([columns, *([str(row[name] or "") for name in columns] for row in rows)], right=(3,))
+
+
+@bill.command()
+def reconcile(
+    period: Annotated[str, typer.Option(metavar="P", help="The period, as for `bill run`.")],
+    customer: CustomerOption = None,
+    live: Live = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Compare, per invoice: rated = ledger = Stripe, lines and units included. Exit code 3 on any difference."""
+    from meterhouse_billing import reconcile as comparison
+    from meterhouse_billing import records
+
+    with _refusals():
+        settings, engine = _open(data)
+        drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
+        rows = comparison.reconcile(_world(settings, engine, live), drafts)
+    different = [row for row in rows if row.differences]
+    if as_json:
+        _print_json({"period": period, "equal": not different, "invoices": [_row_json(row) for row in rows]})
+    else:
+        _print_rows(rows)
+    if different:
+        raise typer.Exit(EXCEPTIONS)
+
+
+@bill.command()
+def poll(live: Live = False, data: Data = None) -> None:
+    """Ask Stripe about every invoice that may still change, for webhooks that never came; works off the inbox too."""
+    from meterhouse_billing import mirrors, news
+    from meterhouse_billing.gateway import NoStripeKey
+
+    with _refusals():
+        settings, engine = _open(data)
+        try:
+            world = _world(settings, engine, live)
+        except NoStripeKey as missing:
+            print(f"Nothing to ask: {missing}.")
+            return
+        while done := news.process(world):
+            for line in done:
+                print(line, flush=True)
+        changed = news.poll(world)
+        for line in changed:
+            print(line, flush=True)
+        print(f"{len(changed)} invoices changed.")
+        if later := mirrors.catch_up(engine, settings):
+            print(f"note: {later}")
+
+
+@bill.command()
+def webhooks(
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8081,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    live: Live = False,
+    data: Data = None,
+) -> None:
+    """Serve POST /webhooks/stripe: checks the signature, stores the event, answers, and works afterwards.
+
+    The signing secret is STRIPE_WEBHOOK_SECRET, else the one that `meterhouse up` made. Without a Stripe key events are
+    stored and wait.
+    """
+    import uvicorn
+
+    from meterhouse_billing import mirrors, news
+    from meterhouse_billing.gateway import NoStripeKey
+    from meterhouse_billing.webhooks import application
+
+    with _refusals():
+        settings, engine = _open(data)
+        secret = _webhook_secret(settings)
+        try:
+            world = _world(settings, engine, live)
+        except NoStripeKey as missing:
+            print(f"Events are stored and wait: {missing}.", flush=True)
+            world = None
+
+    def work() -> None:
+        while world is not None and (done := news.process(world)):
+            for line in done:
+                print(line, flush=True)
+            if later := mirrors.catch_up(engine, settings):
+                print(f"note: {later}", flush=True)
+
+    app = application(engine, settings.namespace, secret, work)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+
+
+# ---- what is printed
+
+
+def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
+    from meterhouse_billing import records
+    from meterhouse_rating.money import show
+
+    return [
+        {
+            "customer_id": row["customer_id"],
+            "invoice_id": row["invoice_id"],
+            "rating_id": row["rating_id"],
+            "period_start": row["period_start"].isoformat(),
+            "period_end": row["period_end"].isoformat(),
+            "state": row["state"],
+            "currency": row["currency"],
+            "total_minor": row["total_minor"],
+            "total": show(row["total_minor"], row["currency"]),
+            "stripe_invoice_id": row["stripe_invoice_id"],
+            "stripe_total_minor": row["stripe_total_minor"],
+            "number": row["number"],
+            "hosted_url": row["hosted_url"],
+        }
+        for row in records.all_invoices(engine, namespace)
+    ]
+
+
+def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
+    from meterhouse_billing.documents import text
+    from meterhouse_rating.money import show
+
+    if as_json:
+        found = [
+            {
+                "customer_id": draft.customer_id,
+                "rating_id": draft.rating_id,
+                "currency": draft.currency,
+                "total_minor": draft.total_minor,
+                "lines": [{"description": text(line), "amount_minor": line.amount_minor} for line in draft.lines],
+            }
+            for draft in drafts
+        ]
+        _print_json({"drafts": found})
+        return
+    for draft in drafts:
+        print(f"{draft.customer_id}, {draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}, {draft.currency}")
+        lines = [(f"  {text(line)}", show(line.amount_minor, draft.currency)) for line in draft.lines]
+        _print_table([*lines, ("  total", show(draft.total_minor, draft.currency))], right=(1,))
+    if not drafts:
+        print("Nothing to invoice.")
+
+
+def _row_json(row: "Row") -> dict[str, Any]:
+    from meterhouse_store.numbers import plain
+
+    return {
+        **vars(row),
+        "rated_units": {name: plain(quantity) for name, quantity in row.rated_units.items()},
+        "stripe_units": {name: plain(quantity) for name, quantity in row.stripe_units.items()},
+        "differences": list(row.differences),
+    }
+
+
+def _print_rows(rows: list["Row"]) -> None:
+    from meterhouse_rating.money import show
+
+    if not rows:
+        print("Nothing to compare: no closed rating in this period.")
+        return
+    table: list[tuple[str, ...]] = [("customer", "state", "currency", "rated", "ledger", "Stripe", "")]
+    for row in rows:
+        amounts = [row.rated_minor, row.ledger_minor, row.stripe_minor]
+        shown = ["-" if amount is None else show(amount, row.currency) for amount in amounts]
+        table.append((row.customer_id, row.state, row.currency, *shown, "differs" if row.differences else "equal"))
+    _print_table(table, right=(3, 4, 5))
+    for row in rows:
+        for difference in row.differences:
+            print(f"{row.customer_id}: {difference}")
+
+
+def _print_table(rows: Any, right: tuple[int, ...] = ()) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _say(text: str, as_json: bool) -> None:
+    print(text, flush=True, file=sys.stderr if as_json else sys.stdout)
+
+
+# ---- what is opened
+
+
+def _open(data: Path | None) -> tuple["Settings", "Engine"]:
+    from meterhouse_store.settings import load
+    from meterhouse_store.sql import open_engine
+
+    settings = load(data)
+    return settings, open_engine(settings)
+
+
+def _world(settings: "Settings", engine: "Engine", live: bool) -> "World":
+    from meterhouse_billing.gateway import connect
+    from meterhouse_billing.world import World
+    from meterhouse_store.registry import namespace
+
+    registered = namespace(engine, settings.namespace)
+    allowed = live or (registered is not None and registered.kind == "live")
+    return World(engine, connect(os.environ, live=allowed), settings.namespace, _operator())
+
+
+def _operator() -> str:
+    """Who is recorded as the one who approved."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        return f"uid {os.getuid()}"
+
+
+def _webhook_secret(settings: "Settings") -> str:
+    if secret := os.environ.get("STRIPE_WEBHOOK_SECRET"):
+        return secret
+    file = settings.data / "run" / "secrets.json"
+    try:
+        return str(json.loads(file.read_text())["webhook_secret"])
+    except (OSError, ValueError, KeyError):
+        _fail(f"There is no signing secret: set STRIPE_WEBHOOK_SECRET (whsec_...); {file} has none either.")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turns the refusals that a user can do something about into a sentence and an exit code."""
+    from pydantic import ValidationError
+
+    from meterhouse_billing.gateway import BillingError
+    from meterhouse_rating.periods import PeriodError
+    from meterhouse_store.sql import SchemaMismatch
+
+    try:
+        yield
+    except PeriodError as refused:
+        _fail(str(refused), CALLED_WRONGLY)
+    except (BillingError, SchemaMismatch) as refused:
+        _fail(f"{refused}.")
+    except (ValidationError, OSError, ValueError) as refused:
+        _fail(f"{type(refused).__name__}: {refused}")
+
+
+def _fail(text: str, code: int = FAILED) -> NoReturn:
+    print(text, file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,174 @@
+"""What billing passes around: drafts of rated invoices, invoices and lines as Stripe shows them, their comparison."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from meterhouse_billing.amounts import to_stripe
+from meterhouse_rating.ids import digest
+from meterhouse_store.numbers import plain
+
+# Metadata that leads from Stripe's objects back to ours.
+LINE_ID = "meterhouse_line_id"
+INVOICE_ID = "meterhouse_invoice_id"
+NAMESPACE = "meterhouse_namespace"
+CUSTOMER_ID = "meterhouse_customer_id"
+KIND, METRIC, QUANTITY, UNIT = "kind", "metric", "quantity", "unit"
+
+MAX_LINES = 250
+"""Items on one Stripe invoice: https://docs.stripe.com/api/invoiceitems/create"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A rated line as it goes on the invoice; `amount_minor` in ISO 4217 minor units."""
+
+    line_id: str
+    position: int
+    kind: str
+    metric: str
+    description: str
+    quantity: Decimal
+    unit: str
+    amount_minor: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A closed rating to be invoiced; the period is half-open, the currency upper case."""
+
+    rating_id: str
+    namespace: str
+    customer_id: str
+    period_start: datetime
+    period_end: datetime
+    currency: str
+    total_minor: int
+    lines: tuple[Line, ...]
+
+    @property
+    def invoice_id(self) -> str:
+        return digest(["invoice", self.rating_id])
+
+    def metadata(self) -> dict[str, str]:
+        """What Stripe's invoice carries to be found again."""
+        return {NAMESPACE: self.namespace, INVOICE_ID: self.invoice_id, CUSTOMER_ID: self.customer_id}
+
+    def stripe_lines(self) -> list[dict[str, Any]]:
+        """The lines as parameters of `add_lines`. Raises NotPayable for an amount that Stripe cannot take."""
+        # Stripe's line periods include both ends, ours the first only.
+        period = {"start": int(self.period_start.timestamp()), "end": int(self.period_end.timestamp()) - 1}
+        return [
+            {
+                "amount": to_stripe(line.amount_minor, self.currency),
+                "description": text(line),
+                "discountable": False,
+                "period": period,
+                "metadata": {
+                    LINE_ID: line.line_id,
+                    KIND: line.kind,
+                    METRIC: line.metric,
+                    QUANTITY: plain(line.quantity),
+                    UNIT: line.unit,
+                },
+            }
+            for line in self.lines
+        ]
+
+
+@dataclass(frozen=True)
+class StripeLine:
+    """A line as Stripe shows it; amounts in Stripe's unit, the currency upper case."""
+
+    line_item_id: str
+    amount: int
+    currency: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class StripeInvoice:
+    """An invoice as Stripe shows it; amounts in Stripe's unit, the currency upper case."""
+
+    stripe_invoice_id: str
+    status: str
+    currency: str
+    total: int
+    amount_paid: int
+    attempt_count: int
+    customer: str
+    metadata: Mapping[str, str]
+    number: str | None
+    hosted_url: str | None
+    finalised_at: datetime | None
+    paid_at: datetime | None
+
+
+def text(line: Line) -> str:
+    """What the customer reads: `Output tokens (model gpt-5-mini): 1234 tokens`."""
+    if line.kind != "usage":
+        return line.description
+    unit = line.unit.strip("{}")
+    plural = "s" if line.unit.startswith("{") and line.quantity != 1 else ""
+    return f"{line.description}: {plain(line.quantity)} {unit}{plural}"
+
+
+def differences(draft: Draft, invoice: StripeInvoice, lines: Sequence[StripeLine]) -> list[str]:
+    """Everything in which Stripe's invoice is not the rated one, to the minor unit; empty when it is."""
+    found = []
+    if invoice.metadata.get(INVOICE_ID) != draft.invoice_id:
+        found.append(f"{invoice.stripe_invoice_id} carries the id of another invoice")
+    if invoice.currency != draft.currency:
+        found.append(f"the invoice is in {invoice.currency}, rated in {draft.currency}")
+    total = to_stripe(draft.total_minor, draft.currency)
+    if sum(line.amount_minor for line in draft.lines) != draft.total_minor:
+        found.append(f"the rated lines do not add up to the rated total of {draft.total_minor}")
+    if invoice.total != total:
+        found.append(f"Stripe's total is {invoice.total}, rated {total}")
+    return found + _line_differences(draft, lines)
+
+
+def _line_differences(draft: Draft, lines: Sequence[StripeLine]) -> list[str]:
+    found = []
+    if len(lines) != len(draft.lines):
+        found.append(f"Stripe has {len(lines)} lines, rated {len(draft.lines)}")
+    open_lines = {line.line_id: line for line in draft.lines}
+    for shown in lines:
+        line = open_lines.pop(shown.metadata.get(LINE_ID, ""), None)
+        if line is None:
+            found.append(f"line {shown.line_item_id} ({shown.amount}) in Stripe is none of the rated lines")
+            continue
+        wanted = (to_stripe(line.amount_minor, draft.currency), draft.currency, plain(line.quantity))
+        if (shown.amount, shown.currency, shown.metadata.get(QUANTITY)) != wanted:
+            found.append(f"line {shown.line_item_id} is {shown.amount} {shown.currency}, rated {wanted[0]} {wanted[1]}")
+    return found + [f"rated line {line_id} is not in Stripe" for line_id in open_lines]
+
+
+def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
+    """Stripe's invoice object (https://docs.stripe.com/api/invoices/object)."""
+    moments = body["status_transitions"]
+    return StripeInvoice(
+        stripe_invoice_id=body["id"],
+        status=body["status"],
+        currency=body["currency"].upper(),
+        total=body["total"],
+        amount_paid=body["amount_paid"],
+        attempt_count=body["attempt_count"],
+        customer=body["customer"],
+        metadata=body["metadata"] or {},
+        number=body["number"],
+        hosted_url=body["hosted_invoice_url"],
+        finalised_at=_moment(moments["finalized_at"]),
+        paid_at=_moment(moments["paid_at"]),
+    )
+
+
+def read_line(body: Mapping[str, Any]) -> StripeLine:
+    """Stripe's line item object (https://docs.stripe.com/api/invoice-line-item/object)."""
+    return StripeLine(body["id"], body["amount"], body["currency"].upper(), body["metadata"] or {})
+
+
+def _moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,152 @@
+"""The one module that talks to Stripe: keys, hosts, retries, and the few calls that invoices need."""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import urlsplit
+
+import stripe
+
+from meterhouse_billing.documents import StripeInvoice, StripeLine, read_invoice, read_line
+
+TIMEOUT_S: Final = 30
+ATTEMPTS: Final = 5
+FIRST_DELAY_S: Final = 0.5
+MAX_DELAY_S: Final = 8.0
+PAGE: Final = 100
+
+Answer = TypeVar("Answer")
+
+
+class BillingError(RuntimeError):
+    """Something about Stripe that a person has to look at; the text says what."""
+
+
+class NoStripeKey(BillingError):
+    """There is no key to talk to Stripe with."""
+
+
+class LiveKeyRefused(BillingError):
+    """A live key where only test keys are allowed."""
+
+
+class StripeUnavailable(BillingError):
+    """Stripe did not answer, or not usefully, in all attempts: whether it did what was asked is unknown."""
+
+
+class StripeRefused(BillingError):
+    """Stripe understood and said no: repeating the same request does not help."""
+
+    def __init__(self, text: str, *, code: str | None, status: int | None) -> None:
+        super().__init__(text)
+        self.missing = code == "resource_missing" or status == 404
+
+
+def connect(environment: Mapping[str, str], *, live: bool) -> "Gateway":
+    """Stripe as the environment describes it: STRIPE_API_KEY or STRIPE_SECRET_KEY, METERHOUSE_STRIPE_URL.
+
+    `live` allows live keys. Raises NoStripeKey or LiveKeyRefused, ValueError for an unusable URL.
+    """
+    key = environment.get("STRIPE_API_KEY") or environment.get("STRIPE_SECRET_KEY")
+    if not key:
+        raise NoStripeKey("there is no Stripe key: set STRIPE_API_KEY (sk_test_... to try)")
+    url = environment.get("METERHOUSE_STRIPE_URL") or None
+    if not key.startswith(("sk_test_", "rk_test_")):
+        if not key.startswith(("sk_live_", "rk_live_")):
+            raise NoStripeKey(
+                "STRIPE_API_KEY is no secret key: it begins with sk_test_, rk_test_, sk_live_ or rk_live_"
+            )
+        if url:
+            raise LiveKeyRefused("a live key is never sent to METERHOUSE_STRIPE_URL: unset one of the two")
+        if not live:
+            raise LiveKeyRefused("this is a live key and the namespace is a test one: add --live if that is meant")
+    if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
+        raise ValueError("METERHOUSE_STRIPE_URL must look like http://127.0.0.1:12111")
+    # Otherwise the SDK writes an id file into the home directory and reports timings.
+    stripe.enable_telemetry = False
+    client = stripe.StripeClient(
+        key,
+        base_addresses={"api": url.rstrip("/"), "meter_events": url.rstrip("/")} if url else {},
+        http_client=stripe.RequestsClient(timeout=TIMEOUT_S),
+        max_network_retries=0,  # the SDK does not retry 429; the retries are here
+    )
+    return Gateway(client)
+
+
+class Gateway:
+    """Stripe, as far as invoices need it. Every method raises StripeUnavailable or StripeRefused."""
+
+    def __init__(self, client: stripe.StripeClient, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._client, self._sleep = client, sleep
+
+    def send(self, operation: str, request: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """One call that changes something, with its idempotency key; the answer as plain JSON.
+
+        `request` is {"params": ..., "on": id of the invoice, if any}. An operation is an entry of `_SENDERS`.
+        """
+        options: stripe.RequestOptions = {"idempotency_key": key}
+        sender = _SENDERS[operation]
+        answer = self._call(lambda: sender(self._client.v1, request.get("on", ""), request["params"], options))
+        return cast(dict[str, Any], answer.to_dict())
+
+    def invoice(self, stripe_invoice_id: str) -> StripeInvoice:
+        """The invoice as it is now."""
+        return read_invoice(self._call(lambda: self._client.v1.invoices.retrieve(stripe_invoice_id)).to_dict())
+
+    def lines(self, stripe_invoice_id: str) -> list[StripeLine]:
+        """All lines of an invoice, page by page."""
+
+        def every() -> list[stripe.InvoiceLineItem]:
+            page = self._client.v1.invoices.line_items.list(stripe_invoice_id, {"limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        return [read_line(line.to_dict()) for line in self._call(every)]
+
+    def find_customer(self, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+        """The customer that carries the metadata. Stripe's search lags behind by about a minute."""
+        query = " AND ".join(f"metadata['{_quoted(key)}']:'{_quoted(value)}'" for key, value in metadata.items())
+        found = self._call(lambda: self._client.v1.customers.search({"query": query, "limit": 1})).data
+        return found[0].to_dict() if found else None
+
+    def find_invoice(self, stripe_customer_id: str, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+        """The customer's invoice that carries the metadata."""
+
+        def every() -> list[stripe.Invoice]:
+            page = self._client.v1.invoices.list({"customer": stripe_customer_id, "limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        bodies = (invoice.to_dict() for invoice in self._call(every))
+        return next((body for body in bodies if metadata.items() <= (body["metadata"] or {}).items()), None)
+
+    def _call(self, call: Callable[[], Answer]) -> Answer:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return call()
+            except stripe.StripeError as problem:
+                status = problem.http_status
+                again = isinstance(problem, stripe.APIConnectionError) or status in (409, 429) or (status or 0) >= 500
+                if not again:
+                    raise StripeRefused(_sentence(problem), code=problem.code, status=status) from problem
+                if attempt == ATTEMPTS:
+                    raise StripeUnavailable(f"Stripe gave no answer in {ATTEMPTS} attempts: {problem}") from problem
+                # Half of the delay is random, so that several processes do not come back at the same moment.
+                self._sleep(min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * (0.5 + random.random() / 2))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+_SENDERS: Final[dict[str, Callable[[Any, str, Any, stripe.RequestOptions], Any]]] = {
+    "customer.create": lambda v1, _on, params, options: v1.customers.create(params, options),
+    "invoice.create": lambda v1, _on, params, options: v1.invoices.create(params, options),
+    "invoice.add_lines": lambda v1, on, params, options: v1.invoices.add_lines(on, params, options),
+    "invoice.finalise": lambda v1, on, params, options: v1.invoices.finalize_invoice(on, params, options),
+}
+
+
+def _sentence(problem: stripe.StripeError) -> str:
+    request = f" (request {problem.request_id})" if problem.request_id else ""
+    return f"Stripe refused: {problem.user_message or problem}{request}"
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")

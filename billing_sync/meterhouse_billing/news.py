@@ -1,0 +1,88 @@
+"""News from Stripe: the webhook inbox and the poll. Both end in fetching the invoice as it is now.
+
+Stripe delivers events at least once and in no order (https://docs.stripe.com/webhooks#event-delivery-behaviors), so an
+event says only which invoice to look at.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Engine, insert, select, update
+
+from meterhouse_billing import records, states
+from meterhouse_billing.gateway import StripeRefused
+from meterhouse_billing.world import World
+from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import webhook_inbox
+
+BATCH = 100
+
+
+def receive(engine: Engine, namespace: str, payload: str, now: datetime) -> bool:
+    """Store a verified event; False for one that is there already. Raises ValueError for what is no event."""
+    try:
+        event: dict[str, Any] = json.loads(payload)
+        row = {
+            "event_id": _name(event["id"], 128),
+            "type": _name(event["type"], 128),
+            "object_id": _name(event["data"]["object"].get("id", ""), 128),
+            "stripe_created_at": datetime.fromtimestamp(int(event["created"]), UTC),
+        }
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
+        raise ValueError(f"this is no Stripe event: {problem!r}") from None
+    with begin_write(engine) as connection:
+        is_it = webhook_inbox.c.event_id == row["event_id"]
+        if connection.execute(select(webhook_inbox.c.event_id).where(is_it)).first() is not None:
+            return False
+        connection.execute(insert(webhook_inbox).values(namespace=namespace, payload=payload, received_at=now, **row))
+    return True
+
+
+def _name(value: Any, longest: int) -> str:
+    if not isinstance(value, str) or len(value) > longest:
+        raise ValueError(f"this is no Stripe event: {value!r:.60} is no name")
+    return value
+
+
+def process(world: World) -> list[str]:
+    """Work through a batch of the inbox; says what each event led to. Raises StripeUnavailable: the rest waits."""
+    query = (
+        select(webhook_inbox)
+        .where(webhook_inbox.c.namespace == world.namespace, webhook_inbox.c.processed_at.is_(None))
+        .order_by(webhook_inbox.c.received_at)
+        .limit(BATCH)
+    )
+    with world.engine.connect() as connection:
+        events = connection.execute(query).mappings().all()
+    done = []
+    for event in events:
+        outcome = _look(world, event["object_id"], event["type"]) if event["type"].startswith("invoice.") else "ignored"
+        is_it = webhook_inbox.c.event_id == event["event_id"]
+        with begin_write(world.engine) as connection:
+            values = {"processed_at": world.now(), "outcome": outcome[:256]}
+            connection.execute(update(webhook_inbox).where(is_it).values(**values))
+        done.append(f"{event['type']} {event['object_id']}: {outcome}")
+    return done
+
+
+def poll(world: World) -> list[str]:
+    """Look at every invoice of ours that may still change, for webhooks that never came; says what changed."""
+    found = []
+    for row in records.unsettled(world.engine, world.namespace):
+        outcome = _look(world, row["stripe_invoice_id"], "poll")
+        if outcome not in ("nothing new", "still a draft"):
+            found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
+    return found
+
+
+def _look(world: World, stripe_invoice_id: str, why: str) -> str:
+    try:
+        shown = world.gateway.invoice(stripe_invoice_id)
+        return records.take_over(world.engine, world.namespace, shown, who="stripe", why=why, now=world.now())
+    except StripeRefused as refused:
+        if refused.missing:
+            return "is not in Stripe (any more)"
+        raise
+    except states.Contradiction as problem:
+        return f"CONTRADICTION: {problem}"

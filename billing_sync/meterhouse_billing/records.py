@@ -1,0 +1,314 @@
+"""Invoices in SQL: which ratings are to be invoiced, and the rows that drafts, transitions and payments leave."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, RowMapping, Select, func, insert, select, update
+
+from meterhouse_billing import states
+from meterhouse_billing.amounts import from_stripe
+from meterhouse_billing.documents import INVOICE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
+from meterhouse_rating import ledger, periods
+from meterhouse_rating.ids import digest
+from meterhouse_store.registry import customers
+from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import (
+    invoice_lines,
+    invoice_transitions,
+    invoices,
+    ledger_entries,
+    ledger_transactions,
+    payments,
+    rated_lines,
+    ratings,
+)
+
+CASH: Final = "cash"
+
+
+# ---- what is to be invoiced
+
+
+def drafts(engine: Engine, namespace: str, *, period: str | None = None, customer_id: str | None = None) -> list[Draft]:
+    """The closed ratings with lines, by customer and period.
+
+    `period` is read in each customer's time zone; None stands for all that is not finalised yet.
+
+    A rating without lines is no invoice: there is nothing to say to the customer. Raises PeriodError.
+    """
+    zones = {customer.customer_id: customer.time_zone for customer in customers(engine, namespace)}
+    query = select(ratings).where(ratings.c.namespace == namespace, ratings.c.state == "closed")
+    if customer_id is not None:
+        query = query.where(ratings.c.customer_id == customer_id)
+    if period is None:
+        unfinished = invoices.c.state.is_(None) | invoices.c.state.in_((states.DRAFT, states.APPROVED))
+        query = query.outerjoin(invoices, invoices.c.rating_id == ratings.c.rating_id).where(unfinished)
+    else:
+        periods.parse(period, "UTC")  # a mistake in it is a mistake also where there are no ratings
+    with engine.connect() as connection:
+        rows = connection.execute(query.order_by(ratings.c.customer_id, ratings.c.period_start)).mappings().all()
+        chosen = [row for row in rows if period is None or _within(row, period, zones.get(row["customer_id"], "UTC"))]
+        found = [_draft(connection, row) for row in chosen]
+    return [draft for draft in found if draft.lines]
+
+
+def _within(rating: RowMapping, period: str, time_zone: str) -> bool:
+    wanted = periods.parse(period, time_zone)
+    return bool(wanted.start <= rating["period_start"] and rating["period_end"] <= wanted.end)
+
+
+def _draft(connection: Connection, rating: RowMapping) -> Draft:
+    query = select(rated_lines).where(rated_lines.c.rating_id == rating["rating_id"]).order_by(rated_lines.c.position)
+    lines = tuple(
+        Line(
+            line_id=row["line_id"],
+            position=row["position"],
+            kind=row["kind"],
+            metric=row["metric"] or "",
+            description=row["description"],
+            quantity=row["quantity"],
+            unit=row["unit"],
+            amount_minor=row["amount_minor"],
+        )
+        for row in connection.execute(query).mappings()
+    )
+    return Draft(
+        rating_id=rating["rating_id"],
+        namespace=rating["namespace"],
+        customer_id=rating["customer_id"],
+        period_start=rating["period_start"],
+        period_end=rating["period_end"],
+        currency=rating["currency"],
+        total_minor=rating["total_minor"],
+        lines=lines,
+    )
+
+
+# ---- invoices
+
+
+def invoice(engine: Engine, invoice_id: str) -> RowMapping | None:
+    """The row of one invoice."""
+    with engine.connect() as connection:
+        return connection.execute(select(invoices).where(invoices.c.invoice_id == invoice_id)).mappings().one_or_none()
+
+
+def all_invoices(engine: Engine, namespace: str) -> Sequence[RowMapping]:
+    """The invoices of a namespace, by customer and period."""
+    query = select(invoices).where(invoices.c.namespace == namespace)
+    return _rows(engine, query.order_by(invoices.c.customer_id, invoices.c.period_start))
+
+
+def unsettled(engine: Engine, namespace: str) -> Sequence[RowMapping]:
+    """The invoices that are in Stripe and may still change there."""
+    return _rows(
+        engine,
+        select(invoices).where(
+            invoices.c.namespace == namespace,
+            invoices.c.state.in_(states.UNSETTLED),
+            invoices.c.stripe_invoice_id.is_not(None),
+        ),
+    )
+
+
+def record(engine: Engine, draft: Draft, now: datetime) -> bool:
+    """Write the invoice and its lines; False when it was there."""
+    with begin_write(engine) as connection:
+        is_it = invoices.c.invoice_id == draft.invoice_id
+        if connection.execute(select(invoices.c.invoice_id).where(is_it)).first() is not None:
+            return False
+        connection.execute(
+            insert(invoices).values(
+                invoice_id=draft.invoice_id,
+                namespace=draft.namespace,
+                customer_id=draft.customer_id,
+                rating_id=draft.rating_id,
+                period_start=draft.period_start,
+                period_end=draft.period_end,
+                state=states.DRAFT,
+                currency=draft.currency,
+                total_minor=draft.total_minor,
+                created_at=now,
+            )
+        )
+        connection.execute(
+            insert(invoice_lines),
+            [
+                {
+                    "invoice_id": draft.invoice_id,
+                    "position": line.position,
+                    "line_id": line.line_id,
+                    "description": text(line),
+                    "quantity": line.quantity,
+                    "amount_minor": line.amount_minor,
+                }
+                for line in draft.lines
+            ],
+        )
+    return True
+
+
+def set_stripe_id(engine: Engine, invoice_id: str, stripe_invoice_id: str) -> None:
+    """Remember which of Stripe's invoices this is."""
+    with begin_write(engine) as connection:
+        _update(connection, invoice_id, stripe_invoice_id=stripe_invoice_id)
+
+
+def compared(engine: Engine, draft: Draft, shown: StripeInvoice, lines: Sequence[StripeLine]) -> None:
+    """Remember Stripe's total and, for credit notes, the names of its lines."""
+    by_line = {line.metadata["meterhouse_line_id"]: line.line_item_id for line in lines}
+    with begin_write(engine) as connection:
+        _update(connection, draft.invoice_id, stripe_total_minor=from_stripe(shown.total, draft.currency))
+        for line in draft.lines:
+            is_it = (invoice_lines.c.invoice_id == draft.invoice_id) & (invoice_lines.c.position == line.position)
+            connection.execute(update(invoice_lines).where(is_it).values(stripe_item_id=by_line[line.line_id]))
+
+
+def approve(engine: Engine, invoice_id: str, *, who: str, why: str, now: datetime) -> None:
+    """draft -> approved."""
+    with begin_write(engine) as connection:
+        _advance(connection, invoice_id, states.APPROVED, who=who, why=why, now=now)
+
+
+def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str, why: str, now: datetime) -> str:
+    """Bring the invoice to what Stripe shows, its payment included; says what changed. Repeatable, in any order.
+
+    Raises Contradiction when Stripe shows what cannot follow from what is recorded.
+    """
+    with begin_write(engine) as connection:
+        row = _ours(connection, namespace, shown)
+        if row is None:
+            return "not an invoice of ours"
+        if row["stripe_invoice_id"] not in (None, shown.stripe_invoice_id):
+            return f"a second Stripe invoice for {row['invoice_id']}: delete or void it in Stripe"
+        wanted = states.of(shown)
+        if wanted is None:
+            return "still a draft"
+        _update(
+            connection,
+            row["invoice_id"],
+            stripe_invoice_id=shown.stripe_invoice_id,
+            stripe_total_minor=from_stripe(shown.total, row["currency"]),
+            number=shown.number,
+            hosted_url=shown.hosted_url,
+            finalised_at=shown.finalised_at,
+            paid_at=shown.paid_at,
+        )
+        moved = _advance(connection, row["invoice_id"], wanted, who=who, why=why, now=now)
+        if wanted == states.PAID:
+            _pay(connection, row, shown, now)
+        return f"{row['state']} -> {wanted}" if moved else "nothing new"
+
+
+def _ours(connection: Connection, namespace: str, shown: StripeInvoice) -> RowMapping | None:
+    """The row of a Stripe invoice; by its metadata where the id was not stored yet."""
+    known = select(invoices).where(invoices.c.stripe_invoice_id == shown.stripe_invoice_id)
+    row = connection.execute(known.where(invoices.c.namespace == namespace)).mappings().one_or_none()
+    if row is not None or shown.metadata.get(NAMESPACE) != namespace:
+        return row
+    named = select(invoices).where(invoices.c.invoice_id == shown.metadata.get(INVOICE_ID))
+    return connection.execute(named.where(invoices.c.namespace == namespace)).mappings().one_or_none()
+
+
+def _advance(connection: Connection, invoice_id: str, wanted: str, *, who: str, why: str, now: datetime) -> bool:
+    current = connection.execute(select(invoices.c.state).where(invoices.c.invoice_id == invoice_id)).scalar_one()
+    steps = states.path(current, wanted)
+    for before, after in steps:
+        connection.execute(
+            insert(invoice_transitions).values(
+                transition_id=digest([invoice_id, before, after]),
+                invoice_id=invoice_id,
+                from_state=before,
+                to_state=after,
+                who=who,
+                why=why[:500],
+                changed_at=now,
+            )
+        )
+    if steps:
+        _update(connection, invoice_id, state=wanted)
+    return bool(steps)
+
+
+def _pay(connection: Connection, row: RowMapping, shown: StripeInvoice, now: datetime) -> None:
+    """Record what was really paid, once: an invoice is also `paid` when Stripe moved its amount to the balance."""
+    amount = from_stripe(shown.amount_paid, row["currency"])
+    payment_id = digest(["payment", row["namespace"], shown.stripe_invoice_id])
+    known = select(payments.c.payment_id).where(payments.c.payment_id == payment_id)
+    if not amount or connection.execute(known).first() is not None:
+        return
+    paid_at = shown.paid_at or now
+    connection.execute(
+        insert(payments).values(
+            payment_id=payment_id,
+            namespace=row["namespace"],
+            invoice_id=row["invoice_id"],
+            customer_id=row["customer_id"],
+            amount_minor=amount,
+            currency=row["currency"],
+            paid_at=paid_at,
+        )
+    )
+    _post(
+        connection,
+        {
+            "namespace": row["namespace"],
+            "customer_id": row["customer_id"],
+            "kind": "payment",
+            "source_id": payment_id,
+            "effective_at": paid_at,
+            "recorded_at": now,
+            "memo": f"payment of invoice {shown.number or shown.stripe_invoice_id}",
+        },
+        [(CASH, amount), (ledger.RECEIVABLE, -amount)],
+        row["currency"],
+    )
+
+
+def _post(connection: Connection, transaction: dict[str, Any], entries: list[tuple[str, int]], currency: str) -> None:
+    """One ledger transaction. Raises ValueError when it does not sum to zero."""
+    if sum(amount for _, amount in entries):
+        raise ValueError(f"a ledger transaction sums to zero, {entries} does not")
+    name = ledger.transaction_id(transaction["namespace"], transaction["kind"], transaction["source_id"])
+    connection.execute(insert(ledger_transactions).values(transaction_id=name, corrects=None, **transaction))
+    connection.execute(
+        insert(ledger_entries),
+        [
+            {
+                "transaction_id": name,
+                "position": position,
+                "account": account,
+                "amount_minor": amount,
+                "currency": currency,
+            }
+            for position, (account, amount) in enumerate(entries)
+        ],
+    )
+
+
+def receivable(engine: Engine, draft: Draft) -> int:
+    """What the rated lines of a draft posted to `receivable`, in minor units."""
+    query = (
+        select(func.coalesce(func.sum(ledger_entries.c.amount_minor), 0))
+        .join(ledger_transactions, ledger_transactions.c.transaction_id == ledger_entries.c.transaction_id)
+        .join(rated_lines, rated_lines.c.line_id == ledger_transactions.c.source_id)
+        .where(
+            rated_lines.c.rating_id == draft.rating_id,
+            ledger_transactions.c.namespace == draft.namespace,
+            ledger_transactions.c.kind == rated_lines.c.kind,
+            ledger_entries.c.account == ledger.RECEIVABLE,
+            ledger_entries.c.currency == draft.currency,
+        )
+    )
+    with engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def _update(connection: Connection, invoice_id: str, **values: Any) -> None:
+    connection.execute(update(invoices).where(invoices.c.invoice_id == invoice_id).values(**values))
+
+
+def _rows(engine: Engine, query: Select[Any]) -> Sequence[RowMapping]:
+    with engine.connect() as connection:
+        return connection.execute(query).mappings().all()

@@ -1,0 +1,177 @@
+"""The routes of the sandbox's Stripe: path, parameters and what is done. A route is one entry of `ROUTES`."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from meterhouse_sandbox import stripe_invoices as invoices
+from meterhouse_sandbox.stripe_contract import StripeRefusal
+from meterhouse_sandbox.stripe_invoices import Context
+from meterhouse_sandbox.stripe_state import new_id
+
+Given = dict[str, Any]
+Handler = Callable[[Context, str, Given], dict[str, Any]]
+MAX_PAGE: Final = 100
+DEFAULT_PAGE: Final = 10
+
+
+@dataclass(frozen=True)
+class Call:
+    """One route. `params` names the SDK's parameter class; `supported` what of it is acted upon."""
+
+    method: str
+    path: str  # {id} stands for the object's name
+    params: str
+    handle: Handler
+    supported: frozenset[str]
+    required: frozenset[str]
+
+
+def _call(method: str, path: str, params: str, handle: Handler, supported: str = "", required: str = "") -> Call:
+    return Call(method, path, params, handle, frozenset(supported.split()), frozenset(required.split()))
+
+
+def _create_customer(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    customer = {
+        "id": new_id("cus"),
+        "object": "customer",
+        "balance": 0,
+        "created": int(time.time()),
+        "currency": None,
+        "delinquent": False,
+        "description": given.get("description"),
+        "email": given.get("email"),
+        "invoice_prefix": None,
+        "livemode": False,
+        "metadata": given.get("metadata") or {},
+        "name": given.get("name"),
+        "phone": None,
+    }
+    context.state.put("customer", customer)
+    context.emit("customer.created", customer)
+    return customer
+
+
+def _update_customer(context: Context, name: str, given: Given) -> dict[str, Any]:
+    customer = context.find("customer", name)
+    metadata = customer["metadata"] | given.pop("metadata", {})
+    customer |= given | {"metadata": {key: value for key, value in metadata.items() if value != ""}}
+    context.state.put("customer", customer)
+    context.emit("customer.updated", customer)
+    return customer
+
+
+def _new(create: Callable[[Context, Given], dict[str, Any]]) -> Handler:
+    return lambda context, _name, given: create(context, given)
+
+
+def _on_invoice(change: Callable[[Context, str], dict[str, Any]]) -> Handler:
+    return lambda context, name, _given: change(context, name)
+
+
+def _retrieve(kind: str) -> Handler:
+    return lambda context, name, _given: context.find(kind, name)
+
+
+def _retrieve_invoice(context: Context, name: str, _given: Given) -> dict[str, Any]:
+    return invoices.show(context, context.find("invoice", name))
+
+
+def _list_customers(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    found = context.state.newest_first("customer", lambda one: given.get("email") in (None, one["email"]))
+    return _page(found, given, "/v1/customers")
+
+
+def _search_customers(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    wanted = _metadata_query(given["query"])
+    found = context.state.newest_first("customer", lambda one: wanted.items() <= one["metadata"].items())
+    page = _page(found, given, "/v1/customers/search")
+    return page | {"object": "search_result", "next_page": None}
+
+
+def _list_invoices(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    def fits(one: dict[str, Any]) -> bool:
+        return all(given.get(key) in (None, one[key]) for key in ("customer", "status"))
+
+    page = _page(context.state.newest_first("invoice", fits), given, "/v1/invoices")
+    return page | {"data": [invoices.show(context, one) for one in page["data"]]}
+
+
+def _list_lines(context: Context, name: str, given: Given) -> dict[str, Any]:
+    context.find("invoice", name)
+    return _page(invoices.lines(context, name), given, f"/v1/invoices/{name}/lines")
+
+
+def _list_events(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    found = context.state.newest_first("event", lambda one: given.get("type") in (None, one["type"]))
+    return _page(found, given, "/v1/events")
+
+
+def _metadata_query(query: str) -> dict[str, str]:
+    """`metadata['a']:'x' AND metadata['b']:'y'`, the part of Stripe's query language that the sandbox reads."""
+    wanted = {}
+    for clause in query.split(" AND "):
+        matched = re.fullmatch(r"metadata\[(['\"])(.+)\1\]:(['\"])(.*)\3", clause.strip())
+        if matched is None:
+            raise StripeRefusal(f"The sandbox searches by metadata['key']:'value' only, not {clause!r}", param="query")
+        wanted[matched[2]] = matched[4]
+    return wanted
+
+
+def _page(found: list[dict[str, Any]], given: Given, url: str) -> dict[str, Any]:
+    limit = given.get("limit", DEFAULT_PAGE)
+    if not 1 <= limit <= MAX_PAGE:
+        raise StripeRefusal("This value must be from 1 to 100.", code="parameter_invalid_integer", param="limit")
+    start = 0
+    if after := given.get("starting_after"):
+        names = [one["id"] for one in found]
+        if after not in names:
+            raise StripeRefusal(f"No such object: '{after}'", code="resource_missing", param="starting_after")
+        start = names.index(after) + 1
+    return {"object": "list", "data": found[start : start + limit], "has_more": len(found) > start + limit, "url": url}
+
+
+ROUTES: Final = (
+    _call("POST", "/v1/customers", "CustomerCreateParams", _create_customer, "email name description metadata"),
+    _call("GET", "/v1/customers", "CustomerListParams", _list_customers, "limit starting_after email"),
+    _call("GET", "/v1/customers/search", "CustomerSearchParams", _search_customers, "query limit"),
+    _call("GET", "/v1/customers/{id}", "CustomerRetrieveParams", _retrieve("customer")),
+    _call("POST", "/v1/customers/{id}", "CustomerUpdateParams", _update_customer, "email name description metadata"),
+    _call(
+        "POST", "/v1/invoices", "InvoiceCreateParams", _new(invoices.create),
+        "customer auto_advance collection_method currency days_until_due due_date description metadata", "customer",
+    ),
+    _call("GET", "/v1/invoices", "InvoiceListParams", _list_invoices, "limit starting_after customer status"),
+    _call("GET", "/v1/invoices/{id}", "InvoiceRetrieveParams", _retrieve_invoice),
+    _call("DELETE", "/v1/invoices/{id}", "InvoiceDeleteParams", _on_invoice(invoices.delete)),
+    _call(
+        "POST", "/v1/invoices/{id}/add_lines", "InvoiceAddLinesParams", invoices.add_lines,
+        "lines.amount lines.description lines.discountable lines.metadata lines.period",
+    ),
+    _call("GET", "/v1/invoices/{id}/lines", "InvoiceLineItemListParams", _list_lines, "limit starting_after"),
+    _call("POST", "/v1/invoices/{id}/finalize", "InvoiceFinalizeInvoiceParams", invoices.finalize, "auto_advance"),
+    _call("POST", "/v1/invoices/{id}/pay", "InvoicePayParams", invoices.pay, "paid_out_of_band payment_method"),
+    _call("POST", "/v1/invoices/{id}/void", "InvoiceVoidInvoiceParams", _on_invoice(invoices.void)),
+    _call(
+        "POST", "/v1/invoices/{id}/mark_uncollectible", "InvoiceMarkUncollectibleParams",
+        _on_invoice(invoices.mark_uncollectible),
+    ),
+    _call(
+        "POST", "/v1/invoiceitems", "InvoiceItemCreateParams", _new(invoices.create_item),
+        "customer invoice amount currency description discountable metadata period", "customer invoice amount",
+    ),
+    _call("GET", "/v1/events", "EventListParams", _list_events, "limit starting_after type"),
+    _call("GET", "/v1/events/{id}", "EventRetrieveParams", _retrieve("event")),
+)  # fmt: skip
+
+
+def match(method: str, path: str) -> tuple[Call, str]:
+    """The route of a request and the name in its path. Raises StripeRefusal (404)."""
+    for route in ROUTES:
+        pattern = re.escape(route.path).replace(r"\{id\}", "([A-Za-z0-9_]+)")
+        found = re.fullmatch(pattern, path)
+        if found and route.method == method:
+            return route, found[1] if found.groups() else ""
+    raise StripeRefusal(f"Unrecognized request URL ({method}: {path}). The sandbox does not have it.", status=404)

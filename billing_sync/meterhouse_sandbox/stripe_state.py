@@ -1,0 +1,141 @@
+"""The sandbox's state in one SQLite file: objects, saved replies, events, webhook deliveries.
+
+A request is one transaction: what it changed, the events about it and the reply kept for its idempotency key become
+durable together, before the reply is sent.
+"""
+
+import json
+import secrets
+import sqlite3
+import string
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS objects (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, kind TEXT NOT NULL,
+  owner TEXT NOT NULL, body TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS objects_by_kind ON objects (kind, owner, seq);
+CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, route TEXT NOT NULL, params TEXT NOT NULL,
+  status INTEGER NOT NULL, body TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS deliveries (event_id TEXT PRIMARY KEY, attempts INTEGER NOT NULL, next_at REAL NOT NULL);
+"""
+KEY_LIFETIME_S = 24 * 3600
+_ALPHABET = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was answered to the first request with an idempotency key."""
+
+    route: str
+    params: str
+    status: int
+    body: str
+
+
+class State:
+    """Reads and changes objects inside `transaction()`; one instance per thread."""
+
+    def __init__(self, file: Path, *, webhooks: bool) -> None:
+        self._webhooks = webhooks
+        self._sql = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
+        self._sql.execute("PRAGMA journal_mode = WAL")
+        self._sql.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._sql.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._sql.execute("ROLLBACK")
+            raise
+        self._sql.execute("COMMIT")
+
+    # ---- objects
+
+    def get(self, kind: str, name: str) -> dict[str, Any] | None:
+        row = self._sql.execute("SELECT body FROM objects WHERE id = ? AND kind = ?", (name, kind)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def put(self, kind: str, body: dict[str, Any], *, owner: str = "") -> None:
+        self._sql.execute(
+            "INSERT INTO objects (id, kind, owner, body) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+            (body["id"], kind, owner, json.dumps(body)),
+        )
+
+    def delete(self, name: str) -> None:
+        self._sql.execute("DELETE FROM objects WHERE id = ?", (name,))
+
+    def newest_first(
+        self, kind: str, fits: Callable[[dict[str, Any]], bool] = lambda body: True, *, owner: str = ""
+    ) -> list[dict[str, Any]]:
+        rows = self._sql.execute(
+            "SELECT body FROM objects WHERE kind = ? AND owner = ? ORDER BY seq DESC", (kind, owner)
+        )
+        return [body for body in (json.loads(row[0]) for row in rows) if fits(body)]
+
+    def count(self, kind: str, owner: str) -> int:
+        query = "SELECT count(*) FROM objects WHERE kind = ? AND owner = ?"
+        return int(self._sql.execute(query, (kind, owner)).fetchone()[0])
+
+    # ---- idempotency
+
+    def reply(self, key: str) -> Reply | None:
+        self._sql.execute("DELETE FROM replies WHERE created < ?", (time.time() - KEY_LIFETIME_S,))
+        row = self._sql.execute("SELECT route, params, status, body FROM replies WHERE key = ?", (key,)).fetchone()
+        return None if row is None else Reply(*row)
+
+    def save_reply(self, key: str, reply: Reply) -> None:
+        self._sql.execute(
+            "INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?)",
+            (key, reply.route, reply.params, reply.status, reply.body, time.time()),
+        )
+
+    # ---- events and their delivery
+
+    def emit(self, kind: str, body: dict[str, Any], request: dict[str, str | None]) -> None:
+        """Record an event with a copy of the object as it is now, and have it delivered."""
+        event = {
+            "id": new_id("evt"),
+            "object": "event",
+            "api_version": None,
+            "created": int(time.time()),
+            "data": {"object": body},
+            "livemode": False,
+            "pending_webhooks": int(self._webhooks),
+            "request": request,
+            "type": kind,
+        }
+        self.put("event", event)
+        if self._webhooks:
+            self._sql.execute("INSERT INTO deliveries VALUES (?, 0, 0)", (event["id"],))
+
+    def due_deliveries(self, now: float) -> list[tuple[dict[str, Any], int]]:
+        """Events to deliver now, each with the attempts made so far."""
+        rows = self._sql.execute(
+            "SELECT body, attempts FROM deliveries JOIN objects ON id = event_id WHERE next_at <= ? ORDER BY seq",
+            (now,),
+        )
+        return [(json.loads(body), attempts) for body, attempts in rows]
+
+    def delivered(self, event_id: str) -> None:
+        self._sql.execute("DELETE FROM deliveries WHERE event_id = ?", (event_id,))
+
+    def delivery_failed(self, event_id: str, attempts: int, next_at: float) -> None:
+        self._sql.execute(
+            "UPDATE deliveries SET attempts = ?, next_at = ? WHERE event_id = ?", (attempts, next_at, event_id)
+        )
+
+
+def new_id(prefix: str) -> str:
+    """A name in Stripe's style: `in_` and 24 letters or digits."""
+    return prefix + "_" + "".join(secrets.choice(_ALPHABET) for _ in range(24))

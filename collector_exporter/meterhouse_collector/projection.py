@@ -1,0 +1,106 @@
+"""The thread that runs the projector beside the doors: connects, steps, backs off; never stops acknowledgement."""
+
+import fcntl
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from clickhouse_connect.driver.exceptions import Error
+
+from meterhouse_collector.inbox import Inbox
+from meterhouse_collector.journal import Journal, read
+from meterhouse_collector.projector import Projector, Rejected, Unavailable
+from meterhouse_store import schema, warehouse
+from meterhouse_store.settings import Settings
+
+HEARTBEAT_S: Final = 0.5
+"""Between two steps when nothing waits: about what a reader of `usage` is behind."""
+BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
+CONNECT_S: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def projection_lock(journal_directory: Path, *, wait: bool) -> Iterator[bool]:
+    """Whoever writes what the journal says into the live database holds this; yields False where another one does."""
+    with open(journal_directory / "projection.lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class Projection:
+    """The projector of a running collector."""
+
+    def __init__(self, settings: Settings, journal: Journal) -> None:
+        self._settings, self._journal = settings, journal
+        self._projector: Projector | None = None
+        self._stop = threading.Event()
+        self._through_ns: int | None = None
+        self._started_at = time.time()
+        self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
+
+    def start(self) -> None:
+        """Begin; connecting is tried until it works."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Project what is left, for at most five seconds, and stop."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+    def lag_s(self) -> float:
+        """Seconds since the time up to which everything is in the warehouse."""
+        through_s = self._started_at if self._through_ns is None else self._through_ns / 1e9
+        return round(max(0.0, time.time() - through_s), 3)
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            last = self._stop.is_set()
+            try:
+                more = self._step()
+                failures = 0
+            except (Unavailable, Rejected, warehouse.WarehouseUnavailable, Error, OSError) as problem:
+                # Also what the journal's files say: whatever it is, the doors go on and this is tried again.
+                log.warning("the warehouse is behind, the journal keeps everything: %s", str(problem)[:500])
+                if self._projector is not None:
+                    self._projector.forget()
+                failures, more = failures + 1, False
+            if last and (failures or not more):
+                return
+            pause_s = 0 if more else BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if failures else HEARTBEAT_S
+            self._stop.wait(pause_s)
+
+    def _step(self) -> bool:
+        if self._projector is None:
+            self._projector = self._connect()
+        with projection_lock(self._journal.directory, wait=False) as mine:
+            if not mine:  # a rebuild is about to exchange the tables
+                return False
+            more = self._projector.step()
+        if self._projector.done is not None:
+            self._through_ns = self._projector.done.through_ns
+        return more
+
+    def _connect(self) -> Projector:
+        database = self._settings.warehouse_database
+        client = warehouse.connect(self._settings, timeout_s=CONNECT_S, database="default")
+        schema.migrate(client, database)
+        client.close()
+        client = warehouse.connect(self._settings, timeout_s=CONNECT_S)
+        directory = self._journal.directory
+        return Projector(
+            self._journal.collector_id,
+            Inbox(client),
+            horizon=self._journal.horizon,
+            read=lambda position, until, limit: read(directory, position, until, limit),
+        )

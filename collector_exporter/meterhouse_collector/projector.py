@@ -1,0 +1,167 @@
+"""The projector: brings the journal into ClickHouse, range by range, and says how far it is.
+
+One step posts the next byte range unchanged, marks the conflicts it brought, and writes the checkpoint, in that order:
+whatever stops it, the next start posts from the last checkpoint again and rows are equal by their key. Nothing here
+holds up the doors; a warehouse that is down is asked again.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from meterhouse_collector.journal import START, Horizon, Position
+from meterhouse_collector.records import Damaged, Frame, Record, decode, frames
+
+RANGE_BYTES: Final = 8 * 2**20
+"""One insert; larger ones need more of the warehouse's memory and are not faster."""
+
+log = logging.getLogger(__name__)
+
+
+class Unavailable(RuntimeError):
+    """The warehouse does not answer or cannot store anything now: ask again later."""
+
+
+class Rejected(RuntimeError):
+    """The warehouse does not take these bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything before `position` is in `events` and checked for conflicts; so is what came up to `through_ns`."""
+
+    position: Position
+    through_ns: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A frame that cannot be decoded, for suspense; `record` is None when not even Rec could be read."""
+
+    record: Record | None
+    position: Position
+    data: bytes
+    received_at_ns: int
+    why: str
+
+
+class Store(Protocol):
+    """The warehouse, as far as the projector needs it. Every call may be repeated; raises Unavailable or Rejected."""
+
+    def checkpoint(self, collector_id: str) -> Checkpoint | None: ...
+    def post(self, data: bytes) -> None: ...
+    def hold(self, records: list[Unreadable]) -> None: ...
+    def mark_conflicts(self, from_ns: int, through_ns: int) -> None: ...
+    def write_checkpoint(self, collector_id: str, checkpoint: Checkpoint) -> None: ...
+
+
+class Projector:
+    """The state machine; `read(position, until, limit)` and `horizon()` are the journal's."""
+
+    def __init__(
+        self,
+        collector_id: str,
+        store: Store,
+        *,
+        horizon: Callable[[], Horizon],
+        read: Callable[[Position, Position, int], tuple[bytes, Position]],
+        range_bytes: int = RANGE_BYTES,
+    ) -> None:
+        self._collector_id, self._store = collector_id, store
+        self._horizon, self._read, self._range_bytes = horizon, read, range_bytes
+        self._done: Checkpoint | None = None
+
+    @property
+    def done(self) -> Checkpoint | None:
+        """The last checkpoint; None before the first step."""
+        return self._done
+
+    def forget(self) -> None:
+        """Read the checkpoint from the warehouse again: after an error it may be another one, or an older state."""
+        self._done = None
+
+    def step(self) -> bool:
+        """Project the next range; False when nothing was left to do but the heartbeat. Raises Unavailable."""
+        done = self._done or self._store.checkpoint(self._collector_id) or Checkpoint(START, 0, 0)
+        horizon = self._horizon()
+        data, position = self._read(done.position, horizon.position, self._range_bytes)
+        through_ns = done.through_ns
+        if data:
+            times = self._project(data, done.position, done.through_ns)
+            self._store.mark_conflicts(min(times), max(times))
+            through_ns = max(through_ns, *times)
+        if position == horizon.position:
+            through_ns = max(through_ns, horizon.through_ns)
+        self._done = Checkpoint(position, through_ns, done.step + 1)
+        self._store.write_checkpoint(self._collector_id, self._done)
+        return position != done.position
+
+    def _project(self, data: bytes, position: Position, before_ns: int) -> list[int]:
+        """Store a range; returns the times of its records."""
+        found = list(frames(data))
+        end = found[-1].end if found else 0
+        held: list[Unreadable] = []
+        times: list[int] = []
+        run: list[Frame] = []
+        latest_ns = before_ns
+        for frame in found:
+            record = _record(data, frame)
+            if record is not None:
+                latest_ns = record.received_at_ns
+                run.append(frame)
+            else:
+                self._post(data, run, position, held)
+                run = []
+                held.append(
+                    _unreadable(data[frame.start : frame.end], position, frame.start, latest_ns, "damaged record")
+                )
+            times.append(latest_ns)
+        self._post(data, run, position, held)
+        if end < len(data):
+            held.append(_unreadable(data[end:], position, end, latest_ns, "not a record"))
+            times.append(latest_ns)
+        if held:
+            log.error("%d records of %s cannot be decoded; they are held in suspense", len(held), position.segment)
+            self._store.hold(held)
+        return times
+
+    def _post(self, data: bytes, run: list[Frame], position: Position, held: list[Unreadable]) -> None:
+        """Post a run of adjacent frames; halve it where it is rejected, down to the one record that is to blame."""
+        if not run:
+            return
+        try:
+            self._store.post(data[run[0].start : run[-1].end])
+        except Rejected as problem:
+            if len(run) > 1:
+                self._post(data, run[: len(run) // 2], position, held)
+                self._post(data, run[len(run) // 2 :], position, held)
+                return
+            self._prove_that_the_warehouse_stores()
+            record = decode(data[run[0].body : run[0].end])
+            place = Position(position.segment, position.offset + run[0].start)
+            held.append(
+                Unreadable(record, place, data[run[0].start : run[0].end], record.received_at_ns, str(problem)[:500])
+            )
+
+    def _prove_that_the_warehouse_stores(self) -> None:
+        # A full disk or a missing table rejects every record: none of them is to blame then.
+        try:
+            self._store.post(b"")
+            self._store.write_checkpoint(self._collector_id, self._done or Checkpoint(START, 0, 0))
+        except Rejected as problem:
+            raise Unavailable(f"the warehouse stores nothing at all: {problem}") from problem
+
+
+def _record(data: bytes, frame: Frame) -> Record | None:
+    if not frame.intact:
+        return None
+    try:
+        return decode(data[frame.body : frame.end])
+    except Damaged:
+        return None
+
+
+def _unreadable(data: bytes, position: Position, at: int, received_at_ns: int, why: str) -> Unreadable:
+    return Unreadable(None, Position(position.segment, position.offset + at), data, received_at_ns, why)

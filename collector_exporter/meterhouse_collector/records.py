@@ -1,0 +1,154 @@
+"""The journal's record: Rec is written by hand around the request's untouched bytes (docs/contracts.md section 2).
+
+A frame is `varint(len) Rec`. The record's crc32 covers everything before it, so a torn or rotten frame is seen without
+decoding the request.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+# Protobuf field tags: number << 3 | wire type (0 varint, 1 fixed64, 2 length-delimited, 5 fixed32).
+_CREDENTIAL: Final = b"\x0a"
+_NAMESPACE: Final = b"\x12"
+_ALLOWED: Final = b"\x1a"
+_RECEIVED: Final = b"\x21"
+_RECORD_ID: Final = b"\x2a"
+_SEGMENT: Final = b"\x32"
+_METRICS: Final = b"\x3a"
+_CRC: Final = b"\x7d"
+_TRAILER_BYTES: Final = 5
+
+
+class Damaged(ValueError):
+    """Bytes that are no record: torn, rotten, or written by something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One accepted request with what the door knew; `metrics` is exactly what was received, times in ns since 1970."""
+
+    credential_id: str
+    namespace: str
+    allowed_customers: tuple[str, ...]
+    received_at_ns: int
+    record_id: str
+    segment: str
+    metrics: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where a frame lies in its buffer; `intact` is False when its record does not have the checksum it names."""
+
+    start: int
+    body: int
+    end: int
+    intact: bool
+
+
+def encode(record: Record) -> bytes:
+    """The frame of a record."""
+    parts = [
+        _text(_CREDENTIAL, record.credential_id),
+        _text(_NAMESPACE, record.namespace),
+        *(_text(_ALLOWED, customer) for customer in record.allowed_customers),
+        _RECEIVED,
+        struct.pack("<Q", record.received_at_ns),
+        _text(_RECORD_ID, record.record_id),
+        _text(_SEGMENT, record.segment),
+        _METRICS,
+        _varint(len(record.metrics)),
+        record.metrics,
+    ]
+    body = b"".join(parts)
+    checksum = _CRC + struct.pack("<I", zlib.crc32(body))
+    return _varint(len(body) + _TRAILER_BYTES) + body + checksum
+
+
+def decode(body: bytes) -> Record:
+    """The record of a frame's body. Raises Damaged."""
+    if not _is_intact(memoryview(body)):
+        raise Damaged("the record does not have the checksum that it names")
+    fields: dict[bytes, list[bytes]] = {}
+    at, end = 0, len(body) - _TRAILER_BYTES
+    while at < end:
+        tag, at = body[at : at + 1], at + 1
+        if tag == _RECEIVED:
+            length = 8
+        else:
+            length, at = _read_varint(memoryview(body), at)
+        if at + length > end:
+            raise Damaged("a field reaches beyond its record")
+        fields.setdefault(tag, []).append(body[at : at + length])
+        at += length
+    try:
+        return Record(
+            credential_id=fields[_CREDENTIAL][0].decode(),
+            namespace=fields[_NAMESPACE][0].decode(),
+            allowed_customers=tuple(customer.decode() for customer in fields.get(_ALLOWED, [])),
+            received_at_ns=struct.unpack("<Q", fields[_RECEIVED][0])[0],
+            record_id=fields[_RECORD_ID][0].decode(),
+            segment=fields[_SEGMENT][0].decode(),
+            metrics=fields[_METRICS][0],
+        )
+    except (KeyError, UnicodeDecodeError) as problem:
+        raise Damaged(f"the record lacks a field or its text is not UTF-8: {problem!r}") from None
+
+
+def frames(buffer: bytes) -> Iterator[Frame]:
+    """The whole frames at the start of a buffer; stops where one does not end inside it (torn, or not yet complete)."""
+    view, at = memoryview(buffer), 0
+    while at < len(buffer):
+        try:
+            length, body = _read_varint(view, at)
+        except Damaged:
+            return
+        if length < _TRAILER_BYTES or body + length > len(buffer):
+            return
+        yield Frame(at, body, body + length, _is_intact(view[body : body + length]))
+        at = body + length
+
+
+def intact_length(buffer: bytes) -> int:
+    """How many bytes at the start of a buffer are whole frames with right checksums."""
+    end = 0
+    for frame in frames(buffer):
+        if not frame.intact:
+            break
+        end = frame.end
+    return end
+
+
+def _is_intact(body: memoryview) -> bool:
+    if len(body) < _TRAILER_BYTES or body[-_TRAILER_BYTES] != _CRC[0]:
+        return False
+    return bool(struct.unpack("<I", body[-4:])[0] == zlib.crc32(body[:-_TRAILER_BYTES]))
+
+
+def _text(tag: bytes, text: str) -> bytes:
+    raw = text.encode()
+    return tag + _varint(len(raw)) + raw
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while at < len(view) and shift < 35:
+        byte = view[at]
+        at += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, at
+        shift += 7
+    raise Damaged("a length does not end")

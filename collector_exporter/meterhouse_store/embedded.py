@@ -1,0 +1,61 @@
+"""`meterhouse warehouse serve`: the embedded engine behind ClickHouse's HTTP port, until SIGTERM or SIGINT."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from meterhouse_store import settings
+from meterhouse_store.embedded_http import Front
+from meterhouse_store.engine import Engine
+
+GRACE_S = 20
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own version raises the signal again at its end: the process would die before the store is closed.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, setattr, self, "should_exit", True)
+        yield
+
+
+def serve(data: Path, host: str, port: int, users: dict[str, str]) -> None:
+    """Serve the store of a data directory; `users` maps admin and reader to their passwords.
+
+    Blocks until SIGTERM or SIGINT; must be called in the main thread. Raises EngineError where the store cannot be
+    opened, ValueError for other users; exits where the port is taken, as uvicorn does.
+    """
+    data = data.absolute()
+    database = settings.load(data).warehouse_database
+    store = data / "warehouse"
+    store.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # chDB keeps the format schemas of inserts in `__cache__` of the working directory, whatever is configured.
+    os.chdir(store)
+    engine = Engine(store, database)
+    front = Front(engine, users)
+    server = _Server(
+        uvicorn.Config(
+            front,
+            host=host,
+            port=port,
+            lifespan="off",
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=1000,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+    try:
+        server.run()
+    finally:
+        front.close()
+        engine.close()

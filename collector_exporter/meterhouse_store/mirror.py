@@ -1,0 +1,205 @@
+"""Copies money from SQL, where it lives, into ClickHouse, where finance and Grafana read it.
+
+Every copy may be repeated: rows have the ids they have in SQL, and the views of schema/mirrors.sql show each once. SQL
+is read in one transaction, so that a rating and its lines belong together.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from decimal import Context, Decimal
+from itertools import islice
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+from sqlalchemy import Connection, Engine, Select, func, select
+
+from meterhouse_store import tables
+
+CHUNK_ROWS = 20_000
+_AMOUNT_STEP = Decimal(1).scaleb(-18)  # of amount_exact in the mirror
+_WIDE = Context(prec=100)  # the default of 28 digits is too small for 18 decimals of a large amount
+
+_TIME = "DateTime64(6, 'UTC')"
+_MAYBE_TIME = f"Nullable({_TIME})"
+_NAME = "LowCardinality(String)"
+
+# The mirrors' columns and types, in the order of their rows; beside the DDL so that an insert asks nothing first.
+_RATINGS = {
+    "namespace": _NAME, "customer_id": "String", "rating_id": "String", "period_start": _TIME, "period_end": _TIME,
+    "state": _NAME, "plan": _NAME, "book_version": "UInt32", "currency": _NAME, "total_minor": "Int64",
+    "as_of": _TIME, "rated_at": _TIME, "closed_at": _MAYBE_TIME, "result_sha256": "String", "version": "UInt64",
+}  # fmt: skip
+_LINES = {
+    "namespace": _NAME, "customer_id": "String", "rating_id": "String", "result_sha256": "String",
+    "line_id": "String", "position": "UInt32", "kind": _NAME, "component": _NAME, "metric": _NAME,
+    "description": "String", "quantity": "Decimal(38, 9)", "unit": _NAME, "dimensions": "String",
+    "amount_exact": "Decimal(76, 18)", "amount_minor": "Int64", "currency": _NAME, "explanation": "String",
+}  # fmt: skip
+_LEDGER = {
+    "namespace": _NAME, "customer_id": "String", "transaction_id": "String", "position": "UInt32", "kind": _NAME,
+    "source_id": "String", "account": _NAME, "amount_minor": "Int64", "currency": _NAME, "effective_at": _TIME,
+    "recorded_at": _TIME, "corrects": "String", "memo": "String",
+}  # fmt: skip
+_INVOICES = {
+    "namespace": _NAME, "customer_id": "String", "invoice_id": "String", "rating_id": "String",
+    "period_start": _TIME, "period_end": _TIME, "state": _NAME, "currency": _NAME, "total_minor": "Int64",
+    "stripe_invoice_id": "String", "stripe_total_minor": "Nullable(Int64)", "number": "String",
+    "hosted_url": "String", "created_at": _TIME, "finalised_at": _MAYBE_TIME, "paid_at": _MAYBE_TIME,
+    "version": "UInt64",
+}  # fmt: skip
+_PAYMENTS = {
+    "namespace": _NAME, "customer_id": "String", "payment_id": "String", "invoice_id": "String",
+    "amount_minor": "Int64", "currency": _NAME, "paid_at": _TIME,
+}  # fmt: skip
+
+
+def push(
+    engine: Engine, client: Client, namespace: str, *, rating_id: str | None = None, invoice_id: str | None = None
+) -> None:
+    """Copy one rating (its lines and its customer's ledger), or one invoice (its payments and its customer's ledger),
+    or, with neither, all of the namespace.
+
+    Raises LookupError for an id that is not there; errors of the client pass through, and the call is then repeated.
+    """
+    with engine.connect() as sql:
+        if rating_id is not None:
+            customer = _customer_of(sql, tables.ratings, tables.ratings.c.rating_id == rating_id, namespace, rating_id)
+            # The ledger first: a rating that is in the mirror says that all of it is.
+            _push_ledger(sql, client, namespace, customer)
+            _push_ratings(sql, client, namespace, tables.ratings.c.rating_id == rating_id)
+        if invoice_id is not None:
+            is_it = tables.invoices.c.invoice_id == invoice_id
+            customer = _customer_of(sql, tables.invoices, is_it, namespace, invoice_id)
+            _push_invoices(sql, client, namespace, is_it)
+            _push_payments(sql, client, namespace, tables.payments.c.invoice_id == invoice_id)
+            _push_ledger(sql, client, namespace, customer)
+        if rating_id is None and invoice_id is None:
+            _push_ledger(sql, client, namespace, None)
+            _push_ratings(sql, client, namespace)
+            _blank_removed_ratings(sql, client, namespace)
+            _push_invoices(sql, client, namespace)
+            _push_payments(sql, client, namespace)
+
+
+def push_all(engine: Engine, client: Client) -> None:
+    """Copy every namespace: for a warehouse that was rebuilt."""
+    with engine.connect() as sql:
+        names = list(sql.execute(select(tables.namespaces.c.namespace)).scalars())
+    for name in names:
+        push(engine, client, name)
+
+
+def _customer_of(sql: Connection, table: Any, is_it: Any, namespace: str, name: str) -> str:
+    customer = sql.execute(
+        select(table.c.customer_id).where(is_it, table.c.namespace == namespace)
+    ).scalar_one_or_none()
+    if customer is None:
+        raise LookupError(f"{table.name} has no {name!r} in namespace {namespace!r}")
+    return str(customer)
+
+
+def _push_ratings(sql: Connection, client: Client, namespace: str, *conditions: Any) -> None:
+    ratings, lines = tables.ratings, tables.rated_lines
+    chosen = (ratings.c.namespace == namespace, *conditions)
+    query = (
+        select(lines, ratings.c.namespace, ratings.c.customer_id, ratings.c.result_sha256)
+        .join(ratings, ratings.c.rating_id == lines.c.rating_id)
+        .where(*chosen)
+    )
+    # Lines go first: until its rating names their result they are not in the view.
+    _insert(client, "mirror_rated_lines", _LINES, (_line(row) for row in _rows(sql, query)))
+    ratings_rows = (
+        {**row, "version": _version(row["rated_at"], row["closed_at"])}
+        for row in _rows(sql, select(ratings).where(*chosen))
+    )
+    _insert(client, "mirror_ratings", _RATINGS, ratings_rows)
+
+
+def _blank_removed_ratings(sql: Connection, client: Client, namespace: str) -> None:
+    """An open rating may have been replaced by one of another period: its lines must leave the view."""
+    kept = set(sql.execute(select(tables.ratings.c.rating_id).where(tables.ratings.c.namespace == namespace)).scalars())
+    mirrored = client.query(
+        "SELECT * FROM mirror_ratings FINAL WHERE namespace = {namespace:String} AND result_sha256 != ''",
+        parameters={"namespace": namespace},
+    )
+    gone = [row for row in mirrored.named_results() if row["rating_id"] not in kept]
+    blank = ({**row, "result_sha256": "", "version": row["version"] + 1} for row in gone)
+    _insert(client, "mirror_ratings", _RATINGS, blank)
+
+
+def _push_invoices(sql: Connection, client: Client, namespace: str, *conditions: Any) -> None:
+    invoices, transitions = tables.invoices, tables.invoice_transitions
+    changed = (
+        select(transitions.c.invoice_id, func.max(transitions.c.changed_at).label("changed_at"))
+        .group_by(transitions.c.invoice_id)
+        .subquery()
+    )
+    query = (
+        select(invoices, changed.c.changed_at)
+        .outerjoin(changed, changed.c.invoice_id == invoices.c.invoice_id)
+        .where(invoices.c.namespace == namespace, *conditions)
+    )
+    rows = (
+        {**row, "version": _version(row["created_at"], row["changed_at"], row["finalised_at"], row["paid_at"])}
+        for row in _rows(sql, query)
+    )
+    _insert(client, "mirror_invoices", _INVOICES, rows)
+
+
+def _push_payments(sql: Connection, client: Client, namespace: str, *conditions: Any) -> None:
+    payments = tables.payments
+    query = select(payments).where(payments.c.namespace == namespace, *conditions)
+    _insert(client, "mirror_payments", _PAYMENTS, _rows(sql, query))
+
+
+def _push_ledger(sql: Connection, client: Client, namespace: str, customer: str | None) -> None:
+    transactions, entries = tables.ledger_transactions, tables.ledger_entries
+    query = (
+        select(transactions, entries.c.position, entries.c.account, entries.c.amount_minor, entries.c.currency)
+        .join(entries, entries.c.transaction_id == transactions.c.transaction_id)
+        .where(transactions.c.namespace == namespace)
+    )
+    if customer is not None:
+        query = query.where(transactions.c.customer_id == customer)
+    _insert(client, "mirror_ledger_entries", _LEDGER, _rows(sql, query))
+
+
+def _rows(sql: Connection, query: Select[Any]) -> Iterator[dict[str, Any]]:
+    for row in sql.execution_options(yield_per=CHUNK_ROWS).execute(query).mappings():
+        yield dict(row)
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **row,
+        "dimensions": json.dumps(row["dimensions"], sort_keys=True),
+        "explanation": json.dumps(row["explanation"], sort_keys=True),
+        "amount_exact": row["amount_exact"].quantize(_AMOUNT_STEP, context=_WIDE),
+    }
+
+
+def _version(*times: datetime | None) -> int:
+    """Microseconds of the latest time: a later state of the row wins, the same state again changes nothing."""
+    latest = max(time for time in times if time is not None)
+    return int(latest.timestamp()) * 1_000_000 + latest.microsecond
+
+
+def _insert(client: Client, table: str, columns: dict[str, str], rows: Iterable[dict[str, Any]]) -> None:
+    iterator = iter(rows)
+    while chunk := [_values(row, columns) for row in islice(iterator, CHUNK_ROWS)]:
+        client.insert(
+            table,
+            chunk,
+            column_names=list(columns),
+            column_type_names=list(columns.values()),
+            # Acknowledged means stored: neither the server's insert queue nor a distributed table's own.
+            settings={"async_insert": 0, "distributed_foreground_insert": 1},
+        )
+
+
+def _values(row: dict[str, Any], columns: dict[str, str]) -> Sequence[Any]:
+    """The row in the order of the columns; where SQL has nothing and the mirror no NULL, the empty string."""
+    return [
+        "" if row[name] is None and not kind.startswith("Nullable") else row[name] for name, kind in columns.items()
+    ]

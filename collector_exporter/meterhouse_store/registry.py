@@ -1,0 +1,370 @@
+"""The registry: namespaces, customers, their contracts, and the keys that agents report with.
+
+Everything here may be called twice with the same arguments. A contract is never changed, a later one follows it; the
+text of a key is shown once and only its hash is kept.
+"""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from sqlalchemy import Connection, Engine, Table, insert, select, update
+
+from meterhouse_store import tables
+from meterhouse_store.sql import begin_write
+
+ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
+"""valid_from of a customer's first contract: usage replayed from before the registration is covered by it."""
+
+OPERATOR = "operator"
+AUTO = "auto"
+
+
+class RegistryError(ValueError):
+    """Something cannot be registered; the text lists everything that is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A separate world of customers, prices and money; `kind` is test or live."""
+
+    namespace: str
+    kind: str
+    default_plan: str | None
+    default_currency: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Customer:
+    """Who is billed; `origin` is operator, or auto for one that was first seen in usage."""
+
+    namespace: str
+    customer_id: str
+    name: str
+    currency: str
+    time_zone: str
+    email: str | None
+    stripe_customer_id: str | None
+    origin: str
+    registered_at: datetime
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The plan of a customer from `valid_from` until its next contract."""
+
+    contract_id: str
+    namespace: str
+    customer_id: str
+    plan: str
+    valid_from: datetime
+    recorded_at: datetime
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A key, without its text; `customers` None: it may report for any customer."""
+
+    credential_id: str
+    namespace: str
+    name: str
+    key_sha256: str
+    customers: tuple[str, ...] | None
+    valid_from: datetime
+    revoked_at: datetime | None
+
+
+def ensure_namespace(
+    engine: Engine,
+    namespace: str,
+    *,
+    default_plan: str | None = None,
+    default_currency: str = "USD",
+    now: datetime | None = None,
+) -> Namespace:
+    """The namespace, created with these defaults where it does not exist, and given them where it does."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", namespace):
+        raise RegistryError(f"namespace {namespace!r}: 1 to 64 of a-z, 0-9, _ and -, the first a letter or digit")
+    _refuse(_currency_mistakes(default_currency))
+    with begin_write(engine) as connection:
+        table = tables.namespaces
+        found = _one(connection, Namespace, table, table.c.namespace == namespace)
+        if found is None:
+            kind = "test" if namespace == "test" or namespace.startswith("test-") else "live"
+            found = Namespace(namespace, kind, default_plan, default_currency, now or datetime.now(UTC))
+            connection.execute(insert(table).values(**vars(found)))
+        elif (found.default_plan, found.default_currency) != (default_plan, default_currency):
+            connection.execute(
+                update(table)
+                .where(table.c.namespace == namespace)
+                .values(default_plan=default_plan, default_currency=default_currency)
+            )
+            found = Namespace(namespace, found.kind, default_plan, default_currency, found.created_at)
+    return found
+
+
+def namespace(engine: Engine, name: str) -> Namespace | None:
+    """The namespace of that name."""
+    with engine.connect() as connection:
+        return _one(connection, Namespace, tables.namespaces, tables.namespaces.c.namespace == name)
+
+
+def add_customer(
+    engine: Engine,
+    namespace: str,
+    customer_id: str,
+    *,
+    name: str | None = None,
+    currency: str | None = None,
+    time_zone: str | None = None,
+    email: str | None = None,
+    stripe_customer_id: str | None = None,
+    plan: str | None = None,
+    valid_from: datetime | None = None,
+    origin: str = OPERATOR,
+    now: datetime | None = None,
+) -> Customer:
+    """Register a customer, or change what is given of one that is there; with `plan`, also its contract.
+
+    Without `valid_from` a first contract holds from the beginning, a later one (another plan) from now. An `auto`
+    registration changes nothing of a customer that exists. Raises RegistryError with all that is wrong: a bad
+    currency or time zone, a change of either after a period was closed, two plans from the same moment.
+    """
+    now = now or datetime.now(UTC)
+    _refuse(_customer_mistakes(customer_id, currency, time_zone, valid_from, plan))
+    given = {
+        "name": name,
+        "currency": currency,
+        "time_zone": time_zone,
+        "email": email,
+        "stripe_customer_id": stripe_customer_id,
+    }
+    table = tables.customers
+    is_it = (table.c.namespace == namespace) & (table.c.customer_id == customer_id)
+    with begin_write(engine) as connection:
+        world = _one(connection, Namespace, tables.namespaces, tables.namespaces.c.namespace == namespace)
+        if world is None:
+            raise RegistryError(f"there is no namespace {namespace!r}: `meterhouse up` creates it")
+        found = _one(connection, Customer, table, is_it)
+        if found is None:
+            values = {key: value for key, value in given.items() if value is not None}
+            defaults: dict[str, Any] = {
+                "name": customer_id,
+                "currency": world.default_currency,
+                "time_zone": "UTC",
+                "email": None,
+                "stripe_customer_id": None,
+            }
+            found = Customer(
+                namespace=namespace, customer_id=customer_id, origin=origin, registered_at=now, **(defaults | values)
+            )
+            connection.execute(insert(table).values(**vars(found)))
+        elif origin == AUTO:
+            return found
+        else:
+            changes = _changes(connection, found, given | {"origin": origin})
+            if changes:
+                connection.execute(update(table).where(is_it).values(**changes))
+                found = Customer(**(vars(found) | changes))
+        if plan is not None:
+            _add_contract(connection, found, plan, valid_from, now)
+    return found
+
+
+def customers(engine: Engine, namespace: str) -> list[Customer]:
+    """The customers of a namespace, by id."""
+    table = tables.customers
+    return _all(engine, Customer, table, table.c.namespace == namespace, table.c.customer_id)
+
+
+def contracts(engine: Engine, namespace: str) -> list[Contract]:
+    """All contracts of a namespace, by customer and valid_from."""
+    table = tables.contracts
+    return _all(engine, Contract, table, table.c.namespace == namespace, table.c.customer_id, table.c.valid_from)
+
+
+def hash_key(key_text: str) -> str:
+    """What is kept of a key: its SHA-256, in hex. A key has 256 random bits, so nothing slower is needed."""
+    return hashlib.sha256(key_text.encode()).hexdigest()
+
+
+def create_key(
+    engine: Engine,
+    namespace: str,
+    name: str,
+    *,
+    customers: list[str] | None = None,
+    key_text: str | None = None,
+    now: datetime | None = None,
+) -> tuple[Credential, str]:
+    """A new key for agents, with its text, which cannot be shown again; `customers` None: for any customer.
+
+    With `key_text` (a key made elsewhere) the call can be repeated: the credential that is there is returned.
+    """
+    key_text = key_text or "mh_" + secrets.token_urlsafe(32)
+    digest = hash_key(key_text)
+    mistakes = [] if name.strip() and len(name) <= 128 else ["a key needs a name of 1 to 128 characters"]
+    if customers is not None and not customers:
+        mistakes.append("an empty list of customers would let the key report for nobody: name some, or none for any")
+    for customer_id in customers or []:
+        mistakes += _customer_mistakes(customer_id, None, None, None, None)
+    if len(key_text) < 32:
+        mistakes.append("a key has at least 32 characters")
+    _refuse(mistakes)
+    table = tables.credentials
+    with begin_write(engine) as connection:
+        row = connection.execute(select(table).where(table.c.key_sha256 == digest)).mappings().one_or_none()
+        if row is not None:
+            return _credential(row), key_text
+        made = Credential(
+            credential_id=f"cred_{digest[:24]}",
+            namespace=namespace,
+            name=name,
+            key_sha256=digest,
+            customers=None if customers is None else tuple(sorted(set(customers))),
+            valid_from=now or datetime.now(UTC),
+            revoked_at=None,
+        )
+        kept = None if made.customers is None else list(made.customers)
+        connection.execute(insert(table).values(**(vars(made) | {"customers": kept})))
+    return made, key_text
+
+
+def credentials(engine: Engine, namespace: str | None = None) -> list[Credential]:
+    """All keys, the revoked ones too, oldest first; of one namespace where it is given."""
+    table = tables.credentials
+    query = select(table).order_by(table.c.valid_from, table.c.credential_id)
+    if namespace is not None:
+        query = query.where(table.c.namespace == namespace)
+    with engine.connect() as connection:
+        return [_credential(row) for row in connection.execute(query).mappings()]
+
+
+def revoke_key(engine: Engine, credential_id: str, *, now: datetime | None = None) -> Credential:
+    """Revoke a key from now on; the first revocation stands. Raises RegistryError where there is no such key."""
+    table = tables.credentials
+    is_it = table.c.credential_id == credential_id
+    with begin_write(engine) as connection:
+        connection.execute(
+            update(table).where(is_it, table.c.revoked_at.is_(None)).values(revoked_at=now or datetime.now(UTC))
+        )
+        row = connection.execute(select(table).where(is_it)).mappings().one_or_none()
+    if row is None:
+        raise RegistryError(f"there is no key {credential_id!r}: `meterhouse keys list` shows them")
+    return _credential(row)
+
+
+def _add_contract(
+    connection: Connection, customer: Customer, plan: str, valid_from: datetime | None, now: datetime
+) -> None:
+    table = tables.contracts
+    of_customer = (table.c.namespace == customer.namespace) & (table.c.customer_id == customer.customer_id)
+    known = [
+        Contract(**row)
+        for row in connection.execute(select(table).where(of_customer).order_by(table.c.valid_from)).mappings()
+    ]
+    if valid_from is None:
+        in_force = [contract for contract in known if contract.valid_from <= now]
+        if in_force and in_force[-1].plan == plan:
+            return
+        valid_from = now if known else ALWAYS
+    valid_from = valid_from.astimezone(UTC)
+    for contract in known:
+        if contract.valid_from == valid_from:
+            if contract.plan != plan:
+                raise RegistryError(
+                    f"{customer.customer_id} is on plan {contract.plan!r} from {valid_from.isoformat()}; a contract is "
+                    f"not changed: give {plan!r} a later --valid-from"
+                )
+            return
+    identity = "\n".join((customer.namespace, customer.customer_id, valid_from.isoformat(timespec="microseconds")))
+    connection.execute(
+        insert(table).values(
+            contract_id=hashlib.sha256(identity.encode()).hexdigest(),
+            namespace=customer.namespace,
+            customer_id=customer.customer_id,
+            plan=plan,
+            valid_from=valid_from,
+            recorded_at=now,
+        )
+    )
+
+
+def _changes(connection: Connection, found: Customer, given: dict[str, str | None]) -> dict[str, str]:
+    changes = {key: value for key, value in given.items() if value is not None and value != getattr(found, key)}
+    fixed = [key for key in ("currency", "time_zone") if key in changes]
+    if fixed:
+        ratings = tables.ratings
+        closed = connection.execute(
+            select(ratings.c.rating_id)
+            .where(
+                ratings.c.namespace == found.namespace,
+                ratings.c.customer_id == found.customer_id,
+                ratings.c.state == "closed",
+            )
+            .limit(1)
+        ).first()
+        if closed is not None:
+            _refuse([f"{key} of {found.customer_id} cannot change: a period was closed with it" for key in fixed])
+    return changes
+
+
+def _customer_mistakes(
+    customer_id: str, currency: str | None, time_zone: str | None, valid_from: datetime | None, plan: str | None
+) -> list[str]:
+    mistakes = []
+    if not customer_id or len(customer_id.encode()) > 256 or not customer_id.isprintable():
+        mistakes.append(f"customer id {customer_id!r}: 1 to 256 bytes of printable characters")
+    if currency is not None:
+        mistakes += _currency_mistakes(currency)
+    if time_zone is not None:
+        try:
+            ZoneInfo(time_zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder of zones
+            mistakes.append(f"time zone {time_zone!r} is not an IANA name such as Europe/Berlin")
+    if valid_from is not None and valid_from.tzinfo is None:
+        mistakes.append(f"valid_from {valid_from.isoformat()} needs a zone")
+    if valid_from is not None and plan is None:
+        mistakes.append("valid_from belongs to a contract: name the plan too")
+    if plan is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", plan):
+        mistakes.append(f"plan {plan!r}: 1 to 64 letters, digits, _, . and -")
+    return mistakes
+
+
+def _currency_mistakes(currency: str) -> list[str]:
+    if re.fullmatch(r"[A-Z]{3}", currency):
+        return []
+    return [f"currency {currency!r} is not an ISO 4217 code such as USD"]
+
+
+def _refuse(mistakes: list[str]) -> None:
+    if mistakes:
+        raise RegistryError("; ".join(mistakes))
+
+
+def _credential(row: Any) -> Credential:
+    values = dict(row)
+    allowed = values["customers"]
+    return Credential(**(values | {"customers": None if allowed is None else tuple(allowed)}))
+
+
+Record = TypeVar("Record", Namespace, Customer, Contract)
+
+
+def _one(connection: Connection, record: type[Record], table: Table, condition: Any) -> Record | None:
+    columns = [table.c[field.name] for field in fields(record)]
+    row = connection.execute(select(*columns).where(condition)).mappings().one_or_none()
+    return None if row is None else record(**row)
+
+
+def _all(engine: Engine, record: type[Record], table: Table, condition: Any, *order: Any) -> list[Record]:
+    columns = [table.c[field.name] for field in fields(record)]
+    with engine.connect() as connection:
+        return [
+            record(**row) for row in connection.execute(select(*columns).where(condition).order_by(*order)).mappings()
+        ]

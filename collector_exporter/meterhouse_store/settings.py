@@ -1,0 +1,50 @@
+"""Settings: where the data is and how the warehouse and the SQL database are reached. Environment variables only."""
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_DATA = Path("meterhouse-data")
+
+
+class Settings(BaseSettings):
+    """What every server-side command needs to know; read from `METERHOUSE_*` (docs/contracts.md, section 7)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="METERHOUSE_", frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
+
+    data: Path = DEFAULT_DATA
+    namespace: str = Field(default="live", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    warehouse_url: str | None = Field(default=None, repr=False)
+    """ClickHouse over HTTP, with user and password; None: the embedded engine of the data directory."""
+    warehouse_database: str = Field(default="meterhouse", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
+    sql_url: str = Field(default="", repr=False)
+    """SQLAlchemy URL of SQLite or PostgreSQL; by default a SQLite file in the data directory."""
+    meters_file: Path | None = Field(default=None, validation_alias="METERHOUSE_METERS")
+    """Further meters, in the format of meters.yaml."""
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, data: Path) -> Path:
+        # Child processes are given this path and may have another working directory.
+        return data.expanduser().absolute()
+
+    @field_validator("warehouse_url", "meters_file", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        # docker compose passes a variable that is not set as the empty string.
+        return None if value == "" else value
+
+    def model_post_init(self, _context: object) -> None:
+        if not self.sql_url:
+            object.__setattr__(self, "sql_url", f"sqlite:///{self.data / 'meterhouse.db'}")
+
+
+def load(data: Path | None = None) -> Settings:
+    """The settings of the environment; `data` (a command's `--data`) goes before `METERHOUSE_DATA`.
+
+    Raises pydantic.ValidationError, which names every variable that cannot be used.
+    """
+    return Settings() if data is None else Settings(data=data)

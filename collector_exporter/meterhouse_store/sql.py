@@ -1,0 +1,115 @@
+"""The SQL database: opening it, creating its schema once, and the one way to begin a transaction that writes."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, make_url, select
+from sqlalchemy import inspect as inspect_database
+
+from meterhouse_store.settings import Settings
+from meterhouse_store.tables import metadata
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_S = 30
+_BEGIN = "meterhouse_begin"
+_ADVISORY_LOCK = 0x6D65_7465_72  # any number will do, as long as every Meterhouse uses the same
+
+_versions = Table("schema_version", MetaData(), Column("version", Integer, primary_key=True, autoincrement=False))
+
+
+class SchemaMismatch(RuntimeError):
+    """The database was written by another version of Meterhouse."""
+
+
+def open_engine(settings: Settings) -> Engine:
+    """The database of `settings.sql_url`, with its schema; many processes may do this at the same time.
+
+    Raises SchemaMismatch for a database of another schema version, ValueError for another kind of database.
+    """
+    url = make_url(settings.sql_url)
+    if url.get_backend_name() == "sqlite":
+        return _open_sqlite(url)
+    if url.get_backend_name() == "postgresql":
+        # Without a driver in the URL, SQLAlchemy before 2.1 would look for psycopg2.
+        engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        with _disposed_on_failure(engine):
+            _ensure_schema(engine)
+        return engine
+    raise ValueError(f"METERHOUSE_SQL_URL names {url.get_backend_name()}; Meterhouse knows sqlite and postgresql")
+
+
+@contextmanager
+def begin_write(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes; commits at the end of the block, rolls back on an exception.
+
+    On SQLite it takes the write lock at once (BEGIN IMMEDIATE) and waits for it up to BUSY_TIMEOUT_S: a transaction
+    that reads first and asks for the lock later fails without waiting when another one wrote in between.
+    """
+    with engine.connect() as connection:
+        connection = connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def _disposed_on_failure(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+def _open_sqlite(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise ValueError("METERHOUSE_SQL_URL needs a file: sqlite:////absolute/path/meterhouse.db")
+    file = Path(url.database)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    # Switching to WAL does not wait for other connections, it fails; so only one process at a time is in here.
+    with open(file.with_name(file.name + ".schema-lock"), "w") as lock:
+        with _disposed_on_failure(engine):
+            _switch_to_wal(engine)
+            _ensure_schema(engine)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself; `_begin_sqlite` does
+    # A power cut must not take back a commit that was acknowledged: WAL with synchronous=NORMAL would.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
+
+
+def _switch_to_wal(engine: Engine) -> None:
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute("PRAGMA journal_mode = WAL")
+    finally:
+        raw.close()
+
+
+def _ensure_schema(engine: Engine) -> None:
+    with begin_write(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+        if not inspect_database(connection).has_table(_versions.name):
+            _versions.create(connection)
+            metadata.create_all(connection)
+            connection.execute(_versions.insert().values(version=SCHEMA_VERSION))
+            return
+        found = connection.execute(select(_versions.c.version)).scalar_one()
+        if found != SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"the SQL database has schema version {found}, this Meterhouse works with {SCHEMA_VERSION}: "
+                "use the Meterhouse that wrote it, or another METERHOUSE_SQL_URL"
+            )

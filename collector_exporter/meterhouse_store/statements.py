@@ -1,0 +1,222 @@
+"""Reads the outline of a ClickHouse statement and refuses what the embedded engine must not be asked.
+
+The engine's own grants (engine.py) keep users from files, other hosts and tables that are not theirs. They do not cover
+what chDB does beside the server's code: the function `file()`, INTO OUTFILE, FROM INFILE, several statements in one
+text, some table engines with a path. Those are refused here, on tokens, so that case, comments and quoting make no
+difference; what cannot be read with certainty is refused too.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+MAX_TOKENS = 200_000
+
+# ClickHouse's error codes (ErrorCodes.cpp).
+SYNTAX_ERROR = 62
+READONLY = 164
+ACCESS_DENIED = 497
+
+User = Literal["admin", "reader"]
+
+_READING = frozenset({"SELECT", "WITH", "(", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN"})
+_WRITING = frozenset(
+    {"INSERT", "CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "EXCHANGE", "OPTIMIZE", "DELETE", "UPDATE"}
+    | {"USE", "SET", "SYSTEM"}
+)
+_SYSTEM = frozenset({"FLUSH", "SYNC", "REFRESH", "WAIT"})
+_ENGINES = frozenset(
+    {"atomic", "null", "memory", "log", "tinylog", "stripelog", "set", "join", "buffer", "view", "materializedview"}
+)
+_SAFE_TABLE_FUNCTIONS = frozenset(
+    {"numbers", "numbers_mt", "zeros", "zeros_mt", "primes", "generateseries", "generate_series", "generaterandom"}
+    | {"values", "view", "null", "merge", "format"}
+)
+# Not table functions, yet they reach files or other hosts.
+_UNSAFE_FUNCTIONS = frozenset({"file", "disk", "catboostevaluate"})
+# Everybody's queries run as the engine's one user, so these would show what others ask.
+_OTHERS_QUERIES = frozenset({"processes", "processlist", "query_log", "query_cache", "asynchronous_inserts"})
+
+_TOKEN = re.compile(
+    rb"""(?P<space>[ \t\r\n\f\v]+)
+    |(?P<comment>--[^\n]*|\#[ !][^\n]*|/\*.*?\*/)
+    |(?P<string>'(?:[^'\\]|\\.|'')*')
+    |(?P<quoted>`(?:[^`\\]|``)*`|"(?:[^"\\]|"")*")
+    |(?P<heredoc>\$(?P<tag>[A-Za-z0-9_]*)\$.*?\$(?P=tag)\$)
+    |(?P<number>[0-9](?:[A-Za-z0-9_]|\.(?=[0-9]))*(?:(?<=[eEpP])[+-][0-9]+)?)
+    |(?P<word>[A-Za-z_][A-Za-z0-9_$]*)
+    |(?P<sign>[-!%&()*+,.:;<=>?@\[\]^{|}~]|/(?!\*))""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class Refused(Exception):
+    """A statement that is not run; `code` is ClickHouse's error code for it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Statement:
+    """`kind` is the first word in upper case; `output_format` the FORMAT clause of a result.
+
+    For an INSERT whose data follows in a format, `insert_head` is the statement up to FORMAT, `insert_format` the
+    format, and `data_offset` where its data begins in the text.
+    """
+
+    kind: str
+    output_format: str | None = None
+    insert_head: str | None = None
+    insert_format: str | None = None
+    data_offset: int | None = None
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str
+    text: str  # a quoted identifier without its quotes
+    start: int
+    end: int
+
+    def is_word(self, *words: str) -> bool:
+        return self.kind == "word" and self.text.upper() in words
+
+
+def unsafe_functions(table_functions: frozenset[str]) -> frozenset[str]:
+    """Lower-case names of functions that nobody may call, given all table functions that the engine has.
+
+    A table function that a new version brings is refused until it is found to be harmless.
+    """
+    return (frozenset(name.lower() for name in table_functions) - _SAFE_TABLE_FUNCTIONS) | _UNSAFE_FUNCTIONS
+
+
+def inspect(text: bytes, user: User, unsafe: frozenset[str]) -> Statement:
+    """The outline of the one statement in `text`; raises Refused where the user may not run it or it cannot be read."""
+    tokens: list[_Token] = []
+    depth = 0
+    for token in _tokens(text):
+        if tokens and tokens[-1].text == ";" and tokens[-1].kind == "sign":
+            raise Refused(SYNTAX_ERROR, "Multi-statements are not allowed: send one statement at a time")
+        _check_call(tokens, token, unsafe)
+        tokens.append(token)
+        if len(tokens) > MAX_TOKENS:
+            raise Refused(ACCESS_DENIED, f"a statement has at most {MAX_TOKENS} tokens: insert data with FORMAT")
+        if len(tokens) == 1:
+            _check_kind(token, user)
+        elif len(tokens) == 2:
+            _check_second(tokens, user)
+        depth += _depth(token)
+        if depth == 0 and _is_inserted_format(tokens):
+            return _insert(text, tokens)
+    if not tokens:
+        raise Refused(SYNTAX_ERROR, "Empty query")
+    if user == "reader":
+        _check_reader(tokens)
+    return Statement(kind=tokens[0].text.upper(), output_format=_output_format(tokens))
+
+
+def _tokens(text: bytes) -> Iterator[_Token]:
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            near = text[position : position + 20].decode(errors="replace")
+            raise Refused(
+                SYNTAX_ERROR,
+                f"Syntax error at position {position + 1} ({near!r}): outside of quotes only ASCII is read here, "
+                "quotes must be closed, and a quoted name has no backslash",
+            )
+        kind = str(match.lastgroup) if match.lastgroup != "tag" else "heredoc"
+        if kind not in ("space", "comment"):
+            raw = match.group().decode(errors="replace")
+            if kind == "quoted":
+                raw = raw[1:-1].replace(raw[0] * 2, raw[0])
+            yield _Token(kind, raw, match.start(), match.end())
+        position = match.end()
+
+
+def _check_kind(token: _Token, user: User) -> None:
+    kind = token.text.upper() if token.kind in ("word", "sign") else ""
+    if kind in _READING:
+        return
+    if kind not in _WRITING:
+        raise Refused(ACCESS_DENIED, f"{user}: Not enough privileges: {token.text[:40]!r} does not begin a statement "
+                      "that is run here")  # fmt: skip
+    if user == "reader":
+        raise Refused(READONLY, f"{user}: Cannot execute query in readonly mode: {kind} is not for this user")
+
+
+def _check_second(tokens: list[_Token], user: User) -> None:
+    first, second = tokens
+    if first.is_word("SYSTEM") and not second.is_word(*_SYSTEM):
+        raise Refused(ACCESS_DENIED, f"{user}: Not enough privileges: of SYSTEM only {', '.join(sorted(_SYSTEM))}")
+    if first.is_word("SET") and second.is_word("ROLE", "DEFAULT"):
+        raise Refused(ACCESS_DENIED, f"{user}: Not enough privileges: roles are not changed here")
+
+
+def _check_call(before: list[_Token], token: _Token, unsafe: frozenset[str]) -> None:
+    previous = before[-1] if before else None
+    if token.is_word("OUTFILE", "INFILE"):
+        raise Refused(ACCESS_DENIED, f"Not enough privileges: {token.text.upper()} reads or writes files of this host")
+    if previous is None:
+        return
+    if token.text == "(" and token.kind == "sign" and previous.kind in ("word", "quoted"):
+        if previous.text.lower() in unsafe:
+            raise Refused(
+                ACCESS_DENIED,
+                f"Not enough privileges: {previous.text}() reaches files or other hosts and is not allowed here",
+            )
+        return
+    named = before[-2] if previous.text == "=" and len(before) > 1 else previous
+    if named.is_word("ENGINE") and token.text != "=":
+        engine = token.text.lower()
+        if not (engine in _ENGINES or engine.endswith("mergetree")):
+            raise Refused(ACCESS_DENIED, f"Not enough privileges: ENGINE = {token.text} is not allowed here")
+
+
+def _check_reader(tokens: list[_Token]) -> None:
+    for token in tokens:
+        if token.kind in ("word", "quoted") and token.text.lower() in _OTHERS_QUERIES:
+            raise Refused(ACCESS_DENIED, f"reader: Not enough privileges: {token.text} shows what other users do")
+
+
+def _depth(token: _Token) -> int:
+    if token.kind != "sign":
+        return 0
+    return {"(": 1, ")": -1}.get(token.text, 0)
+
+
+def _is_inserted_format(tokens: list[_Token]) -> bool:
+    """Whether the tokens so far are `INSERT ... FORMAT name`, with no SELECT that the FORMAT could belong to."""
+    if len(tokens) < 3 or not tokens[0].is_word("INSERT") or not tokens[-2].is_word("FORMAT"):
+        return False
+    # VALUES data and SELECTs are read to their end, as SQL: their expressions are evaluated.
+    return tokens[-1].kind == "word" and not any(token.is_word("SELECT", "VALUES", "WITH") for token in tokens[:-2])
+
+
+def _insert(text: bytes, tokens: list[_Token]) -> Statement:
+    clause, name = tokens[-2], tokens[-1]
+    if name.text.lower() == "values":
+        raise Refused(SYNTAX_ERROR, "write INSERT INTO ... VALUES (...) without FORMAT")
+    # The rule of ClickHouse's ParserInsertQuery: blanks, then one line break, then data.
+    rest = re.compile(rb"[ \t\f]*\r?\n?").match(text, name.end)
+    return Statement(
+        kind="INSERT",
+        insert_head=text[: clause.start].decode(),
+        insert_format=name.text,
+        data_offset=rest.end() if rest else name.end,
+    )
+
+
+def _output_format(tokens: list[_Token]) -> str | None:
+    depth = 0
+    found = None
+    for token, following in pairwise(tokens):
+        depth += _depth(token)
+        if depth == 0 and token.is_word("FORMAT") and following.kind == "word":
+            found = following.text
+    return found

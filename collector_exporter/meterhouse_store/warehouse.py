@@ -1,0 +1,73 @@
+"""The ClickHouse client: the embedded engine's HTTP front or a server, by URL, with the same code."""
+
+import time
+import urllib.error
+import urllib.request
+from urllib.parse import quote, unquote, urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+
+from meterhouse_store import endpoints
+from meterhouse_store.settings import Settings
+
+ADMIN = "admin"
+READER = "reader"
+"""The users of the embedded engine: one that may do everything, one that may read views."""
+
+
+class WarehouseUnavailable(RuntimeError):
+    """No warehouse is known, or it does not answer."""
+
+
+def connect(settings: Settings, *, timeout_s: float = 60, database: str | None = None, user: str = ADMIN) -> Client:
+    """A client of the warehouse, safe to share between threads; waits at most `timeout_s` seconds for the port.
+
+    `database` goes before the setting; whoever creates the database connects to `default`. `user` counts only for the
+    embedded engine, a URL names its own. Raises WarehouseUnavailable, or clickhouse-connect's error for a refusal.
+    """
+    url = settings.warehouse_url or _embedded_url(settings, user)
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise WarehouseUnavailable(
+            "METERHOUSE_WAREHOUSE_URL must look like http://user:password@host:8123 (ClickHouse's HTTP interface)"
+        )
+    port = parts.port or (8443 if parts.scheme == "https" else 8123)
+    _wait(f"{parts.scheme}://{parts.hostname}:{port}/ping", timeout_s)
+    return clickhouse_connect.get_client(
+        interface=parts.scheme,
+        host=parts.hostname,
+        port=port,
+        username=unquote(parts.username or "default"),
+        password=unquote(parts.password or ""),
+        database=database or settings.warehouse_database,
+        # A ClickHouse session takes one query at a time, and nothing here needs its state.
+        autogenerate_session_id=False,
+    )
+
+
+def _embedded_url(settings: Settings, user: str) -> str:
+    found = endpoints.read(settings.data)
+    if found is None:
+        raise WarehouseUnavailable(
+            f"no warehouse: nothing runs in {settings.data} (start it with `meterhouse up --data {settings.data}`) "
+            "and METERHOUSE_WAREHOUSE_URL is not set"
+        )
+    users = found.warehouse.users
+    name = user if user in users else next(iter(users))  # a server by URL has the one user that URL named
+    parts = urlsplit(found.warehouse.url)
+    return f"{parts.scheme}://{quote(name, safe='')}:{quote(users[name], safe='')}@{parts.netloc}"
+
+
+def _wait(ping_url: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(ping_url, timeout=5):
+                return
+        except urllib.error.HTTPError as refusal:
+            raise WarehouseUnavailable(f"{ping_url} answers {refusal.code}: is this ClickHouse's HTTP port?") from None
+        except OSError as problem:
+            if time.monotonic() >= deadline:
+                raise WarehouseUnavailable(f"{ping_url} did not answer within {timeout_s:g} s ({problem})") from None
+            time.sleep(0.1)

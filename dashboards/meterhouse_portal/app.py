@@ -1,0 +1,161 @@
+"""The portal's web application: who may see the page, what it is made of, and what happens when a part is missing."""
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Final
+
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from meterhouse_portal import health, overview, page
+from meterhouse_portal.overview import Month
+from meterhouse_store import endpoints, meters, registry, sql, warehouse
+from meterhouse_store.settings import Settings
+
+COOKIE: Final = "meterhouse_portal"
+COOKIE_LIFE_S: Final = 12 * 3600
+WAREHOUSE_WAIT_S: Final = 2.0
+"""A page that waits longer for a warehouse that is down helps nobody; it says so instead."""
+
+HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # the address of the first visit carries the token
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+_log = logging.getLogger(__name__)
+
+
+def now_utc() -> datetime:
+    """The clock of the page."""
+    return datetime.now(UTC)
+
+
+def build(settings: Settings, token: str, *, now: Callable[[], datetime] = now_utc) -> Starlette:
+    """The application: `/` for whoever has the token, `/healthz` and `/style.css` for everybody.
+
+    The token comes once as `/?token=...` and is exchanged for an HttpOnly cookie that does not contain it.
+    """
+    portal = _Portal(settings, token, now)
+    return Starlette(
+        routes=[
+            Route("/", portal.index),
+            Route("/healthz", portal.healthz),
+            Route("/style.css", portal.style),
+        ],
+        exception_handlers={404: _not_found},
+    )
+
+
+class _Portal:
+    # Starlette runs these (they are not coroutines) in its pool of threads, so that a slow read holds up nobody else.
+
+    def __init__(self, settings: Settings, token: str, now: Callable[[], datetime]) -> None:
+        self._settings = settings
+        self._token = token.encode()
+        self._now = now
+        self._pass = hmac.new(self._token, b"meterhouse portal cookie", hashlib.sha256).hexdigest()
+        self._style = (files("meterhouse_portal") / "style.css").read_text(encoding="utf-8")
+        self._engine: Engine | None = None
+
+    def index(self, request: Request) -> Response:
+        given = request.query_params.get("token")
+        if given is not None and hmac.compare_digest(given.encode(), self._token):
+            answer = RedirectResponse("/", status_code=303, headers=HEADERS)
+            secure = request.url.scheme == "https"
+            answer.set_cookie(
+                COOKIE, self._pass, max_age=COOKIE_LIFE_S, httponly=True, samesite="lax", secure=secure, path="/"
+            )
+            return answer
+        cookie = request.cookies.get(COOKIE, "")
+        if given is not None or not hmac.compare_digest(cookie.encode(), self._pass.encode()):
+            return _html(
+                page.message_page(
+                    "This page needs its link",
+                    "It shows the figures of every customer. Open the link that `meterhouse up` printed; "
+                    "it ends in `/?token=` and the portal's token.",
+                ),
+                401,
+            )
+        try:
+            month = Month.parse(request.query_params["period"]) if "period" in request.query_params else None
+        except ValueError as problem:
+            return _html(page.message_page("No such period", f"{problem}."), 400)
+        return self._overview(month)
+
+    def _overview(self, month: Month | None) -> Response:
+        now = self._now()
+        month = month or Month.of(now)
+        namespace = self._settings.namespace
+        try:
+            engine = self._open()
+            found = self._ask_warehouse(month, overview.zones(engine, namespace))
+            content = overview.read(engine, namespace, month, found, now)
+            declared = meters.declared(self._settings)
+        except (SQLAlchemyError, OSError, sql.SchemaMismatch, registry.RegistryError, ValueError) as problem:
+            _log.warning("the overview could not be read: %s", problem)
+            return _html(
+                page.message_page(
+                    "The figures cannot be read",
+                    "The SQL database does not answer, or not as expected. Nothing is lost; the log of "
+                    "`meterhouse portal serve` says why. Reload when it is back.",
+                ),
+                503,
+            )
+        return _html(page.overview_page(content, declared, self._addresses()))
+
+    def _open(self) -> Engine:
+        # Opened at the first visit, not at the start: the portal can be up before the database is.
+        if self._engine is None:
+            self._engine = sql.open_engine(self._settings)
+        return self._engine
+
+    def _ask_warehouse(self, month: Month, zones: dict[str, str]) -> overview.FromWarehouse | None:
+        try:
+            client = warehouse.connect(self._settings, timeout_s=WAREHOUSE_WAIT_S, user=warehouse.READER)
+            try:
+                return overview.read_warehouse(client, self._settings.namespace, month, zones)
+            finally:
+                client.close()
+        except (warehouse.WarehouseUnavailable, ClickHouseError, OSError) as problem:
+            _log.warning("the warehouse could not be read: %s", problem)
+            return None
+
+    def _addresses(self) -> dict[str, str]:
+        found = endpoints.read(self._settings.data)
+        if found is None:
+            return {}
+        return {
+            "OTLP over HTTP": found.collector.http,
+            "OTLP over gRPC": found.collector.grpc,
+            "ClickHouse over HTTP": found.warehouse.url.rpartition("@")[2] or found.warehouse.url,
+            "Stripe webhooks": found.webhooks.url,
+            "Health": found.health.url,
+        }
+
+    def healthz(self, _request: Request) -> Response:
+        states = health.check(self._settings)
+        return JSONResponse(states, 200 if states["status"] == health.OK else 503, headers=HEADERS)
+
+    def style(self, _request: Request) -> Response:
+        return Response(self._style, media_type="text/css", headers={**HEADERS, "Cache-Control": "max-age=300"})
+
+
+def _html(text: str, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(text, status, headers=HEADERS)
+
+
+def _not_found(_request: Request, _problem: Exception) -> Response:
+    return _html(page.message_page("No such page", "There is one page: `/`."), 404)

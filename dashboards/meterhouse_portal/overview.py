@@ -1,0 +1,264 @@
+"""What the page shows of one month: usage from the warehouse, cost and plans from SQL, and what needs a look."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+
+from clickhouse_connect.driver.client import Client
+from sqlalchemy import Engine, func, select
+
+from meterhouse_rating import periods
+from meterhouse_store import registry, tables
+
+CUSTOMERS_SHOWN = 100
+"""The page is for a look; whoever has more customers asks the command line or Grafana."""
+HINTS_SHOWN = 20
+NEVER_PRICED = ("customer_not_registered", "meter_not_declared", "no_price")
+"""Reasons of unrated usage that somebody has to act on; the others are the price book's choice."""
+
+
+@dataclass(frozen=True)
+class Month:
+    """A calendar month; its beginning and end depend on the customer's time zone."""
+
+    year: int
+    month: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Month":
+        """`2026-11`; raises ValueError with a sentence for anything else."""
+        found = re.fullmatch(r"(2\d{3})-(0[1-9]|1[0-2])", text, re.ASCII)
+        if found is None:
+            raise ValueError(f"a period is a month like 2026-11, not {text[:20]!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    @classmethod
+    def of(cls, moment: datetime) -> "Month":
+        """The month that the moment is in, in its own zone."""
+        return cls(moment.year, moment.month)
+
+    def shifted(self, months: int) -> "Month":
+        """So many months later; earlier where negative."""
+        count = self.year * 12 + self.month - 1 + months
+        return Month(count // 12, count % 12 + 1)
+
+    def within(self, zone: str) -> periods.Period:
+        """From its beginning to its end in the zone."""
+        return periods.parse(str(self), zone)
+
+    def __str__(self) -> str:
+        return f"{self.year:04}-{self.month:02}"
+
+
+@dataclass(frozen=True)
+class MeterUsage:
+    """A customer's quantity of one meter in the month, and of how many usage events it is the sum."""
+
+    meter: str
+    quantity: Decimal
+    events: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A rated period of a customer that overlaps the month; `invoice` is the state of its invoice, if it has one."""
+
+    period_start: datetime
+    period_end: datetime
+    state: str
+    total_minor: int
+    currency: str
+    rated_at: datetime
+    invoice: str | None
+
+
+@dataclass(frozen=True)
+class CustomerMonth:
+    """One customer in the month; `plan` and `name` are None for a customer who is not registered."""
+
+    customer_id: str
+    name: str | None
+    plan: str | None
+    usage: tuple[MeterUsage, ...]
+    costs: tuple[Cost, ...]
+
+    @property
+    def events(self) -> int:
+        """Usage events of all meters."""
+        return sum(meter.events for meter in self.usage)
+
+
+@dataclass(frozen=True)
+class Unrated:
+    """Usage without a price: why, how many events, and the line that would change it."""
+
+    reason: str
+    hint: str
+    events: int
+
+
+@dataclass(frozen=True)
+class FromWarehouse:
+    """What only the warehouse knows; `projected_through` is None before a collector has written its first watermark."""
+
+    usage: dict[str, list[MeterUsage]]
+    suspense: dict[str, int] = field(default_factory=dict)
+    projected_through: datetime | None = None
+    latest_event_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Everything on the page. `warehouse` None: it did not answer, and the usage is unknown, not nought."""
+
+    namespace: str
+    month: Month
+    now: datetime
+    customers: tuple[CustomerMonth, ...]
+    not_shown: int
+    unrated: tuple[Unrated, ...]
+    warehouse: FromWarehouse | None
+
+
+def read_warehouse(client: Client, namespace: str, month: Month, zones: dict[str, str]) -> FromWarehouse:
+    """Usage, suspense and watermark; `zones` gives the time zone of each registered customer, all others are in UTC."""
+    usage: dict[str, list[MeterUsage]] = defaultdict(list)
+    by_zone: dict[str, list[str]] = defaultdict(list)
+    for customer_id, zone in zones.items():
+        by_zone[zone].append(customer_id)
+    elsewhere = [customer_id for customer_id, zone in zones.items() if zone != "UTC"]
+    questions = [(zone, "IN", of_zone) for zone, of_zone in sorted(by_zone.items()) if zone != "UTC"]
+    for zone, operator, of_zone in [*questions, ("UTC", "NOT IN", elsewhere)]:
+        period = month.within(zone)
+        rows = client.query(
+            USAGE[operator],
+            parameters={
+                "namespace": namespace,
+                "customers": of_zone,
+                "start": _sql_time(period.start),
+                "end": _sql_time(period.end),
+            },
+        ).result_rows
+        for customer_id, meter, quantity, events in rows:
+            usage[customer_id].append(MeterUsage(meter, quantity, events))
+    suspense = client.query(SUSPENSE, parameters={"namespace": namespace}).result_rows
+    (watermarks, projected_through) = client.query(WATERMARK).result_rows[0]
+    latest = client.query(LATEST, parameters={"namespace": namespace}).result_rows if not usage else []
+    return FromWarehouse(
+        usage=dict(usage),
+        suspense={str(reason): int(events) for reason, events in suspense},
+        projected_through=_aware(projected_through) if watermarks else None,
+        latest_event_time=_aware(latest[0][0]) if latest else None,
+    )
+
+
+def read(engine: Engine, namespace: str, month: Month, warehouse: FromWarehouse | None, now: datetime) -> Overview:
+    """The page's content; customers with the most events come first, those without usage last."""
+    known = {customer.customer_id: customer for customer in registry.customers(engine, namespace)}
+    plans = _plans(registry.contracts(engine, namespace), now)
+    costs = _costs(engine, namespace, month)
+    usage = warehouse.usage if warehouse else {}
+    customers = [
+        CustomerMonth(
+            customer_id=customer_id,
+            name=known[customer_id].name if customer_id in known else None,
+            plan=plans.get(customer_id),
+            usage=tuple(sorted(usage.get(customer_id, []), key=lambda meter: meter.meter)),
+            costs=tuple(costs.get(customer_id, [])),
+        )
+        for customer_id in {*known, *usage, *costs}
+    ]
+    customers.sort(key=lambda customer: (-customer.events, customer.customer_id))
+    return Overview(
+        namespace=namespace,
+        month=month,
+        now=now,
+        customers=tuple(customers[:CUSTOMERS_SHOWN]),
+        not_shown=max(0, len(customers) - CUSTOMERS_SHOWN),
+        unrated=_unrated(engine, namespace),
+        warehouse=warehouse,
+    )
+
+
+def zones(engine: Engine, namespace: str) -> dict[str, str]:
+    """The time zone of each registered customer."""
+    return {customer.customer_id: customer.time_zone for customer in registry.customers(engine, namespace)}
+
+
+def _plans(contracts: Iterable[registry.Contract], now: datetime) -> dict[str, str]:
+    # They come by customer and valid_from, so the last one that holds already is the one in force.
+    return {contract.customer_id: contract.plan for contract in contracts if contract.valid_from <= now}
+
+
+def _costs(engine: Engine, namespace: str, month: Month) -> dict[str, list[Cost]]:
+    ratings, invoices, customers = tables.ratings, tables.invoices, tables.customers
+    zone_of = customers.c.time_zone
+    query = (
+        select(ratings, invoices.c.state.label("invoice_state"), zone_of)
+        .outerjoin(invoices, invoices.c.rating_id == ratings.c.rating_id)
+        .outerjoin(
+            customers,
+            (customers.c.namespace == ratings.c.namespace) & (customers.c.customer_id == ratings.c.customer_id),
+        )
+        .where(
+            ratings.c.namespace == namespace,
+            # The month as it could be in any zone; the customer's own zone narrows it down below.
+            ratings.c.period_start < month.within("Etc/GMT+12").end,
+            ratings.c.period_end > month.within("Etc/GMT-14").start,
+        )
+        .order_by(ratings.c.customer_id, ratings.c.period_start)
+    )
+    found: dict[str, list[Cost]] = defaultdict(list)
+    with engine.connect() as connection:
+        for row in connection.execute(query):
+            period = month.within(row.time_zone or "UTC")
+            if row.period_start < period.end and row.period_end > period.start:
+                cost = Cost(
+                    period_start=row.period_start,
+                    period_end=row.period_end,
+                    state=row.state,
+                    total_minor=row.total_minor,
+                    currency=row.currency,
+                    rated_at=row.rated_at,
+                    invoice=row.invoice_state,
+                )
+                found[row.customer_id].append(cost)
+    return found
+
+
+def _unrated(engine: Engine, namespace: str) -> tuple[Unrated, ...]:
+    table = tables.unrated_usage
+    events = func.sum(table.c.events)
+    query = (
+        select(table.c.reason, table.c.hint, events)
+        .where(table.c.namespace == namespace, table.c.reason.in_(NEVER_PRICED))
+        .group_by(table.c.reason, table.c.hint)
+        .order_by(events.desc(), table.c.hint)
+    )
+    with engine.connect() as connection:
+        return tuple(Unrated(reason, hint, int(count)) for reason, hint, count in connection.execute(query))
+
+
+_USAGE = """
+SELECT billed_customer_id, meter, sum(quantity), count()
+FROM usage
+WHERE namespace = {{namespace:String}}
+  AND billed_customer_id {operator} {{customers:Array(String)}}
+  AND event_time >= {{start:DateTime64(9, 'UTC')}} AND event_time < {{end:DateTime64(9, 'UTC')}}
+GROUP BY billed_customer_id, meter
+"""
+USAGE = {operator: _USAGE.format(operator=operator) for operator in ("IN", "NOT IN")}
+SUSPENSE = "SELECT reason, count() FROM suspense WHERE namespace = {namespace:String} GROUP BY reason ORDER BY reason"
+WATERMARK = "SELECT count(), min(projected_through) FROM watermark"
+LATEST = "SELECT max(event_time) FROM usage WHERE namespace = {namespace:String} HAVING count() > 0"
+
+
+def _sql_time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -1,0 +1,109 @@
+"""The commands that an agent's machine needs: `run` and `drain`."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from meterhouse.vocabulary import ENV_JOURNAL_DIR
+
+
+def run(argv: list[str]) -> int:
+    """Run a Python program with metering on: meterhouse run -- python agent.py"""
+    parser = argparse.ArgumentParser(
+        prog="meterhouse run",
+        description="Run a Python program with metering on, as `opentelemetry-instrument` does it.",
+        epilog="Usage goes to METERHOUSE_ENDPOINT with METERHOUSE_API_KEY, or to the `meterhouse up` of this "
+        "directory; without either it is kept in the process journal for `meterhouse drain`.",
+    )
+    parser.add_argument("--customer", metavar="ID", help="whom the work is for, where the program does not say")
+    parser.add_argument("--agent", metavar="NAME", help="the agent's name, where the program does not say")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND ...", help="the program to run")
+    arguments = parser.parse_args(argv)
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        parser.error("say what to run, e.g. meterhouse run -- python agent.py")
+    if shutil.which(command[0]) is None:
+        print(f"meterhouse run: there is no program {command[0]!r}", file=sys.stderr)
+        return 1
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = _python_path()
+    if arguments.customer:
+        environment["METERHOUSE_CUSTOMER"] = arguments.customer
+    if arguments.agent:
+        environment["METERHOUSE_AGENT"] = arguments.agent
+    sys.stdout.flush()
+    return _become(command, environment)
+
+
+def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
+    os.execvpe(command[0], command, environment)  # no child: signals and the exit code are the program's own
+
+
+def _python_path() -> str:
+    """PYTHONPATH with OpenTelemetry's sitecustomize first: what loads the instrumentors in the child."""
+    from opentelemetry.instrumentation import auto_instrumentation
+
+    hook = str(Path(auto_instrumentation.__file__).resolve().parent)
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != hook]
+    if os.getcwd() not in others:
+        others.insert(0, os.getcwd())
+    return os.pathsep.join([hook, *others])
+
+
+def drain(argv: list[str]) -> int:
+    """Deliver the usage that dead processes left in their journals"""
+    parser = argparse.ArgumentParser(
+        prog="meterhouse drain",
+        description="Deliver the usage that processes left behind: crashed, killed, or without a server.",
+        epilog="Run it before a machine goes away. Exit codes: 0 all delivered; 1 nothing could be done; "
+        "3 something is left or was refused.",
+    )
+    parser.add_argument("--journal-dir", type=Path, metavar="D", help=f"default: {ENV_JOURNAL_DIR}, else the user's")
+    parser.add_argument("--json", action="store_true", help="print the result for machines")
+    arguments = parser.parse_args(argv)
+    if arguments.journal_dir is not None:
+        if not arguments.journal_dir.is_dir():
+            print(f"meterhouse drain: {arguments.journal_dir} is no directory", file=sys.stderr)
+            return 1
+        os.environ[ENV_JOURNAL_DIR] = str(arguments.journal_dir)
+    return _drain(as_json=arguments.json)
+
+
+def _drain(*, as_json: bool) -> int:
+    from meterhouse.exporter import REFUSED_SUFFIX, drain_now
+    from meterhouse.settings import destination, journal_directory
+
+    directory = journal_directory()
+    drained = drain_now()
+    if drained is None:
+        print(
+            "meterhouse drain: nowhere to send usage to. Set METERHOUSE_ENDPOINT and METERHOUSE_API_KEY, or run it "
+            "where `meterhouse up` runs. The journals are kept.",
+            file=sys.stderr,
+        )
+        return 1
+    goal = destination()
+    refused = sorted(str(path) for path in directory.glob(f"*{REFUSED_SUFFIX}"))
+    found = {
+        "journal_dir": str(directory),
+        "endpoint": goal.endpoint if goal else None,
+        "journals": drained.journals,
+        "delivered": drained.events,
+        "unfinished": drained.unfinished,
+        "left": drained.left,
+        "unreadable_lines": drained.unreadable_lines,
+        "refused": refused,
+    }
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print(f"{drained.journals} journals of dead processes in {directory}")
+        for what in ("delivered", "unfinished", "left", "unreadable_lines"):
+            print(f"  {what.replace('_', ' '):<17}{found[what]:>8}")
+        for path in refused:
+            print(f"  refused by the collector, kept in {path}")
+    return 3 if drained.left or refused else 0

@@ -1,0 +1,52 @@
+"""Usage that arrived after its period was closed: found and listed, so that nobody has to wonder where it is."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from meterhouse_rating import periods, usage
+from meterhouse_rating.periods import Period, overlaps
+from meterhouse_rating.settle import Terms
+from meterhouse_rating.settled import CLOSED, Standing, standings
+from meterhouse_rating.world import World
+
+
+@dataclass(frozen=True)
+class LateUsage:
+    """What arrived for a closed period after it was rated for the last time."""
+
+    customer_id: str
+    period: Period
+    meter: str
+    events: int
+    quantity: Decimal
+
+
+def look(world: World, text: str | None, only: str | None, terms: Terms, as_of: datetime) -> tuple[LateUsage, ...]:
+    """Late usage of the closed ratings in the period as written, or of all closed ratings; one query per closing."""
+    with world.engine.connect() as connection:
+        closed = [
+            it
+            for it in standings(connection, world.namespace, only)
+            if it.state == CLOSED and it.as_of < as_of and _asked(it, text, terms)
+        ]
+    closings: dict[tuple[Period, datetime], set[str]] = {}
+    for it in closed:
+        closings.setdefault((it.period, it.as_of), set()).add(it.customer_id)
+    found = []
+    for (period, after), customers in sorted(closings.items()):
+        rows = usage.aggregates(world.client, world.namespace, period, (), as_of=as_of, after=after)
+        for customer in sorted(customers & set(rows)):
+            meters: dict[str, tuple[int, Decimal]] = {}
+            for row in rows[customer]:
+                events, quantity = meters.get(row.meter, (0, Decimal(0)))
+                meters[row.meter] = (events + row.events, quantity + row.quantity)
+            found += [LateUsage(customer, period, meter, *counted) for meter, counted in sorted(meters.items())]
+    return tuple(found)
+
+
+def _asked(it: Standing, text: str | None, terms: Terms) -> bool:
+    if text is None:
+        return True
+    zone = terms.customers[it.customer_id].time_zone if it.customer_id in terms.customers else "UTC"
+    return overlaps(it.period, periods.parse(text, zone))

@@ -1,0 +1,32 @@
+"""Brings the warehouse's copy of the ratings up to date with SQL, whatever an earlier run did not get to."""
+
+from typing import Final
+
+from clickhouse_connect.driver.client import Client
+from sqlalchemy import Engine
+
+from meterhouse_rating.settled import standings
+from meterhouse_store import mirror
+
+_ONE_BY_ONE: Final = 20
+"""Up to so many ratings are copied singly; beyond that the whole namespace in large inserts is cheaper."""
+
+COPIED: Final = "SELECT rating_id, state, result_sha256 FROM mirror_ratings FINAL WHERE namespace = {namespace:String}"
+
+
+def catch_up(engine: Engine, client: Client, namespace: str) -> int:
+    """Copy what the warehouse lacks or has otherwise; returns how many ratings that were.
+
+    Compares instead of remembering, so that a run that was killed between its commit and the copy leaves no gap.
+    """
+    with engine.connect() as connection:
+        here = {(it.rating_id, it.state, it.result_sha256) for it in standings(connection, namespace)}
+    there = {tuple(row) for row in client.query(COPIED, parameters={"namespace": namespace}).result_rows}
+    missing = sorted({rating_id for rating_id, _, _ in here - there})
+    removed = {rating_id for rating_id, _, result in there if result} - {rating_id for rating_id, _, _ in here}
+    if removed or len(missing) > _ONE_BY_ONE:
+        mirror.push(engine, client, namespace)
+    else:
+        for rating_id in missing:
+            mirror.push(engine, client, namespace, rating_id=rating_id)
+    return len(missing) + len(removed)

@@ -1,0 +1,100 @@
+"""Periods: half-open intervals, cut at calendar months of the customer's time zone, stored in UTC."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+from zoneinfo import ZoneInfo
+
+MAX_LENGTH: Final = timedelta(days=31, hours=1)
+"""The longest period: a month of 31 days in which a clock was set back."""
+
+
+class PeriodError(ValueError):
+    """A period that cannot be read or used; the message says what to write instead."""
+
+
+@dataclass(frozen=True, order=True)
+class Period:
+    """[start, end) in aware UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __str__(self) -> str:
+        return f"{_short(self.start)}..{_short(self.end)}"
+
+
+def parse(text: str, time_zone: str) -> Period:
+    """`2026-10` (the month in the time zone) or `START..END` (dates or instants; UTC where no offset is written).
+
+    Raises PeriodError.
+    """
+    if re.fullmatch(r"\d{4}-\d{2}", text):
+        try:
+            first = date(int(text[:4]), int(text[5:]), 1)
+        except ValueError:
+            raise PeriodError(f"{text} is no month. Write it as 2026-10.") from None
+        return month_of(datetime(first.year, first.month, 1, 12, tzinfo=ZoneInfo(time_zone)), time_zone)
+    start, dots, end = text.partition("..")
+    if not dots:
+        raise PeriodError(f"{text!r} is no period. Write a month (2026-10) or START..END (2026-10-01..2026-10-15).")
+    period = Period(instant(start), instant(end))
+    if period.end <= period.start:
+        raise PeriodError(f"{text} ends before it begins.")
+    if period.end - period.start > MAX_LENGTH:
+        raise PeriodError(f"{text} is longer than a month: rate it month by month.")
+    return period
+
+
+def instant(text: str) -> datetime:
+    """An ISO date or instant in UTC; one without an offset is UTC. Raises PeriodError."""
+    try:
+        value = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise PeriodError(f"{text!r} is no date or instant. Write 2026-10-01 or 2026-10-01T12:00:00Z.") from None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def month_of(moment: datetime, time_zone: str) -> Period:
+    """The calendar month of the time zone that the moment falls in."""
+    zone = ZoneInfo(time_zone)
+    local = moment.astimezone(zone)
+    first = local.replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0)
+    # 32 days on is always the next month.
+    following = (first.replace(tzinfo=None) + timedelta(days=32)).replace(day=1, tzinfo=zone)
+    return Period(first.astimezone(UTC), following.astimezone(UTC))
+
+
+def months(since: datetime, until: datetime, time_zone: str) -> Iterator[Period]:
+    """The calendar months that touch [since, until]."""
+    month = month_of(since, time_zone)
+    while month.start <= until:
+        yield month
+        month = month_of(month.end, time_zone)
+
+
+def without(period: Period, settled: Iterable[Period]) -> list[Period]:
+    """What is left of the period outside the settled ones: in order, none empty."""
+    rest = [period]
+    for closed in sorted(settled):
+        rest = [
+            part
+            for piece in rest
+            for part in (
+                Period(piece.start, min(piece.end, closed.start)),
+                Period(max(piece.start, closed.end), piece.end),
+            )
+            if part.start < part.end
+        ]
+    return rest
+
+
+def overlaps(one: Period, other: Period) -> bool:
+    return one.start < other.end and other.start < one.end
+
+
+def _short(moment: datetime) -> str:
+    text = moment.isoformat(timespec="auto").replace("+00:00", "Z")
+    return text.removesuffix("T00:00:00Z")

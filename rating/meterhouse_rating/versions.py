@@ -1,0 +1,106 @@
+"""Price-book versions: published once, never changed, each valid from a moment on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, Final
+
+from sqlalchemy import Engine, Select, insert, select
+
+from meterhouse_rating.book import Book, check, parse
+from meterhouse_rating.periods import Period
+from meterhouse_store.registry import ALWAYS, ensure_namespace
+from meterhouse_store.registry import namespace as namespace_of
+from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import namespaces, price_books
+
+STARTER_AUTHOR: Final = "starter"
+
+
+class NotThere(LookupError):
+    """A price book that has to be published first."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published price book; `source` is its text."""
+
+    version: int
+    sha256: str
+    source: str
+    author: str
+    valid_from: datetime
+    recorded_at: datetime
+
+    @property
+    def book(self) -> Book:
+        return parse(self.source)
+
+
+def starter() -> str:
+    """The text of the starter book that ships with Meterhouse."""
+    return (files("meterhouse_rating") / "starter.yaml").read_text(encoding="utf-8")
+
+
+def publish(
+    engine: Engine,
+    namespace: str,
+    text: str,
+    declared: Mapping[str, str],
+    *,
+    author: str,
+    valid_from: datetime | None = None,
+    now: datetime | None = None,
+) -> tuple[Version, bool]:
+    """Publish a book as the next version; returns it and whether it is new.
+
+    The same text with the same `valid_from` is the same version. Without `valid_from` a text that is the newest version
+    already changes nothing; the first book (the starter does not count) is valid from the beginning, a later one from
+    now. The namespace is created where it does not exist. Raises BookRefused.
+    """
+    sha256 = check(text, declared).book.sha256
+    now = now or datetime.now(UTC)
+    if namespace_of(engine, namespace) is None:
+        ensure_namespace(engine, namespace)
+    with begin_write(engine) as connection:
+        # The row of the namespace is the lock: two publishers get two numbers.
+        is_it = namespaces.c.namespace == namespace
+        connection.execute(select(namespaces.c.namespace).where(is_it).with_for_update())
+        rows = connection.execute(_all(namespace)).mappings().all()
+        known = [Version(**row) for row in rows]
+        same = [version for version in known if version.sha256 == sha256]
+        if valid_from is None:
+            if same and same[-1] == known[-1]:
+                return same[-1], False
+            valid_from = now if any(version.author != STARTER_AUTHOR for version in known) else ALWAYS
+        repeated = next((version for version in same if version.valid_from == valid_from), None)
+        if repeated:
+            return repeated, False
+        new = Version(len(known) + 1, sha256, text, author, valid_from, now)
+        connection.execute(insert(price_books).values(namespace=namespace, **vars(new)))
+    return new, True
+
+
+def versions(engine: Engine, namespace: str) -> list[Version]:
+    """All versions, in the order they were published."""
+    with engine.connect() as connection:
+        return [Version(**row) for row in connection.execute(_all(namespace)).mappings()]
+
+
+def in_force(known: Sequence[Version], period: Period) -> Version | None:
+    """The version that prices the whole period: the one in force at its start.
+
+    Of several the one with the latest `valid_from` counts, then the one published last. Where none is in force at the
+    start, it is the first that becomes valid within the period.
+    """
+    at_start = [version for version in known if version.valid_from <= period.start]
+    if at_start:
+        return max(at_start, key=lambda version: (version.valid_from, version.version))
+    within = [version for version in known if version.valid_from < period.end]
+    return min(within, key=lambda version: (version.valid_from, -version.version), default=None)
+
+
+def _all(namespace: str) -> Select[Any]:
+    columns = [price_books.c[name] for name in ("version", "sha256", "source", "author", "valid_from", "recorded_at")]
+    return select(*columns).where(price_books.c.namespace == namespace).order_by(price_books.c.version)

@@ -1,0 +1,121 @@
+"""Which periods a run rates, and for whom: customers in different time zones have different months."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from meterhouse_rating import periods, usage
+from meterhouse_rating.periods import Period, PeriodError, overlaps
+from meterhouse_rating.settle import Terms
+from meterhouse_rating.settled import CLOSED, standings
+from meterhouse_rating.world import World
+from meterhouse_store.tables import unrated_usage
+
+_STRANGERS_ZONE = "UTC"
+"""The time zone of customers that are not registered."""
+
+
+@dataclass
+class Window:
+    """A period, the customers whose period it is, and whether those not registered are among them."""
+
+    period: Period
+    members: set[str] = field(default_factory=set)
+    strangers: bool = False
+    registered: frozenset[str] = frozenset()
+
+    def customers(self, found: Mapping[str, Any], only: str | None) -> list[str]:
+        """Who is to be settled: all members, and strangers with usage; sorted, so that every run goes the same way."""
+        names = set(self.members)
+        if self.strangers:
+            names |= {name for name in found if name not in self.registered}
+        return sorted(name for name in names if only is None or name == only)
+
+
+def asked_for(world: World, text: str | None, only: str | None, terms: Terms, as_of: datetime) -> list[Window]:
+    """The windows of a period as written, or, for None, of all that is due up to now; in order of time.
+
+    Raises PeriodError for text that is no period, and for a period that overlaps a closed one.
+    """
+    members = terms.customers if only is None else {k: v for k, v in terms.customers.items() if k == only}
+    if only is not None and not members and text is None:
+        raise PeriodError(f"{only} is not registered: name a --period, or `meterhouse customers add {only}`.")
+    found = _of_text(world, text, members, terms) if text else _due(world, only, members, terms, as_of)
+    return sorted(found, key=lambda window: window.period)
+
+
+def _of_text(world: World, text: str, members: Iterable[str], terms: Terms) -> list[Window]:
+    registered = frozenset(terms.customers)
+    strangers = periods.parse(text, _STRANGERS_ZONE)
+    found = {strangers: Window(strangers, set(), True, registered)}
+    for name in members:
+        period = periods.parse(text, terms.customers[name].time_zone)
+        found.setdefault(period, Window(period, registered=registered)).members.add(name)
+    # What was listed as unrated is looked at again even when its usage is gone.
+    found[strangers].members |= _listed(world, strangers) - registered
+    _refuse_overlaps(world, found.values())
+    return list(found.values())
+
+
+def _refuse_overlaps(world: World, found: Iterable[Window]) -> None:
+    period_of = {name: window.period for window in found for name in window.members}
+    with world.engine.connect() as connection:
+        closed = [it for it in standings(connection, world.namespace) if it.state == CLOSED]
+    clashes = [
+        f"{it.customer_id} {it.period}"
+        for it in closed
+        if it.customer_id in period_of
+        and it.period != period_of[it.customer_id]
+        and overlaps(it.period, period_of[it.customer_id])
+    ]
+    if clashes:
+        more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
+        raise PeriodError(
+            f"the period overlaps closed ones: {'; '.join(clashes[:5])}{more}. Use --due, which rates what lies beside "
+            "them, or write another period."
+        )
+
+
+def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, as_of: datetime) -> list[Window]:
+    """Every calendar month since a customer began, without what is closed of it."""
+    first = usage.first_usage(world.client, world.namespace, as_of=as_of)
+    closed: dict[str, list[Period]] = {}
+    with world.engine.connect() as connection:
+        for it in standings(connection, world.namespace):
+            if it.state == CLOSED:
+                closed.setdefault(it.customer_id, []).append(it.period)
+    found: dict[Period, Window] = {}
+    strangers = set(first) - set(terms.customers) if only is None else set()
+    for name in {*members, *strangers}:
+        since = _since(name, first, terms)
+        if since is None:
+            continue
+        zone = terms.customers[name].time_zone if name in terms.customers else _STRANGERS_ZONE
+        for month in periods.months(since, max(world.now(), since), zone):
+            for part in periods.without(month, closed.get(name, ())):
+                found.setdefault(part, Window(part)).members.add(name)
+    return list(found.values())
+
+
+def _since(name: str, first: Mapping[str, datetime], terms: Terms) -> datetime | None:
+    """The customer's first usage, or its registration where a contract begins before any usage."""
+    moments = [first[name]] if name in first else []
+    contracts = terms.contracts.get(name, ())
+    if contracts:
+        # A contract that holds from ever obliges to nothing before the customer was there.
+        began = min(contract.valid_from for contract in contracts)
+        moments.append(max(began, terms.customers[name].registered_at))
+    return min(moments, default=None)
+
+
+def _listed(world: World, period: Period) -> set[str]:
+    query = select(unrated_usage.c.customer_id).where(
+        unrated_usage.c.namespace == world.namespace,
+        unrated_usage.c.period_start < period.end,
+        unrated_usage.c.period_end > period.start,
+    )
+    with world.engine.connect() as connection:
+        return set(connection.execute(query.distinct()).scalars())

@@ -1,0 +1,225 @@
+"""The sandbox as a real HTTP server, and ratings seeded straight into SQLite."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stripe
+import uvicorn
+from sqlalchemy import Engine, insert
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from meterhouse_billing.gateway import Gateway, connect
+from meterhouse_billing.world import World
+from meterhouse_rating import ledger
+from meterhouse_sandbox.stripe_server import application
+from meterhouse_store import registry, tables
+from meterhouse_store.settings import Settings
+from meterhouse_store.sql import begin_write, open_engine
+
+OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
+NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
+NOW = datetime(2026, 11, 2, 8, tzinfo=UTC)
+
+
+@dataclass
+class Faults:
+    """Stands before the sandbox: refuses the next requests, or handles one and loses its reply."""
+
+    app: ASGIApp
+    refuse_with: list[int] = field(default_factory=list)
+    lose_reply_of: set[int] = field(default_factory=set)
+    posts: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self.app(scope, receive, send)
+            return
+        if self.refuse_with:
+            await _answer(send, self.refuse_with.pop(0))
+            return
+        self.posts += scope["method"] == "POST"
+        if scope["method"] == "POST" and self.posts in self.lose_reply_of:
+            await self.app(scope, receive, _nowhere)
+            await _answer(send, 503)
+            return
+        await self.app(scope, receive, send)
+
+
+async def _answer(send: Send, status: int) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b'{"error": {"type": "api_error", "message": "planted"}}'})
+
+
+async def _nowhere(_message: Any) -> None:
+    pass
+
+
+@dataclass
+class Server:
+    """An ASGI application on a free port of 127.0.0.1, in a thread."""
+
+    app: ASGIApp
+
+    def __post_init__(self) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        wait_until(lambda: self._server.started)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(15)
+        self._socket.close()
+        assert not self._thread.is_alive()
+
+
+@dataclass
+class Sandbox:
+    """A running sandbox Stripe; `client` is the real SDK pointed at it."""
+
+    url: str
+    faults: Faults
+    sleeps: list[float] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"STRIPE_API_KEY": "sk_test_123", "METERHOUSE_STRIPE_URL": self.url}
+
+    @property
+    def client(self) -> stripe.StripeClient:
+        stripe.enable_telemetry = False
+        return stripe.StripeClient("sk_test_123", base_addresses={"api": self.url})
+
+    def gateway(self) -> Gateway:
+        gateway = connect(self.environment, live=False)
+        gateway._sleep = self.sleeps.append
+        return gateway
+
+
+@dataclass
+class Books:
+    """A namespace with customers and closed ratings in SQLite."""
+
+    settings: Settings
+    engine: Engine
+
+    def rating(
+        self, customer_id: str, lines: list[tuple[str, str, str, int]], *, currency: str = "USD", state: str = "closed"
+    ) -> str:
+        """A rating of October; lines are (kind, metric, quantity, amount in minor units)."""
+        rating_id = f"rating-{customer_id}"
+        rows = [
+            {
+                "line_id": f"{rating_id}-{position}",
+                "rating_id": rating_id,
+                "position": position,
+                "kind": kind,
+                "component": f"component-{position}",
+                "metric": metric or None,
+                "description": f"{kind} {metric}".strip(),
+                "quantity": Decimal(quantity),
+                "unit": "{token}",
+                "dimensions": {},
+                "amount_exact": Decimal(amount),
+                "amount_minor": amount,
+                "currency": currency,
+                "explanation": {},
+            }
+            for position, (kind, metric, quantity, amount) in enumerate(lines)
+        ]
+        registry.add_customer(self.engine, "test", customer_id, currency=currency, now=OCTOBER)
+        with begin_write(self.engine) as connection:
+            connection.execute(
+                insert(tables.ratings).values(
+                    rating_id=rating_id,
+                    namespace="test",
+                    customer_id=customer_id,
+                    period_start=OCTOBER,
+                    period_end=NOVEMBER,
+                    state=state,
+                    currency=currency,
+                    plan="pay-as-you-go",
+                    book_version=1,
+                    watermark={},
+                    as_of=NOVEMBER,
+                    inputs_sha256="i",
+                    result_sha256="r",
+                    total_minor=sum(amount for _, _, _, amount in lines),
+                    rated_at=NOVEMBER,
+                    closed_at=NOVEMBER if state == "closed" else None,
+                )
+            )
+            if rows:
+                connection.execute(insert(tables.rated_lines), rows)
+            ledger.post(
+                connection,
+                "test",
+                customer_id,
+                [row | {"credits_minor": row["amount_minor"]} for row in rows],
+                effective_at=NOVEMBER,
+                recorded_at=NOVEMBER,
+            )
+        return rating_id
+
+    def rows(self, table: Any) -> list[dict[str, Any]]:
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(table.select()).mappings()]
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def wait() -> Callable[..., None]:
+    return wait_until
+
+
+@pytest.fixture
+def serve() -> type[Server]:
+    return Server
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    faults = Faults(application(tmp_path / "sandbox"))
+    with Server(faults) as server:
+        yield Sandbox(server.url, faults)
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Books]:
+    settings = Settings(data=tmp_path / "data", namespace="test")
+    engine = open_engine(settings)
+    registry.ensure_namespace(engine, "test", now=OCTOBER)
+    yield Books(settings, engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def world(books: Books, sandbox: Sandbox) -> World:
+    return World(books.engine, sandbox.gateway(), "test", "anna", lambda: NOW)
+
+
+@pytest.fixture
+def later(books: Books, sandbox: Sandbox) -> World:
+    """The same world two days on, when Stripe has forgotten the idempotency keys."""
+    return World(books.engine, sandbox.gateway(), "test", "anna", lambda: NOW + timedelta(days=2))

@@ -1,0 +1,163 @@
+"""`meterhouse bill` from outside: output, exit codes, and kill -9 upon every printed line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from meterhouse_billing.commands import bill
+from meterhouse_store import tables
+
+USAGE = [("flat", "", "1", 4900), ("usage", "input", "1500000", 225)]
+
+
+@pytest.fixture
+def environment(books, sandbox):
+    return {"METERHOUSE_DATA": str(books.settings.data), "METERHOUSE_NAMESPACE": "test", **sandbox.environment}
+
+
+@pytest.fixture
+def call(environment, monkeypatch):
+    for name in ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "METERHOUSE_WAREHOUSE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return lambda *arguments: CliRunner().invoke(bill, list(arguments))
+
+
+def test_killed_upon_every_printed_line_it_ends_with_one_invoice(books, sandbox, environment):
+    books.rating("acme", USAGE)
+    code = "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "bill", "run", "--due", "--approve"]
+    printed = []
+    for _ in range(20):
+        with subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True) as process:
+            # A comparison only reads, so every run repeats it; the note is about the warehouse, which is not there.
+            line = next((line for line in process.stdout if "compared" not in line and "note:" not in line), "")
+            process.kill()
+        printed.append(line.strip())
+        if "Nothing to invoice" in line:
+            break
+    assert "Nothing to invoice" in printed[-1]
+    assert len(printed) >= 5
+    [invoice] = sandbox.client.v1.invoices.list().data
+    assert (invoice.status, invoice.total, invoice.lines.total_count) == ("open", 5125, 2)
+    assert len(sandbox.client.v1.customers.list().data) == 1
+    [row] = books.rows(tables.invoices)
+    assert (row["state"], row["stripe_total_minor"]) == ("finalised", 5125)
+    assert {row["state"] for row in books.rows(tables.outbox)} == {"done"}
+
+
+def test_run_prints_steps_and_says_that_the_warehouse_waits(books, call):
+    books.rating("acme", USAGE)
+    result = call("run", "--period", "2026-10", "--approve")
+    assert result.exit_code == 0
+    assert "acme: approved" in result.output
+    assert "note: the warehouse's copy of the invoices waits" in result.output
+
+
+def test_json_goes_to_stdout_and_steps_beside_it(books, call):
+    books.rating("acme", USAGE)
+    result = call("run", "--due", "--json")
+    document = json.loads(result.stdout)
+    assert document["exceptions"] == []
+    assert [(row["state"], row["total"], row["currency"]) for row in document["invoices"]] == [
+        ("draft", "51.25", "USD")
+    ]
+
+
+def test_a_dry_run_shows_the_lines_and_asks_nobody(books, sandbox, call):
+    books.rating("acme", USAGE)
+    result = call("run", "--due", "--dry-run")
+    assert result.output.splitlines() == [
+        "acme, 2026-10-01..2026-11-01, USD",
+        "  flat                         49.00",
+        "  usage input: 1500000 tokens   2.25",
+        "  total                        51.25",
+    ]
+    assert books.rows(tables.invoices) == []
+    assert sandbox.faults.posts == 0
+
+
+def test_an_exception_is_exit_code_3(books, sandbox, call):
+    books.rating("acme", USAGE)
+    assert call("run", "--due").exit_code == 0
+    [invoice] = sandbox.client.v1.invoices.list().data
+    sandbox.client.v1.invoice_items.create({"customer": invoice.customer, "invoice": invoice.id, "amount": 1})
+    result = call("run", "--due", "--approve")
+    assert result.exit_code == 3
+    assert "EXCEPTION" in result.output
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("--due",), 0), (("--period", "2026-10"), 1)])
+def test_without_a_key_the_schedule_goes_on_and_a_person_is_told(books, call, monkeypatch, arguments, code):
+    books.rating("acme", USAGE)
+    monkeypatch.delenv("STRIPE_API_KEY")
+    result = call("run", *arguments)
+    assert result.exit_code == code
+    assert "set STRIPE_API_KEY" in result.output
+
+
+def test_a_live_key_in_a_test_namespace_needs_the_option(books, call, monkeypatch):
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_live_1")
+    monkeypatch.delenv("METERHOUSE_STRIPE_URL")
+    result = call("run", "--due")
+    assert result.exit_code == 1
+    assert "--live" in result.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--period", "2026-13"), ("--period", "2026-10", "--due")])
+def test_called_wrongly_is_exit_code_2(books, call, arguments):
+    assert call("run", *arguments).exit_code == 2
+
+
+def test_reconcile_compares_rating_ledger_and_stripe_with_units(books, call):
+    books.rating("acme", USAGE)
+    assert call("reconcile", "--period", "2026-10").exit_code == 3  # not invoiced yet
+    call("run", "--due", "--approve")
+    result = call("reconcile", "--period", "2026-10", "--json")
+    document = json.loads(result.stdout)
+    assert (result.exit_code, document["equal"]) == (0, True)
+    [row] = document["invoices"]
+    assert (row["rated_minor"], row["ledger_minor"], row["stripe_minor"], row["state"]) == (
+        5125,
+        5125,
+        5125,
+        "finalised",
+    )
+    assert row["rated_units"] == row["stripe_units"] == {"input": "1500000"}
+    assert "equal" in call("reconcile", "--period", "2026-10").output
+
+
+def test_reconcile_names_what_differs(books, sandbox, call):
+    from sqlalchemy import update
+
+    from meterhouse_store.sql import begin_write
+
+    books.rating("acme", USAGE)
+    call("run", "--due")
+    entries = tables.ledger_entries
+    with begin_write(books.engine) as connection:
+        is_it = (entries.c.account == "receivable") & (entries.c.amount_minor == 225)
+        connection.execute(update(entries).where(is_it).values(amount_minor=224))
+    result = call("reconcile", "--period", "2026-10")
+    assert result.exit_code == 3
+    assert "acme: the ledger's receivable is 5124, rated 5125" in result.output
+
+
+def test_status_and_poll(books, call):
+    assert "No invoices yet" in call("status").output
+    books.rating("acme", USAGE)
+    call("run", "--due", "--approve")
+    assert "SANDBOX-0001" in call("status").output
+    assert json.loads(call("status", "--json").stdout)["invoices"][0]["total_minor"] == 5125
+    assert "0 invoices changed." in call("poll").output
+
+
+def test_webhooks_needs_a_signing_secret(books, call):
+    result = call("webhooks", "--port", "1")
+    assert result.exit_code == 1
+    assert "STRIPE_WEBHOOK_SECRET" in result.output

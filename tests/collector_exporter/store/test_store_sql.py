@@ -1,0 +1,119 @@
+"""Opening the SQL database: one schema, however many open it at once; transactions that write."""
+
+import multiprocessing
+import threading
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import func, insert, inspect, select, text, update
+
+from meterhouse_store.settings import Settings
+from meterhouse_store.sql import SchemaMismatch, begin_write, open_engine
+from meterhouse_store.tables import allowances, metadata, namespaces
+
+NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
+
+
+_barrier = None
+
+
+def _set_barrier(barrier):
+    global _barrier
+    _barrier = barrier
+
+
+def _open_and_count(data, sql_url):
+    from sqlalchemy.dialects import postgresql, sqlite  # noqa: F401 - loaded before the race, not in it
+
+    _barrier.wait()
+    engine = open_engine(Settings(data=data, sql_url=sql_url))
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT count(*) FROM schema_version")).scalar_one()
+    engine.dispose()
+    return found
+
+
+def test_many_processes_that_start_at_once_make_one_schema(store_settings):
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(4, _set_barrier, (spawn.Barrier(4),)) as pool:
+        counts = pool.starmap(_open_and_count, [(store_settings.data, store_settings.sql_url)] * 4, chunksize=1)
+    assert counts == [1] * 4
+    engine = open_engine(store_settings)
+    assert set(metadata.tables) <= set(inspect(engine).get_table_names())
+    engine.dispose()
+
+
+def test_a_database_of_another_schema_version_is_refused(sql_engine, store_settings):
+    with begin_write(sql_engine) as connection:
+        connection.execute(text("UPDATE schema_version SET version = 99"))
+    with pytest.raises(SchemaMismatch, match="schema version 99, this Meterhouse works with 1"):
+        open_engine(store_settings)
+
+
+def test_sqlite_survives_a_power_cut_and_checks_references(tmp_path):
+    engine = open_engine(Settings(data=tmp_path))
+    with engine.connect() as connection:
+        pragma = {name: connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in
+                  ("journal_mode", "synchronous", "foreign_keys")}  # fmt: skip
+    engine.dispose()
+    assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}  # 2: FULL
+
+
+def test_an_exception_in_a_write_rolls_all_of_it_back(sql_engine):
+    with pytest.raises(ZeroDivisionError), begin_write(sql_engine) as connection:
+        connection.execute(insert(namespaces), _namespace("a"))
+        _ = 1 // 0
+    with sql_engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(namespaces)).scalar_one() == 0
+
+
+def test_writers_that_read_first_wait_for_each_other_and_none_is_lost(tmp_path):
+    engine = open_engine(Settings(data=tmp_path))
+    with begin_write(engine) as connection:
+        connection.execute(insert(namespaces), _namespace("counter", default_plan="0"))
+
+    def count_up():
+        for _ in range(25):
+            with begin_write(engine) as connection:
+                seen = connection.execute(select(namespaces.c.default_plan)).scalar_one()
+                connection.execute(update(namespaces).values(default_plan=str(int(seen) + 1)))
+
+    threads = [threading.Thread(target=count_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with engine.connect() as connection:
+        assert connection.execute(select(namespaces.c.default_plan)).scalar_one() == "100"
+    engine.dispose()
+
+
+def test_decimals_and_times_come_back_exactly(sql_engine):
+    units = Decimal("12345678901234567890.123456789")
+    with begin_write(sql_engine) as connection:
+        connection.execute(
+            insert(allowances).values(
+                namespace="live", customer_id="acme", agent_id="", decision="allow", units=units, weights={},
+                pause_at="call", on_unreachable="allow", computed_at=NOW,
+            )
+        )  # fmt: skip
+    with sql_engine.connect() as connection:
+        row = connection.execute(select(allowances.c.units, allowances.c.computed_at)).one()
+    assert row == (units, NOW)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db"])
+def test_a_database_that_cannot_be_shared_or_is_unknown_is_refused(tmp_path, url):
+    with pytest.raises(ValueError, match="METERHOUSE_SQL_URL"):
+        open_engine(Settings(data=tmp_path, sql_url=url))
+
+
+def _namespace(name, default_plan=None):
+    return {
+        "namespace": name,
+        "kind": "live",
+        "default_plan": default_plan,
+        "default_currency": "USD",
+        "created_at": NOW,
+    }

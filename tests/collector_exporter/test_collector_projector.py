@@ -1,0 +1,195 @@
+"""The projector: whatever stops it, every event is in `usage` exactly once, and nothing waits behind a bad record."""
+
+import pytest
+from collector_samples import RECEIVED_NS, event, record, request_of
+
+from meterhouse_collector.inbox import Inbox
+from meterhouse_collector.journal import Horizon, Position
+from meterhouse_collector.projector import Projector, Rejected, Unavailable
+from meterhouse_collector.records import frames
+
+SEGMENT = "a-00000001.seg"
+STEPS = ("checkpoint", "post", "mark_conflicts", "write_checkpoint")
+
+
+class Killed(Exception):
+    """The process died here."""
+
+
+class Faulty:
+    """A store that fails around its n-th call: before it took effect, or after (the reply was lost)."""
+
+    def __init__(self, store, fail_at=None, after=False, failure=Killed):
+        self.store, self.fail_at, self.after, self.failure = store, fail_at, after, failure
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.calls.append(name)
+            failing = len(self.calls) == self.fail_at
+            if failing and not self.after:
+                raise self.failure(name)
+            result = getattr(self.store, name)(*arguments)
+            if failing:
+                raise self.failure(name)
+            return result
+
+        return call
+
+
+class Source:
+    """A journal of one segment in memory."""
+
+    def __init__(self, data, through_ns=RECEIVED_NS + 1000):
+        self.data, self.through_ns = data, through_ns
+
+    def horizon(self):
+        return Horizon(Position(SEGMENT, len(self.data)), self.through_ns)
+
+    def read(self, position, until, limit):
+        data = self.data[position.offset : until.offset]
+        ends = [frame.end for frame in frames(data)]
+        end = max((end for end in ends if end <= limit), default=len(data)) if len(data) > limit else len(data)
+        return data[:end], Position(SEGMENT, position.offset + end)
+
+
+def projector(source, store, range_bytes=2**20):
+    return Projector("collector-1", store, horizon=source.horizon, read=source.read, range_bytes=range_bytes)
+
+
+def three_records():
+    """Two events, one of them twice, and one with another quantity: 7 + 5 count, 9 is a conflict."""
+    return [
+        record(request_of(event(7, "a")), 1, received_ns=RECEIVED_NS + 1),
+        record(request_of(event(5, "b"), event(7, "a")), 2, received_ns=RECEIVED_NS + 2),
+        record(request_of(event(9, "a")), 3, received_ns=RECEIVED_NS + 3),
+    ]
+
+
+def usage(database):
+    return database.query("SELECT event_id, toInt64(quantity) FROM usage ORDER BY event_id").result_rows
+
+
+def suspended(database):
+    return database.query("SELECT reason, toInt64(quantity) FROM suspense ORDER BY reason, quantity").result_rows
+
+
+def test_a_step_projects_and_the_next_one_is_only_a_heartbeat(database):
+    source = Source(b"".join(three_records()))
+    one = projector(source, Inbox(database))
+    assert one.step() is True
+    source.through_ns += 5000
+    assert one.step() is False
+    assert usage(database) == [("a", 7), ("b", 5)]
+    assert suspended(database) == [("conflict", 9)]
+    query = "SELECT collector_id, segment, position, toUnixTimestamp64Nano(projected_through) FROM watermark"
+    assert database.query(query).result_rows == [("collector-1", SEGMENT, len(source.data), RECEIVED_NS + 6000)]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("fail_at", range(1, 9))
+def test_killed_at_every_step_and_started_again_the_totals_are_the_same(database, fail_at, after):
+    parts = three_records()
+    source = Source(parts[0])
+    faulty = Faulty(Inbox(database), fail_at, after)
+    one = projector(source, faulty)
+    killed = False
+    for step in range(3):
+        source.data = b"".join(parts[: step + 1])
+        try:
+            one.step()
+        except Killed:
+            killed = True
+            one = projector(source, Inbox(database))
+            one.step()
+    assert killed
+    assert usage(database) == [("a", 7), ("b", 5)]
+    assert suspended(database) == [("conflict", 9)]
+
+
+def test_the_checkpoint_is_written_last(database):
+    faulty = Faulty(Inbox(database))
+    projector(Source(b"".join(three_records())), faulty).step()
+    assert tuple(faulty.calls) == STEPS
+
+
+def test_a_warehouse_that_is_down_changes_nothing_and_is_asked_again(database):
+    source = Source(b"".join(three_records()))
+    one = projector(source, Faulty(Inbox(database), fail_at=2, failure=Unavailable))
+    with pytest.raises(Unavailable):
+        one.step()
+    assert database.query("SELECT count() FROM watermark").first_row == (0,)
+    one.forget()
+    one.step()
+    assert usage(database) == [("a", 7), ("b", 5)]
+
+
+def unreadable(number):
+    """A record whose checksum is right and whose request ClickHouse cannot decode: a varint that does not end."""
+    return record(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", number, received_ns=RECEIVED_NS + number)
+
+
+def test_a_record_that_cannot_be_decoded_is_held_and_those_around_it_count(database):
+    good = [record(request_of(event(1, f"e{n}")), n, received_ns=RECEIVED_NS + n) for n in range(8)]
+    bad = unreadable(50)
+    source = Source(b"".join([*good[:5], bad, *good[5:]]))
+    projector(source, Inbox(database)).step()
+    assert usage(database) == [(f"e{n}", 1) for n in range(8)]
+    query = "SELECT reason, namespace, credential_id, record_id, base64Decode(raw_value) = unhex({raw:String}) FROM suspense"
+    assert database.query(query, parameters={"raw": bad.hex()}).result_rows == [
+        ("unreadable_record", "live", "key-1", f"{50:032x}", 1)
+    ]
+
+
+def test_a_rotten_record_is_held_and_those_around_it_count(database):
+    good = [record(request_of(event(1, f"e{n}")), n, received_ns=RECEIVED_NS + n) for n in range(3)]
+    rotten = bytearray(good[1])
+    rotten[-20] ^= 1
+    source = Source(good[0] + bytes(rotten) + good[2] + b"\xff\xff")
+    for _ in range(2):  # a replay holds the same rows
+        projector(source, Inbox(database)).step()
+        database.command("TRUNCATE TABLE checkpoints")
+    assert usage(database) == [("e0", 1), ("e2", 1)]
+    assert database.query("SELECT reason, attributes['meterhouse.error'] FROM suspense ORDER BY 2").result_rows == [
+        ("unreadable_record", "damaged record"),
+        ("unreadable_record", "not a record"),
+    ]
+
+
+class NothingStored:
+    """A warehouse whose disk is full: it answers, and rejects everything."""
+
+    def __init__(self):
+        self.held = []
+
+    def checkpoint(self, _collector_id):
+        return None
+
+    def post(self, data):
+        if data:
+            raise Rejected("NOT_ENOUGH_SPACE")
+
+    def hold(self, records):
+        self.held += records
+
+    def mark_conflicts(self, *_times):
+        pass
+
+    def write_checkpoint(self, *_checkpoint):
+        raise Rejected("NOT_ENOUGH_SPACE")
+
+
+def test_a_warehouse_that_stores_nothing_makes_no_record_unreadable():
+    store = NothingStored()
+    with pytest.raises(Unavailable, match="stores nothing at all"):
+        projector(Source(b"".join(three_records())), store).step()
+    assert store.held == []
+
+
+def test_one_journal_through_many_small_ranges_gives_the_same_rows(database):
+    parts = three_records()
+    one = projector(Source(b"".join(parts)), Inbox(database), range_bytes=max(map(len, parts)) + 1)
+    while one.step():
+        pass
+    assert usage(database) == [("a", 7), ("b", 5)]
+    assert suspended(database) == [("conflict", 9)]

@@ -1,0 +1,158 @@
+"""What tests of several folders share: programs that a machine may lack, and the list of what was skipped for that.
+
+A test that needs such a program skips with the reason `this machine lacks NAME`. The end of the run names those skips;
+with METERHOUSE_CI=1 one of them fails the run, so that a test can never be quietly off where it has to run.
+"""
+
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+LACKS = "this machine lacks "
+
+
+# ---- what was skipped -----------------------------------------------------------------------------------------------
+
+
+class LackOfPrograms:
+    """Collects the skips of one run for which the machine, not the test, is the reason."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.tests: dict[str, list[str]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped and isinstance(report.longrepr, tuple):
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            if reason.startswith(LACKS):
+                self.tests.setdefault(reason.removeprefix(LACKS), []).append(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.tests and os.environ.get("METERHOUSE_CI") == "1" and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.tests:
+            return
+        terminalreporter.section("skipped because of this machine", sep="-")
+        for program, tests in sorted(self.tests.items()):
+            terminalreporter.line(f"{program}: {len(tests)} not run ({', '.join(tests)})")
+        if os.environ.get("METERHOUSE_CI") == "1":
+            terminalreporter.line("METERHOUSE_CI=1: the run fails, because all of them have to run here.", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(LackOfPrograms(config))
+
+
+# ---- programs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip(LACKS + "Chromium")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The SQLAlchemy URL of a throwaway PostgreSQL server without tables; it lives as long as the test run."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip(LACKS + "PostgreSQL")
+    # A short path: the name of a Unix socket has at most 107 bytes, and pytest's own directories are long.
+    home = Path(tempfile.mkdtemp(prefix="mh-pg-"))
+    owner = _unprivileged_user()
+    if owner is not None:
+        os.chown(home, owner.pw_uid, owner.pw_gid)
+    # PostgreSQL refuses to run as root.
+    who = {} if owner is None else {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+    data = home / "data"
+    initialised = subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "meterhouse", "--auth=trust", "--no-sync", "--locale=C", "-E", "UTF8"],
+        capture_output=True,
+        text=True,
+        cwd=home,
+        **who,
+    )
+    assert initialised.returncode == 0, initialised.stderr
+    # No TCP port, so none can be taken; fsync off, because nothing in it outlives the run.
+    settings = ["-c", "listen_addresses=", "-c", "fsync=off", "-k", str(home)]
+    # Where a test run is killed, its server goes too.
+    with_parent = [setpriv, "--pdeathsig", "INT"] if (setpriv := shutil.which("setpriv")) else []
+    command = [*with_parent, programs / "postgres", "-D", data, *settings]
+    log = (home / "log").open("wb")
+    server = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, **who)
+    try:
+        url = f"postgresql+psycopg://meterhouse@/postgres?host={home}"
+        _wait_for(url, server, home / "log")
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        log.close()
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> str:
+    """The SQLAlchemy URL of a new, empty PostgreSQL database for this one test."""
+    name = f"t_{secrets.token_hex(6)}"
+    engine = sqlalchemy.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return sqlalchemy.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+
+
+def _postgres_programs() -> Path | None:
+    # Debian keeps them out of PATH, one directory per version.
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name))
+    if versions:
+        return versions[-1].parent
+    found = shutil.which("initdb")
+    return None if found is None or shutil.which("postgres") is None else Path(found).parent
+
+
+def _unprivileged_user() -> pwd.struct_passwd | None:
+    """Whom to run a server as that refuses root: its own user, else nobody; None when we are not root."""
+    if os.geteuid() != 0:
+        return None
+    users = {user.pw_name: user for user in pwd.getpwall()}
+    return users.get("postgres") or users["nobody"]
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    engine = sqlalchemy.create_engine(url)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            engine.connect().close()
+        except sqlalchemy.exc.OperationalError:
+            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        else:
+            break
+    engine.dispose()
