@@ -65,21 +65,21 @@ def push(
     with engine.connect() as sql:
         if rating_id is not None:
             customer = _customer_of(sql, tables.ratings, tables.ratings.c.rating_id == rating_id, namespace, rating_id)
-            # The ledger first: a rating that is in the mirror says that all of it is.
+            # Ratings and invoices come last: one that is in the mirror says that all of it is.
             _push_ledger(sql, client, namespace, customer)
             _push_ratings(sql, client, namespace, tables.ratings.c.rating_id == rating_id)
         if invoice_id is not None:
             is_it = tables.invoices.c.invoice_id == invoice_id
             customer = _customer_of(sql, tables.invoices, is_it, namespace, invoice_id)
-            _push_invoices(sql, client, namespace, is_it)
-            _push_payments(sql, client, namespace, tables.payments.c.invoice_id == invoice_id)
             _push_ledger(sql, client, namespace, customer)
+            _push_payments(sql, client, namespace, tables.payments.c.invoice_id == invoice_id)
+            _push_invoices(sql, client, namespace, is_it)
         if rating_id is None and invoice_id is None:
             _push_ledger(sql, client, namespace, None)
             _push_ratings(sql, client, namespace)
             _blank_removed_ratings(sql, client, namespace)
-            _push_invoices(sql, client, namespace)
             _push_payments(sql, client, namespace)
+            _push_invoices(sql, client, namespace)
 
 
 def push_all(engine: Engine, client: Client) -> None:

@@ -73,6 +73,7 @@ def _open_sqlite(url: URL) -> Engine:
     event.listen(engine, "begin", _begin_sqlite)
     # Switching to WAL does not wait for other connections, it fails; so only one process at a time is in here.
     with open(file.with_name(file.name + ".schema-lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with _disposed_on_failure(engine):
             _switch_to_wal(engine)
             _ensure_schema(engine)

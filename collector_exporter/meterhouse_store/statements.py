@@ -172,7 +172,7 @@ def _check_call(before: list[_Token], token: _Token, unsafe: frozenset[str]) -> 
             )
         return
     named = before[-2] if previous.text == "=" and len(before) > 1 else previous
-    if named.is_word("ENGINE") and token.text != "=":
+    if named.is_word("ENGINE") and token.text != "=" and before[0].is_word("CREATE", "ALTER"):
         engine = token.text.lower()
         if not (engine in _ENGINES or engine.endswith("mergetree")):
             raise Refused(ACCESS_DENIED, f"Not enough privileges: ENGINE = {token.text} is not allowed here")

@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 import requests
+from google.protobuf.message import DecodeError
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.instrumentation.utils import suppress_instrumentation
@@ -97,7 +98,11 @@ class Delivery:
         if result is not MetricExportResult.SUCCESS or not 200 <= answer.status_code < 300:
             self.why = f"HTTP {answer.status_code}"
             return Outcome.RETRY
-        rejected = _rejected(answer)
+        try:
+            rejected = _rejected(answer)
+        except DecodeError:  # a proxy's or another program's 200: nobody has stored anything
+            self.why = "the answer is not OTLP"
+            return Outcome.RETRY
         if rejected:
             self.why = rejected
             return Outcome.REFUSED
@@ -105,12 +110,10 @@ class Delivery:
 
 
 def _rejected(answer: requests.Response) -> str:
-    if "protobuf" not in answer.headers.get("Content-Type", ""):
-        return ""
-    try:
-        partial = ExportMetricsServiceResponse.FromString(answer.content).partial_success
-    except ValueError:  # DecodeError: a 2xx whose body is not OTLP says nothing about the points
-        return ""
+    """What the collector did not take, in words; raises DecodeError when it was no collector that answered."""
+    if answer.content and "protobuf" not in answer.headers.get("Content-Type", ""):
+        raise DecodeError("not protobuf")
+    partial = ExportMetricsServiceResponse.FromString(answer.content).partial_success
     points = partial.rejected_data_points
     return f"{points} points rejected: {partial.error_message:.200}" if points else ""
 

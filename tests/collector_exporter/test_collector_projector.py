@@ -135,7 +135,8 @@ def test_a_record_that_cannot_be_decoded_is_held_and_those_around_it_count(datab
     source = Source(b"".join([*good[:5], bad, *good[5:]]))
     projector(source, Inbox(database)).step()
     assert usage(database) == [(f"e{n}", 1) for n in range(8)]
-    query = "SELECT reason, namespace, credential_id, record_id, base64Decode(raw_value) = unhex({raw:String}) FROM suspense"
+    columns = "reason, namespace, credential_id, record_id, base64Decode(raw_value) = unhex({raw:String})"
+    query = f"SELECT {columns} FROM suspense"
     assert database.query(query, parameters={"raw": bad.hex()}).result_rows == [
         ("unreadable_record", "live", "key-1", f"{50:032x}", 1)
     ]

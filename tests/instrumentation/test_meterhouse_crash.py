@@ -8,6 +8,7 @@ import threading
 
 import openai
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 import meterhouse
 import meterhouse.runtime
@@ -140,8 +141,9 @@ def test_what_failed_is_sent_again_with_the_same_ids_and_times(metering, until):
     assert first == delivered[0].id
 
 
-def test_a_redirect_is_no_acknowledgement(metering):
-    metering.sink.answers = [(302, (("Location", "/elsewhere"),), b"x")] * 4
+@pytest.mark.parametrize(("status", "body"), [(302, ExportMetricsServiceResponse().SerializeToString()), (200, b"<p>")])
+def test_a_redirect_or_a_page_is_no_acknowledgement(metering, status, body):
+    metering.sink.answers = [(status, (("Location", "/elsewhere"),), body)] * 4
     meterhouse.meter("pages").add(3)
     meterhouse.runtime.flush(10)
     assert metering.sink.requests == []
@@ -160,8 +162,6 @@ def test_what_the_server_says_is_bad_is_kept_apart_and_holds_nothing_up(metering
 
 
 def test_points_that_the_server_rejects_in_part_are_kept_apart(metering):
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-
     partial = ExportMetricsServiceResponse()
     partial.partial_success.rejected_data_points = 1
     reply = partial.SerializeToString()

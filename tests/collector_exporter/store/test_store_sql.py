@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -42,6 +43,22 @@ def test_many_processes_that_start_at_once_make_one_schema(store_settings):
     engine = open_engine(store_settings)
     assert set(metadata.tables) <= set(inspect(engine).get_table_names())
     engine.dispose()
+
+
+def test_no_opener_of_a_new_sqlite_file_finds_it_locked(tmp_path):
+    # Switching to WAL fails, without waiting, where another connection does the same; one time in sixty without a lock.
+    def open_together(round_number):
+        barrier = threading.Barrier(8)
+
+        def one(_):
+            barrier.wait()
+            open_engine(Settings(data=tmp_path / str(round_number))).dispose()
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(one, range(8)))
+
+    for round_number in range(60):
+        open_together(round_number)
 
 
 def test_a_database_of_another_schema_version_is_refused(sql_engine, store_settings):

@@ -106,6 +106,7 @@ def test_a_reader_does_not_see_what_others_ask(statement):
         "SELECT $$file('x')$$, $a$b$a$",
         "SHOW TABLES",
         "EXISTS t",
+        "SELECT name FROM system.tables WHERE engine LIKE '%MergeTree' AND engine = 'File'",
         "DESCRIBE TABLE t",
     ],
 )
