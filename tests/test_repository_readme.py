@@ -122,9 +122,9 @@ def test_the_readme_says_that_the_images_were_not_run():
 
 
 def test_the_exporter_of_the_readme_is_a_real_one():
-    code = README.partition("    from opentelemetry.exporter")[2].partition("\n\nExactly")[0]
+    code = README.partition("    from meterhouse.metric_exporter")[2].partition("\n\nExactly")[0]
     scope: dict[str, Any] = {}
-    exec("from opentelemetry.exporter" + code.replace("\n    ", "\n"), scope)
+    exec("from meterhouse.metric_exporter" + code.replace("\n    ", "\n"), scope)
     try:
         assert scope["exporter"]._endpoint == "http://127.0.0.1:4318/v1/metrics"
     finally:

@@ -20,7 +20,7 @@ from meterhouse_store.settings import Settings
 HEARTBEAT_S: Final = 0.5
 """Between two steps when nothing waits: about what a reader of `usage` is behind."""
 BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
-CONNECT_S: Final = 5.0
+CONNECT_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 

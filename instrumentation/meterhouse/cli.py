@@ -1,8 +1,8 @@
 """The `meterhouse` command: finds the commands of all installed packages by entry point and calls one.
 
 An entry of the group `meterhouse.commands` is either a function `(argv: list[str]) -> int` or a typer app. Its first
-docstring line (or the app's help) is what `meterhouse --help` shows. Nothing is imported before it is needed, so that an
-agent's `meterhouse run` costs no more than this file.
+docstring line (or the app's help) is what `meterhouse --help` shows. Nothing is imported before it is needed, so that
+an agent's `meterhouse run` costs no more than this file.
 
 Exit codes: 0 done; 1 failed; 2 called wrongly; 3 done, with exceptions to look at.
 """
@@ -71,7 +71,8 @@ def _help(commands: dict[str, EntryPoint]) -> str:
             lines += [f"  {name:<11} {_summary(commands[name])}" for name in present]
     lines += [
         "",
-        "`meterhouse COMMAND --help` says more. Exit codes: 0 done, 1 failed, 2 called wrongly, 3 done with exceptions.",
+        "`meterhouse COMMAND --help` says more.",
+        "Exit codes: 0 done, 1 failed, 2 called wrongly, 3 done with exceptions to look at.",
     ]
     return "\n".join(lines)
 

@@ -32,7 +32,7 @@ class Outcome(enum.Enum):
     REFUSED = "refused"
 
 
-class _Session(requests.Session):
+class Session(requests.Session):
     """Sends our headers only, and remembers the last answer."""
 
     def __init__(self, destination: Destination) -> None:
@@ -63,7 +63,7 @@ class Delivery:
         self.destination = destination
         self.why = ""
         """After an attempt that was not acknowledged: why, in a few words."""
-        self._session = _Session(destination)
+        self._session = Session(destination)
         self._exporter = OTLPMetricExporter(
             endpoint=destination.metrics_url,
             timeout=TIMEOUT_S,
