@@ -192,7 +192,8 @@ def _usage(customer: CustomerMonth, overview: Overview, meters: dict[str, Meter]
         for row in customer.usage
     )
     return (
-        f'<table><caption class="unseen">Usage of {escape(customer.name or customer.customer_id)}</caption><thead><tr>'
+        f"<table><caption>Used in {_month_name(overview.month)}"
+        f'<span class="unseen"> by {escape(customer.name or customer.customer_id)}</span></caption><thead><tr>'
         f'<th scope="col">Meter</th><th scope="col">Quantity</th><th scope="col">Unit</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )

@@ -12,14 +12,10 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from meterhouse.events import UsageEvent
 from meterhouse.settings import journal_directory
 from meterhouse.vocabulary import PROCESS_ID
-
-if TYPE_CHECKING:
-    pass
 
 EXPORT_AT_EVENTS = 500
 COUNTED_AT_MOST = 10_000
