@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop up test check bench prove clean
+.PHONY: help demo stop up down test check bench prove clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -20,11 +20,14 @@ $(READY): pyproject.toml
 demo: $(READY) ## run the whole way, from three agents to Stripe invoices, and prove it
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-stop: $(READY) ## stop what `make demo` left running
+stop: $(READY) ## stop what `make demo` left running, in ./demo-data
 	@$(BIN)/meterhouse down --data demo-data
 
-up: $(READY) ## start Meterhouse for your own agents
+up: $(READY) ## start Meterhouse for your own agents (to leave it running: make up ARGS=--detach)
 	@$(BIN)/meterhouse up $(ARGS)
+
+down: $(READY) ## stop what `make up ARGS=--detach` left running, in ./meterhouse-data
+	@$(BIN)/meterhouse down $(ARGS)
 
 test: $(READY) ## run the test suite
 	@$(BIN)/python -m pytest $(ARGS)

@@ -48,14 +48,21 @@ CHUNK = {
 
 
 def bench() -> list[dict[str, Any]]:
-    """Microseconds of CPU that metering adds to one chat call in the calling thread, and the cost of the import.
+    """What metering costs an agent: in the thread that calls, in its own thread, and at the import.
 
-    `baseline` is the same call without metering (for the import: of an empty program); `ratio` is value / baseline.
+    `agent.cpu_us_per_call` is CPU that metering adds to one chat call in the calling thread: the patch, the reading and
+    the journal. Counting, encoding, compressing and sending happen in the exporter's thread and are not in it; they are
+    `agent.export_us_per_event`, the CPU of the whole process without its calling thread. A chat here makes 5 events.
+
+    `baseline` is the same call without metering; for the export, JSON and gzip of the same events; for the import, an
+    empty program. `ratio` is value / baseline.
     """
     added_us, plain_us = _cpu_us_per_call()
+    export_us, packing_us = _export_us_per_event()
     import_ms, empty_ms = _import_ms()
     return [
         _row("agent.cpu_us_per_call", added_us, "us", plain_us),
+        _row("agent.export_us_per_event", export_us, "us", packing_us),
         _row("agent.import_ms", import_ms, "ms", empty_ms),
     ]
 
@@ -251,6 +258,42 @@ def _cpu_us_per_call() -> tuple[float, float]:
     sink.stop()
     without = statistics.median(plain)
     return statistics.median(metered) - without, without
+
+
+_EXPORTING = """
+import json, sys, time, httpx2, openai, meterhouse
+from meterhouse.otel import MeterhouseInstrumentor
+from meterhouse.runtime import flush
+completion, calls = json.loads(sys.argv[1]), int(sys.argv[2])
+transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=completion))
+client = openai.OpenAI(api_key="k", http_client=openai.DefaultHttpxClient(transport=transport))
+MeterhouseInstrumentor().instrument(skip_dep_check=True)
+def work():
+    for _ in range(calls):
+        client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "x"}])
+    assert flush(60)
+with meterhouse.customer("acme"):
+    work()  # warms up: the exporter's thread imports and connects
+    others = time.process_time_ns() - time.thread_time_ns()
+    work()
+print(time.process_time_ns() - time.thread_time_ns() - others)
+"""
+
+
+def _export_us_per_event() -> tuple[float, float]:
+    """In a process of its own, because the receiver's CPU is not the agent's."""
+    sink = _Sink()
+    with tempfile.TemporaryDirectory() as journals:
+        environment = {**os.environ, "METERHOUSE_ENDPOINT": sink.url, "METERHOUSE_JOURNAL_DIR": journals}
+        command = [sys.executable, "-c", _EXPORTING, json.dumps(COMPLETION), str(CALLS)]
+        ended = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    events = sink.events()
+    sink.stop()
+    started = time.thread_time_ns()
+    for first in range(0, len(events), 500):
+        gzip.compress(json.dumps(events[first : first + 500]).encode())
+    packing_us = (time.thread_time_ns() - started) / len(events) / 1000
+    return int(ended.stdout) / (len(events) / 2) / 1000, packing_us
 
 
 def _import_ms() -> tuple[float, float]:

@@ -5,6 +5,8 @@
 
 A group is the file bench/GROUP.py with the functions `bench() -> list[dict]` and `prove() -> list[dict]`; it runs in a
 process of its own, so that one group's caches, threads and memory do not disturb the next. `ratio` is value / baseline.
+A row of bench may also say what its baseline is (`baseline_is`) and whether a `higher` or `lower` value is the better
+one (`better`): the table shows both, the file does not have them.
 
 Exit codes: 0 done; 1 a proof was violated or a group failed; 2 called wrongly.
 """
@@ -23,6 +25,8 @@ HERE = Path(__file__).resolve().parent
 GROUPS = ("collector", "agent", "rating", "reports", "billing", "portal")
 COLUMNS = {"bench": ("name", "value", "unit", "baseline", "ratio"), "prove": ("name", "cases", "violations")}
 COMPUTED = {"ratio"}
+NOTES = ("better", "baseline_is")
+BETTER = ("higher", "lower")
 OUTPUT = {"bench": "results.json", "prove": "proofs.json"}
 TIME_LIMIT_S = {"bench": 30 * 60, "prove": 4 * 3600}
 
@@ -51,8 +55,10 @@ def main(argv: list[str] | None = None, *, here: Path = HERE) -> int:
             rows += in_own_process(what, group, here)
         except GroupFailed as failure:
             failures.append(f"{group}: {failure}")
-    (here / OUTPUT[what]).write_text(json.dumps(rows, indent=2) + "\n")
-    print("\n" + table(rows, COLUMNS[what]) if rows else f"\nNothing in {what} yet.")
+    written = [{column: row[column] for column in COLUMNS[what]} for row in rows]
+    (here / OUTPUT[what]).write_text(json.dumps(written, indent=2) + "\n")
+    shown = (*COLUMNS[what], *(note for note in NOTES if any(note in row for row in rows)))
+    print("\n" + table(rows, shown) if rows else f"\nNothing in {what} yet.")
     print(f"\nWritten to {here / OUTPUT[what]}")
     violated = [row["name"] for row in rows if row.get("violations")]
     failures += [f"{name}: violated" for name in violated]
@@ -82,9 +88,14 @@ def in_own_process(what: str, group: str, here: Path) -> list[Row]:
         rows: list[Row] = json.loads(answer.read_text())
     needed = set(COLUMNS[what]) - COMPUTED
     for row in rows:
-        if set(row) - COMPUTED != needed or not str(row["name"]).startswith(f"{group}."):
+        if (
+            set(row) - COMPUTED - set(NOTES) != needed
+            or row.get("better", BETTER[0]) not in BETTER
+            or not str(row["name"]).startswith(f"{group}.")
+        ):
             raise GroupFailed(
-                f"a row needs {', '.join(sorted(needed))} and a name like {group}.something, not {json.dumps(row)}"
+                f"a row needs {', '.join(sorted(needed))} and a name like {group}.something; `better` is one of "
+                f"{', '.join(BETTER)}: not {json.dumps(row)}"
             )
         if what == "bench":
             # Computed here, so that it means the same in every group.
@@ -108,9 +119,9 @@ def child(what: str, file: Path, answer: Path) -> None:
 
 def table(rows: list[Row], columns: tuple[str, ...]) -> str:
     """The rows as lines of text whose columns line up; numbers to the right."""
-    cells = [columns, *(tuple(_shown(row[column]) for column in columns) for row in rows)]
+    cells = [columns, *(tuple(_shown(row.get(column)) for column in columns) for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    numeric = [all(isinstance(row[column], int | float | None) for row in rows) for column in columns]
+    numeric = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
     return "\n".join(
         "  ".join(
             text.rjust(width) if right else text.ljust(width)

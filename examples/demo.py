@@ -15,6 +15,7 @@ import secrets
 import signal
 import sys
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Demo:
         return settings if self.stripe_is_real else {**settings, "METERHOUSE_STRIPE_URL": self.stripe.url}
 
     def run(self) -> int:
-        with self.screen.step(1, "Start Meterhouse on an empty data directory"):
+        with self.screen.step(1, "Start Meterhouse on an empty data directory, publish prices"):
             self.start()
         with self.screen.step(2, "Start a model provider whose log is the truth"):
             self.start_provider()
@@ -92,7 +93,7 @@ class Demo:
             self.kill_and_go_on()
         with self.screen.step(5, "Load a month of history from a real trace"):
             self.replay()
-        with self.screen.step(6, "Publish prices, rate the period"):
+        with self.screen.step(6, "Rate the period"):
             rating = self.rate()
         with self.screen.step(7, "Invoice with Stripe, get paid, reconcile"):
             self.bill()
@@ -111,6 +112,7 @@ class Demo:
     def start(self) -> None:
         self.system.meterhouse("up", "--detach", "--no-jobs", "--strict", "--stop-after", "2h")
         self.endpoints = self.system.file("run/endpoints.json")
+        self._publish_prices()
         for customer, plan in money.PLANS.items():
             self.system.meterhouse("customers", "add", customer, "--name", customer.capitalize(), "--plan", plan)
         self.screen.say(
@@ -119,6 +121,14 @@ class Demo:
         self.screen.say("customers: " + ", ".join(f"{name} ({plan})" for name, plan in money.PLANS.items()))
         if not self.stripe_is_real:
             self._start_stripe()
+
+    def _publish_prices(self) -> None:
+        # Before the customers: they are put on plans of this book. It prices the whole history, which begins later.
+        book, history = str(HERE / "pricebook.yaml"), self._time(self.started - HISTORY)
+        self.system.meterhouse("prices", "check", book)
+        self.screen.block(
+            self.system.meterhouse("prices", "publish", book, "--valid-from", history, "--author", "demo")
+        )
 
     def _start_stripe(self) -> None:
         port = self.stripe.url.rpartition(":")[2]
@@ -143,7 +153,10 @@ class Demo:
         log = ["--log", str(self.provider_log), "--seed", SEED, "--fault-rate", FAULT_RATE]
         self.system.start("provider", [str(BIN / "meterhouse"), "sandbox", "provider", "--port", port, *log])
         until("the model provider's start", lambda: get_json(f"{self.provider_url}/healthz"))
-        self.screen.say(f"{self.provider_url} speaks OpenAI and Anthropic; it refuses {FAULT_RATE} of the attempts")
+        self.screen.say(
+            f"{self.provider_url} speaks OpenAI and Anthropic; "
+            f"it refuses {Decimal(FAULT_RATE) * 100:.0f} % of the attempts"
+        )
 
     def run_agents(self) -> None:
         self.agents = Agents(self.system, self.provider_url, questions=2 if self.options.mini else 8)
@@ -204,15 +217,11 @@ class Demo:
         self.screen.block(told)
 
     def rate(self) -> Any:
-        book, author = HERE / "pricebook.yaml", "demo"
-        self.system.meterhouse("prices", "check", str(book))
-        published = ("prices", "publish", str(book), "--valid-from", self._time(self.begin), "--author", author)
-        self.screen.say(self.system.meterhouse(*published).strip())
         money.wait_for_warehouse(self.system, datetime.now(UTC))
         # 3: done, with usage that has no price; the proof will say which.
         self.system.meterhouse("rate", "run", "--period", self.period, ok=(0, 3))
-        self.screen.block(self.system.meterhouse("rate", "status", "--period", self.period))
-        return self.system.json("rate", "status", "--period", self.period)
+        self.screen.block(self.system.meterhouse("rate", "status", "--period", self.period, ok=(0, 3)))
+        return self.system.json("rate", "status", "--period", self.period, ok=(0, 3))
 
     def bill(self) -> None:
         self.system.meterhouse("rate", "close", "--period", self.period, "--grace", "0s", ok=(0, 3))
@@ -294,14 +303,14 @@ class Demo:
         say(f"\n[green]Every unit and every cent is accounted for[/green], after {took:.0f} s.")
         if not self.options.stop:
             token = self.system.file("run/secrets.json")["portal_token"]
+            command = os.path.relpath(BIN / "meterhouse")
             say(f"Look at  {self.endpoints['portal']['url']}/?token={token}  (portal)")
             say(f"         {self.endpoints['warehouse']['url']}  (ClickHouse HTTP; users in {self.options.data}/run)")
             if not self.stripe_is_real:
                 port = self.stripe.url.rpartition(":")[2]
-                say(f"         meterhouse sandbox stripe --port {port} --data {self.options.data}/stripe  (invoices)")
-            say(
-                f"Stop it  make stop   (or meterhouse down --data {self.system.data}); it stops by itself after 2 hours"
-            )
+                say(f"         {self.stripe.url}  (invoices), when this runs:")
+                say(f"         {command} sandbox stripe --port {port} --data {self.options.data}/stripe")
+            say(f"Stop it  make stop  (or {command} down --data {self.options.data}); by itself after 2 hours")
         return 0
 
 

@@ -10,6 +10,7 @@ from demo_proof import Invoice, MeterRow, Proof, ServedCall
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 WIDTH = 118
 
@@ -38,7 +39,7 @@ class Screen:
     def block(self, text: str) -> None:
         """What a command printed, indented."""
         for line in text.rstrip().splitlines():
-            self.console.print(f"   {line}", markup=False, soft_wrap=True)
+            self.console.print(f"   {line}".rstrip(), markup=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> None:
         """A table whose columns from `numbers_from` on hold numbers."""
@@ -47,7 +48,11 @@ class Screen:
             table.add_column(column, justify="right" if index >= numbers_from else "left", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(Padding(table, (0, 0, 0, 3)))
+        # Rich fills every line up to the width; a terminal copies those spaces, and a log keeps them.
+        for segments in self.console.render_lines(Padding(table, (0, 0, 0, 3)), pad=False):
+            line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+            line.rstrip()
+            self.console.print(line, soft_wrap=True)
 
 
 def proof_rows(rows: Sequence[MeterRow]) -> list[list[str]]:

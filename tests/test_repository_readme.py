@@ -95,6 +95,23 @@ def test_an_existing_agent_is_metered_by_three_lines():
     assert len([line for line in section.splitlines() if line.startswith("    ")]) == 3
 
 
+def test_the_quick_start_says_once_where_the_command_is():
+    assert README.count("source .venv/bin/activate") == 1
+    assert "source .venv/bin/activate" in README.partition("## Quick start")[2].partition("\n## ")[0]
+
+
+def test_what_is_started_by_make_can_be_stopped_by_make():
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.search(r"^stop:.*\n\t@.*meterhouse down --data demo-data$", makefile, re.MULTILINE)
+    assert re.search(r"^down:.*\n\t@.*meterhouse down \$\(ARGS\)$", makefile, re.MULTILINE)
+
+
+def test_the_limits_say_what_happens_to_usage_in_suspense_and_to_late_usage():
+    limits = README.partition("## Limits")[2].partition("\n## ")[0]
+    assert "Assigning it to a customer is yet to" in limits
+    assert "arrives after its period was closed" in limits
+
+
 def test_what_it_is_takes_three_sentences():
     first = README.split("\n\n")[1].replace("\n", " ")
     assert len(re.findall(r"[.](?:\s|$)", first)) == 3

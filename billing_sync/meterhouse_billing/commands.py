@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -22,9 +23,9 @@ bill = typer.Typer(help="Turn closed ratings into Stripe invoices.", no_args_is_
 
 FAILED, CALLED_WRONGLY, EXCEPTIONS = 1, 2, 3
 
-Data = Annotated[Path | None, typer.Option(help="The data directory (or METERHOUSE_DATA).")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Live = Annotated[bool, typer.Option("--live", help="Use a live key although the namespace is a test one.")]
+Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
+Live = Annotated[bool, typer.Option("--live", help="Allow a live Stripe key in a namespace that is not live.")]
 CustomerOption = Annotated[str | None, typer.Option(help="Only this customer.")]
 PeriodOption = Annotated[
     str | None,
@@ -66,7 +67,8 @@ def run(
         except NoStripeKey as missing:
             if not due:
                 raise
-            _say(f"Nothing is invoiced, {len(drafts)} closed ratings wait: {missing}.", as_json)
+            waiting = "1 closed rating waits" if len(drafts) == 1 else f"{len(drafts)} closed ratings wait"
+            _say(f"Nothing is invoiced, {waiting}: {missing}.", as_json)
             return
         exceptions = []
         for step in steps(world, drafts, approve=approve):
@@ -97,8 +99,7 @@ def status(data: Data = None, as_json: Json = False) -> None:
     elif not rows:
         print("No invoices yet: `meterhouse bill run --period P`.")
     else:
-        columns = ("customer_id", "period_start", "state", "total", "currency", "number", "stripe_invoice_id")
-        _print_table([columns, *([str(row[name] or "") for name in columns] for row in rows)], right=(3,))
+        _print_invoices(rows)
 
 
 @bill.command()
@@ -121,7 +122,7 @@ def reconcile(
     if as_json:
         _print_json({"period": period, "equal": not different, "invoices": [_row_json(row) for row in rows]})
     else:
-        _print_rows(rows)
+        _print_rows(rows, period)
     if different:
         raise typer.Exit(EXCEPTIONS)
 
@@ -131,6 +132,7 @@ def poll(live: Live = False, data: Data = None) -> None:
     """Ask Stripe about every invoice that may still change, for webhooks that never came; works off the inbox too."""
     from meterhouse_billing import mirrors, news
     from meterhouse_billing.gateway import NoStripeKey
+    from meterhouse_rating.layout import counted
 
     with _refusals():
         settings, engine = _open(data)
@@ -145,7 +147,7 @@ def poll(live: Live = False, data: Data = None) -> None:
         changed = news.poll(world)
         for line in changed:
             print(line, flush=True)
-        print(f"{len(changed)} invoices changed.")
+        print(f"{counted(len(changed), 'invoice')} changed.")
         if later := mirrors.catch_up(engine, settings):
             print(f"note: {later}")
 
@@ -215,9 +217,27 @@ def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
     ]
 
 
+def _print_invoices(rows: list[dict[str, Any]]) -> None:
+    from meterhouse_rating.layout import money
+    from meterhouse_rating.periods import Period
+
+    table: list[tuple[str, ...]] = [("customer", "period", "state", "total", "currency", "number", "Stripe invoice")]
+    for row in rows:
+        period = Period(*(datetime.fromisoformat(row[name]) for name in ("period_start", "period_end")))
+        total = money(row["total_minor"], row["currency"])
+        named = [row[name] or "" for name in ("number", "stripe_invoice_id")]
+        table.append((row["customer_id"], str(period), row["state"], total, row["currency"], *named))
+    _print_table(table, right=(3,))
+    # Beside the table: Stripe's addresses are longer than any column.
+    pages = [(row["number"] or row["stripe_invoice_id"], row["hosted_url"]) for row in rows if row["hosted_url"]]
+    if pages:
+        print("\nThe customers' pages")
+        _print_table(pages)
+
+
 def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
     from meterhouse_billing.documents import text
-    from meterhouse_rating.money import show
+    from meterhouse_rating.layout import money
 
     if as_json:
         found = [
@@ -234,8 +254,8 @@ def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
         return
     for draft in drafts:
         print(f"{draft.customer_id}, {draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}, {draft.currency}")
-        lines = [(f"  {text(line)}", show(line.amount_minor, draft.currency)) for line in draft.lines]
-        _print_table([*lines, ("  total", show(draft.total_minor, draft.currency))], right=(1,))
+        lines = [(f"  {text(line)}", money(line.amount_minor, draft.currency)) for line in draft.lines]
+        _print_table([*lines, ("  total", money(draft.total_minor, draft.currency))], right=(1,))
     if not drafts:
         print("Nothing to invoice.")
 
@@ -251,16 +271,19 @@ def _row_json(row: "Row") -> dict[str, Any]:
     }
 
 
-def _print_rows(rows: list["Row"]) -> None:
-    from meterhouse_rating.money import show
+def _print_rows(rows: list["Row"], period: str) -> None:
+    from meterhouse_rating.layout import money
 
     if not rows:
-        print("Nothing to compare: no closed rating in this period.")
+        print(
+            f"Nothing to compare: no rating of {period} is closed. `meterhouse rate status --period {period}` shows "
+            f"what is rated, `meterhouse rate close --period {period}` closes it."
+        )
         return
     table: list[tuple[str, ...]] = [("customer", "state", "currency", "rated", "ledger", "Stripe", "")]
     for row in rows:
         amounts = [row.rated_minor, row.ledger_minor, row.stripe_minor]
-        shown = ["-" if amount is None else show(amount, row.currency) for amount in amounts]
+        shown = ["-" if amount is None else money(amount, row.currency) for amount in amounts]
         table.append((row.customer_id, row.state, row.currency, *shown, "differs" if row.differences else "equal"))
     _print_table(table, right=(3, 4, 5))
     for row in rows:
@@ -290,10 +313,10 @@ def _say(text: str, as_json: bool) -> None:
 
 
 def _open(data: Path | None) -> tuple["Settings", "Engine"]:
-    from meterhouse_store.settings import load
+    from meterhouse_store.settings import load_existing
     from meterhouse_store.sql import open_engine
 
-    settings = load(data)
+    settings = load_existing(data)
     return settings, open_engine(settings)
 
 
@@ -334,10 +357,13 @@ def _refusals() -> Iterator[None]:
 
     from meterhouse_billing.gateway import BillingError
     from meterhouse_rating.periods import PeriodError
+    from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
 
     try:
         yield
+    except NoData as refused:
+        _fail(str(refused))
     except PeriodError as refused:
         _fail(str(refused), CALLED_WRONGLY)
     except (BillingError, SchemaMismatch) as refused:

@@ -8,6 +8,7 @@ from typing import Any
 
 from meterhouse_billing.amounts import to_stripe
 from meterhouse_rating.ids import digest
+from meterhouse_rating.layout import number, unit
 from meterhouse_store.numbers import plain
 
 # Metadata that leads from Stripe's objects back to ours.
@@ -107,12 +108,10 @@ class StripeInvoice:
 
 
 def text(line: Line) -> str:
-    """What the customer reads: `Output tokens (model gpt-5-mini): 1234 tokens`."""
+    """What the customer reads: `Output tokens (model gpt-5-mini): 1,234 tokens`."""
     if line.kind != "usage":
         return line.description
-    unit = line.unit.strip("{}")
-    plural = "s" if line.unit.startswith("{") and line.quantity != 1 else ""
-    return f"{line.description}: {plain(line.quantity)} {unit}{plural}"
+    return f"{line.description}: {number(line.quantity)} {unit(line.unit.strip('{}'), line.quantity)}"
 
 
 def differences(draft: Draft, invoice: StripeInvoice, lines: Sequence[StripeLine]) -> list[str]:

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-sandbox = typer.Typer(help="A local Stripe and a local model provider, to try and test with.", no_args_is_help=True)
+sandbox = typer.Typer(
+    help="A local Stripe and a local model provider, to try and test with.", no_args_is_help=True, add_completion=False
+)
 
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)]
@@ -26,7 +28,8 @@ def stripe(
     """Serve the part of Stripe's API that invoices need, statefully, to the real stripe SDK.
 
     Point Meterhouse at it with METERHOUSE_STRIPE_URL=http://127.0.0.1:PORT and STRIPE_API_KEY=sk_test_anything.
-    A customer pays by POST /_sandbox/pay/INVOICE, or on the page that the invoice's hosted_invoice_url leads to.
+    A customer pays on the invoice's page: `/` lists the invoices, `meterhouse bill status` has their addresses. Or by
+    POST /_sandbox/pay/INVOICE. A webhook that is not taken is reported on standard error and sent again.
     """
     from meterhouse_sandbox.stripe_server import serve
 
@@ -46,7 +49,11 @@ def provider(
     fault_rate: Annotated[float, typer.Option(help="Share of attempts answered with 429 or 500, 0 to 1.")] = 0.05,
     pause_s: Annotated[float, typer.Option(help="Seconds between two words of a stream.", min=0)] = 0.01,
 ) -> None:
-    """Serve a model provider that speaks the OpenAI and Anthropic wire formats and logs what it served."""
+    """Serve a model provider that speaks the OpenAI and Anthropic wire formats and logs what it served.
+
+    By default it refuses 5 % of the attempts, so that SDKs retry as they do with real providers; --fault-rate 0 ends
+    that.
+    """
     from meterhouse_sandbox.provider import serve
 
     try:

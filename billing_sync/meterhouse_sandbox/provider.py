@@ -4,6 +4,7 @@ It answers chat completions, responses, embeddings and messages, whole and strea
 reasoning tokens; now and then it refuses with a 429 or a 500 so that SDKs retry; and it logs every attempt it served
 (`provider_log`) before the usage leaves. What it answers depends on the seed and the order of the requests alone.
 
+    GET /                   what this is and which endpoints it has
     GET /healthz            200 when it answers
     GET /sandbox/streams    the streams that are under way: [{"request_id", "model", "words_sent", "words"}]
 """
@@ -17,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from meterhouse_sandbox import provider_anthropic as anthropic
 from meterhouse_sandbox import provider_openai as openai
+from meterhouse_sandbox import serving
 from meterhouse_sandbox.provider_answer import Answer, Asked, BadRequest, Units, answer, fault
 from meterhouse_sandbox.provider_log import CUT_OFF, REFUSED, SERVED, Attempt, ServedLog
 from meterhouse_sandbox.provider_wire import Wire
@@ -89,7 +90,19 @@ def serve(host: str, port: int, log: Path, *, seed: int = 1, fault_rate: float =
     code 1 when the port is taken.
     """
     app = application(log, seed=seed, fault_rate=fault_rate, pause_s=pause_s)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    url = f"http://{host}:{port}"
+    faults = (
+        f"As real ones do, it refuses {fault_rate * 100:g} % of the attempts with 429 or 500 (--fault-rate 0: none)."
+        if fault_rate
+        else "It refuses no attempt (--fault-rate)."
+    )
+    told = [
+        f"A local model provider listens on {url}. For the OpenAI and the Anthropic SDK:",
+        f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=anything",
+        f"  export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=anything",
+        f"{faults} Every attempt is logged to {log}.",
+    ]
+    serving.run(app, host, port, "\n".join(told))
 
 
 def application(log: Path, *, seed: int = 1, fault_rate: float = 0.05, pause_s: float = 0.01) -> Starlette:
@@ -99,6 +112,7 @@ def application(log: Path, *, seed: int = 1, fault_rate: float = 0.05, pause_s: 
     provider = _Provider(ServedLog(log), seed, fault_rate, pause_s)
     return Starlette(
         routes=[
+            Route("/", provider.index),
             *(Route(wire.endpoint, provider.endpoint(wire), methods=["POST"]) for wire in WIRES),
             Route("/sandbox/streams", provider.streams),
             Route("/healthz", lambda request: JSONResponse({"status": "ok"})),
@@ -133,6 +147,16 @@ class _Provider:
             return await self._handle(wire, request)
 
         return handle
+
+    async def index(self, _request: Request) -> Response:
+        return JSONResponse(
+            {
+                "what": "Meterhouse's local model provider: made-up answers, real wire formats",
+                "endpoints": [f"POST {wire.endpoint}" for wire in WIRES],
+                "attempts": self.attempts,
+                "fault_rate": self.fault_rate,
+            }
+        )
 
     async def streams(self, request: Request) -> Response:
         return JSONResponse(

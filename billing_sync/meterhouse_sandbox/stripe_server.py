@@ -2,27 +2,27 @@
 
 https://docs.stripe.com/api/{authentication,idempotent_requests,errors}. Beside /v1 there is /_sandbox, for what
 customers do: POST /_sandbox/pay/{invoice}, POST /_sandbox/fail/{invoice}, and the page behind hosted_invoice_url.
+`/` lists the invoices for people.
 """
 
 import base64
 import hashlib
-import html
 import json
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from meterhouse_sandbox import serving
 from meterhouse_sandbox import stripe_invoices as invoices
+from meterhouse_sandbox import stripe_pages as pages
 from meterhouse_sandbox.stripe_contract import StripeRefusal, read
 from meterhouse_sandbox.stripe_invoices import Context
 from meterhouse_sandbox.stripe_routes import Call, match
@@ -32,10 +32,6 @@ from meterhouse_sandbox.stripe_webhooks import Deliverer
 MAX_BODY: Final = 1 << 20
 MAX_FIELDS: Final = 10_000
 MAX_KEY: Final = 255
-_ZERO_DECIMAL: Final = frozenset(
-    ["bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"]
-)
-_THREE_DECIMAL: Final = frozenset(["bhd", "jod", "kwd", "omr", "tnd"])
 
 
 def serve(
@@ -44,7 +40,14 @@ def serve(
     """Serve until SIGTERM or SIGINT. Without `data` the state is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="meterhouse-sandbox-") as scratch:
         app = application(data or Path(scratch), webhook_url=webhook_url, webhook_secret=webhook_secret)
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        url = f"http://{host}:{port}"
+        told = [
+            f"A local Stripe listens on {url}; open it in a browser to see the invoices. For Meterhouse:",
+            f"  export METERHOUSE_STRIPE_URL={url} STRIPE_API_KEY=sk_test_anything",
+            f"Its state is kept in {data}." if data else "Its state is gone when it ends; --data DIR keeps it.",
+            f"Webhooks go to {webhook_url}." if webhook_url else "No webhooks: `meterhouse bill poll` asks instead.",
+        ]
+        serving.run(app, host, port, "\n".join(told))
 
 
 def application(data: Path, *, webhook_url: str | None = None, webhook_secret: str | None = None) -> Starlette:
@@ -68,6 +71,7 @@ def application(data: Path, *, webhook_url: str | None = None, webhook_secret: s
 
     return Starlette(
         routes=[
+            Route("/", face.index),
             Route("/v1/{path:path}", face.api, methods=["GET", "POST", "DELETE"]),
             Route("/_sandbox/pay/{invoice}", face.pay, methods=["POST"]),
             Route("/_sandbox/fail/{invoice}", face.fail, methods=["POST"]),
@@ -137,13 +141,19 @@ class _Face:
             return Response(status_code=303, headers={"Location": f"/_sandbox/invoices/{name}"})
         return JSONResponse(invoice)
 
+    async def index(self, _request: Request) -> Response:
+        names = {
+            customer["id"]: customer["name"] or customer["id"] for customer in self._state.newest_first("customer")
+        }
+        return HTMLResponse(pages.index(self._state.newest_first("invoice"), names))
+
     async def page(self, request: Request) -> Response:
         name = request.path_params["invoice"]
         invoice = self._state.get("invoice", name)
         if invoice is None:
-            return HTMLResponse("<h1>No such invoice</h1>", 404)
+            return HTMLResponse(pages.missing(name), 404)
         context = Context(self._state, {}, _base_url(request))
-        return HTMLResponse(_page(invoice, invoices.lines(context, name)))
+        return HTMLResponse(pages.page(invoice, invoices.lines(context, name)))
 
     def _wake(self) -> None:
         if self._deliverer:
@@ -197,26 +207,3 @@ def _same_request(saved: Reply, address: str, params: str) -> None:
 
 def _base_url(request: Request) -> str:
     return str(request.base_url).rstrip("/")
-
-
-def _page(invoice: dict[str, Any], lines: list[dict[str, Any]]) -> str:
-    currency = invoice["currency"]
-    rows = "".join(
-        f"<tr><td>{html.escape(line['description'] or '')}</td>"
-        f"<td align=right>{_amount(line['amount'], currency)}</td></tr>"
-        for line in reversed(lines)
-    )
-    button = ""
-    if invoice["status"] == "open":
-        button = f"<form method=post action=/_sandbox/pay/{invoice['id']}><button>Pay as the customer</button></form>"
-    return (
-        "<!doctype html><meta charset=utf-8><title>Sandbox invoice</title>"
-        f"<h1>Invoice {html.escape(invoice['number'] or 'draft')}: {invoice['status']}</h1>"
-        f"<table>{rows}<tr><th align=left>Total</th><th align=right>{_amount(invoice['total'], currency)}</th></tr>"
-        f"</table>{button}<p>A sandbox: no money moves.</p>"
-    )
-
-
-def _amount(amount: int, currency: str) -> str:
-    digits = 0 if currency in _ZERO_DECIMAL else 3 if currency in _THREE_DECIMAL else 2
-    return f"{format(Decimal(amount).scaleb(-digits), 'f')} {currency.upper()}"

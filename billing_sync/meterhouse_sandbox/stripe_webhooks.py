@@ -19,6 +19,7 @@ MAX_ATTEMPTS = 12
 FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 60.0
 TIMEOUT_S = 10.0
+SHOWN_OF_A_REPLY = 300
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +63,15 @@ class Deliverer:
     def _deliver(self, state: State, event: dict[str, object], attempt: int) -> None:
         name = str(event["id"])
         problem = self._post(json.dumps(event).encode())
+        told = (event["type"], name, self._url, problem)
         if problem is None:
             state.delivered(name)
         elif attempt >= MAX_ATTEMPTS:
-            _log.warning("event %s given up after %d attempts: %s", name, attempt, problem)
+            _log.warning("%s %s is given up, %s did not take it: %s", *told)
             state.delivered(name)  # stays in /v1/events for those who poll
         else:
+            if attempt == 1:
+                _log.warning("%s %s is sent again, %s did not take it: %s", *told)
             delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1))
             state.delivery_failed(name, attempt, time.time() + delay_s)
 
@@ -81,5 +85,9 @@ class Deliverer:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S):
                 return None
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                said = " ".join(refusal.read(SHOWN_OF_A_REPLY).decode(errors="replace").split())
+            return f"HTTP {refusal.code} {said}".rstrip()
         except (urllib.error.URLError, OSError) as problem:
             return str(problem)

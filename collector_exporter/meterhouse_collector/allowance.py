@@ -76,7 +76,7 @@ def _request(body: bytes) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise Refused(MALFORMED, 'the body is a JSON object: {"customer_id": "...", ...}')
     mistakes = [
-        f"{name} must be a string of at most 256 bytes"
+        f"{name} must be a string of at most 256 bytes of UTF-8"
         for name in ("customer_id", "agent_id", "process_id", "lease_id")
         if not _is_identifier(request.get(name), required=name == "customer_id")
     ]
@@ -90,4 +90,9 @@ def _request(body: bytes) -> dict[str, Any]:
 def _is_identifier(value: object, *, required: bool) -> bool:
     if value is None:
         return not required
-    return isinstance(value, str) and len(value.encode()) <= 256 and bool(value or not required)
+    if not isinstance(value, str) or (required and not value):
+        return False
+    try:
+        return len(value.encode()) <= 256 and "\0" not in value
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False

@@ -15,15 +15,23 @@ if TYPE_CHECKING:
 
     from meterhouse_store.settings import Settings
 collector = typer.Typer(
-    help="Receive usage over OTLP and keep it: the journal and what projects it into ClickHouse.", no_args_is_help=True
+    help="Receive usage over OTLP and keep it: the journal and what projects it into ClickHouse.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 warehouse = typer.Typer(
-    help="The ClickHouse side: serve the embedded engine, migrate, query, rebuild.", no_args_is_help=True
+    help="The ClickHouse side: serve the embedded engine, migrate, query, rebuild.",
+    no_args_is_help=True,
+    add_completion=False,
 )
-suspense = typer.Typer(help="Usage that was received and does not count, each with its reason.", no_args_is_help=True)
+suspense = typer.Typer(
+    help="Usage that was received and does not count, each with its reason.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
-Data = Annotated[Path | None, typer.Option("--data", help="Data directory (METERHOUSE_DATA, ./meterhouse-data).")]
-Json = Annotated[bool, typer.Option("--json", help="For machines: JSON on standard output.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Data directory of `up` (METERHOUSE_DATA).")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 
 # Records that could not be decoded have no namespace: they are everybody's concern.
@@ -87,17 +95,23 @@ def warehouse_migrate(data: Data = None) -> None:
 
 
 @warehouse.command("rebuild")
-def warehouse_rebuild(data: Data = None, as_json: Json = False) -> None:
+def warehouse_rebuild(
+    data: Data = None,
+    as_json: Json = False,
+    force: Annotated[bool, typer.Option("--force", help="Exchange them also where a total gets lower.")] = False,
+) -> None:
     """Replay the journal into a new database, compare it with the live one, and put it in its place.
 
     The collector may go on running. Exit code 0: the totals are identical; 3: they were not, the differences are
-    printed and the old tables are kept in the database METERHOUSE_WAREHOUSE_DATABASE + "_rebuild".
+    printed and the old tables are kept in the database METERHOUSE_WAREHOUSE_DATABASE + "_rebuild". Where a total gets
+    lower the journal may lack something: the live tables stay and the rebuilt ones are kept there, unless --force says
+    that they are right.
     """
     from meterhouse_collector import rebuild as work
     from meterhouse_collector.service import journal_directory
     from meterhouse_store import sql
 
-    settings = _settings(data)
+    settings = _existing(data)
     try:
         result = work.rebuild(
             journal_directory(settings.data),
@@ -105,6 +119,7 @@ def warehouse_rebuild(data: Data = None, as_json: Json = False) -> None:
             sql.open_engine(settings),
             settings.warehouse_database,
             lambda text: print(text, file=sys.stderr),
+            force=force,
         )
     except work.CannotRebuild as problem:
         raise _failed(str(problem)) from None
@@ -115,17 +130,32 @@ def warehouse_rebuild(data: Data = None, as_json: Json = False) -> None:
         print(f"rebuilt  {result.rebuilt_sha256}  {result.events} events, {result.suspended} in suspense")
         for line in result.differences:
             print(f"differs: {line}")
-        print("identical" if not result.differences else f"not identical: the old tables are kept in {result.kept_as}")
+        if not result.differences:
+            print("identical")
+        elif result.exchanged:
+            print(f"not identical: the old tables are kept in {result.kept_as}")
+        else:
+            print(
+                f"nothing was exchanged, because a total would get lower: the rebuilt tables are in {result.kept_as}; "
+                "--force puts them in place"
+            )
     raise typer.Exit(EXCEPTIONS if result.differences else DONE)
 
 
 @warehouse.command("status")
 def warehouse_status(data: Data = None, as_json: Json = False) -> None:
-    """Show how much is in the warehouse and how far each collector's journal is projected."""
-    client = _client(_settings(data))
+    """Show how much is in the warehouse and how far each collector's journal is projected.
+
+    Exit code 3 when a collector's is more than a minute behind.
+    """
+    from meterhouse_collector.projection import BEHIND_S
+
+    client = _client(_existing(data))
     totals = client.query("SELECT namespace, count() FROM usage GROUP BY 1 ORDER BY 1").result_rows
     held = client.query("SELECT namespace, reason, count() FROM suspense GROUP BY 1, 2 ORDER BY 1, 2").result_rows
     marks = client.query("SELECT collector_id, segment, position, projected_through FROM watermark").result_rows
+    now = datetime.now(UTC).replace(tzinfo=None)
+    behind = {row[0]: lag_s for row in marks if (lag_s := (now - row[3]).total_seconds()) > BEHIND_S}
     if as_json:
         print(
             json.dumps(
@@ -138,18 +168,22 @@ def warehouse_status(data: Data = None, as_json: Json = False) -> None:
                             "segment": row[1],
                             "position": row[2],
                             "projected_through": _iso(row[3]),
+                            "behind": row[0] in behind,
                         }
                         for row in marks
                     ],
                 }
             )
         )
-        return
+        raise typer.Exit(EXCEPTIONS if behind else DONE)
     _table(
         ["namespace", "state", "events"], [(r[0], "usage", r[1]) for r in totals] + [(r[0], r[1], r[2]) for r in held]
     )
     print()
     _table(["collector", "projected through", "segment", "offset"], [(r[0], _iso(r[3]), r[1], r[2]) for r in marks])
+    for collector_id, lag_s in behind.items():
+        print(f"collector {collector_id} is {lag_s:.0f} s behind: is it running, and what does its log say?")
+    raise typer.Exit(EXCEPTIONS if behind else DONE)
 
 
 @warehouse.command("query")
@@ -163,7 +197,7 @@ def warehouse_query(
     """Run one query and print its rows. On the embedded engine it runs as `reader`: views only, nothing is changed."""
     from clickhouse_connect.driver.exceptions import Error
 
-    client = _client(_settings(data), user="reader")
+    client = _client(_existing(data), user="reader")
     try:
         found = client.query(sql)
     except Error as problem:
@@ -188,9 +222,11 @@ def suspense_list(
 ) -> None:
     """List suspended usage of the namespace, and what could not be read, the latest first.
 
+    It is kept and not lost; assigning it to a customer is yet to come.
+
     Exit code 3 when there is any.
     """
-    settings = _settings(data)
+    settings = _existing(data)
     client = _client(settings)
     parameters = {"namespace": settings.namespace, "limit": limit}
     total = client.query(_SUSPENDED_COUNT, parameters=parameters).result_rows[0][0]
@@ -219,6 +255,19 @@ def _settings(data: Path | None) -> "Settings":
     except ValidationError as problem:
         print(f"the settings cannot be used: {problem}", file=sys.stderr)
         raise typer.Exit(CALLED_WRONGLY) from None
+
+
+def _existing(data: Path | None) -> "Settings":
+    """The settings of a Meterhouse that is there: in the data directory, or wherever the environment says."""
+    from meterhouse_store.settings import NoData, load_existing
+
+    settings = _settings(data)
+    if settings.warehouse_url is not None:
+        return settings
+    try:
+        return load_existing(data)
+    except NoData as missing:
+        raise _failed(str(missing)) from None
 
 
 def _client(settings: "Settings", *, database: str | None = None, user: str = "admin") -> "Client":

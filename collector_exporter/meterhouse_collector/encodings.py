@@ -24,33 +24,47 @@ except ImportError:
     _NOT_GZIP = (zlib.error,)
 
 _GZIP: Final = 31  # window bits of zlib that mean gzip
+_PIECE_BYTES: Final = 64 * 2**10
+_MAX_MEMBERS: Final = 1000
+"""One is usual; tools that compress in parallel make one of every 64 to 128 kB."""
 _MAX_DEPTH: Final = 64
 """Nesting of JSON; a request needs about 14 levels, an attribute value may nest a few more."""
 
 
 def gunzip(data: bytes, limit_bytes: int) -> bytes:
-    """The content of a gzip body, never more than the limit in memory. Raises Refused."""
+    """The content of a gzip body, never more than the limit in memory, in time linear in it. Raises Refused."""
+    too_large = Refused(TOO_LARGE, f"a request has at most {limit_bytes} bytes, decompressed: send smaller batches")
     parts: list[bytes] = []
-    size = 0
-    while data:
-        member = _decompressor(_GZIP)
+    size = members = at = 0
+    member = None
+    while at < len(data):
+        if member is None:
+            members += 1
+            if members > _MAX_MEMBERS:
+                raise Refused(MALFORMED, f"a gzip body has at most {_MAX_MEMBERS} members: compress it as one")
+            member = _decompressor(_GZIP)
+        # In pieces: what stands behind a member is copied out of the piece, not out of all of the body.
+        piece = data[at : at + _PIECE_BYTES]
         try:
-            parts.append(member.decompress(data, limit_bytes - size + 1))
+            parts.append(member.decompress(piece, limit_bytes - size + 1))
         except _NOT_GZIP as problem:
             raise Refused(MALFORMED, f"the body says it is gzip and is not: {problem}") from None
         size += len(parts[-1])
         if size > limit_bytes:
-            raise Refused(TOO_LARGE, f"a request has at most {limit_bytes} bytes, decompressed: send smaller batches")
-        if not member.eof:
-            raise Refused(MALFORMED, "the gzip body ends too early")
-        data = member.unused_data
+            raise too_large
+        at += len(piece)
+        if member.eof:
+            at -= len(member.unused_data)
+            member = None
+    if member is not None:
+        raise Refused(MALFORMED, "the gzip body ends too early")
     return b"".join(parts)
 
 
 def json_to_protobuf(data: bytes) -> bytes:
     """OTLP/JSON as Protobuf (OTLP 1.x: ids in hex, enums as numbers, unknown fields ignored). Raises Refused."""
     try:
-        found = json.loads(data, parse_constant=_no_constant, parse_float=_finite)
+        found = json.loads(data, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
         if not isinstance(found, dict):
             raise ValueError('it is an object: {"resourceMetrics": [...]}')
         _check_depth(found)
@@ -65,6 +79,14 @@ def json_to_protobuf(data: bytes) -> bytes:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # The last of two would win and the usage in the first be gone. Protobuf's JSON reads both spellings of a name.
+    found = {name.replace("_", "").lower() for name, _ in pairs}
+    if len(found) < len(pairs):
+        raise ValueError(f"an object names a field twice, among {', '.join(name[:40] for name, _ in pairs[:10])}")
+    return dict(pairs)
 
 
 def _finite(text: str) -> float:

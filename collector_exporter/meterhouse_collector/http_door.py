@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final
 
 from google.protobuf.json_format import MessageToJson
@@ -33,10 +34,19 @@ _ACCEPTED: Final = {PROTOBUF: ExportMetricsServiceResponse().SerializeToString()
 _ALLOWANCE_BYTES: Final = 16 * 2**10
 
 
-class HttpDoor:
-    """The application; `health` gives (ready, own metrics as Prometheus text)."""
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`accepting`: requests are taken; `trouble`: what keeps them from the warehouse; `metrics`: Prometheus text."""
 
-    def __init__(self, intake: Intake, allowances: Allowances, health: Callable[[], tuple[bool, str]]) -> None:
+    accepting: bool
+    trouble: str | None
+    metrics: str
+
+
+class HttpDoor:
+    """The application; `health` says how the collector is."""
+
+    def __init__(self, intake: Intake, allowances: Allowances, health: Callable[[], Health]) -> None:
         self._intake, self._allowances, self._health = intake, allowances, health
         self._routes: dict[str, tuple[str, Callable[[Scope, Receive], Coroutine[Any, Any, Response]]]] = {
             "/v1/metrics": ("POST", self._metrics),
@@ -76,10 +86,12 @@ class HttpDoor:
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             credential = await self._intake.authenticate(headers.get("authorization"))
-            body = await _body(headers, receive, REQUEST_BYTES)
+            body = await self._body(headers, receive, REQUEST_BYTES)
             if media_type not in _ACCEPTED:
                 raise Refused(UNSUPPORTED, f"Content-Type must be {PROTOBUF} or {JSON}, not {media_type!r}")
-            await self._intake.accept(credential, json_to_protobuf(body) if media_type == JSON else body)
+            if media_type == JSON:
+                body = await self._intake.decoded(len(body), lambda: json_to_protobuf(body))
+            await self._intake.accept(credential, body)
         except Refused as refused:
             self._intake.count(refused)
             if refused.kind is not MALFORMED:
@@ -91,28 +103,52 @@ class HttpDoor:
     async def _allowance(self, scope: Scope, receive: Receive) -> Response:
         headers = _headers(scope)
         credential = await self._intake.authenticate(headers.get("authorization"))
-        reply = await self._allowances.answer(credential, await _body(headers, receive, _ALLOWANCE_BYTES))
+        reply = await self._allowances.answer(credential, await self._body(headers, receive, _ALLOWANCE_BYTES))
         return 200, JSON, json.dumps(reply).encode()
 
+    async def _body(self, headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:
+        """The request's body, decompressed."""
+        body = await _sent(headers, receive, limit_bytes)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding == "gzip":
+            # What comes out is usually about ten times as much.
+            return await self._intake.decoded(10 * len(body), lambda: gunzip(body, limit_bytes))
+        if encoding != "identity":
+            raise Refused(UNSUPPORTED, f"Content-Encoding must be gzip or absent, not {encoding!r}")
+        return body
+
     async def _healthz(self, _scope: Scope, _receive: Receive) -> Response:
-        return 200, JSON, b'{"status": "ok"}'
+        """200 while the process answers: what takes requests goes on also when the warehouse is behind."""
+        return 200, JSON, self._states("ok")
 
     async def _readyz(self, _scope: Scope, _receive: Receive) -> Response:
-        ready, _ = self._health()
-        return (200, JSON, b'{"status": "ready"}') if ready else (503, JSON, b'{"status": "not ready"}')
+        """200 while requests are taken and reach the warehouse within a minute."""
+        health = self._health()
+        ready = health.accepting and health.trouble is None
+        return (200, JSON, self._states("ready")) if ready else (503, JSON, self._states("not ready"))
+
+    def _states(self, status: str) -> bytes:
+        health = self._health()
+        return json.dumps(
+            {"status": status, "accepting": health.accepting, "projection": health.trouble or "ok"}
+        ).encode()
 
     async def _own_metrics(self, _scope: Scope, _receive: Receive) -> Response:
-        return 200, "text/plain; version=0.0.4", self._health()[1].encode()
+        return 200, "text/plain; version=0.0.4", self._health().metrics.encode()
 
 
 def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-async def _body(headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:
-    """The request's body, decompressed."""
+async def _sent(headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:
+    """The request's body as it was sent."""
+    # None would be a valid request without usage: what is not said to be empty must not be taken for it.
+    stated, chunked = headers.get("content-length"), "transfer-encoding" in headers
+    if stated is None and not chunked:
+        raise Refused(MALFORMED, "the request does not say how long its body is: send Content-Length")
     too_large = Refused(TOO_LARGE, f"a request has at most {limit_bytes} bytes, decompressed: send smaller batches")
-    if int(headers.get("content-length") or "0") > limit_bytes:
+    if int(stated or "0") > limit_bytes:
         raise too_large
     parts: list[bytes] = []
     size, more = 0, True
@@ -125,13 +161,9 @@ async def _body(headers: dict[str, str], receive: Receive, limit_bytes: int) -> 
         if size > limit_bytes:
             raise too_large
         more = message.get("more_body", False)
-    body = b"".join(parts)
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding == "gzip":
-        return gunzip(body, limit_bytes)
-    if encoding != "identity":
-        raise Refused(UNSUPPORTED, f"Content-Encoding must be gzip or absent, not {encoding!r}")
-    return body
+    if stated is not None and not chunked and size != int(stated):
+        raise Refused(MALFORMED, f"the body has {size} bytes and not the {stated} of its Content-Length")
+    return b"".join(parts)
 
 
 def _status(refused: Refused, media_type: str) -> bytes:

@@ -11,8 +11,8 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 
 from meterhouse.vocabulary import REASON_UNREADABLE
-from meterhouse_collector.journal import Position
 from meterhouse_collector.projector import Checkpoint, Rejected, Unavailable, Unreadable
+from meterhouse_collector.segments import Position
 from meterhouse_store.schema import RECORD_PROTO
 
 T = TypeVar("T")
@@ -28,6 +28,10 @@ _POST: Final[dict[str, Any]] = _DURABLE | {
     "format_schema_message_name": "Rec",
     "optimize_on_insert": 0,  # merges and FINAL deduplicate; doing it here as well costs half the speed
     "max_partitions_per_insert_block": 0,  # a range may hold more months than the default 100
+    # The exploding view is analysed at every insert; these two made that three times as long and improve nothing in it:
+    # the one compares whole subqueries for every AND, the other copies the expressions of its steps into one another.
+    "optimize_and_compare_chain": 0,
+    "query_plan_merge_expressions": 0,
 }
 
 _CHECKPOINT: Final = """

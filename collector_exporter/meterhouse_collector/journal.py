@@ -3,7 +3,7 @@
 One writer thread takes whatever waits, writes it and calls fdatasync; meanwhile the next batch forms. There is no
 timer: an idle journal answers after one fdatasync, a busy one shares it. A position is (segment, byte offset).
 
-Layout of the directory: `lock`, `collector_id`, and segments `<8 of collector_id>-<8 digits>.seg`.
+Layout of the directory: `lock`, `collector_id`, `clock`, segments `<8 of collector_id>-<8 digits>-<8 by chance>.seg`.
 """
 
 import fcntl
@@ -16,9 +16,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from meterhouse_collector.records import Record, decode, encode, frames, intact_length
+from meterhouse_collector import segments
+from meterhouse_collector.records import Record, encode
+from meterhouse_collector.segments import START, Position
 
 SEGMENT_BYTES: Final = 32 * 2**20
 SEGMENT_SECONDS: Final = 3600
@@ -35,16 +37,6 @@ class Overloaded(RuntimeError):
 
 class JournalInUse(RuntimeError):
     """Another collector owns the directory."""
-
-
-class Position(NamedTuple):
-    """A place in the journal; `segment` is '' before the first one. Positions of one collector compare in order."""
-
-    segment: str
-    offset: int
-
-
-START: Final = Position("", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +60,16 @@ class Horizon:
 class Journal:
     """The one writer of a journal directory. `append` may be called from any thread.
 
-    `on_fatal` is called once, from the writer thread, when an fdatasync failed: what the page cache holds then is not
-    what the disk holds, and only a new start, which copies and syncs the last segment, may go on.
+    `on_fatal` is called once, from the writer thread, when an fdatasync failed (or anything else but a write): what the
+    page cache holds then is not what the disk holds, and only a new start, which copies and syncs the last segment, may
+    go on.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
-        on_fatal: Callable[[OSError], None],
+        on_fatal: Callable[[Exception], None],
         clock_ns: Callable[[], int] = time.time_ns,
         segment_bytes: int = SEGMENT_BYTES,
         segment_seconds: float = SEGMENT_SECONDS,
@@ -87,16 +80,20 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory = directory
         self._lock_file = _take_lock(directory)
-        self.collector_id = _collector_id(directory)
+        try:
+            self.collector_id = _collector_id(directory)
+            number, self._last_ns = segments.recover(directory, self.collector_id[:8])
+        except BaseException:
+            self._lock_file.close()
+            raise
         self._on_fatal, self._clock_ns, self._sync = on_fatal, clock_ns, sync
         self._segment_bytes, self._segment_seconds = segment_bytes, segment_seconds
         self._waiting_limit, self._reserve_bytes = waiting_bytes, reserve_bytes
-        number, self._last_ns = _recover(directory)
         self._changed = threading.Condition()
         self._waiting: list[tuple[Entry, Future[None]]] = []
         self._waiting_size = 0
         self._writing = self._closed = False
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._number = number
         self._durable, self._durable_ns, self._opened_at = START, self._last_ns, 0.0
         self._open_segment()
@@ -137,6 +134,7 @@ class Journal:
             if not self._writing and not self._waiting and self._failure is None:
                 # Whoever comes next gets a later time than this one, whatever the clock does.
                 self._last_ns = max(self._last_ns, self._clock_ns())
+                segments.write_clock(self.directory, self._last_ns)
                 self._durable_ns = self._last_ns
             return Horizon(self._durable, self._durable_ns)
 
@@ -163,7 +161,8 @@ class Journal:
                 self._writing = True
             try:
                 self._write_batch(batch)
-            except OSError as problem:
+            # Whatever it is: a writer that ended in silence would leave every request waiting.
+            except Exception as problem:  # noqa: BLE001
                 if self._fail(problem, batch):
                     return
 
@@ -178,15 +177,15 @@ class Journal:
         return batch
 
     def _write_batch(self, batch: list[tuple[Entry, Future[None]]]) -> None:
+        space = os.statvfs(self.directory)
+        if space.f_bavail * space.f_frsize < self._reserve_bytes + sum(len(entry.metrics) for entry, _ in batch):
+            raise _NothingWritten("the disk is nearly full")
         if self._durable.offset >= self._segment_bytes or (
             self._durable.offset and time.monotonic() - self._opened_at >= self._segment_seconds
         ):
             os.close(self._descriptor)
             self._open_segment()
-        space = os.statvfs(self.directory)
         data = b"".join(self._frame(entry) for entry, _ in batch)
-        if space.f_bavail * space.f_frsize < self._reserve_bytes + len(data):
-            raise _NothingWritten("the disk is nearly full")
         self._write(data)
         try:
             self._sync(self._descriptor)
@@ -222,7 +221,7 @@ class Journal:
             os.ftruncate(self._descriptor, self._durable.offset)
             raise _NothingWritten(str(problem)) from problem
 
-    def _fail(self, problem: OSError, batch: list[tuple[Entry, Future[None]]]) -> bool:
+    def _fail(self, problem: Exception, batch: list[tuple[Entry, Future[None]]]) -> bool:
         """Answer the waiting requests; True when the journal can no longer be trusted."""
         fatal = not isinstance(problem, _NothingWritten)
         if fatal:
@@ -238,10 +237,9 @@ class Journal:
 
     def _open_segment(self) -> None:
         self._number += 1
-        name = f"{self.collector_id[:8]}-{self._number:08d}.seg"
+        name = segments.name(self.collector_id[:8], self._number, uuid.uuid4().hex[:8])
         self._descriptor = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        # The file's bytes are worth nothing after a power cut when its name was not on disk.
-        _sync_directory(self.directory)
+        segments.sync_directory(self.directory)
         with self._changed:
             self._durable = Position(name, 0)
             self._durable_ns = self._last_ns
@@ -254,43 +252,6 @@ class _NothingWritten(OSError):
 
 class _SyncFailed(OSError):
     """The batch may or may not be on disk."""
-
-
-# ---- reading: also by processes that do not own the directory -------------------------------------------------------
-
-
-def segments(directory: Path) -> list[str]:
-    """The names of the segments of a journal directory, in the order they were written."""
-    return sorted(file.name for file in directory.glob("*.seg"))
-
-
-def read(directory: Path, position: Position, until: Position, limit_bytes: int) -> tuple[bytes, Position]:
-    """Whole frames from `position` on, of one segment, not beyond `until`; and where they end.
-
-    At the end of a segment the result is b'' and the start of the next one; b'' and the same position where nothing
-    follows. A frame larger than the limit comes alone. What is left at the end of a segment and is no frame comes as
-    it is, so that it can be held up as unreadable.
-    """
-    names = segments(directory)
-    if not position.segment:
-        return b"", Position(names[0], 0) if names else position
-    with open(directory / position.segment, "rb") as file:
-        end = until.offset if position.segment == until.segment else os.fstat(file.fileno()).st_size
-        file.seek(position.offset)
-        data = file.read(min(limit_bytes, end - position.offset))
-        last = max((frame.end for frame in frames(data)), default=0)
-        if data and not last:
-            data += file.read(end - position.offset - len(data))
-            last = next((frame.end for frame in frames(data)), len(data))
-    if last:
-        return data[:last], Position(position.segment, position.offset + last)
-    following = [name for name in names if name > position.segment]
-    if following and position.segment < until.segment:
-        return b"", Position(following[0], 0)
-    return b"", position
-
-
-# ---- opening --------------------------------------------------------------------------------------------------------
 
 
 def _take_lock(directory: Path) -> io.FileIO:
@@ -308,46 +269,5 @@ def _take_lock(directory: Path) -> io.FileIO:
 def _collector_id(directory: Path) -> str:
     file = directory / "collector_id"
     if not file.exists():
-        _write_durably(file, uuid.uuid4().hex.encode())
+        segments.write_durably(file, uuid.uuid4().hex.encode())
     return file.read_text(encoding="ascii").strip()
-
-
-def _recover(directory: Path) -> tuple[int, int]:
-    """Make the last segment trustworthy; returns its number and the latest received_at of the journal.
-
-    What it holds may sit in the page cache only (a failed fdatasync marks pages clean), so its whole frames are copied
-    to a new file, which is synced and takes its place under the same name: positions keep their meaning. The torn tail
-    was acknowledged to nobody; it is set aside as `*.torn`, not deleted, in case it is rot rather than a crash.
-    """
-    names = segments(directory)
-    for name in reversed(names):
-        file = directory / name
-        data = file.read_bytes()
-        length = intact_length(data)
-        if name == names[-1]:
-            if length < len(data):
-                _write_durably(file.with_suffix(".torn"), data[length:])
-            _write_durably(file, data[:length])
-        whole = list(frames(data[:length]))
-        if whole:
-            latest_ns = decode(data[whole[-1].body : whole[-1].end]).received_at_ns
-            return int(names[-1][9:17]), latest_ns
-    return (int(names[-1][9:17]) if names else 0), 0
-
-
-def _write_durably(file: Path, data: bytes) -> None:
-    fresh = file.with_name(file.name + ".new")
-    with open(fresh, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(file)
-    _sync_directory(file.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from clickhouse_connect.driver.exceptions import Error
-
+from meterhouse_collector import segments
 from meterhouse_collector.inbox import Inbox
-from meterhouse_collector.journal import Journal, read
-from meterhouse_collector.projector import Projector, Rejected, Unavailable
+from meterhouse_collector.journal import Journal
+from meterhouse_collector.projector import Projector
 from meterhouse_store import schema, warehouse
 from meterhouse_store.settings import Settings
 
@@ -21,6 +20,8 @@ HEARTBEAT_S: Final = 0.5
 """Between two steps when nothing waits: about what a reader of `usage` is behind."""
 BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
 CONNECT_S: Final = 1.0
+BEHIND_S: Final = 60.0
+"""A projection that is further behind than this is not well."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Projection:
         self._projector: Projector | None = None
         self._stop = threading.Event()
         self._through_ns: int | None = None
+        self._problem: str | None = None
+        self.failures = 0
         self._started_at = time.time()
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
 
@@ -62,16 +65,27 @@ class Projection:
         through_s = self._started_at if self._through_ns is None else self._through_ns / 1e9
         return round(max(0.0, time.time() - through_s), 3)
 
+    def trouble(self) -> str | None:
+        """What is wrong with the projection, in a sentence; None while it goes on and is less than a minute behind."""
+        if self._problem is not None:
+            return f"the projection fails and is tried again ({self.failures} failures so far): {self._problem}"
+        if self.lag_s() > BEHIND_S:
+            return f"the projection is {self.lag_s():.0f} s behind"
+        return None
+
     def _run(self) -> None:
         failures = 0
         while True:
             last = self._stop.is_set()
             try:
                 more = self._step()
-                failures = 0
-            except (Unavailable, Rejected, warehouse.WarehouseUnavailable, Error, OSError) as problem:
-                # Also what the journal's files say: whatever it is, the doors go on and this is tried again.
-                log.warning("the warehouse is behind, the journal keeps everything: %s", str(problem)[:500])
+                failures, self._problem = 0, None
+            # Whatever it is: the doors go on, the journal keeps everything, and a thread that had ended would be missed
+            # by nobody.
+            except Exception as problem:  # noqa: BLE001
+                self._problem = f"{type(problem).__name__}: {str(problem)[:500]}"
+                self.failures += 1
+                log.warning("the warehouse is behind, the journal keeps everything: %s", self._problem)
                 if self._projector is not None:
                     self._projector.forget()
                 failures, more = failures + 1, False
@@ -102,5 +116,5 @@ class Projection:
             self._journal.collector_id,
             Inbox(client),
             horizon=self._journal.horizon,
-            read=lambda position, until, limit: read(directory, position, until, limit),
+            read=lambda position, until, limit: segments.read(directory, position, until, limit),
         )

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from meterhouse_collector.journal import START, Horizon, Position
+from meterhouse_collector.journal import Horizon
 from meterhouse_collector.records import Damaged, Frame, Record, decode, frames
+from meterhouse_collector.segments import START, Gone, Position
 
-RANGE_BYTES: Final = 8 * 2**20
-"""One insert; larger ones need more of the warehouse's memory and are not faster."""
+RANGE_BYTES: Final = 16 * 2**20
+"""One insert. A quarter of its time does not depend on its size; twice the size is a tenth faster, for 400 MB more."""
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,19 @@ class Projector:
         self._done = None
 
     def step(self) -> bool:
-        """Project the next range; False when nothing was left to do but the heartbeat. Raises Unavailable."""
+        """Project the next range; False when nothing was left to do but the heartbeat. Raises Unavailable.
+
+        A checkpoint that the journal does not have says nothing about the journal there is, an older copy for example:
+        all of it is projected again, which adds only the rows that are missing.
+        """
         done = self._done or self._store.checkpoint(self._collector_id) or Checkpoint(START, 0, 0)
         horizon = self._horizon()
-        data, position = self._read(done.position, horizon.position, self._range_bytes)
+        try:
+            data, position = self._read(done.position, horizon.position, self._range_bytes)
+        except Gone as problem:
+            log.error("projected up to a place that the journal does not have, so it starts anew: %s", problem)
+            done = Checkpoint(START, 0, done.step)
+            data, position = self._read(START, horizon.position, self._range_bytes)
         through_ns = done.through_ns
         if data:
             times = self._project(data, done.position, done.through_ns)
@@ -100,7 +110,7 @@ class Projector:
 
     def _project(self, data: bytes, position: Position, before_ns: int) -> list[int]:
         """Store a range; returns the times of its records."""
-        found = list(frames(data))
+        found = list(frames(data, position.segment))
         end = found[-1].end if found else 0
         held: list[Unreadable] = []
         times: list[int] = []

@@ -7,17 +7,19 @@ exchange), during which the two positions are equal.
 import hashlib
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine
 
+from meterhouse_collector import segments
 from meterhouse_collector.inbox import Inbox
-from meterhouse_collector.journal import START, Horizon, Position, read, segments
+from meterhouse_collector.journal import Horizon
 from meterhouse_collector.projection import projection_lock
 from meterhouse_collector.projector import Projector
+from meterhouse_collector.segments import START
 from meterhouse_store import mirror, schema
 from meterhouse_store.numbers import plain
 
@@ -44,23 +46,36 @@ class CannotRebuild(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What came of it; `differences` has a sentence for each total that is not the same."""
+    """What came of it; `differences` has a sentence for each total that is not the same.
+
+    `lower`: a total of the rebuilt tables is lower than the live one; `kept_as`: the database with the tables that are
+    not live now, the old ones if they were exchanged, else the rebuilt ones.
+    """
 
     live_sha256: str
     rebuilt_sha256: str
     events: int
     suspended: int
     differences: tuple[str, ...]
+    lower: bool
+    exchanged: bool
     kept_as: str | None
 
 
 def rebuild(
-    directory: Path, connect: Callable[[str], Client], engine: Engine, database: str, say: Callable[[str], None]
+    directory: Path,
+    connect: Callable[[str], Client],
+    engine: Engine,
+    database: str,
+    say: Callable[[str], None],
+    *,
+    force: bool = False,
 ) -> Rebuilt:
     """Rebuild `database` from the journal in `directory`, by way of the database `<database>_rebuild`.
 
     `connect` gives a client of the database of that name. Raises CannotRebuild before anything is changed, and
-    clickhouse-connect's errors; in either case the live database is as it was, and it may be run again.
+    clickhouse-connect's errors; in either case the live database is as it was, and it may be run again. A journal that
+    gives lower totals lacks something: without `force` the live tables stay.
     """
     shadow = f"{database}_rebuild"
     with closing(connect("default")) as admin:
@@ -70,7 +85,7 @@ def rebuild(
             admin.command(f"DROP DATABASE IF EXISTS {shadow} SYNC")
             schema.migrate(admin, shadow)
             with closing(connect(shadow)) as shadow_client:
-                return _rebuild(directory, collector_id, client, shadow_client, engine, say)
+                return _rebuild(directory, collector_id, client, shadow_client, engine, say, force)
 
 
 def _rebuild(
@@ -80,6 +95,7 @@ def _rebuild(
     shadow_client: Client,
     engine: Engine,
     say: Callable[[str], None],
+    force: bool,
 ) -> Rebuilt:
     database, shadow = str(client.database), str(shadow_client.database)
     live, store = Inbox(client), Inbox(shadow_client)
@@ -88,14 +104,20 @@ def _rebuild(
         collector_id,
         store,
         horizon=lambda: goal,
-        read=lambda position, until, limit: read(directory, position, until, limit),
+        read=lambda position, until, limit: segments.read(directory, position, until, limit),
     )
 
     def catch_up() -> None:
         nonlocal goal
         found = live.checkpoint(collector_id)
+        if found and not segments.holds(directory, found.position):
+            raise CannotRebuild(
+                f"the live database was made from a journal up to {found.position.segment}:{found.position.offset}, "
+                f"which {directory} does not have: it is an older copy or damaged. Let a collector run on it, which "
+                "projects it anew, and rebuild after that"
+            )
         # Without a checkpoint nothing of this journal is in the live database, so nothing is known to be durable.
-        goal = Horizon(found.position, found.through_ns) if found else Horizon(_end(directory), 0)
+        goal = Horizon(found.position, found.through_ns) if found else Horizon(segments.end(directory), 0)
         while projector.step():
             if projector.done:
                 say(f"replayed up to {projector.done.position.segment}:{projector.done.position.offset}")
@@ -106,6 +128,8 @@ def _rebuild(
     with projection_lock(directory, wait=True):
         catch_up()
         result = _compare(client, database, shadow)
+        if result.lower and not force:
+            return replace(result, exchanged=False)
         _exchange(client, database, shadow)
     mirror.push_all(engine, client)  # what was rated or billed since the first copy
     if result.kept_as is None:
@@ -127,11 +151,6 @@ def _check_journal(directory: Path, client: Client) -> str:
     return own
 
 
-def _end(directory: Path) -> Position:
-    names = segments(directory)
-    return Position(names[-1], (directory / names[-1]).stat().st_size) if names else START
-
-
 def _compare(client: Client, live: str, shadow: str) -> Rebuilt:
     before, after = _totals(client, live), _totals(client, shadow)
     differences = tuple(
@@ -148,8 +167,14 @@ def _compare(client: Client, live: str, shadow: str) -> Rebuilt:
         events=sum(count for (*_, reason), (count, _) in after.items() if not reason),
         suspended=sum(count for (*_, reason), (count, _) in after.items() if reason),
         differences=differences,
+        lower=any(_is_lower(after.get(key), total) for key, total in before.items()),
+        exchanged=True,
         kept_as=shadow if differences else None,
     )
+
+
+def _is_lower(rebuilt: tuple[int, Any] | None, live: tuple[int, Any]) -> bool:
+    return rebuilt is None or rebuilt[0] < live[0] or rebuilt[1] < live[1]
 
 
 def _totals(client: Client, database: str) -> dict[tuple[str, ...], tuple[int, Any]]:

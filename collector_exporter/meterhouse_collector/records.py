@@ -20,6 +20,7 @@ _SEGMENT: Final = b"\x32"
 _METRICS: Final = b"\x3a"
 _CRC: Final = b"\x7d"
 _TRAILER_BYTES: Final = 5
+_VARINT_BYTES: Final = 5
 
 
 class Damaged(ValueError):
@@ -98,28 +99,63 @@ def decode(body: bytes) -> Record:
         raise Damaged(f"the record lacks a field or its text is not UTF-8: {problem!r}") from None
 
 
-def frames(buffer: bytes) -> Iterator[Frame]:
-    """The whole frames at the start of a buffer; stops where one does not end inside it (torn, or not yet complete)."""
+def frames(buffer: bytes, segment: str) -> Iterator[Frame]:
+    """The frames at the start of a buffer; stops where one does not end inside it (torn, or not yet complete).
+
+    A frame without the checksum it names comes with its bytes, and the reading goes on behind it: by its length where
+    an intact frame follows there, else at the next intact frame of this segment, because the length may be what is
+    damaged. All in between is then one frame that is not intact.
+    """
     view, at = memoryview(buffer), 0
     while at < len(buffer):
-        try:
-            length, body = _read_varint(view, at)
-        except Damaged:
+        frame = _frame_at(view, at)
+        if frame is None or not frame.intact:
+            following = frame and _frame_at(view, frame.end)
+            if following is None or not following.intact:
+                resumed = _next_intact(buffer, at + 1, segment)
+                frame = frame if resumed is None else Frame(at, at, resumed, False)
+        if frame is None:
             return
-        if length < _TRAILER_BYTES or body + length > len(buffer):
-            return
-        yield Frame(at, body, body + length, _is_intact(view[body : body + length]))
-        at = body + length
+        yield frame
+        at = frame.end
 
 
-def intact_length(buffer: bytes) -> int:
-    """How many bytes at the start of a buffer are whole frames with right checksums."""
-    end = 0
-    for frame in frames(buffer):
-        if not frame.intact:
-            break
-        end = frame.end
-    return end
+def _frame_at(view: memoryview, at: int) -> Frame | None:
+    try:
+        length, body = _read_varint(view, at)
+    except Damaged:
+        return None
+    if length < _TRAILER_BYTES or body + length > len(view):
+        return None
+    return Frame(at, body, body + length, _is_intact(view[body : body + length]))
+
+
+def _next_intact(buffer: bytes, at: int, segment: str) -> int | None:
+    """Where the next intact frame starts whose record names this segment.
+
+    The name is looked for first, then the start of the record before it: trying every offset would take minutes. It
+    also keeps out what a request may carry inside: who sends one cannot know the name.
+    """
+    view, name = memoryview(buffer), _text(_SEGMENT, segment)
+    place = buffer.find(name, at)
+    while place >= 0:
+        body = buffer.rfind(_CREDENTIAL, at, place)
+        while body > at:
+            if _begins_record(buffer, body):
+                for start in range(max(at, body - _VARINT_BYTES), body):
+                    frame = _frame_at(view, start)
+                    if frame is not None and frame.body == body and frame.end > place and frame.intact:
+                        return start
+            body = buffer.rfind(_CREDENTIAL, at, body)
+        at = place + 1
+        place = buffer.find(name, at)
+    return None
+
+
+def _begins_record(buffer: bytes, body: int) -> bool:
+    # A credential's id is shorter than 128 bytes, so its length is one byte; the namespace follows.
+    after = body + 2 + buffer[body + 1]
+    return buffer[after : after + 1] == _NAMESPACE
 
 
 def _is_intact(body: memoryview) -> bool:
@@ -144,7 +180,7 @@ def _varint(number: int) -> bytes:
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
     number = shift = 0
-    while at < len(view) and shift < 35:
+    while at < len(view) and shift < 7 * _VARINT_BYTES:
         byte = view[at]
         at += 1
         number |= (byte & 127) << shift

@@ -101,7 +101,7 @@ def read_trace(file: Path) -> Trace:
         except (ValueError, TypeError) as problem:
             mistakes.append(f"line {rows.line_num}: {problem}")
     if mistakes:
-        raise BadTrace("\n".join([f"{file}: {len(mistakes)} rows cannot be read", *mistakes[:20]]))
+        raise BadTrace("\n".join([f"{file} has rows that cannot be read: {len(mistakes)}", *mistakes[:20]]))
     if not calls:
         raise BadTrace(f"{file} has no rows")
     return Trace(hashlib.sha256(data).hexdigest(), calls)

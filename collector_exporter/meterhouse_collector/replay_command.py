@@ -25,8 +25,8 @@ def replay(
     model: Annotated[str, typer.Option(help="gen_ai.response.model of the calls.")] = "gpt-x",
     agent: Annotated[str, typer.Option(help="gen_ai.agent.name of the calls.")] = "replay",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute and print the totals, send nothing.")] = False,
-    data: Annotated[Path | None, typer.Option(help="Data directory of `up`.", envvar="METERHOUSE_DATA")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    data: Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")] = False,
 ) -> None:
     """Load usage from a CSV file of real LLM requests.
 
@@ -49,8 +49,11 @@ def replay(
         plan = work.Plan(
             work.cycle(customers), *_period(period_start, period_end), provider=provider, model=model, agent=agent
         )
-    except (work.BadTrace, OSError) as problem:
+    except work.BadTrace as problem:
         print(problem, file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as problem:
+        print(_unreadable(file, problem), file=sys.stderr)
         raise typer.Exit(2) from None
     if not dry_run:
         endpoint, key = _collector_address(data)
@@ -114,13 +117,25 @@ def _collector_address(data: Path | None) -> tuple[str, str]:
     from meterhouse_store import endpoints, settings
 
     endpoint, key = os.environ.get("METERHOUSE_ENDPOINT"), os.environ.get("METERHOUSE_API_KEY")
-    found = endpoints.read(settings.load(data).data)
-    if (endpoint and key) or found is None:
-        if not (endpoint and key):
-            print(
-                "no collector: set METERHOUSE_ENDPOINT and METERHOUSE_API_KEY, or start `meterhouse up`",
-                file=sys.stderr,
-            )
-            raise typer.Exit(1)
+    if endpoint and key:
         return endpoint, key
+    try:
+        found = endpoints.read(settings.load_existing(data).data)
+    except settings.NoData as missing:
+        raise _no_collector(str(missing)) from None
+    if found is None:
+        raise _no_collector("Meterhouse does not run here: start `meterhouse up`")
     return endpoint or found.collector.http, key or found.collector.api_key
+
+
+def _no_collector(text: str) -> typer.Exit:
+    print(f"{text}. A collector elsewhere is named by METERHOUSE_ENDPOINT and METERHOUSE_API_KEY", file=sys.stderr)
+    return typer.Exit(1)
+
+
+def _unreadable(file: Path, problem: OSError) -> str:
+    if isinstance(problem, FileNotFoundError):
+        return f"there is no file {file}"
+    if isinstance(problem, IsADirectoryError):
+        return f"{file} is a directory: name a CSV file in it"
+    return f"{file} cannot be read: {problem.strerror}"

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Final
 
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from meterhouse_collector.allowance import Allowances
 from meterhouse_collector.credentials import Credentials
 from meterhouse_collector.grpc_door import grpc_server
-from meterhouse_collector.http_door import HttpDoor
+from meterhouse_collector.http_door import Health, HttpDoor
+from meterhouse_collector.http_protocol import PlainHttpProtocol
 from meterhouse_collector.intake import Intake
 from meterhouse_collector.journal import Journal, JournalInUse
 from meterhouse_collector.projection import Projection
+from meterhouse_collector.segments import ForeignSegments
 from meterhouse_store import registry
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
@@ -44,11 +47,19 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
         signal.signal(number, lambda _number, _frame: None)
     try:
         listener = socket.create_server((host, http_port), family=_family(host), backlog=2048)
-        journal = Journal(journal_directory(settings.data), on_fatal=_end_process)
-    except (OSError, JournalInUse) as problem:
+    except OSError as problem:
         print(f"the collector cannot start on {host}:{http_port}: {problem}", file=sys.stderr)
         return 1
-    engine = open_engine(settings)
+    directory = journal_directory(settings.data)
+    try:
+        journal = Journal(directory, on_fatal=_end_process)
+        engine = open_engine(settings)
+    except (OSError, SQLAlchemyError) as problem:
+        print(f"the collector cannot start, it must be able to write to {settings.data}: {problem}", file=sys.stderr)
+        return 1
+    except (JournalInUse, ForeignSegments) as problem:
+        print(f"the collector cannot start: {problem}", file=sys.stderr)
+        return 1
     projection = Projection(settings, journal)
     projection.start()
     credentials = Credentials(lambda: registry.credentials(engine))
@@ -56,7 +67,7 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     door = HttpDoor(intake, Allowances(engine), lambda: _health(intake, credentials, journal, projection))
     config = uvicorn.Config(
         door,
-        http="httptools",
+        http=PlainHttpProtocol,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -88,7 +99,7 @@ async def _serve_doors(
         refreshing.cancel()
 
 
-def _end_process(problem: OSError) -> None:
+def _end_process(problem: Exception) -> None:
     log.critical("%s: the collector ends; its next start checks and copies the last segment", problem)
     time.sleep(0.2)  # the doors answer the waiting requests meanwhile
     os._exit(1)
@@ -98,7 +109,7 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _health(intake: Intake, credentials: Credentials, journal: Journal, projection: Projection) -> tuple[bool, str]:
+def _health(intake: Intake, credentials: Credentials, journal: Journal, projection: Projection) -> Health:
     counts = intake.counts
     figures = {
         ("requests_accepted_total", "counter", "requests acknowledged, on disk"): counts.accepted,
@@ -106,9 +117,12 @@ def _health(intake: Intake, credentials: Credentials, journal: Journal, projecti
         ("requests_failed_total", "counter", "requests to be sent again (overload, disk)"): counts.failed,
         ("journal_waiting_bytes", "gauge", "requests that wait for the disk"): journal.waiting_bytes,
         ("projection_lag_seconds", "gauge", "age of what is not in the warehouse yet"): projection.lag_s(),
+        ("projection_failures_total", "counter", "failed attempts to bring the journal into the warehouse"): (
+            projection.failures
+        ),
     }
     lines = []
     for (name, kind, meaning), value in figures.items():
         lines += [f"# HELP meterhouse_collector_{name} {meaning}", f"# TYPE meterhouse_collector_{name} {kind}"]
         lines.append(f"meterhouse_collector_{name} {value}")
-    return credentials.loaded and not journal.failed, "\n".join(lines) + "\n"
+    return Health(credentials.loaded and not journal.failed, projection.trouble(), "\n".join(lines) + "\n")

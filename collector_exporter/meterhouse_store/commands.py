@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 DETACH_TIMEOUT_S = 240
 DOWN_TIMEOUT_S = 180
+PIPED_WIDTH = 100
+"""Columns of a table that does not go to a terminal."""
 
 up = typer.Typer(help="Start Meterhouse: warehouse, collector, portal, webhooks and jobs.", add_completion=False)
 down = typer.Typer(help="Stop the Meterhouse that `up` started in a data directory.", add_completion=False)
@@ -27,8 +29,8 @@ jobs = typer.Typer(help="Rate and bill on a schedule.", add_completion=False)
 customers = typer.Typer(help="Register customers and their plans.", no_args_is_help=True, add_completion=False)
 keys = typer.Typer(help="Make and revoke the keys that agents report with.", no_args_is_help=True, add_completion=False)
 
-Data = Annotated[Path | None, typer.Option(help="The data directory (or METERHOUSE_DATA).")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
 
 
 def _seconds(text: str) -> float:
@@ -114,7 +116,7 @@ def _jobs(
     from meterhouse_store import jobs as schedule
     from meterhouse_store.stack import meterhouse_command
 
-    settings = _settings(data)
+    settings = _existing(data)
     with _explained(), _registry(settings):
         pass  # the namespace exists from here on, also where no `up` made it
     schedule.run(settings.data, meterhouse_command(), every, _say)
@@ -126,7 +128,7 @@ def _customers_add(
     data: Data = None,
     name: Annotated[str | None, typer.Option(help="What stands on invoices; the id where it is not given.")] = None,
     plan: Annotated[str | None, typer.Option(help="A plan of the price book.")] = None,
-    currency: Annotated[str | None, typer.Option(help="ISO 4217, such as USD.")] = None,
+    currency: Annotated[str | None, typer.Option(help="ISO 4217, such as USD. [the plan's]")] = None,
     time_zone: Annotated[str | None, typer.Option(help="IANA name; the customer's months end there. [UTC]")] = None,
     email: Annotated[str | None, typer.Option(help="Where invoices go.")] = None,
     valid_from: Annotated[
@@ -134,16 +136,22 @@ def _customers_add(
         typer.Option(
             parser=_instant,
             metavar="T",
-            help="Since when the plan holds. A first plan holds from the beginning, a later one from now.",
+            help="Since when the plan holds: 2026-11-01 or 2026-11-01T00:00:00+01:00, UTC where it names no zone. A "
+            "first plan holds from the beginning, a later one from now.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Register a customer, or change what is given of one that is there. May be repeated."""
+    """Register a customer, or change what is given of one that is there. May be repeated.
+
+    The plan is one of the price book in force. A contract that has not begun
+    yet is replaced by another plan with the same --valid-from.
+    """
     from meterhouse_store import registry
 
-    settings = _settings(data)
+    settings = _existing(data)
     with _explained(), _registry(settings) as engine:
+        currency = _checked_currency(engine, settings.namespace, customer_id, plan, currency, valid_from)
         customer = registry.add_customer(
             engine,
             settings.namespace,
@@ -161,10 +169,60 @@ def _customers_add(
         print(f"No plan yet: usage of {customer_id} stays unrated until `customers add {customer_id} --plan ...`.")
 
 
+def _checked_currency(
+    engine: "Engine",
+    namespace: str,
+    customer_id: str,
+    plan: str | None,
+    currency: str | None,
+    valid_from: datetime | None,
+) -> str | None:
+    """The currency that the customer has on its plan; `currency` as it is where there is nothing to compare with.
+
+    The plan is the one given, else the one that the customer is on. Raises PlanRefused where it does not fit.
+    """
+    from meterhouse_store import plans, registry
+
+    at = valid_from or datetime.now(UTC)
+    offer = plans.offered(engine, namespace, at)
+    if offer is None or (plan is None and currency is None):
+        return currency
+    if plan is None:
+        begun = [
+            contract.plan
+            for contract in registry.contracts(engine, namespace)
+            if contract.customer_id == customer_id and contract.valid_from <= at
+        ]
+        if not begun or begun[-1] not in offer.currencies:
+            return currency
+        plan = begun[-1]
+    if currency is None:
+        known = [one for one in registry.customers(engine, namespace) if one.customer_id == customer_id]
+        currency = known[0].currency if known else None
+    return plans.check(offer, customer_id, plan, currency)
+
+
+@customers.command("withdraw")
+def _customers_withdraw(
+    customer_id: Annotated[str, typer.Argument(metavar="ID", help="The customer's id.")],
+    valid_from: Annotated[
+        datetime, typer.Option(parser=_instant, metavar="T", help="When the contract would begin, as `list` shows it.")
+    ],
+    data: Data = None,
+) -> None:
+    """Take back a contract that has not begun yet."""
+    from meterhouse_store import registry
+
+    settings = _existing(data)
+    with _explained(), _registry(settings) as engine:
+        gone = registry.withdraw_contract(engine, settings.namespace, customer_id, valid_from)
+    print(f"{customer_id} does not go on plan {gone.plan} from {_moment(gone.valid_from.isoformat())}.")
+
+
 @customers.command("list")
 def _customers_list(data: Data = None, as_json: Json = False) -> None:
-    """List the customers with their plans."""
-    settings = _settings(data)
+    """List the customers with their plans. Times are UTC."""
+    settings = _existing(data)
     with _explained(), _registry(settings) as engine:
         found = _customers(engine, settings.namespace)
     _print(found, _customer_row, as_json, "No customers yet: `meterhouse customers add ID --plan PLAN`.")
@@ -183,7 +241,7 @@ def _keys_create(
     """Make a key. Its text is shown now and never again."""
     from meterhouse_store import registry
 
-    settings = _settings(data)
+    settings = _existing(data)
     allowed = None if for_customers is None else [part.strip() for part in for_customers.split(",") if part.strip()]
     with _explained(), _registry(settings) as engine:
         made, text = registry.create_key(engine, settings.namespace, name, customers=allowed)
@@ -196,10 +254,10 @@ def _keys_create(
 
 @keys.command("list")
 def _keys_list(data: Data = None, as_json: Json = False) -> None:
-    """List the keys, without their text."""
+    """List the keys, without their text. Times are UTC."""
     from meterhouse_store import registry
 
-    settings = _settings(data)
+    settings = _existing(data)
     with _explained(), _registry(settings) as engine:
         found = [_plain(vars(credential)) for credential in registry.credentials(engine, settings.namespace)]
     for credential in found:
@@ -215,7 +273,7 @@ def _keys_revoke(
     """Revoke a key: what is sent with it from now on is refused."""
     from meterhouse_store import registry
 
-    with _explained(), _registry(_settings(data)) as engine:
+    with _explained(), _registry(_existing(data)) as engine:
         revoked = registry.revoke_key(engine, credential_id)
     print(f"{revoked.credential_id} ({revoked.name}) is revoked since {revoked.revoked_at:%Y-%m-%d %H:%M:%S} UTC.")
 
@@ -245,11 +303,11 @@ def _customer_row(customer: dict[str, Any]) -> dict[str, str]:
     plans = []
     for contract in customer["contracts"]:
         always = contract["valid_from"].startswith("1970-01-01")
-        plans.append(contract["plan"] if always else f"{contract['plan']} from {contract['valid_from']}")
+        plans.append(contract["plan"] if always else f"{contract['plan']} from {_moment(contract['valid_from'])}")
     return {
         "customer": customer["customer_id"],
         "name": customer["name"],
-        "plans": "; ".join(plans) or "none",
+        "plans": "\n".join(plans) or "none",
         "currency": customer["currency"],
         "time zone": customer["time_zone"],
         "email": customer["email"] or "",
@@ -262,9 +320,14 @@ def _key_row(credential: dict[str, Any]) -> dict[str, str]:
         "key": credential["credential_id"],
         "name": credential["name"],
         "customers": "any" if credential["customers"] is None else ", ".join(credential["customers"]),
-        "valid from": credential["valid_from"],
-        "revoked at": credential["revoked_at"] or "",
+        "valid from": _moment(credential["valid_from"]),
+        "revoked at": _moment(credential["revoked_at"] or ""),
     }
+
+
+def _moment(iso: str) -> str:
+    """A UTC time as people write it: the date, and the time of day where it is not midnight."""
+    return iso[:16].replace("T", " ").removesuffix(" 00:00")
 
 
 def _detached(settings: "Settings", flags: list[str], stop_after: float | None) -> None:
@@ -297,7 +360,14 @@ def _detached(settings: "Settings", flags: list[str], stop_after: float | None) 
         time.sleep(0.1)
     found = endpoints.read(settings.data)
     if found is not None:
-        _welcome(settings, found, f"`meterhouse down --data {settings.data}` stops it.")
+        _welcome(settings, found, f"`{_command()} down --data {settings.data}` stops it.")
+
+
+def _command() -> str:
+    """What a person types to call this installation, whose environment need not be active."""
+    import shutil
+
+    return "meterhouse" if shutil.which("meterhouse") else str(Path(sys.executable).with_name("meterhouse"))
 
 
 def _welcome(settings: "Settings", found: "Endpoints", how_to_stop: str) -> None:
@@ -316,12 +386,25 @@ def _welcome(settings: "Settings", found: "Endpoints", how_to_stop: str) -> None
     for name, value in lines.items():
         print(f"  {name:<10} {value}")
     print(
-        "\nThree lines meter an agent as it is:\n\n"
+        "\nThis meters an agent as it is, for the customer acme (without one, its usage waits in suspense):\n\n"
         f"  export METERHOUSE_ENDPOINT={found.collector.http}\n"
         f"  export METERHOUSE_API_KEY={found.collector.api_key}\n"
-        "  meterhouse run -- python agent.py\n"
+        "  export METERHOUSE_CUSTOMER=acme\n"
+        f"  {_command()} run -- python agent.py\n"
     )
     sys.stdout.flush()
+
+
+def _existing(data: Path | None) -> "Settings":
+    """The settings of a Meterhouse that is there; ends the command where there is none."""
+    from meterhouse_store.settings import NoData, load_existing
+
+    settings = _settings(data)
+    try:
+        load_existing(data)
+    except NoData as problem:
+        _fail(str(problem))
+    return settings
 
 
 def _settings(data: Path | None) -> "Settings":
@@ -357,6 +440,7 @@ def _explained() -> Iterator[None]:
     """Errors that have a sentence for the person end the command with it."""
     from sqlalchemy.exc import OperationalError
 
+    from meterhouse_store.plans import PlanRefused
     from meterhouse_store.registry import RegistryError
     from meterhouse_store.sql import SchemaMismatch
     from meterhouse_store.stack import AlreadyRunning
@@ -364,7 +448,7 @@ def _explained() -> Iterator[None]:
 
     try:
         yield
-    except (RegistryError, SchemaMismatch, AlreadyRunning, PartFailed) as problem:
+    except (RegistryError, PlanRefused, SchemaMismatch, AlreadyRunning, PartFailed) as problem:
         _fail(str(problem))
     except OperationalError as problem:
         _fail(f"the SQL database cannot be used: {problem.orig}")
@@ -395,11 +479,13 @@ def _print(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     rows = [row_of(one) for one in found]
     for heading in rows[0]:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    # A pipe has no width: lines stay whole for grep.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines() if line.strip()))

@@ -1,6 +1,7 @@
 """`meterhouse warehouse serve`: the embedded engine behind ClickHouse's HTTP port, until SIGTERM or SIGINT."""
 
 import asyncio
+import fcntl
 import os
 import signal
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import uvicorn
 
 from meterhouse_store import settings
 from meterhouse_store.embedded_http import Front
-from meterhouse_store.engine import Engine
+from meterhouse_store.engine import Engine, EngineError
 
 GRACE_S = 20
+MAX_URL = 1024 * 1024
 
 
 class _Server(uvicorn.Server):
@@ -29,16 +31,21 @@ class _Server(uvicorn.Server):
 def serve(data: Path, host: str, port: int, users: dict[str, str]) -> None:
     """Serve the store of a data directory; `users` maps admin and reader to their passwords.
 
-    Blocks until SIGTERM or SIGINT; must be called in the main thread. Raises EngineError where the store cannot be
-    opened, ValueError for other users; exits where the port is taken, as uvicorn does.
+    Blocks until SIGTERM or SIGINT; must be called in the main thread. Raises ValueError for other users; exits with 1
+    and a sentence where the store cannot be opened, as uvicorn does where the port is taken.
     """
     data = data.absolute()
     database = settings.load(data).warehouse_database
     store = data / "warehouse"
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if _in_use(store):
+        raise SystemExit(f"{store} is in use by another process: stop it (meterhouse down), or name another --data")
     # chDB keeps the format schemas of inserts in `__cache__` of the working directory, whatever is configured.
     os.chdir(store)
-    engine = Engine(store, database)
+    try:
+        engine = Engine(store, database)
+    except EngineError as problem:
+        raise SystemExit(f"{store} cannot be opened: {problem}") from None
     front = Front(engine, users)
     server = _Server(
         uvicorn.Config(
@@ -47,6 +54,9 @@ def serve(data: Path, host: str, port: int, users: dict[str, str]) -> None:
             port=port,
             lifespan="off",
             ws="none",
+            # httptools gives the application no body where the request has an Upgrade header, as Java's client sends.
+            http="h11",
+            h11_max_incomplete_event_size=MAX_URL,
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -59,3 +69,15 @@ def serve(data: Path, host: str, port: int, users: dict[str, str]) -> None:
     finally:
         front.close()
         engine.close()
+
+
+def _in_use(store: Path) -> bool:
+    # The lock that ClickHouse itself takes; what chDB says when it does not get it does not tell why.
+    try:
+        with (store / "status").open("rb") as status:
+            fcntl.flock(status, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

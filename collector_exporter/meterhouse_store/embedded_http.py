@@ -7,54 +7,45 @@ Answers are not compressed: the client is on the same host.
 """
 
 import asyncio
-import base64
-import binascii
 import hmac
 import json
 import secrets
 import time
-import uuid
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import parse_qsl
 
+from meterhouse_store import embedded_requests as requests
 from meterhouse_store import engine as chdb_engine
 from meterhouse_store import statements
+from meterhouse_store.embedded_requests import (
+    AUTHENTICATION_FAILED,
+    NOT_IMPLEMENTED,
+    QUERY_IS_TOO_LARGE,
+    SESSION_IS_LOCKED,
+    TOO_MANY_SIMULTANEOUS_QUERIES,
+    UNKNOWN_FORMAT,
+    Failure,
+    Headers,
+    Receive,
+)
 from meterhouse_store.engine import Call, Engine, EngineError, Summary
 from meterhouse_store.statements import Refused, User
 
-MAX_BODY = 256 * 1024 * 1024
-MAX_CONCURRENT = 16
+MAX_CONCURRENT: Mapping[User, int] = {"admin": 16, "reader": 4}
 MAX_WAITING = 200
+SEND_S = 60  # for a client to take a block of its answer
 MAX_SESSIONS = 100
 MAX_SESSION_S = 3600
-MAX_URL_FIELDS = 1000
-
-BAD_ARGUMENTS = 36
-NOT_IMPLEMENTED = 48
-CANNOT_DECOMPRESS = 271
-TOO_MANY_SIMULTANEOUS_QUERIES = 202
-SESSION_IS_LOCKED = 373
-QUERY_IS_TOO_LARGE = 223
-AUTHENTICATION_FAILED = 516
 
 # exceptionCodeToHTTPStatus of ClickHouse's HTTPHandler, for the codes that occur here; all others are 500.
 _HTTP_STATUS = (
     dict.fromkeys((192, 193, 497, AUTHENTICATION_FAILED), 403)
     | dict.fromkeys((6, 26, 27, 36, 38, 41, 43, 53, 62, 69, 70, 72, 117, 130, 131, 164, 271, 321, 452, 456, 457), 400)
-    | dict.fromkeys((16, 46, 47, 50, 56, 60, 81, 115), 404)
+    | dict.fromkeys((16, 46, 47, 50, 56, 60, UNKNOWN_FORMAT, 81, 115), 404)
     | {QUERY_IS_TOO_LARGE: 413, NOT_IMPLEMENTED: 501, TOO_MANY_SIMULTANEOUS_QUERIES: 503}
-)
-# Of the transport, not settings of the engine; send_progress and the like have no meaning here.
-_TRANSPORT = frozenset(
-    {"query", "database", "default_format", "session_id", "session_timeout", "session_check", "query_id", "user"}
-    | {"password", "quota_key", "wait_end_of_query", "buffer_size", "client_protocol_version", "stacktrace"}
-    | {"send_progress_in_http_headers", "http_headers_progress_interval_ms", "enable_http_compression"}
-    | {"cancel_http_readonly_queries_on_client_close", "add_http_cors_header", "compress", "decompress", "role"}
 )
 _CONTENT_TYPES = {
     "TabSeparated": "text/tab-separated-values; charset=UTF-8",
@@ -67,17 +58,7 @@ _CONTENT_TYPES = {
 }
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = dict[str, str]
-
-
-class _Failure(Exception):
-    """A request that is answered with a ClickHouse error code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(f"Code: {code}. DB::Exception: {message}")
-        self.code = code
 
 
 @dataclass
@@ -85,6 +66,43 @@ class _Session:
     handle: Any
     expires_at: float
     busy: bool = field(default=False)
+
+
+class _ClientGone(Exception):
+    """The client takes nothing of its answer any more."""
+
+
+class _Lane:
+    """The threads of one user, which no other can take: the projector never waits for a reader's questions."""
+
+    def __init__(self, user: User) -> None:
+        self._size = MAX_CONCURRENT[user]
+        self._threads = ThreadPoolExecutor(self._size, thread_name_prefix=f"query-{user}")
+        self._slots = asyncio.Semaphore(self._size)
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        if self._waiting >= MAX_WAITING:
+            raise Failure(
+                TOO_MANY_SIMULTANEOUS_QUERIES,
+                f"Too many simultaneous queries: {self._size} run and {MAX_WAITING} wait. Try again in a second",
+            )
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True)
 
 
 class Front:
@@ -96,14 +114,13 @@ class Front:
             raise ValueError("the users of the embedded warehouse are admin and reader, each with a password")
         self._engine = engine
         self._users = dict(users)
-        self._threads = ThreadPoolExecutor(MAX_CONCURRENT, thread_name_prefix="query")
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
-        self._waiting = 0
+        self._lanes: dict[User, _Lane] = {"admin": _Lane("admin"), "reader": _Lane("reader")}
         self._sessions: dict[tuple[str, str], _Session] = {}
 
     def close(self) -> None:
         """Wait for what runs, then close the sessions."""
-        self._threads.shutdown(wait=True)
+        for lane in self._lanes.values():
+            lane.close()
         for session in self._sessions.values():
             chdb_engine.close_handle(session.handle)
         self._sessions.clear()
@@ -126,15 +143,19 @@ class Front:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         answer: Headers = {"x-clickhouse-server-display-name": "meterhouse", "x-clickhouse-timezone": "UTC"}
         try:
-            url = _url_fields(scope["query_string"])
-            answer["x-clickhouse-query-id"] = url.get("query_id") or str(uuid.uuid4())
+            url = requests.url_fields(scope["query_string"])
+            answer["x-clickhouse-query-id"] = requests.query_id(url)
             user = self._authenticate(headers, url)
-            _refuse_unsupported(headers, url)
-            body = _decompressed(await _read(receive, headers), headers.get("content-encoding", ""))
-            call = self._call(user, url, headers, body, read_only=scope["method"] == "GET")
-            async with self._slot():
+            requests.refuse_unsupported(headers, url)
+            body = await requests.read_body(receive, headers, requests.body_limit(user))
+            async with self._lanes[user].slot():
+                # In a thread: a large body takes long to decompress and to read.
+                call = await self._lanes[user].run(self._call, user, url, headers, body, scope["method"] == "GET")
+                del body
                 await self._answer(send, call, url, answer)
-        except (_Failure, Refused, EngineError) as problem:
+        except _ClientGone:
+            return
+        except (Failure, Refused, EngineError) as problem:
             message = str(problem)
             if isinstance(problem, Refused):
                 message = f"Code: {problem.code}. DB::Exception: {message}"
@@ -144,28 +165,29 @@ class Front:
             await _reply(send, _HTTP_STATUS.get(problem.code, 500), answer, message.encode() + b"\n")
 
     def _authenticate(self, headers: Headers, url: Mapping[str, str]) -> User:
-        name, password = _credentials(headers, url)
+        name, password = requests.credentials(headers, url)
         expected = self._users.get(name, "")
         # Compared even where there is no such user, so that the time tells nothing.
         if not hmac.compare_digest(password.encode(), expected.encode()) or not expected:
-            raise _Failure(
+            raise Failure(
                 AUTHENTICATION_FAILED,
                 f"{name[:64]}: Authentication failed: password is incorrect, or there is no user with such name. "
                 "(AUTHENTICATION_FAILED)",
             )
         return cast(User, name)
 
-    def _call(self, user: User, url: Mapping[str, str], headers: Headers, body: bytes, *, read_only: bool) -> Call:
+    def _call(self, user: User, url: Mapping[str, str], headers: Headers, body: bytes, read_only: bool) -> Call:
+        body = requests.decompressed(body, headers.get("content-encoding", ""), requests.body_limit(user))
         query = url.get("query", "").encode()
         text = query if query else body
         if query and body:
             outline = statements.inspect(query, user, self._engine.unsafe_functions)
             if outline.insert_format and not query[outline.data_offset :].strip():
-                return self._described(user, url, headers, outline, b"", memoryview(body), read_only)
+                return self._described(user, url, headers, outline, memoryview(body), read_only)
             text = query + b"\n" + body
         outline = statements.inspect(text, user, self._engine.unsafe_functions)
         data = memoryview(text)[outline.data_offset :] if outline.insert_format else memoryview(b"")
-        return self._described(user, url, headers, outline, text, data, read_only)
+        return self._described(user, url, headers, outline, data, read_only)
 
     def _described(
         self,
@@ -173,27 +195,22 @@ class Front:
         url: Mapping[str, str],
         headers: Headers,
         statement: statements.Statement,
-        text: bytes,
         data: memoryview,
         read_only: bool,
     ) -> Call:
-        try:
-            decoded = "" if statement.insert_format else text.decode()
-        except UnicodeDecodeError:
-            raise _Failure(statements.SYNTAX_ERROR, "the statement is not UTF-8") from None
+        database = url.get("database") or headers.get("x-clickhouse-database")
+        if user == "reader" and database and database.lower() == "system":
+            raise Failure(statements.ACCESS_DENIED, "reader: Not enough privileges: write system.NAME in the statement")
         if read_only and statement.kind == "INSERT":
-            raise _Failure(statements.READONLY, "Cannot execute query in readonly mode: use POST to change data")
+            raise Failure(statements.READONLY, "Cannot execute query in readonly mode: use POST to change data")
         return Call(
             user=user,
             statement=statement,
-            text=decoded,
             data=data,
-            database=url.get("database") or headers.get("x-clickhouse-database"),
-            settings={
-                name: value for name, value in url.items() if name not in _TRANSPORT and not name.startswith("param_")
-            },
-            parameters={name[6:]: value for name, value in url.items() if name.startswith("param_")},
-            default_format=url.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated",
+            database=database,
+            settings=requests.settings(url),
+            parameters=requests.parameters(url),
+            default_format=requests.default_format(url, headers),
             read_only=read_only,
         )
 
@@ -210,7 +227,7 @@ class Front:
             if streamed:
                 end = await self._stream(send, call, handle, answer)
             else:
-                body, summary = await self._in_thread(self._engine.run, handle, call)
+                body, summary = await self._lanes[call.user].run(self._engine.run, handle, call)
         # Only now, or a client's next request would find its session busy.
         if streamed:
             await send({"type": "http.response.body", "body": end})
@@ -219,40 +236,40 @@ class Front:
 
     async def _stream(self, send: Send, call: Call, handle: Any, answer: Headers) -> bytes:
         """Send the result block by block; returns what the body ends with."""
-        blocks = self._engine.stream(handle, call)
+        blocks, lane = self._engine.stream(handle, call), self._lanes[call.user]
         tag = secrets.token_hex(8)
         try:
             # What fails before the first block is still an ordinary error.
-            block = await self._in_thread(_next, blocks)
+            block = await lane.run(_next, blocks)
             started = {**answer, "x-clickhouse-exception-tag": tag, "x-clickhouse-summary": _summary(Summary())}
             await _start(send, 200, started)
             while block is not None:
-                await send({"type": "http.response.body", "body": block, "more_body": True})
+                await _send_in_time(send, {"type": "http.response.body", "body": block, "more_body": True})
                 try:
-                    block = await self._in_thread(_next, blocks)
+                    block = await lane.run(_next, blocks)
                 except EngineError as problem:
                     return _exception_block(str(problem), tag)
             return b""
         finally:
-            await self._in_thread(_close, blocks)
+            await lane.run(_close, blocks)
 
     @asynccontextmanager
     async def _handle(self, call: Call, url: Mapping[str, str]) -> AsyncIterator[Any]:
         """A fresh handle, or the session's: state is kept for sessions of the admin that POST, nobody else has any."""
-        name = url.get("session_id")
+        lane, name = self._lanes[call.user], url.get("session_id")
         if not name or call.user != "admin" or call.read_only:
-            handle = await self._in_thread(self._engine.handle)
+            handle = await lane.run(self._engine.handle)
             try:
                 yield handle
             finally:
-                await self._in_thread(chdb_engine.close_handle, handle)
+                await lane.run(chdb_engine.close_handle, handle)
             return
         session = await self._session((call.user, name))
         session.busy = True
         try:
             yield session.handle
         finally:
-            await self._in_thread(self._engine.restore, session.handle, call)
+            await lane.run(self._engine.restore, session.handle, call)
             session.busy = False
             session.expires_at = time.monotonic() + min(_seconds(url.get("session_timeout")), MAX_SESSION_S)
 
@@ -264,118 +281,23 @@ class Front:
         surplus = len(self._sessions) - MAX_SESSIONS + 1
         for position, (expires_at, name) in enumerate(idle):
             if expires_at < now or position < surplus:
-                await self._in_thread(chdb_engine.close_handle, self._sessions.pop(name).handle)
+                await self._lanes["admin"].run(chdb_engine.close_handle, self._sessions.pop(name).handle)
         if key not in self._sessions:
-            handle = await self._in_thread(self._engine.handle)
+            handle = await self._lanes["admin"].run(self._engine.handle)
             self._sessions[key] = _Session(handle, now + 60)
         session = self._sessions[key]
         if session.busy:
-            raise _Failure(SESSION_IS_LOCKED, "Session is locked by a concurrent client. (SESSION_IS_LOCKED)")
+            raise Failure(SESSION_IS_LOCKED, "Session is locked by a concurrent client. (SESSION_IS_LOCKED)")
         return session
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        if self._waiting >= MAX_WAITING:
-            raise _Failure(
-                TOO_MANY_SIMULTANEOUS_QUERIES,
-                f"Too many simultaneous queries: {MAX_CONCURRENT} run and {MAX_WAITING} wait. Try again in a second",
-            )
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._slots.release()
 
-    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-
-async def _read(receive: Receive, headers: Headers) -> bytes:
-    declared = headers.get("content-length", "")
-    size = int(declared) if declared.isdigit() else 0
-    parts: list[bytes] = []
-    received = 0
-    while max(size, received) <= MAX_BODY:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Failure(BAD_ARGUMENTS, "the request broke off")
-        parts.append(message.get("body", b""))
-        received += len(parts[-1])
-        if not message.get("more_body"):
-            return b"".join(parts)
-    raise _Failure(QUERY_IS_TOO_LARGE, f"a request has at most {MAX_BODY} bytes: send it in several")
-
-
-def _decompressed(body: bytes, encoding: str) -> bytes:
-    if not encoding or encoding == "identity":
-        return body
-    out = bytearray()
-    rest = body
+async def _send_in_time(send: Send, message: MutableMapping[str, Any]) -> None:
+    # A client that reads nothing would keep its slot for ever.
     try:
-        while rest:
-            decoder = _decoder(encoding)
-            out += decoder.decompress(rest, MAX_BODY + 1 - len(out))
-            if len(out) > MAX_BODY:
-                raise _Failure(QUERY_IS_TOO_LARGE, f"a request has at most {MAX_BODY} bytes when it is decompressed")
-            if not decoder.eof:
-                raise _Failure(CANNOT_DECOMPRESS, f"the {encoding} body ends too early")
-            rest = decoder.unused_data or b""
-    except _Failure:
-        raise
-    except Exception as problem:  # noqa: BLE001 - zlib, lz4 and zstd raise classes of their own for damaged data
-        raise _Failure(CANNOT_DECOMPRESS, f"the body is not {encoding}: {problem}") from None
-    return bytes(out)
-
-
-def _decoder(encoding: str) -> Any:
-    if encoding in ("gzip", "deflate"):
-        return zlib.decompressobj(wbits=47)  # 47: zlib or gzip, whichever it is
-    if encoding == "lz4":
-        import lz4.frame  # type: ignore[import-untyped]
-
-        return lz4.frame.LZ4FrameDecompressor()
-    if encoding == "zstd":
-        from backports import zstd
-
-        return zstd.ZstdDecompressor()
-    raise _Failure(NOT_IMPLEMENTED, f"Content-Encoding {encoding[:20]!r} is not known: use gzip, deflate, lz4 or zstd")
-
-
-def _url_fields(query_string: bytes) -> dict[str, str]:
-    try:
-        fields = parse_qsl(
-            query_string.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_URL_FIELDS, errors="strict"
-        )
-    except ValueError as problem:
-        raise _Failure(BAD_ARGUMENTS, f"the URL cannot be read: {problem}") from None
-    return dict(fields)
-
-
-def _credentials(headers: Headers, url: Mapping[str, str]) -> tuple[str, str]:
-    if "x-clickhouse-user" in headers:
-        return headers["x-clickhouse-user"], headers.get("x-clickhouse-key", "")
-    scheme, _, encoded = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "basic":
-        try:
-            name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return "", ""
-        return name, password
-    return url.get("user", "default"), url.get("password", "")
-
-
-def _refuse_unsupported(headers: Headers, url: Mapping[str, str]) -> None:
-    if headers.get("content-type", "").startswith("multipart/"):
-        raise _Failure(NOT_IMPLEMENTED, "external data and form-encoded queries are not served by the embedded engine")
-    for name in ("compress", "decompress"):
-        if url.get(name, "0") not in ("0", "false", ""):
-            raise _Failure(NOT_IMPLEMENTED, f"{name}=1 (block compression) is not served: use Content-Encoding")
-    if url.get("role"):
-        raise _Failure(statements.ACCESS_DENIED, "roles cannot be chosen here")
+        async with asyncio.timeout(SEND_S):
+            await send(message)
+    except TimeoutError:
+        raise _ClientGone from None
 
 
 def _seconds(text: str | None) -> int:

@@ -3,6 +3,9 @@
 chDB cannot CREATE USER, but it reads a users file like any ClickHouse. Its one user holds two roles; a request takes
 the role of the HTTP user it came from, so the engine itself keeps `reader` to the views and both away from files and
 other hosts. A handle costs a quarter of a millisecond and takes its settings with it when it is closed.
+
+What no grant and no configuration of chDB covers is the function file() (the engine counts as clickhouse-local, so
+user_files_path does not hold it) and INTO OUTFILE (done by chDB's client side): statements.py alone keeps those out.
 """
 
 import re
@@ -25,8 +28,17 @@ READER_LIMITS = {
     "result_overflow_mode": "throw",
     "max_memory_usage": "4000000000",
 }
+# Shapes of answers that clients ask for; all else that a reader's request sets is refused, because the engine takes the
+# settings of a request before it knows about `readonly`.
+READER_SETTINGS = frozenset(
+    {"output_format_json_quote_64bit_integers", "output_format_json_quote_decimals", "output_format_write_statistics"}
+    | {"output_format_json_quote_denormals", "output_format_json_named_tuples_as_objects", "session_timezone"}
+    | {"output_format_arrow_string_as_string", "output_format_parquet_string_as_string", "log_comment"}
+    | {"date_time_output_format", "http_write_exception_in_output_format", "join_use_nulls", "extremes"}
+)
 # Formats whose blocks, one after the other, are one well-formed stream.
 STREAMED = frozenset({"Native", "TabSeparated", "TSV", "CSV", "RowBinary", "JSONEachRow"})
+READONLY = 164
 UNKNOWN_SETTING = 115
 UNKNOWN_EXCEPTION = 1002
 
@@ -50,6 +62,7 @@ _USERS = """<clickhouse>
     <async_insert>0</async_insert>
     <default_normal_view_sql_security>DEFINER</default_normal_view_sql_security>
     <format_schema_source>string</format_schema_source>
+    <allow_introspection_functions>0</allow_introspection_functions>
     <constraints>{constraints}</constraints>
   </default></profiles>
   <quotas><default/></quotas>
@@ -94,7 +107,6 @@ class Call:
 
     user: User
     statement: Statement
-    text: str
     data: memoryview
     database: str | None
     settings: Mapping[str, str]
@@ -146,9 +158,9 @@ class Engine:
         """Run a statement to its end on a handle that nobody else uses now. Raises EngineError."""
         self._prepare(handle, call)
         with _errors():
-            if call.statement.insert_head is not None:
+            if call.statement.insert_format is not None:
                 return b"", _insert(handle, call)
-            result = handle.query(call.text, call.default_format, params=dict(call.parameters))
+            result = handle.query(call.statement.sql, call.default_format, params=dict(call.parameters))
             return result.bytes(), Summary(
                 read_rows=result.storage_rows_read(),
                 read_bytes=result.storage_bytes_read(),
@@ -161,7 +173,7 @@ class Engine:
         """The result of a query in blocks; its format must be one of STREAMED. Raises EngineError, maybe in between."""
         self._prepare(handle, call)
         with _errors():
-            blocks = handle.send_query(call.text, call.default_format, params=dict(call.parameters))
+            blocks = handle.send_query(call.statement.sql, call.default_format, params=dict(call.parameters))
             try:
                 for block in blocks:
                     yield block.bytes()
@@ -170,7 +182,7 @@ class Engine:
 
     def _prepare(self, handle: Any, call: Call) -> None:
         with _errors():
-            settings = dict(call.settings) | (READER_LIMITS if call.user == "reader" else {})
+            settings = _reader_settings(call.settings) if call.user == "reader" else dict(call.settings)
             for name in settings:
                 if not _SETTING.fullmatch(name):
                     raise EngineError(
@@ -198,6 +210,21 @@ class Engine:
                     raise
 
 
+def _reader_settings(asked: Mapping[str, str]) -> dict[str, str]:
+    """What of a reader's settings is taken: a limit may be lowered, never lifted."""
+    for name in asked:
+        if name not in READER_SETTINGS and name not in READER_LIMITS:
+            raise EngineError(
+                f"Code: {READONLY}. DB::Exception: Cannot modify {name[:64]!r} setting in readonly mode (READONLY)"
+            )
+    return dict(asked) | {name: _lower(asked.get(name, ""), limit) for name, limit in READER_LIMITS.items()}
+
+
+def _lower(asked: str, limit: str) -> str:
+    numbers = re.fullmatch(r"[0-9]{1,18}", asked) and limit.isdecimal()
+    return asked if numbers and 0 < int(asked) < int(limit) else limit
+
+
 def close_handle(handle: Any) -> None:
     """Close a handle of `Engine.handle`."""
     handle.close()
@@ -211,7 +238,7 @@ def readable_views() -> list[str]:
 
 
 def _insert(handle: Any, call: Call) -> Summary:
-    inserter = handle.send_insert(call.statement.insert_head, call.statement.insert_format)
+    inserter = handle.send_insert(call.statement.sql, call.statement.insert_format)
     finished = False
     try:
         for start in range(0, len(call.data), INSERT_CHUNK):

@@ -6,6 +6,7 @@ interrupted is made good by the next.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -33,6 +34,7 @@ class Jobs:
         self._state_file = state_file
         self._alive_file = alive_file
         self._say = say
+        self._told: dict[str, tuple[int, str]] = {}
         self.stop = threading.Event()
 
     def loop(self, every_s: float) -> None:
@@ -72,9 +74,14 @@ class Jobs:
             mine["succeeded_at"] = now
         replace_private(self._state_file, json.dumps(state, indent=2) + "\n")
         outcome = {DONE: "done", DONE_WITH_EXCEPTIONS: "done with exceptions"}.get(code, f"failed with code {code}")
-        self._say(f"{now} {name}: {outcome}")
-        if code != DONE and output.strip():
+        if code == DONE or not output.strip():
+            self._say(f"{now} {name}: {outcome}")
+        elif self._told.get(name) == (code, _without_figures(output)):
+            self._say(f"{now} {name}: {outcome}, as before ({self._state_file} has its last words)")
+        else:
+            self._say(f"{now} {name}: {outcome}")
             self._say("\n".join(f"  | {line}" for line in output.strip().splitlines()[-20:]))
+        self._told[name] = (code, _without_figures(output))
 
 
 def read_state(state_file: Path) -> dict[str, Any]:
@@ -99,6 +106,15 @@ def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: jobs.stop.set())
     jobs.loop(every_s)
+
+
+_FIGURE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S*|(?<![\w.-])\d[\d.,]*(?![\w-])|\s+")
+"""A moment, a number, or blanks: their lengths follow the numbers."""
+
+
+def _without_figures(output: str) -> str:
+    """What stays the same while usage and time go on: customers, reasons and hints."""
+    return _FIGURE.sub(" ", output)
 
 
 def _end(process: subprocess.Popen[str]) -> tuple[int, str]:

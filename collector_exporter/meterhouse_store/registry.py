@@ -1,7 +1,7 @@
 """The registry: namespaces, customers, their contracts, and the keys that agents report with.
 
-Everything here may be called twice with the same arguments. A contract is never changed, a later one follows it; the
-text of a key is shown once and only its hash is kept.
+Everything here may be called twice with the same arguments. A contract that has begun is never changed, a later one
+follows it; the text of a key is shown once and only its hash is kept.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import Connection, Engine, Table, insert, select, update
+from sqlalchemy import Connection, Engine, Table, delete, insert, select, update
 
 from meterhouse_store import tables
 from meterhouse_store.sql import begin_write
@@ -131,9 +131,10 @@ def add_customer(
 ) -> Customer:
     """Register a customer, or change what is given of one that is there; with `plan`, also its contract.
 
-    Without `valid_from` a first contract holds from the beginning, a later one (another plan) from now. An `auto`
-    registration changes nothing of a customer that exists. Raises RegistryError with all that is wrong: a bad
-    currency or time zone, a change of either after a period was closed, two plans from the same moment.
+    Without `valid_from` a first contract holds from the beginning, a later one (another plan) from now; one that has
+    not begun yet is replaced by another plan from the same moment. An `auto` registration changes nothing of a customer
+    that exists. Raises RegistryError with all that is wrong: a bad currency or time zone, a change of either after a
+    period was closed, two plans from the same past moment, an id with a space in it that no agent has reported.
     """
     now = now or datetime.now(UTC)
     _refuse(_customer_mistakes(customer_id, currency, time_zone, valid_from, plan))
@@ -152,6 +153,8 @@ def add_customer(
             raise RegistryError(f"there is no namespace {namespace!r}: `meterhouse up` creates it")
         found = _one(connection, Customer, table, is_it)
         if found is None:
+            if origin == OPERATOR:
+                _refuse(_typing_mistakes(connection, namespace, customer_id))
             values = {key: value for key, value in given.items() if value is not None}
             defaults: dict[str, Any] = {
                 "name": customer_id,
@@ -173,6 +176,31 @@ def add_customer(
                 found = Customer(**(vars(found) | changes))
         if plan is not None:
             _add_contract(connection, found, plan, valid_from, now)
+    return found
+
+
+def withdraw_contract(
+    engine: Engine, namespace: str, customer_id: str, valid_from: datetime, *, now: datetime | None = None
+) -> Contract:
+    """Take back a contract that has not begun yet; returns it. The one before it goes on.
+
+    Raises RegistryError where there is none from that moment, and for one that has begun.
+    """
+    now = now or datetime.now(UTC)
+    table = tables.contracts
+    of_customer = (table.c.namespace == namespace) & (table.c.customer_id == customer_id)
+    with begin_write(engine) as connection:
+        found = _one(connection, Contract, table, of_customer & (table.c.valid_from == valid_from))
+        if found is None:
+            raise RegistryError(
+                f"{customer_id} has no contract from {valid_from.isoformat()}: `meterhouse customers list` shows them"
+            )
+        if found.valid_from <= now:
+            raise RegistryError(
+                f"the contract of {customer_id} on plan {found.plan!r} began at {found.valid_from.isoformat()} and is "
+                f"not changed: end it with another plan, `meterhouse customers add {customer_id} --plan PLAN`"
+            )
+        connection.execute(delete(table).where(table.c.contract_id == found.contract_id))
     return found
 
 
@@ -274,14 +302,18 @@ def _add_contract(
             return
         valid_from = now if known else ALWAYS
     valid_from = valid_from.astimezone(UTC)
-    for contract in known:
-        if contract.valid_from == valid_from:
-            if contract.plan != plan:
-                raise RegistryError(
-                    f"{customer.customer_id} is on plan {contract.plan!r} from {valid_from.isoformat()}; a contract is "
-                    f"not changed: give {plan!r} a later --valid-from"
-                )
+    same = next((contract for contract in known if contract.valid_from == valid_from), None)
+    if same is not None:
+        if same.plan == plan:
             return
+        if valid_from <= now:
+            raise RegistryError(
+                f"{customer.customer_id} is on plan {same.plan!r} from {valid_from.isoformat()}; a contract that has "
+                f"begun is not changed: give {plan!r} a later --valid-from"
+            )
+        is_same = table.c.contract_id == same.contract_id
+        connection.execute(update(table).where(is_same).values(plan=plan, recorded_at=now))
+        return
     identity = "\n".join((customer.namespace, customer.customer_id, valid_from.isoformat(timespec="microseconds")))
     connection.execute(
         insert(table).values(
@@ -312,6 +344,17 @@ def _changes(connection: Connection, found: Customer, given: dict[str, str | Non
         if closed is not None:
             _refuse([f"{key} of {found.customer_id} cannot change: a period was closed with it" for key in fixed])
     return changes
+
+
+def _typing_mistakes(connection: Connection, namespace: str, customer_id: str) -> list[str]:
+    """A space is a slip of the hand, unless usage came with it: then only that id can be billed."""
+    if not any(character.isspace() for character in customer_id):
+        return []
+    table = tables.unrated_usage
+    reported = select(table.c.unrated_id).where(table.c.namespace == namespace, table.c.customer_id == customer_id)
+    if connection.execute(reported.limit(1)).first() is not None:
+        return []
+    return [f"customer id {customer_id!r} has a space in it: write it without, as agents report it in customer.id"]
 
 
 def _customer_mistakes(

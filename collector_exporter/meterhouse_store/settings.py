@@ -48,3 +48,22 @@ def load(data: Path | None = None) -> Settings:
     Raises pydantic.ValidationError, which names every variable that cannot be used.
     """
     return Settings() if data is None else Settings(data=data)
+
+
+class NoData(ValueError):
+    """There is no Meterhouse where a command looked for one; the text says where, and what to do."""
+
+
+def load_existing(data: Path | None = None) -> Settings:
+    """Like `load`, for commands that work on what is there: a wrong directory must not look like an empty Meterhouse.
+
+    Raises NoData where the SQL database is a SQLite file that does not exist.
+    """
+    settings = load(data)
+    file = settings.sql_url.removeprefix("sqlite:///") if settings.sql_url.startswith("sqlite:///") else None
+    if file is not None and not Path(file).exists():
+        raise NoData(
+            f"there is no Meterhouse in {settings.data} ({file} does not exist): start one with `meterhouse up`, or "
+            "name its data directory with --data or METERHOUSE_DATA"
+        )
+    return settings

@@ -4,6 +4,9 @@ The engine's own grants (engine.py) keep users from files, other hosts and table
 what chDB does beside the server's code: the function `file()`, INTO OUTFILE, FROM INFILE, several statements in one
 text, some table engines with a path. Those are refused here, on tokens, so that case, comments and quoting make no
 difference; what cannot be read with certainty is refused too.
+
+The engine is not given the text that came but one put together from the tokens that were checked: without comments,
+here-documents as plain strings. What this lexer took for a comment or a string cannot be code to the engine's.
 """
 
 import re
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-MAX_TOKENS = 200_000
+MAX_TOKENS = 400_000  # blanks and comments count
 
 # ClickHouse's error codes (ErrorCodes.cpp).
 SYNTAX_ERROR = 62
@@ -35,19 +38,26 @@ _SAFE_TABLE_FUNCTIONS = frozenset(
     | {"values", "view", "null", "merge", "format"}
 )
 # Not table functions, yet they reach files or other hosts.
-_UNSAFE_FUNCTIONS = frozenset({"file", "disk", "catboostevaluate"})
+_UNSAFE_FUNCTIONS = frozenset(
+    {"file", "disk", "catboostevaluate", "aiclassify", "aiembed", "aiextract", "aifilter", "aigenerate", "airedact"}
+    | {"aisimilarity", "aitranslate"}
+)
 # Everybody's queries run as the engine's one user, so these would show what others ask.
 _OTHERS_QUERIES = frozenset({"processes", "processlist", "query_log", "query_cache", "asynchronous_inserts"})
 
+# Narrower than the engine's lexer (src/Parsers/Lexer.cpp) wherever that one is surprising: no comment inside a comment,
+# no backslash in a quoted name, no $ in a name, no name glued to a fraction (`.1efile` is `.1e` and `file` to it), no
+# two strings side by side. A number's parts are tokens of their own here.
 _TOKEN = re.compile(
-    rb"""(?P<space>[ \t\r\n\f\v]+)
-    |(?P<comment>--[^\n]*|\#[ !][^\n]*|/\*.*?\*/)
-    |(?P<string>'(?:[^'\\]|\\.|'')*')
-    |(?P<quoted>`(?:[^`\\]|``)*`|"(?:[^"\\]|"")*")
-    |(?P<heredoc>\$(?P<tag>[A-Za-z0-9_]*)\$.*?\$(?P=tag)\$)
-    |(?P<number>[0-9](?:[A-Za-z0-9_]|\.(?=[0-9]))*(?:(?<=[eEpP])[+-][0-9]+)?)
-    |(?P<word>[A-Za-z_][A-Za-z0-9_$]*)
-    |(?P<sign>[-!%&()*+,.:;<=>?@\[\]^{|}~]|/(?!\*))""",
+    rb"""(?P<space>[ \t\r\n\f\v]++)
+    |(?P<comment>(?:--|//|\#[ !])[^\n]*+|/\*(?:[^/*]++|/(?!\*)|\*(?!/))*+\*/)
+    |(?P<string>(?<!\$)'(?:[^'\\]++|\\.|'')*+'|(?<!\.)(?:[xX]'[0-9A-Fa-f]*+'|[bB]'[01]*+')(?!'))
+    |(?P<quoted>`(?:[^`\\]++|``)*+`|"(?:[^"\\]++|"")*+")
+    |(?P<heredoc>(?<![A-Za-z0-9_'$])\$(?P<tag>[A-Za-z0-9_]*+)\$(?P<content>.*?)\$(?P=tag)\$)
+    |(?P<number>(?<!\.)[0-9][A-Za-z0-9_]*+
+        |(?<=\.)[0-9]++(?:_[0-9]++)*+(?:[eE][-+]?+[0-9]++(?:_[0-9]++)*+)?+(?![A-Za-z_]))
+    |(?P<word>(?![xXbB]')[A-Za-z_][A-Za-z0-9_]*+)
+    |(?P<sign>[-!%&()*+,.:;<=>?@\[\]^{|}~]|/(?![*/]))""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -62,15 +72,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Statement:
-    """`kind` is the first word in upper case; `output_format` the FORMAT clause of a result.
+    """`kind` is the first word in upper case, `sql` what the engine runs, `output_format` a result's FORMAT clause.
 
-    For an INSERT whose data follows in a format, `insert_head` is the statement up to FORMAT, `insert_format` the
-    format, and `data_offset` where its data begins in the text.
+    For an INSERT whose data follows in a format, `sql` is the statement up to FORMAT, `insert_format` the format, and
+    `data_offset` where its data begins in the text.
     """
 
     kind: str
+    sql: str
     output_format: str | None = None
-    insert_head: str | None = None
     insert_format: str | None = None
     data_offset: int | None = None
 
@@ -79,11 +89,14 @@ class Statement:
 class _Token:
     kind: str
     text: str  # a quoted identifier without its quotes
-    start: int
+    sql: bytes  # as the engine gets it
     end: int
 
     def is_word(self, *words: str) -> bool:
         return self.kind == "word" and self.text.upper() in words
+
+    def is_sign(self, sign: str) -> bool:
+        return self.kind == "sign" and self.text == sign
 
 
 def unsafe_functions(table_functions: frozenset[str]) -> frozenset[str]:
@@ -97,26 +110,33 @@ def unsafe_functions(table_functions: frozenset[str]) -> frozenset[str]:
 def inspect(text: bytes, user: User, unsafe: frozenset[str]) -> Statement:
     """The outline of the one statement in `text`; raises Refused where the user may not run it or it cannot be read."""
     tokens: list[_Token] = []
+    pieces: list[_Token] = []  # with blanks and comments
     depth = 0
+    evaluated = False
     for token in _tokens(text):
-        if tokens and tokens[-1].text == ";" and tokens[-1].kind == "sign":
+        pieces.append(token)
+        if len(pieces) > MAX_TOKENS:
+            raise Refused(ACCESS_DENIED, f"a statement has at most {MAX_TOKENS} tokens: insert data with FORMAT")
+        if token.kind in ("space", "comment"):
+            continue
+        if tokens and tokens[-1].is_sign(";"):
             raise Refused(SYNTAX_ERROR, "Multi-statements are not allowed: send one statement at a time")
         _check_call(tokens, token, unsafe)
         tokens.append(token)
-        if len(tokens) > MAX_TOKENS:
-            raise Refused(ACCESS_DENIED, f"a statement has at most {MAX_TOKENS} tokens: insert data with FORMAT")
         if len(tokens) == 1:
             _check_kind(token, user)
         elif len(tokens) == 2:
             _check_second(tokens, user)
         depth += _depth(token)
-        if depth == 0 and _is_inserted_format(tokens):
-            return _insert(text, tokens)
+        if depth == 0 and not evaluated and _is_inserted_format(tokens):
+            return _insert(text, tokens, pieces)
+        # VALUES data and SELECTs are read to their end, as SQL: their expressions are evaluated.
+        evaluated = evaluated or token.is_word("SELECT", "VALUES", "WITH")
     if not tokens:
         raise Refused(SYNTAX_ERROR, "Empty query")
     if user == "reader":
         _check_reader(tokens)
-    return Statement(kind=tokens[0].text.upper(), output_format=_output_format(tokens))
+    return Statement(kind=tokens[0].text.upper(), sql=_sql(pieces), output_format=_output_format(tokens))
 
 
 def _tokens(text: bytes) -> Iterator[_Token]:
@@ -128,15 +148,30 @@ def _tokens(text: bytes) -> Iterator[_Token]:
             raise Refused(
                 SYNTAX_ERROR,
                 f"Syntax error at position {position + 1} ({near!r}): outside of quotes only ASCII is read here, "
-                "quotes must be closed, and a quoted name has no backslash",
+                "quotes and comments must be closed, a comment has no other in it, and a name no $ and no backslash",
             )
-        kind = str(match.lastgroup) if match.lastgroup != "tag" else "heredoc"
-        if kind not in ("space", "comment"):
-            raw = match.group().decode(errors="replace")
-            if kind == "quoted":
-                raw = raw[1:-1].replace(raw[0] * 2, raw[0])
-            yield _Token(kind, raw, match.start(), match.end())
+        yield _token(match)
         position = match.end()
+
+
+def _token(match: re.Match[bytes]) -> _Token:
+    raw = match.group()
+    kind = "heredoc" if match["heredoc"] is not None else str(match.lastgroup)
+    if kind in ("space", "comment"):
+        return _Token(kind, "", raw if kind == "space" else b" ", match.end())
+    text = raw.decode(errors="replace")
+    if kind == "quoted":
+        text = text[1:-1].replace(text[0] * 2, text[0])
+    elif kind == "heredoc":
+        raw = b"'" + match["content"].replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"
+    return _Token(kind, text, raw, match.end())
+
+
+def _sql(pieces: list[_Token]) -> str:
+    try:
+        return b"".join(piece.sql for piece in pieces).decode()
+    except UnicodeDecodeError:
+        raise Refused(SYNTAX_ERROR, "the statement is not UTF-8") from None
 
 
 def _check_kind(token: _Token, user: User) -> None:
@@ -144,8 +179,7 @@ def _check_kind(token: _Token, user: User) -> None:
     if kind in _READING:
         return
     if kind not in _WRITING:
-        raise Refused(ACCESS_DENIED, f"{user}: Not enough privileges: {token.text[:40]!r} does not begin a statement "
-                      "that is run here")  # fmt: skip
+        raise Refused(ACCESS_DENIED, f"{token.text[:40]!r} begins no statement that this user may run")
     if user == "reader":
         raise Refused(READONLY, f"{user}: Cannot execute query in readonly mode: {kind} is not for this user")
 
@@ -164,7 +198,13 @@ def _check_call(before: list[_Token], token: _Token, unsafe: frozenset[str]) -> 
         raise Refused(ACCESS_DENIED, f"Not enough privileges: {token.text.upper()} reads or writes files of this host")
     if previous is None:
         return
-    if token.text == "(" and token.kind == "sign" and previous.kind in ("word", "quoted"):
+    if token.is_word("WITH") and previous.is_word("PARALLEL"):
+        raise Refused(
+            ACCESS_DENIED, "Not enough privileges: PARALLEL WITH hides a second statement, send them one by one"
+        )
+    if token.is_sign("(") and previous.kind == "number":
+        raise Refused(SYNTAX_ERROR, f"Syntax error: {previous.text[:40]}( calls nothing")
+    if token.is_sign("(") and previous.kind in ("word", "quoted"):
         if previous.text.lower() in unsafe:
             raise Refused(
                 ACCESS_DENIED,
@@ -179,9 +219,13 @@ def _check_call(before: list[_Token], token: _Token, unsafe: frozenset[str]) -> 
 
 
 def _check_reader(tokens: list[_Token]) -> None:
-    for token in tokens:
+    for before, token in pairwise([tokens[0], *tokens]):
         if token.kind in ("word", "quoted") and token.text.lower() in _OTHERS_QUERIES:
             raise Refused(ACCESS_DENIED, f"reader: Not enough privileges: {token.text} shows what other users do")
+        if before.is_sign(".") and token.text.lower() == "errors":
+            raise Refused(ACCESS_DENIED, "reader: Not enough privileges: errors quote what other users ask")
+        if before.is_sign(":") and token.is_word("IDENTIFIER"):
+            raise Refused(ACCESS_DENIED, "reader: Not enough privileges: a name cannot be a parameter, write it out")
 
 
 def _depth(token: _Token) -> int:
@@ -191,14 +235,12 @@ def _depth(token: _Token) -> int:
 
 
 def _is_inserted_format(tokens: list[_Token]) -> bool:
-    """Whether the tokens so far are `INSERT ... FORMAT name`, with no SELECT that the FORMAT could belong to."""
-    if len(tokens) < 3 or not tokens[0].is_word("INSERT") or not tokens[-2].is_word("FORMAT"):
-        return False
-    # VALUES data and SELECTs are read to their end, as SQL: their expressions are evaluated.
-    return tokens[-1].kind == "word" and not any(token.is_word("SELECT", "VALUES", "WITH") for token in tokens[:-2])
+    """Whether the tokens so far are `INSERT ... FORMAT name`."""
+    named = len(tokens) > 2 and tokens[-2].is_word("FORMAT") and tokens[-1].kind == "word"
+    return named and tokens[0].is_word("INSERT")
 
 
-def _insert(text: bytes, tokens: list[_Token]) -> Statement:
+def _insert(text: bytes, tokens: list[_Token], pieces: list[_Token]) -> Statement:
     clause, name = tokens[-2], tokens[-1]
     if name.text.lower() == "values":
         raise Refused(SYNTAX_ERROR, "write INSERT INTO ... VALUES (...) without FORMAT")
@@ -206,7 +248,7 @@ def _insert(text: bytes, tokens: list[_Token]) -> Statement:
     rest = re.compile(rb"[ \t\f]*\r?\n?").match(text, name.end)
     return Statement(
         kind="INSERT",
-        insert_head=text[: clause.start].decode(),
+        sql=_sql(pieces[: pieces.index(clause)]),
         insert_format=name.text,
         data_offset=rest.end() if rest else name.end,
     )

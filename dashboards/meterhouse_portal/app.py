@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Final
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from meterhouse_portal import health, overview, page
 from meterhouse_portal.overview import Month
+from meterhouse_portal.page import Address
 from meterhouse_store import endpoints, meters, registry, sql, warehouse
 from meterhouse_store.settings import Settings
 
@@ -89,6 +91,9 @@ class _Portal:
                 ),
                 401,
             )
+        if unknown := sorted(set(request.query_params) - {"period"}):
+            text = f"The page takes `?period=2026-11`, not {unknown[0][:20]!r}."
+            return _html(page.message_page("No such parameter", text), 400)
         try:
             month = Month.parse(request.query_params["period"]) if "period" in request.query_params else None
         except ValueError as problem:
@@ -101,7 +106,7 @@ class _Portal:
         namespace = self._settings.namespace
         try:
             engine = self._open()
-            found = self._ask_warehouse(month, overview.zones(engine, namespace))
+            found = self._ask_warehouse(engine, month, now)
             content = overview.read(engine, namespace, month, found, now)
             declared = meters.declared(self._settings)
         except (SQLAlchemyError, OSError, sql.SchemaMismatch, registry.RegistryError, ValueError) as problem:
@@ -122,28 +127,31 @@ class _Portal:
             self._engine = sql.open_engine(self._settings)
         return self._engine
 
-    def _ask_warehouse(self, month: Month, zones: dict[str, str]) -> overview.FromWarehouse | None:
+    def _ask_warehouse(self, engine: Engine, month: Month, now: datetime) -> overview.FromWarehouse | None:
+        namespace = self._settings.namespace
+        zones = overview.zones(engine, namespace)
         try:
             client = warehouse.connect(self._settings, timeout_s=WAREHOUSE_WAIT_S, user=warehouse.READER)
             try:
-                return overview.read_warehouse(client, self._settings.namespace, month, zones)
+                found = overview.read_warehouse(client, namespace, month, zones)
+                return replace(found, late=overview.read_late(engine, client, namespace, month, zones, now))
             finally:
                 client.close()
         except (warehouse.WarehouseUnavailable, ClickHouseError, OSError) as problem:
             _log.warning("the warehouse could not be read: %s", problem)
             return None
 
-    def _addresses(self) -> dict[str, str]:
+    def _addresses(self) -> list[Address]:
         found = endpoints.read(self._settings.data)
         if found is None:
-            return {}
-        return {
-            "OTLP over HTTP": found.collector.http,
-            "OTLP over gRPC": found.collector.grpc,
-            "ClickHouse over HTTP": found.warehouse.url.rpartition("@")[2] or found.warehouse.url,
-            "Stripe webhooks": found.webhooks.url,
-            "Health": found.health.url,
-        }
+            return []
+        return [
+            Address("OTLP over HTTP", found.collector.http),
+            Address("OTLP over gRPC", found.collector.grpc),
+            Address("ClickHouse over HTTP", found.warehouse.url.rpartition("@")[2] or found.warehouse.url),
+            Address("Stripe webhooks", found.webhooks.url),
+            Address("Health", found.health.url, is_page=True),
+        ]
 
     def healthz(self, _request: Request) -> Response:
         states = health.check(self._settings)

@@ -23,9 +23,7 @@ def _portal() -> None:
 
 @portal.command()
 def serve(
-    data: Annotated[
-        Path | None, typer.Option(envvar="METERHOUSE_DATA", help="Data directory; default ./meterhouse-data.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
 ) -> None:
@@ -37,9 +35,13 @@ def serve(
     import uvicorn
 
     from meterhouse_portal.app import build
-    from meterhouse_store.settings import load
+    from meterhouse_store.settings import NoData, load_existing
 
-    settings = load(data)
+    try:
+        settings = load_existing(data)
+    except NoData as missing:
+        typer.echo(str(missing), err=True)
+        raise typer.Exit(1) from None
     token = portal_token(settings.data)
     if token is None:
         typer.echo(

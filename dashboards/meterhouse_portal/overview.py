@@ -1,16 +1,19 @@
 """What the page shows of one month: usage from the warehouse, cost and plans from SQL, and what needs a look."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 
 from clickhouse_connect.driver.client import Client
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, select
 
-from meterhouse_rating import periods
+from meterhouse_rating import late, periods
+from meterhouse_rating.late import LateUsage
+from meterhouse_rating.settled import contract_in_force
+from meterhouse_rating.world import World
 from meterhouse_store import registry, tables
 
 CUSTOMERS_SHOWN = 100
@@ -77,13 +80,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class CustomerMonth:
-    """One customer in the month; `plan` and `name` are None for a customer who is not registered."""
+    """One customer in the month; `name` is None for one who is not registered, `plan` where no contract holds.
+
+    `unpriced` counts the usage events of the month that were rated and have no price.
+    """
 
     customer_id: str
     name: str | None
     plan: str | None
     usage: tuple[MeterUsage, ...]
     costs: tuple[Cost, ...]
+    unpriced: int = 0
 
     @property
     def events(self) -> int:
@@ -102,10 +109,15 @@ class Unrated:
 
 @dataclass(frozen=True)
 class FromWarehouse:
-    """What only the warehouse knows; `projected_through` is None before a collector has written its first watermark."""
+    """What only the warehouse knows; `projected_through` is None before a collector has written its first watermark.
+
+    `suspense` counts by reason what is held back of the month, which is that of UTC: who it belongs to is not certain.
+    """
 
     usage: dict[str, list[MeterUsage]]
     suspense: dict[str, int] = field(default_factory=dict)
+    suspense_elsewhere: int = 0
+    late: tuple[LateUsage, ...] = ()
     projected_through: datetime | None = None
     latest_event_time: datetime | None = None
 
@@ -120,6 +132,7 @@ class Overview:
     customers: tuple[CustomerMonth, ...]
     not_shown: int
     unrated: tuple[Unrated, ...]
+    unrated_elsewhere: int
     warehouse: FromWarehouse | None
 
 
@@ -144,21 +157,32 @@ def read_warehouse(client: Client, namespace: str, month: Month, zones: dict[str
         ).result_rows
         for customer_id, meter, quantity, events in rows:
             usage[customer_id].append(MeterUsage(meter, quantity, events))
-    suspense = client.query(SUSPENSE, parameters={"namespace": namespace}).result_rows
+    whole = month.within("UTC")
+    edges = {"start": _sql_time(whole.start), "end": _sql_time(whole.end)}
+    suspense = client.query(SUSPENSE, parameters={"namespace": namespace, **edges}).result_rows
     (watermarks, projected_through) = client.query(WATERMARK).result_rows[0]
     latest = client.query(LATEST, parameters={"namespace": namespace}).result_rows if not usage else []
     return FromWarehouse(
         usage=dict(usage),
-        suspense={str(reason): int(events) for reason, events in suspense},
+        suspense={str(reason): int(events) for reason, events, _ in suspense if events},
+        suspense_elsewhere=sum(int(elsewhere) for _, _, elsewhere in suspense),
         projected_through=_aware(projected_through) if watermarks else None,
         latest_event_time=_aware(latest[0][0]) if latest else None,
     )
 
 
+def read_late(
+    engine: Engine, client: Client, namespace: str, month: Month, zones: dict[str, str], now: datetime
+) -> tuple[LateUsage, ...]:
+    """Usage of the month that arrived after its period was closed."""
+    return late.look(World(engine, client, namespace, {}), str(month), None, zones, now)
+
+
 def read(engine: Engine, namespace: str, month: Month, warehouse: FromWarehouse | None, now: datetime) -> Overview:
     """The page's content; customers with the most events come first, those without usage last."""
     known = {customer.customer_id: customer for customer in registry.customers(engine, namespace)}
-    plans = _plans(registry.contracts(engine, namespace), now)
+    plans = _plans(known, registry.contracts(engine, namespace), month)
+    unrated, unpriced, elsewhere = _unrated(engine, namespace, known, month)
     costs = _costs(engine, namespace, month)
     usage = warehouse.usage if warehouse else {}
     customers = [
@@ -168,8 +192,9 @@ def read(engine: Engine, namespace: str, month: Month, warehouse: FromWarehouse 
             plan=plans.get(customer_id),
             usage=tuple(sorted(usage.get(customer_id, []), key=lambda meter: meter.meter)),
             costs=tuple(costs.get(customer_id, [])),
+            unpriced=unpriced[customer_id],
         )
-        for customer_id in {*known, *usage, *costs}
+        for customer_id in {*known, *usage, *costs, *unpriced}
     ]
     customers.sort(key=lambda customer: (-customer.events, customer.customer_id))
     return Overview(
@@ -178,7 +203,8 @@ def read(engine: Engine, namespace: str, month: Month, warehouse: FromWarehouse 
         now=now,
         customers=tuple(customers[:CUSTOMERS_SHOWN]),
         not_shown=max(0, len(customers) - CUSTOMERS_SHOWN),
-        unrated=_unrated(engine, namespace),
+        unrated=unrated,
+        unrated_elsewhere=elsewhere,
         warehouse=warehouse,
     )
 
@@ -188,9 +214,16 @@ def zones(engine: Engine, namespace: str) -> dict[str, str]:
     return {customer.customer_id: customer.time_zone for customer in registry.customers(engine, namespace)}
 
 
-def _plans(contracts: Iterable[registry.Contract], now: datetime) -> dict[str, str]:
-    # They come by customer and valid_from, so the last one that holds already is the one in force.
-    return {contract.customer_id: contract.plan for contract in contracts if contract.valid_from <= now}
+def _plans(known: dict[str, registry.Customer], contracts: Iterable[registry.Contract], month: Month) -> dict[str, str]:
+    """The plan that rating prices the month with, for each customer who has one."""
+    of_customer: dict[str, list[registry.Contract]] = defaultdict(list)
+    for contract in contracts:
+        of_customer[contract.customer_id].append(contract)
+    in_force = {
+        customer_id: contract_in_force(of_customer[customer_id], month.within(customer.time_zone))
+        for customer_id, customer in known.items()
+    }
+    return {customer_id: contract.plan for customer_id, contract in in_force.items() if contract}
 
 
 def _costs(engine: Engine, namespace: str, month: Month) -> dict[str, list[Cost]]:
@@ -229,17 +262,25 @@ def _costs(engine: Engine, namespace: str, month: Month) -> dict[str, list[Cost]
     return found
 
 
-def _unrated(engine: Engine, namespace: str) -> tuple[Unrated, ...]:
+def _unrated(
+    engine: Engine, namespace: str, known: dict[str, registry.Customer], month: Month
+) -> tuple[tuple[Unrated, ...], Counter[str], int]:
+    """What has no price in the month, by cause and by customer; and how many events have none in other months."""
     table = tables.unrated_usage
-    events = func.sum(table.c.events)
-    query = (
-        select(table.c.reason, table.c.hint, events)
-        .where(table.c.namespace == namespace, table.c.reason.in_(NEVER_PRICED))
-        .group_by(table.c.reason, table.c.hint)
-        .order_by(events.desc(), table.c.hint)
-    )
+    query = select(table).where(table.c.namespace == namespace, table.c.reason.in_(NEVER_PRICED))
+    causes: Counter[tuple[str, str]] = Counter()
+    customers: Counter[str] = Counter()
+    elsewhere = 0
     with engine.connect() as connection:
-        return tuple(Unrated(reason, hint, int(count)) for reason, hint, count in connection.execute(query))
+        for row in connection.execute(query):
+            period = month.within(known[row.customer_id].time_zone if row.customer_id in known else "UTC")
+            if row.period_start < period.end and row.period_end > period.start:
+                causes[row.reason, row.hint] += row.events
+                customers[row.customer_id] += row.events
+            else:
+                elsewhere += row.events
+    ordered = sorted(causes.items(), key=lambda cause: (-cause[1], cause[0]))
+    return tuple(Unrated(reason, hint, events) for (reason, hint), events in ordered), customers, elsewhere
 
 
 _USAGE = """
@@ -251,7 +292,15 @@ WHERE namespace = {{namespace:String}}
 GROUP BY billed_customer_id, meter
 """
 USAGE = {operator: _USAGE.format(operator=operator) for operator in ("IN", "NOT IN")}
-SUSPENSE = "SELECT reason, count() FROM suspense WHERE namespace = {namespace:String} GROUP BY reason ORDER BY reason"
+# What could not be read has no namespace: it is everybody's concern. A time that could not be is that of receipt.
+SUSPENSE = """
+SELECT reason, countIf(here), countIf(NOT here)
+FROM (
+    SELECT reason, event_time >= {start:DateTime64(9, 'UTC')} AND event_time < {end:DateTime64(9, 'UTC')} AS here
+    FROM suspense WHERE namespace IN ({namespace:String}, '')
+)
+GROUP BY reason ORDER BY reason
+"""
 WATERMARK = "SELECT count(), min(projected_through) FROM watermark"
 LATEST = "SELECT max(event_time) FROM usage WHERE namespace = {namespace:String} HAVING count() > 0"
 

@@ -42,7 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.split(".")[0] == "meterhouse":
             raise
-        print(f"meterhouse {name} needs {missing.name}: pip install 'meterhouse[server]'", file=sys.stderr)
+        print(
+            f"meterhouse {name} needs {missing.name}, which comes with the extra `server`: install Meterhouse with it "
+            "from where you have it, e.g. pip install '/path/to/meterhouse[server]'",
+            file=sys.stderr,
+        )
         return 1
     return _call(command, name, arguments[1:])
 
@@ -81,6 +85,6 @@ def _summary(entry: EntryPoint) -> str:
     try:
         command = entry.load()
     except ModuleNotFoundError:
-        return "(needs meterhouse[server])"
+        return "(needs the extra `server`)"
     text = getattr(getattr(command, "info", None), "help", None) or command.__doc__ or ""
     return str(text).strip().partition("\n")[0]

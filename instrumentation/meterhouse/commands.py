@@ -63,7 +63,7 @@ def drain(argv: list[str]) -> int:
         "3 something is left or was refused.",
     )
     parser.add_argument("--journal-dir", type=Path, metavar="D", help=f"default: {ENV_JOURNAL_DIR}, else the user's")
-    parser.add_argument("--json", action="store_true", help="print the result for machines")
+    parser.add_argument("--json", action="store_true", help="For machines: one JSON document.")
     arguments = parser.parse_args(argv)
     if arguments.journal_dir is not None:
         if not arguments.journal_dir.is_dir():
@@ -75,14 +75,14 @@ def drain(argv: list[str]) -> int:
 
 def _drain(*, as_json: bool) -> int:
     from meterhouse.exporter import REFUSED_SUFFIX, drain_now
-    from meterhouse.settings import destination, journal_directory
+    from meterhouse.settings import destination, journal_directory, why_nowhere
 
     directory = journal_directory()
     drained = drain_now()
     if drained is None:
         print(
-            "meterhouse drain: nowhere to send usage to. Set METERHOUSE_ENDPOINT and METERHOUSE_API_KEY, or run it "
-            "where `meterhouse up` runs. The journals are kept.",
+            f"meterhouse drain: nowhere to send usage to: {why_nowhere()}. Set METERHOUSE_ENDPOINT and "
+            f"METERHOUSE_API_KEY, or METERHOUSE_DATA. The journals in {directory} are kept.",
             file=sys.stderr,
         )
         return 1
@@ -96,14 +96,16 @@ def _drain(*, as_json: bool) -> int:
         "unfinished": drained.unfinished,
         "left": drained.left,
         "unreadable_lines": drained.unreadable_lines,
+        "failed": drained.failed,
         "refused": refused,
     }
     if as_json:
         print(json.dumps(found))
     else:
-        print(f"{drained.journals} journals of dead processes in {directory}")
-        for what in ("delivered", "unfinished", "left", "unreadable_lines"):
+        plural = "" if drained.journals == 1 else "s"
+        print(f"{drained.journals} journal{plural} of ended processes in {directory}")
+        for what in ("delivered", "unfinished", "left", "unreadable_lines", "failed"):
             print(f"  {what.replace('_', ' '):<17}{found[what]:>8}")
         for path in refused:
             print(f"  refused by the collector, kept in {path}")
-    return 3 if drained.left or refused else 0
+    return 3 if drained.left or drained.failed or refused else 0

@@ -12,14 +12,17 @@ from typing import Any
 
 import requests
 from google.protobuf.message import DecodeError
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from requests.structures import CaseInsensitiveDict
+from urllib3.exceptions import MaxRetryError, NewConnectionError
 
 from meterhouse.settings import Destination
+from meterhouse.vocabulary import ENV_API_KEY
 
 TIMEOUT_S = 10.0
 REFUSED_FOR_GOOD = frozenset({400, 422})
@@ -27,9 +30,21 @@ REFUSED_FOR_GOOD = frozenset({400, 422})
 
 
 class Outcome(enum.Enum):
+    """What came of an attempt, as far as it differs in what to do next."""
+
     ACKNOWLEDGED = "acknowledged"
     RETRY = "retry"
+    """The collector did not take this batch now."""
+    UNREACHABLE = "unreachable"
+    """Nobody answers, or the key is not known: no other batch would fare better."""
+    DIVIDE = "divide"
+    """The batch cannot go as one: it cannot be encoded, or is too large."""
     REFUSED = "refused"
+
+    @property
+    def again(self) -> bool:
+        """True when the same batch has to be sent again later."""
+        return self in (Outcome.RETRY, Outcome.UNREACHABLE)
 
 
 class Session(requests.Session):
@@ -56,6 +71,28 @@ class Session(requests.Session):
         return request
 
 
+class Unreachable(requests.RequestException):
+    """No connection could be made: refused, or no such host."""
+
+
+class _ImpatientSession(Session):
+    """Fails at once where nobody listens.
+
+    The stock exporter would wait and try again for seconds, and a process that ends would wait with it. Ours is tried
+    again by the loop that owns it, from the journal.
+    """
+
+    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        try:
+            return super().request(method, url, *args, **kwargs)
+        except requests.exceptions.ConnectionError as error:
+            # Only this one: a connection that was kept open and has gone stale is rightly made again at once.
+            cause = error.args[0] if error.args else None
+            if isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError):
+                raise Unreachable(str(cause.reason)) from error
+            raise
+
+
 class Delivery:
     """The way to one destination. Not safe for threads: one exporter thread owns it."""
 
@@ -63,7 +100,7 @@ class Delivery:
         self.destination = destination
         self.why = ""
         """After an attempt that was not acknowledged: why, in a few words."""
-        self._session = Session(destination)
+        self._session = _ImpatientSession(destination)
         self._exporter = OTLPMetricExporter(
             endpoint=destination.metrics_url,
             timeout=TIMEOUT_S,
@@ -81,17 +118,26 @@ class Delivery:
                 result = self._exporter.export(batch)
         finally:
             _own.sending = False
-        return self._judge(result)
+        return self._judge(batch, result)
 
     def stop(self) -> None:
         """End a retry that is being waited for; later attempts fail."""
         self._exporter.shutdown()
 
-    def _judge(self, result: MetricExportResult) -> Outcome:
+    def _judge(self, batch: MetricsData, result: MetricExportResult) -> Outcome:
         answer = self._session.answer
         if answer is None:
-            self.why = "no answer"
-            return Outcome.RETRY
+            # The stock exporter fails in the same words for a batch that it could not even encode.
+            unencodable = _unencodable(batch)
+            self.why = unencodable or "nobody answers there"
+            return Outcome.DIVIDE if unencodable else Outcome.UNREACHABLE
+        if answer.status_code == requests.codes.unauthorized:
+            key = "it does not know the key" if self.destination.api_key else "no key is set"
+            self.why = f"HTTP 401, {key}: see {ENV_API_KEY}"
+            return Outcome.UNREACHABLE
+        if answer.status_code == requests.codes.request_entity_too_large:
+            self.why = "HTTP 413: it is too large"
+            return Outcome.DIVIDE
         if answer.status_code in REFUSED_FOR_GOOD:
             self.why = f"HTTP {answer.status_code}: {answer.text:.200}"
             return Outcome.REFUSED
@@ -107,6 +153,15 @@ class Delivery:
             self.why = rejected
             return Outcome.REFUSED
         return Outcome.ACKNOWLEDGED
+
+
+def _unencodable(batch: MetricsData) -> str:
+    """Why OTLP has no room for the batch; empty where it has."""
+    try:
+        encode_metrics(batch)
+    except Exception as error:  # noqa: BLE001 - what the encoder raises depends on what is wrong, and on its version
+        return f"it cannot be encoded as OTLP: {error!s:.200}"
+    return ""
 
 
 def _rejected(answer: requests.Response) -> str:

@@ -1,6 +1,8 @@
 """The usage event as the agent knows it, and its names. Pure: no I/O, no clock."""
 
 import hashlib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,12 @@ from meterhouse.vocabulary import (
     UNFINISHED,
     USAGE_SOURCE,
 )
+
+MOST = 10**15
+"""The largest quantity that counts; the contract's limit."""
+REPORTED_QUANTITY = "usage.quantity"
+"""Attribute of an event whose quantity is NaN: the number that was reported instead of a count."""
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,10 @@ class UsageEvent:
     def from_json(cls, row: list[Any]) -> "UsageEvent":
         """Raises ValueError or TypeError when `row` is not what `as_json` wrote."""
         meter, quantity, event_id, event_time_ns, attributes, trace_id, span_id = row
+        texts = (meter, event_id, *attributes, *dict(attributes).values())
+        numbers = isinstance(quantity, int | float) and isinstance(event_time_ns, int)
+        if not numbers or not all(isinstance(text, str) for text in texts):
+            raise TypeError("no usage event")
         return cls(meter, quantity, event_id, event_time_ns, attributes, int(trace_id, 16), int(span_id, 16))
 
 
@@ -61,12 +73,16 @@ def event_name(call_id: str, meter: str, modality: str = "", cache_ttl: str = ""
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A quantity that a provider reported, before it has a call: the disjoint bucket `meter`, split where reported."""
+    """A quantity that a provider reported, before it has a call: the disjoint bucket `meter`, split where reported.
+
+    None: not reported. NaN: something was reported that is no number. `usage_source`, where given, is this row's own.
+    """
 
     meter: str
-    quantity: int
+    quantity: int | float | None
     modality: str = ""
     cache_ttl: str = ""
+    usage_source: str = ""
 
 
 def of_call(
@@ -78,20 +94,26 @@ def of_call(
     trace_id: int = 0,
     span_id: int = 0,
 ) -> list[UsageEvent]:
-    """The events of one call, one per row; rows of quantity 0 are no events."""
-    return [
-        UsageEvent(
-            row.meter,
-            row.quantity,
-            event_name(call_id, row.meter, row.modality, row.cache_ttl),
-            event_time_ns,
-            {**attributes, **_split(row)},
-            trace_id,
-            span_id,
-        )
-        for row in rows
-        if row.quantity > 0
-    ]
+    """The events of one call, one per row; rows of quantity 0 or None are no events.
+
+    A quantity that cannot count is an event as well: the collector holds it in suspense, where somebody sees it. A part
+    of a unit would count there, so it goes as NaN, with what was reported beside it.
+    """
+    events = []
+    for row in rows:
+        if not row.quantity:
+            continue
+        quantity, own = row.quantity, _split(row)
+        if math.isfinite(quantity) and quantity != int(quantity):
+            quantity, own[REPORTED_QUANTITY] = math.nan, repr(quantity)
+        name = event_name(call_id, row.meter, row.modality, row.cache_ttl)
+        events.append(UsageEvent(row.meter, quantity, name, event_time_ns, {**attributes, **own}, trace_id, span_id))
+    return events
+
+
+def counts(quantity: int | float) -> bool:
+    """True for a quantity that an OTLP counter can carry and the collector counts: from 0 to 10^15."""
+    return 0 <= quantity <= MOST
 
 
 def unfinished(call_id: str, started_at_ns: int, attributes: Mapping[str, str]) -> UsageEvent:
@@ -112,12 +134,15 @@ def measurement(event: UsageEvent) -> dict[str, str]:
 
 def series(event: UsageEvent) -> dict[str, str]:
     """The attributes of the data point that the event belongs to."""
-    return {key: value for key, value in event.attributes.items() if key in POINT_ATTRIBUTES}
+    return {key: cut(value) for key, value in event.attributes.items() if key in POINT_ATTRIBUTES}
 
 
 def cut(value: str) -> str:
-    """`value` within the limit of an identifier, whole characters only."""
-    return value if len(value) * 4 <= MAX_BYTES else value.encode()[:MAX_BYTES].decode(errors="ignore")
+    """`value` within the limit of an identifier, whole characters only; half a surrogate pair, which UTF-8 cannot have,
+    becomes U+FFFD."""
+    if value.isascii():
+        return value[:MAX_BYTES]
+    return _HALF_A_PAIR.sub("\ufffd", value).encode()[:MAX_BYTES].decode(errors="ignore")
 
 
 def _split(row: Row) -> dict[str, str]:
@@ -126,4 +151,6 @@ def _split(row: Row) -> dict[str, str]:
         split[MODALITY] = row.modality
     if row.cache_ttl:
         split[CACHE_TTL] = row.cache_ttl
+    if row.usage_source:
+        split[USAGE_SOURCE] = row.usage_source
     return split

@@ -12,14 +12,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from opentelemetry.sdk.metrics.export import MetricsData
-
 from meterhouse.adoption import BATCH, Drained, drain
 from meterhouse.delivery import Delivery, Outcome
 from meterhouse.events import UsageEvent
 from meterhouse.journal import Journal
 from meterhouse.pipeline import Pipeline
-from meterhouse.settings import destination, journal_directory
+from meterhouse.runtime import warn_once
+from meterhouse.settings import destination, journal_directory, why_nowhere
 
 INTERVAL_S = 5.0
 LONGEST_PAUSE_S = 60.0
@@ -38,8 +37,10 @@ class Exporter:
         self._pipeline = pipeline
         self._delivery: Delivery | None = None
         self._behind = False
-        self._kept: deque[MetricsData] = deque(maxlen=KEPT_BATCHES)
+        self._kept: deque[list[UsageEvent]] = deque(maxlen=KEPT_BATCHES)
+        self._only_copy = False
         self._failures = 0
+        self._told = ""
         self._not_before = 0.0
         self._adopt_at = 0.0
         self._stopping = False
@@ -50,14 +51,18 @@ class Exporter:
 
     def step(self) -> None:
         """Send what is due; never raises for what a network or a server does."""
-        if time.monotonic() < self._not_before or not self._connect():
+        if self._pausing() or not self._connect():
             return
         self._send_counted()
-        if self._behind and not self._failures:
+        if self._behind and not self._pausing():
             self._follow_journal()
-        if not self._failures and not self._stopping and time.monotonic() >= self._adopt_at:
+        if not self._pausing() and not self._stopping and time.monotonic() >= self._adopt_at:
             self._adopt_at = time.monotonic() + ADOPT_EVERY_S
             drain(journal_directory(), self.deliver)
+
+    def _pausing(self) -> bool:
+        """True for a while after a failure, including one in this very step."""
+        return time.monotonic() < self._not_before
 
     def flush(self) -> bool:
         """Send now, whatever pause a failure asked for; True when nothing is left to send."""
@@ -72,21 +77,49 @@ class Exporter:
         if self._delivery is not None:
             self._delivery.stop()
 
-    def deliver(self, pipeline: Pipeline, events: Sequence[UsageEvent]) -> bool:
-        """Send these events through `pipeline`, which must be empty."""
-        pipeline.add(events)
-        batch, _ = pipeline.collect()
-        if batch is None or self._delivery is None:
-            return batch is None
-        outcome = self._delivery.attempt(batch)
-        if outcome is Outcome.REFUSED:
-            self._set_aside(events)
+    def deliver(self, pipeline: Pipeline, events: Sequence[UsageEvent]) -> Outcome:
+        """Send these events through `pipeline`, which must be empty; what is bad among them is set aside.
+
+        Unless the outcome is `again`, nothing of them has to be sent again.
+        """
+        bad: list[tuple[UsageEvent, str]] = []
+        outcome = self._send(pipeline, events, bad)
+        # Only once all the rest is through: before, it would be set aside again by every new attempt.
+        if bad and not outcome.again and not self._set_aside(bad):
+            outcome = Outcome.RETRY
         self._note(outcome)
-        return outcome is not Outcome.RETRY
+        return outcome
+
+    def _send(self, pipeline: Pipeline, events: Sequence[UsageEvent], bad: list[tuple[UsageEvent, str]]) -> Outcome:
+        """Send the events, in halves where they cannot go as one, down to the single event that is bad."""
+        if self._delivery is None:
+            return Outcome.UNREACHABLE
+        outcome = Outcome.DIVIDE
+        try:
+            pipeline.add(events)
+        except Exception as error:  # noqa: BLE001 - what the SDK raises for a name that no instrument can have
+            self._delivery.why = f"it cannot be counted: {error!s:.200}"
+            pipeline.collect()
+        else:
+            batch, _ = pipeline.collect()
+            if batch is None:
+                return Outcome.ACKNOWLEDGED
+            outcome = self._delivery.attempt(batch)
+        if outcome is Outcome.REFUSED or (outcome is Outcome.DIVIDE and len(events) == 1):
+            bad.extend((event, self._delivery.why) for event in events)
+            return Outcome.REFUSED
+        if outcome is not Outcome.DIVIDE:
+            return outcome
+        middle = len(events) // 2
+        first = self._send(pipeline, events[:middle], bad)
+        return first if first.again else self._send(pipeline, events[middle:], bad)
 
     def _connect(self) -> bool:
         goal = destination()
         if goal is None:
+            warn_once(
+                "nowhere", "Meterhouse does not know where to send usage: %s. %s", why_nowhere(), self._kept_where()
+            )
             return False
         if self._delivery is None or self._delivery.destination != goal:
             self._delivery = Delivery(goal)
@@ -95,30 +128,30 @@ class Exporter:
     def _send_counted(self) -> None:
         if not self._send_kept():
             return
-        batch, event_ids = self._pipeline.collect()
+        batch, events = self._pipeline.collect()
         if batch is None or self._delivery is None or self._behind:  # behind: the journal has all of it
             return
         outcome = self._delivery.attempt(batch)
-        self._note(outcome)
+        if outcome is not Outcome.DIVIDE:
+            self._note(outcome)
         if outcome is Outcome.ACKNOWLEDGED:
-            self._acknowledge(event_ids)
-        elif self._journal is None:
-            if len(self._kept) == self._kept.maxlen:
-                _log.error("Meterhouse has no journal and its memory is full: the oldest undelivered usage is lost.")
-            self._kept.append(batch)
-        else:
-            # Refused ones too: they are sent again from the journal, and set aside there.
+            self._acknowledge([event.event_id for event in events])
+        elif self._journal is not None:
+            # Bad ones too: they are sent again from the journal, and set aside there.
             self._behind = True
+        elif outcome.again or self._deliver_own(events).again:
+            self._keep(events)
+
+    def _keep(self, events: list[UsageEvent]) -> None:
+        if len(self._kept) == self._kept.maxlen:
+            _log.error("Meterhouse has no journal and its memory is full: the oldest undelivered usage is lost.")
+        self._kept.append(events)
 
     def _send_kept(self) -> bool:
         """Without a journal, failed batches wait in memory; True when none is left."""
-        while self._kept and self._delivery is not None:
-            outcome = self._delivery.attempt(self._kept[0])
-            self._note(outcome)
-            if outcome is Outcome.RETRY:
+        while self._kept:
+            if self._deliver_own(self._kept[0]).again:
                 return False
-            if outcome is Outcome.REFUSED:
-                _log.error("Meterhouse: the collector refused usage (%s), and there is no journal.", self._delivery.why)
             self._kept.popleft()
         return True
 
@@ -126,19 +159,21 @@ class Exporter:
         while self._journal is not None:
             self._behind = False  # before reading: `lagging` may say otherwise meanwhile
             events = self._journal.unacknowledged(BATCH)
-            if events and not self._deliver_own(events):
+            if events and self._deliver_own(events).again:
                 self._behind = True
                 return
             self._acknowledge([event.event_id for event in events])
             if len(events) < BATCH:
                 return
 
-    def _deliver_own(self, events: Sequence[UsageEvent]) -> bool:
+    def _deliver_own(self, events: Sequence[UsageEvent]) -> Outcome:
         # A pipeline of its own, because the process's counters may be added to meanwhile.
         pipeline = Pipeline(self._pipeline.resource)
+        self._only_copy = self._journal is None
         try:
             return self.deliver(pipeline, events)
         finally:
+            self._only_copy = False
             pipeline.close()
 
     def _acknowledge(self, event_ids: Sequence[str]) -> None:
@@ -151,32 +186,51 @@ class Exporter:
 
     def _note(self, outcome: Outcome) -> None:
         why = self._delivery.why if self._delivery else ""
-        if outcome is not Outcome.RETRY:
-            if self._failures:
+        if not outcome.again:
+            if self._told:
                 _log.warning("Meterhouse delivers usage again.")
-            self._failures, self._not_before = 0, 0.0
+            self._failures, self._not_before, self._told = 0, 0.0, ""
             return
-        if self._failures == 0:
-            _log.warning("Meterhouse cannot deliver usage (%s). It is kept in the journal and sent later.", why)
+        if why != self._told and self._delivery is not None:  # once per outage, and again when it turns out otherwise
+            endpoint = self._delivery.destination.endpoint
+            _log.warning("Meterhouse cannot deliver usage to %s (%s). %s", endpoint, why, self._kept_where())
+            self._told = why
         self._failures += 1
         pause_s = min(2.0 ** min(self._failures - 1, 10), LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
         self._not_before = time.monotonic() + pause_s
 
-    def _set_aside(self, events: Sequence[UsageEvent]) -> None:
-        why = self._delivery.why if self._delivery else ""
+    def _kept_where(self) -> str:
+        if self._journal is None:
+            return "It is kept until it can be sent."
+        return f"It is kept in {self._journal.path} and sent later, at the latest by `meterhouse drain`."
+
+    def _set_aside(self, bad: Sequence[tuple[UsageEvent, str]]) -> bool:
+        """Keep what is bad where `meterhouse drain` names it; False when it has to stay where it is."""
+        what = f"{len(bad)} usage event{'' if len(bad) == 1 else 's'}"
+        why = bad[0][1]
         path = journal_directory() / f"{time.time_ns()}-{os.getpid()}{REFUSED_SUFFIX}"
-        with open(path, "x", encoding="utf-8") as file:
-            os.chmod(path, 0o600)
-            for event in events:
-                file.write(json.dumps({"why": why, "event": event.as_json()}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        _log.error("Meterhouse: the collector refused %d usage events (%s); kept in %s", len(events), why, path)
+        try:
+            with open(path, "x", encoding="utf-8", errors="replace") as file:
+                os.chmod(path, 0o600)
+                for event, reason in bad:
+                    file.write(json.dumps({"why": reason, "event": event.as_json()}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if self._only_copy:
+                _log.error("Meterhouse loses %s that cannot be delivered (%s): %s", what, why, error)
+                return True
+            if self._delivery is not None:
+                self._delivery.why = f"{what} cannot be set aside: {error}"
+            return False
+        _log.error("Meterhouse: %s cannot be delivered (%s); kept in %s", what, why, path)
+        return True
 
 
 def drain_now() -> Drained | None:
     """Deliver the journals of dead processes once, now; None when it is not known where to."""
-    exporter = Exporter(None, Pipeline({}))
-    if not exporter._connect():
+    if destination() is None:
         return None
+    exporter = Exporter(None, Pipeline({}))
+    exporter._connect()
     return drain(journal_directory(), exporter.deliver)

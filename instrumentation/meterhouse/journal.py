@@ -82,6 +82,11 @@ class Journal:
                 self._read_spilled(self._spilled_from, limit)
             return list(itertools.islice(self._held.values(), limit))
 
+    def waiting(self) -> tuple[int, bool]:
+        """How many events are unacknowledged, and whether there are more that only the file has."""
+        with self._lock:
+            return len(self._held), self._spilled_from is not None
+
     def close(self) -> None:
         """Let go of the file, and remove it when nothing in it is open."""
         with self._lock:
@@ -232,13 +237,9 @@ class Adopted:
         self._file.close()
 
 
-def adoptable(directory: Path) -> Iterator[Adopted]:
-    """The journals of dead processes, oldest name first, each locked while the caller has it."""
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
-        adopted = Adopted.take(path)
-        if adopted is not None:
-            with adopted:
-                yield adopted
+def journals(directory: Path) -> list[Path]:
+    """The journals of all processes, living and dead, by name."""
+    return sorted(directory.glob(f"*{SUFFIX}"))
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[Any, int]]:

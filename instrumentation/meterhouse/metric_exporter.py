@@ -14,7 +14,7 @@ from opentelemetry.sdk.metrics import Counter
 from opentelemetry.sdk.metrics.export import AggregationTemporality
 
 from meterhouse.delivery import TIMEOUT_S, Session
-from meterhouse.settings import Destination, destination
+from meterhouse.settings import Destination, destination, why_nowhere
 from meterhouse.vocabulary import ENV_API_KEY, ENV_ENDPOINT
 
 
@@ -30,7 +30,8 @@ class MeterhouseMetricExporter(OTLPMetricExporter):
         goal = Destination(endpoint, api_key) if endpoint else destination()
         if goal is None:
             raise ValueError(
-                f"no collector is known: pass endpoint and api_key, or set {ENV_ENDPOINT} and {ENV_API_KEY}"
+                f"no collector is known ({why_nowhere()}): pass endpoint and api_key, or set {ENV_ENDPOINT} and "
+                f"{ENV_API_KEY}"
             )
         own: dict[str, Any] = {
             "timeout": TIMEOUT_S,

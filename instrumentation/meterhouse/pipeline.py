@@ -4,7 +4,9 @@ Private because the global provider is set once, by whoever comes first, and kno
 """
 
 import inspect
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +19,21 @@ from opentelemetry.sdk.metrics import (
     MeterProvider,
     ObservableCounter,
 )
-from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader, MetricsData
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    InMemoryMetricReader,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
 from opentelemetry.sdk.metrics.view import View
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from meterhouse.events import UsageEvent, measurement
+from meterhouse.events import UsageEvent, counts, cut, measurement, series
 from meterhouse.vocabulary import METRIC_PREFIX, POINT_ATTRIBUTES
 
 SERIES_LIMIT = 1_000_000
@@ -62,10 +74,14 @@ class KeepAll(ExemplarReservoir):
 
 
 class Pipeline:
-    """Counters under one resource: `add` events, `collect` what was added since, as delta points; safe for threads."""
+    """Counters under one resource: `add` events, `collect` what was added since, as delta points; safe for threads.
+
+    A quantity that does not count (negative, NaN, beyond 10^15) has a point to itself, with the value as a double: a
+    counter would drop it without a word or carry it into a sum that OTLP has no room for, and with it all others.
+    """
 
     def __init__(self, resource: Mapping[str, str]) -> None:
-        self.resource = dict(resource)
+        self.resource = {key: cut(str(value)) for key, value in resource.items()}
         delta: dict[type, AggregationTemporality] = {
             Counter: AggregationTemporality.DELTA,
             ObservableCounter: AggregationTemporality.DELTA,
@@ -73,7 +89,7 @@ class Pipeline:
         self._reader = InMemoryMetricReader(preferred_temporality=delta)
         self._provider = MeterProvider(
             [self._reader],
-            resource=Resource(dict(resource)),
+            resource=Resource(dict(self.resource)),
             exemplar_filter=AlwaysOnExemplarFilter(),
             shutdown_on_exit=False,
             views=[_view()],
@@ -83,26 +99,36 @@ class Pipeline:
             self._provider._disabled = False
         self._meter = self._provider.get_meter("meterhouse")
         self._counters: dict[str, Any] = {}
-        self._ids: list[str] = []
+        self._added: list[UsageEvent] = []
         # One lock over adding and collecting: older SDKs can put an exemplar into another interval than its value.
         self._lock = threading.Lock()
 
     def add(self, events: Sequence[UsageEvent]) -> None:
-        """Count the events."""
+        """Count the events. Raises what the SDK raises for a name or a value; `collect` then empties the pipeline."""
         with self._lock:
+            self._added.extend(events)
             for event in events:
+                if not counts(event.quantity):
+                    continue
                 attributes: dict[str, Any] = dict(measurement(event))
                 attributes[_TIME] = event.event_time_ns
                 if event.trace_id and event.span_id:
                     attributes[_TRACE], attributes[_SPAN] = f"{event.trace_id:x}", f"{event.span_id:x}"
                 self._counter(event.meter).add(event.quantity, attributes)
-                self._ids.append(event.event_id)
 
-    def collect(self) -> tuple[MetricsData | None, list[str]]:
-        """The points since the last time and the ids of the events in them."""
+    def collect(self) -> tuple[MetricsData | None, list[UsageEvent]]:
+        """The points since the last time and the events in them."""
         with self._lock:
-            ids, self._ids = self._ids, []
-            return self._reader.get_metrics_data() if ids else None, ids
+            added, self._added = self._added, []
+            if not added:
+                return None, []
+            counted = self._reader.get_metrics_data()
+        # One resource and one scope: the stock encoder keeps only the last of those that are equal.
+        of_resource = counted.resource_metrics if counted is not None else []
+        metrics = [metric for one in of_resource for scope in one.scope_metrics for metric in scope.metrics]
+        metrics += [_apart(event) for event in added if not counts(event.quantity)]
+        scope_metrics = ScopeMetrics(InstrumentationScope("meterhouse"), metrics, "")
+        return MetricsData([ResourceMetrics(Resource(dict(self.resource)), [scope_metrics], "")]), added
 
     def close(self) -> None:
         self._provider.shutdown()
@@ -112,6 +138,21 @@ class Pipeline:
         if counter is None:
             counter = self._counters[meter] = self._meter.create_counter(METRIC_PREFIX + meter)
         return counter
+
+
+def _apart(event: UsageEvent) -> Metric:
+    """A point of the one event, as its counter would have made it if it took the value."""
+    try:
+        value = float(event.quantity)
+    except OverflowError:  # an integer of more than 308 digits
+        value = math.inf if event.quantity > 0 else -math.inf
+    point = series(event)
+    own = {key: item for key, item in measurement(event).items() if key not in point}
+    span_id, trace_id = (event.span_id, event.trace_id) if event.trace_id and event.span_id else (None, None)
+    exemplar = Exemplar(own, value, event.event_time_ns, span_id, trace_id)
+    now_ns = time.time_ns()
+    data = Sum([NumberDataPoint(point, now_ns, now_ns, value, [exemplar])], AggregationTemporality.DELTA, True)
+    return Metric(METRIC_PREFIX + event.meter, "", "", data)
 
 
 def _reservoirs(_aggregation: type) -> Callable[..., ExemplarReservoir]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from meterhouse.events import UsageEvent
 from meterhouse.settings import journal_directory
-from meterhouse.vocabulary import PROCESS_ID
+from meterhouse.vocabulary import CUSTOMER_ID, ENV_CUSTOMER, PROCESS_ID
 
 EXPORT_AT_EVENTS = 500
 COUNTED_AT_MOST = 10_000
@@ -68,6 +68,13 @@ class Runtime:
 
     def record(self, call_id: str | None, events: Sequence[UsageEvent]) -> None:
         """Journal the events, then count them."""
+        if any(CUSTOMER_ID not in event.attributes for event in events):
+            warn_once(
+                "customer",
+                "Meterhouse knows no customer here: the usage is kept and waits in suspense, unbilled. Set %s, or use "
+                "meterhouse.customer(...) around the work.",
+                ENV_CUSTOMER,
+            )
         with Busy():
             journalled = self._journal is not None
             if self._journal is not None:
@@ -98,6 +105,21 @@ class Runtime:
             self._exporter.interrupt()
             return False
         return self._flushed
+
+    def tell_what_is_left(self) -> None:
+        """For the end of the process: one line when usage stays in the journal."""
+        if self._journal is None:
+            _log.warning("Meterhouse ends without a journal and could not deliver its last usage: it is lost.")
+            return
+        events, more = self._journal.waiting()
+        if events:
+            one = events == 1 and not more
+            _log.warning(
+                "Meterhouse leaves %s undelivered in %s: `meterhouse drain` delivers %s, or the next metered process.",
+                "1 usage event" if one else f"{'more than ' * more}{events} usage events",
+                self._journal.path,
+                "it" if one else "them",
+            )
 
     def abandon_after_fork(self) -> None:
         if self._journal is not None:
@@ -208,8 +230,9 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
-    if _runtime is not None:
-        flush()
+    ending = _runtime
+    if ending is not None and not flush():
+        ending.tell_what_is_left()
 
 
 atexit.register(_at_exit)

@@ -1,11 +1,21 @@
-"""What one provider call turns out to have used, gathered from the documents of its answer. Pure."""
+"""What one provider call turns out to have used, gathered from the documents of its answer. Pure.
 
-from collections.abc import Mapping
+Nothing that is reported becomes a silent 0. What is a number but no count (negative, 12.5, beyond 10^15) stays that
+number: the event is sent and held in suspense. What is no number is unknown, and the call says so. Buckets that are
+computed keep to three rules: they add up to the total as it was reported; a part that is no count is not taken out of
+its total; parts that exceed their total leave a negative rest, which is held while the parts count.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
-from meterhouse.events import Row
+from meterhouse.events import MOST, Row
 from meterhouse.vocabulary import (
+    LLM_REQUESTS,
     NO_USAGE,
     REPORTED,
     RESPONSE_ID,
@@ -13,6 +23,10 @@ from meterhouse.vocabulary import (
     SERVICE_TIER,
     USAGE_SOURCE,
 )
+
+Quantity = int | float
+"""An int from -10^15 to 10^15; a float is what does not count: beyond that, not integral, or NaN for no number."""
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{1,400})?")
 
 
 @dataclass
@@ -35,7 +49,7 @@ class Answer:
             RESPONSE_MODEL: self.model,
             RESPONSE_ID: self.response_id,
             SERVICE_TIER: self.service_tier,
-            USAGE_SOURCE: REPORTED if self.usage else NO_USAGE,
+            USAGE_SOURCE: REPORTED,
         }
         return {key: value for key, value in known.items() if value}
 
@@ -46,12 +60,44 @@ class Answer:
         self.service_tier = text(document, "service_tier") or self.service_tier
 
 
-def count(usage: Mapping[str, Any], *path: str) -> int:
-    """The count at `path`; 0 where the provider does not report it, or reports something that is no count."""
+def call_rows(buckets: Sequence[Row]) -> list[Row]:
+    """The request and the buckets that were reported; its usage.source is `none` unless all of them could be read."""
+    reported = [row for row in buckets if row.quantity is not None]
+    read = [row for row in reported if not unreadable(row)]
+    known = bool(read) and len(read) == len(reported)
+    return [Row(LLM_REQUESTS, 1, usage_source="" if known else NO_USAGE), *read]
+
+
+def unreadable(row: Row) -> bool:
+    """True where the provider reported something that is no number."""
+    return row.quantity is not None and math.isnan(row.quantity)
+
+
+def count(usage: Mapping[str, Any], *path: str) -> Quantity | None:
+    """What the provider reports at `path`, as the number it is; None where it reports nothing, NaN for no number."""
     value: Any = usage
     for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+        if not isinstance(value, Mapping):
+            return math.nan if value else None
+        value = value.get(key)
+    return None if value is None else _number(value)
+
+
+def is_count(quantity: Quantity | None) -> bool:
+    """True for a number of things; a `Quantity` that is a float never is."""
+    return isinstance(quantity, int) and quantity >= 0
+
+
+def rest(total: Quantity | None, *parts: Quantity | None) -> Quantity | None:
+    """What `total` has beyond its parts: negative where they exceed it, and the total itself where it is no count."""
+    return total - _sum(parts) if total is not None and is_count(total) else total
+
+
+def together(*addends: Quantity | None) -> Quantity | None:
+    """The sum of what was reported; the first that is no count, so that a sum with it does not pass for a count."""
+    reported = [addend for addend in addends if addend is not None]
+    bad = [addend for addend in reported if not is_count(addend)]
+    return bad[0] if bad else sum(reported) if reported else None
 
 
 def text(document: Mapping[str, Any], key: str) -> str | None:
@@ -60,12 +106,37 @@ def text(document: Mapping[str, Any], key: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def by_modality(meter: str, total: int, **parts: int) -> list[Row]:
-    """`total` split into the modalities that were reported; the rest is text. Without parts, no modality is claimed."""
-    rows = []
-    rest = total
-    for modality, quantity in parts.items():
-        taken = min(quantity, rest)
-        rest -= taken
+def by_modality(meter: str, total: Quantity | None, bucket: Quantity | None, **parts: Quantity | None) -> list[Row]:
+    """`bucket`, a part of the reported `total`, split into the modalities of the total; what is left of it is text.
+
+    The parts are those of the total, so some may lie outside the bucket (cached audio): each is taken as far as the
+    bucket goes. Parts that not even the total holds are taken as reported. Without parts, no modality is claimed.
+    """
+    told = {modality: quantity for modality, quantity in parts.items() if quantity}
+    fits = total is not None and is_count(total) and _sum(told.values()) <= total
+    rows, left = [], bucket
+    for modality, quantity in told.items():
+        taken = quantity
+        if left is not None and is_count(total) and is_count(quantity):
+            taken = min(quantity, max(left, 0)) if fits else quantity
+            left -= taken
         rows.append(Row(meter, taken, modality))
-    return [*rows, Row(meter, rest, "text" if any(parts.values()) else "")]
+    return [*rows, Row(meter, left, "text" if told else "")]
+
+
+def _sum(parts: Iterable[Quantity | None]) -> int:
+    return sum(part for part in parts if isinstance(part, int) and is_count(part))
+
+
+def _number(value: object) -> Quantity:
+    """JSON's integers and floats, and decimals in a string, which the providers' own SDKs take for numbers as well."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
+        value = Decimal(value.strip())
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
+        return math.nan
+    if -MOST <= value <= MOST and value == int(value):
+        return int(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf if value > 0 else -math.inf

@@ -18,6 +18,7 @@ from meterhouse_rating.money import MINOR_DIGITS, ROUNDING
 UNBILLED_STATUSES: Final = (FAILED, ABORTED, UNFINISHED)
 """What a book leaves free when it says nothing about it."""
 
+_CURRENCY: Final = "Write the three letters of ISO 4217, such as USD, EUR or JPY."
 _MAX_NAME: Final = 64
 _MAX_UNIT: Final = 32
 
@@ -96,7 +97,7 @@ def check(text: str, declared: Mapping[str, str] | None) -> Checked:
         raise BookRefused(mistakes)
     top = Block(root, "", mistakes, line=1)
     name = top.text("book")
-    currency = top.text("currency", choices=tuple(MINOR_DIGITS))
+    currency = top.text("currency", choices=tuple(MINOR_DIGITS), remedy=_CURRENCY)
     rounding = top.text("rounding", choices=tuple(ROUNDING), default="half_even")
     metrics = {
         name: metric for name, block in top.named_blocks("metrics") if (metric := _metric(name, block, declared))
@@ -153,7 +154,7 @@ def _plan(
 ) -> Plan:
     _check_name(name, block)
     title = block.text("title", default=name) or name
-    own_currency = block.text("currency", choices=tuple(MINOR_DIGITS), default=currency) or currency
+    own_currency = block.text("currency", choices=tuple(MINOR_DIGITS), default=currency, remedy=_CURRENCY) or currency
     unbilled = block.texts("unbilled", default=())
     _check_declared(block, "unbilled", unbilled, declared)
     components = []

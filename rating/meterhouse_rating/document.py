@@ -19,7 +19,7 @@ MAX_BYTES: Final = 1_000_000
 MAX_DEPTH: Final = 12
 MAX_NODES: Final = 100_000
 
-_NUMBER = re.compile(r"-?\d[\d_]*(\.\d+)?\Z")
+_NUMBER = re.compile(r"-?[0-9]+(_[0-9]{3})*(\.[0-9]+)?\Z")
 _MAX_DIGITS: Final = 24
 _MAX_DECIMALS: Final = 12
 _SUGGESTIONS: Final = 8
@@ -147,6 +147,15 @@ class _Builder:
         return mapping
 
 
+def _to_choose(text: str, choices: tuple[str, ...], remedy: str) -> str:
+    near = difflib.get_close_matches(text, choices, n=_SUGGESTIONS)
+    if len(choices) > _SUGGESTIONS and not near and remedy:
+        return remedy
+    named = near if len(choices) > _SUGGESTIONS and near else choices
+    more = f" and {len(named) - _SUGGESTIONS} more" if len(named) > _SUGGESTIONS else ""
+    return f"Choose one of: {', '.join(named[:_SUGGESTIONS])}{more}."
+
+
 class Block:
     """One mapping being read: typed access by key, unknown keys found by `done`, mistakes collected for all blocks."""
 
@@ -169,8 +178,13 @@ class Block:
         self._asked.add(key)
         return key in self._node.entries
 
-    def text(self, key: str, *, choices: tuple[str, ...] | None = None, default: str | None = None) -> str | None:
-        """The text at `key`; with a default it may be left out, with choices it must be one of them."""
+    def text(
+        self, key: str, *, choices: tuple[str, ...] | None = None, default: str | None = None, remedy: str = ""
+    ) -> str | None:
+        """The text at `key`; with a default it may be left out, with choices it must be one of them.
+
+        `remedy`: what to do where no choice is near what is written; without it they are listed.
+        """
         node = self._get(key, required=default is None)
         if node is None:
             return default
@@ -178,10 +192,7 @@ class Block:
             self.wrong("not a text", "Write one value after the colon.", key=key)
             return default
         if choices and node.text not in choices:
-            near = difflib.get_close_matches(node.text, choices, n=_SUGGESTIONS)
-            named = near if len(choices) > _SUGGESTIONS else choices
-            remedy = f"Choose one of: {', '.join(named)}." if named else "See docs/pricing.md for what is."
-            self.wrong(f"`{node.text}` is not known", remedy, key=key)
+            self.wrong(f"`{node.text}` is not known", _to_choose(node.text, choices, remedy), key=key)
             return default
         return node.text
 

@@ -1,12 +1,12 @@
 """Usage that arrived after its period was closed: found and listed, so that nobody has to wonder where it is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
 from meterhouse_rating import periods, usage
 from meterhouse_rating.periods import Period, overlaps
-from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import CLOSED, Standing, standings
 from meterhouse_rating.world import World
 
@@ -22,13 +22,18 @@ class LateUsage:
     quantity: Decimal
 
 
-def look(world: World, text: str | None, only: str | None, terms: Terms, as_of: datetime) -> tuple[LateUsage, ...]:
-    """Late usage of the closed ratings in the period as written, or of all closed ratings; one query per closing."""
+def look(
+    world: World, text: str | None, only: str | None, zones: Mapping[str, str], as_of: datetime
+) -> tuple[LateUsage, ...]:
+    """Late usage of the closed ratings in the period as written, or of all closed ratings; one query per closing.
+
+    `zones`: the customers' time zones, in which a month is read.
+    """
     with world.engine.connect() as connection:
         closed = [
             it
             for it in standings(connection, world.namespace, only)
-            if it.state == CLOSED and it.as_of < as_of and _asked(it, text, terms)
+            if it.state == CLOSED and it.as_of < as_of and _asked(it, text, zones)
         ]
     closings: dict[tuple[Period, datetime], set[str]] = {}
     for it in closed:
@@ -45,8 +50,7 @@ def look(world: World, text: str | None, only: str | None, terms: Terms, as_of: 
     return tuple(found)
 
 
-def _asked(it: Standing, text: str | None, terms: Terms) -> bool:
+def _asked(it: Standing, text: str | None, zones: Mapping[str, str]) -> bool:
     if text is None:
         return True
-    zone = terms.customers[it.customer_id].time_zone if it.customer_id in terms.customers else "UTC"
-    return overlaps(it.period, periods.parse(text, zone))
+    return overlaps(it.period, periods.parse(text, zones.get(it.customer_id, "UTC")))

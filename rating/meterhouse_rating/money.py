@@ -22,6 +22,15 @@ MINOR_DIGITS: Final[dict[str, int]] = {
     **dict.fromkeys(_THREE_DIGITS.split(), 3),
 }
 
+# What can be charged is coarser than ISO 4217 in a few currencies: Stripe takes three-decimal amounts only in tens of
+# the minor unit, and the ariary only whole (https://docs.stripe.com/currencies, three- and zero-decimal). Rounding to
+# anything finer would close a period whose invoice nobody can pay.
+_CHARGED_DIGITS: Final[dict[str, int]] = {
+    **MINOR_DIGITS,
+    **dict.fromkeys(("BHD", "JOD", "KWD", "OMR", "TND"), 2),
+    "MGA": 0,
+}
+
 ROUNDING: Final[dict[str, str]] = {"half_even": ROUND_HALF_EVEN, "half_up": ROUND_HALF_UP}
 """The rounding modes a price book may choose; half_even is the default."""
 
@@ -38,9 +47,17 @@ def exact() -> Iterator[None]:
 
 
 def to_minor(amount: Decimal, currency: str, rounding: str) -> int:
-    """The amount (major units) rounded once to whole minor units of the currency; raises KeyError for a strange one."""
+    """The amount (major units) in minor units, rounded once to what can be charged; KeyError for a strange currency."""
+    charged = _CHARGED_DIGITS[currency]
     with decimal.localcontext(decimal.Context(prec=120)):
-        return int(amount.scaleb(MINOR_DIGITS[currency]).quantize(Decimal(1), rounding=ROUNDING[rounding]))
+        units = int(amount.scaleb(charged).quantize(Decimal(1), rounding=ROUNDING[rounding]))
+    return int(units * 10 ** (MINOR_DIGITS[currency] - charged))
+
+
+def chargeable(amount: Decimal, currency: str) -> bool:
+    """True when the amount (major units) needs no rounding; so it is, too, for a currency that is not known."""
+    digits = _CHARGED_DIGITS.get(currency)
+    return digits is None or amount == round(amount, digits)
 
 
 def show(amount_minor: int, currency: str) -> str:
@@ -49,5 +66,5 @@ def show(amount_minor: int, currency: str) -> str:
 
 
 def smallest(currency: str) -> str:
-    """The smallest amount of the currency: `0.01`, `1`, `0.001`."""
-    return format(Decimal(1).scaleb(-MINOR_DIGITS[currency]), "f")
+    """The smallest amount of the currency that can be charged: `0.01`, `1`; for KWD `0.01`, although it has fils."""
+    return format(Decimal(1).scaleb(-_CHARGED_DIGITS[currency]), "f")

@@ -23,7 +23,7 @@ class Period:
     end: datetime
 
     def __str__(self) -> str:
-        return f"{_short(self.start)}..{_short(self.end)}"
+        return f"{short(self.start)}..{short(self.end)}"
 
 
 def parse(text: str, time_zone: str) -> Period:
@@ -95,6 +95,7 @@ def overlaps(one: Period, other: Period) -> bool:
     return one.start < other.end and other.start < one.end
 
 
-def _short(moment: datetime) -> str:
+def short(moment: datetime) -> str:
+    """The moment as it is written on the command line: `2026-10-01`, `2026-10-01T12:00:00Z`."""
     text = moment.isoformat(timespec="auto").replace("+00:00", "Z")
     return text.removesuffix("T00:00:00Z")

@@ -3,32 +3,45 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Engine, RowMapping, select
+from sqlalchemy import Engine, select
 
 from meterhouse_rating import results
+from meterhouse_rating.causes import causes
 from meterhouse_rating.engine import BY_CHOICE
 from meterhouse_rating.late import LateUsage
+from meterhouse_rating.layout import money, number, table, unit
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, overlaps, parse
-from meterhouse_rating.results import Moment
+from meterhouse_rating.results import Moment, Row
 from meterhouse_rating.settle import Outcome
+from meterhouse_rating.settled import CLOSED
 from meterhouse_store import registry
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import rated_lines, ratings, unrated_usage
 
-Row = RowMapping | dict[str, Any]
+SHORT_ID: Final = 10
+"""So many digits of a line's id are shown; `rate explain` takes any beginning that only one line has."""
+
+_WIDTH: Final = 100
+"""Lines' ids are shown where the table stays within so many columns."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of `ratings`, their lines by rating id, rows of `unrated_usage`, and late usage."""
+    """Rows of `ratings`, their lines by rating id, rows of `unrated_usage`, and late usage; `dry_run`: none stored."""
 
     ratings: Sequence[Row]
     lines: Mapping[str, Sequence[Row]]
     unrated: Sequence[Row]
     late: Sequence[LateUsage] = ()
+    dry_run: bool = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether any rating is closed, so that usage may have come too late for it."""
+        return any(rating["state"] == CLOSED for rating in self.ratings)
 
     @property
     def exceptions(self) -> bool:
@@ -64,6 +77,16 @@ def stored(
     return Report(found[0], lines, found[1], late)
 
 
+def lines_named(engine: Engine, namespace: str, beginning: str) -> Sequence[Row]:
+    """Up to two lines whose id begins so, each with its rating's customer, period and state."""
+    of_rating = (ratings.c.customer_id, ratings.c.period_start, ratings.c.period_end, ratings.c.state)
+    query = select(rated_lines, *of_rating).join(ratings, ratings.c.rating_id == rated_lines.c.rating_id)
+    query = query.where(ratings.c.namespace == namespace)
+    with engine.connect() as connection:
+        found = query.where(rated_lines.c.line_id.startswith(beginning, autoescape=True)).limit(2)
+        return connection.execute(found).mappings().all()
+
+
 def imagined(namespace: str, outcomes: Iterable[Outcome], moment: Moment, late: Sequence[LateUsage]) -> Report:
     """What a dry run would have stored."""
     rows: list[Row] = []
@@ -77,12 +100,13 @@ def imagined(namespace: str, outcomes: Iterable[Outcome], moment: Moment, late: 
             )
             rows.append(row)
             lines[row["rating_id"]] = results.line_rows(row["rating_id"], it.inputs.currency, it.rated)
-    return Report(rows, lines, unrated, late)
+    return Report(rows, lines, unrated, late, dry_run=True)
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report as one JSON document; numbers of usage and money are text, minor units are integers."""
     return {
+        "dry_run": report.dry_run,
         "ratings": [_rating_json(report, rating) for rating in report.ratings],
         "unrated": [_unrated_json(row) for row in report.unrated],
         "late": [
@@ -99,38 +123,47 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def as_text(report: Report) -> str:
-    """The report as tables that line up, one per customer and period, then what needs a look."""
-    blocks = [_rating_text(report, rating) for rating in report.ratings]
-    left = [row for row in report.unrated if row["reason"] not in BY_CHOICE]
+def as_text(report: Report, *, line_ids: bool = False, empty: str = "Nothing is rated yet.") -> str:
+    """The report as tables that line up, one per customer and period, then what needs a look by its causes.
+
+    `line_ids`: show the beginnings of the lines' ids however wide that gets; `empty`: what to say of an empty report.
+    """
+    blocks = [_rating_text(report, rating, line_ids) for rating in report.ratings]
+    left = causes(row for row in report.unrated if row["reason"] not in BY_CHOICE)
     if left:
-        rows = [
-            (row["customer_id"], row["meter"], plain(row["quantity"]), row["reason"], f"-> {row['hint']}")
-            for row in left
-        ]
-        blocks.append("Unrated usage (what to do)\n" + _table(rows, right={2}))
+        blocks.append("Unrated usage (what to do)\n" + "\n".join(str(cause) for cause in left))
     if report.late:
-        rows_late = [(it.customer_id, str(it.period), it.meter, plain(it.quantity)) for it in report.late]
-        blocks.append("Arrived after the period was closed (not billed)\n" + _table(rows_late, right={3}))
-    return "\n\n".join(blocks) if blocks else "Nothing is rated yet: `meterhouse rate run --due`."
+        rows_late = [(it.customer_id, str(it.period), it.meter, number(it.quantity)) for it in report.late]
+        blocks.append("Arrived after the period was closed (not billed)\n" + table(rows_late, right={3}))
+    return "\n\n".join(blocks) if blocks else empty
 
 
-def _rating_text(report: Report, rating: Row) -> str:
+def _rating_text(report: Report, rating: Row, line_ids: bool) -> str:
     currency = rating["currency"]
     period = Period(rating["period_start"], rating["period_end"])
     head = f"{rating['customer_id']}  {period}  plan {rating['plan']}, price book version {rating['book_version']}"
-    head += f", {rating['state']}"
+    head += ", not written (dry run)" if report.dry_run else f", {rating['state']}"
     rows = [
-        (line["description"], plain(line["quantity"]), line["unit"], show(line["amount_minor"], currency), currency)
+        (
+            line["description"],
+            number(line["quantity"]),
+            unit(line["unit"], line["quantity"]),
+            money(line["amount_minor"], currency),
+            currency,
+            line["line_id"][:SHORT_ID],
+        )
         for line in report.lines[rating["rating_id"]]
     ]
+    free = [row for row in _left_of(report, rating) if row["reason"] in BY_CHOICE]
     rows += [
-        (row["meter"], plain(row["quantity"]), row["reason"], "free", "")
-        for row in _left_of(report, rating)
-        if row["reason"] in BY_CHOICE
+        (row["meter"], number(row["quantity"]), row["reason"], "free", "", "")
+        for row in sorted(free, key=lambda row: (row["meter"], row["reason"]))
     ]
-    rows.append(("Total", "", "", show(rating["total_minor"], currency), currency))
-    return f"{head}\n{_table(rows, right={1, 3})}"
+    rows.append(("Total", "", "", money(rating["total_minor"], currency), currency, ""))
+    shown = table(rows, right={1, 3})
+    if not line_ids and max(len(line) for line in shown.splitlines()) > _WIDTH:
+        shown = table([row[:-1] for row in rows], right={1, 3})
+    return f"{head}\n{shown}"
 
 
 def _rating_json(report: Report, rating: Row) -> dict[str, Any]:
@@ -203,15 +236,3 @@ def _left_of(report: Report, rating: Row) -> list[Row]:
 
 def _touches(row: Row, asked: Period) -> bool:
     return overlaps(Period(row["period_start"], row["period_end"]), asked)
-
-
-def _table(rows: Sequence[tuple[str, ...]], right: set[int]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)

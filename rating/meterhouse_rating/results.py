@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, RowMapping, delete, insert, select
 
 from meterhouse_rating import ledger
 from meterhouse_rating.engine import Inputs, Leftover, Rated
@@ -14,6 +14,9 @@ from meterhouse_rating.periods import Period
 from meterhouse_rating.settled import CLOSED, OPEN, Standing, credits_minor
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import rated_lines, ratings, unrated_usage
+
+Row = RowMapping | dict[str, Any]
+"""A row of `ratings`, `rated_lines` or `unrated_usage`: read from SQL, or as it would be written."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from meterhouse_rating import mirrors, usage, windows
 from meterhouse_rating.engine import UsageRow
 from meterhouse_rating.late import LateUsage, look
+from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, PeriodError
 from meterhouse_rating.results import Moment
@@ -80,8 +81,9 @@ def run(world: World, request: Request) -> Iterator[Step]:
     """
     it = _Run(world, request, _terms(world), watermark(world.client))
     moment = it.moment
+    asked = windows.asked_for(world, request.period, request.customer, it.terms, moment.as_of)
     yield _watermark_step(it, moment)
-    for window in windows.asked_for(world, request.period, request.customer, it.terms, moment.as_of):
+    for window in asked:
         yield from _settle_window(it, window, moment)
     yield from _late(it, moment)
     if not request.dry_run:
@@ -107,6 +109,7 @@ def close(world: World, request: Request, *, grace: timedelta, wait_s: float) ->
     yield _watermark_step(it, moment)
     for window in asked:
         yield from _settle_window(it, window, moment)
+    yield from _late(it, moment)
     if not request.dry_run:
         yield from _mirror(it)
 
@@ -151,7 +154,8 @@ def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator
     )
     mine = window.customers(found, it.request.customer)
     events = sum(row.events for name in mine for row in found.get(name, ()))
-    yield Step("usage", f"{window.period}: {events} events of {sum(name in found for name in mine)} customers")
+    users = sum(name in found for name in mine)
+    yield Step("usage", f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}")
     for customer_id in mine:
         rows = found.get(customer_id, ())
         if customer_id not in it.terms.customers:
@@ -237,16 +241,21 @@ def _customer_step(outcome: Outcome, dry_run: bool) -> Step:
     reasons = sorted({left.reason for left in outcome.exceptions})
     if reasons:
         text += f" (unrated usage: {', '.join(reasons)})"
-    return Step(outcome.what, text + (" (dry run)" if dry_run else ""), outcome)
+    if not dry_run:
+        return Step(outcome.what, text, outcome)
+    return Step("would close" if outcome.what == "closed" else outcome.what, f"{text} (dry run)", outcome)
 
 
 def _late(it: _Run, moment: Moment) -> Iterator[Step]:
-    found = look(it.world, it.request.period, it.request.customer, it.terms, moment.as_of)
+    zones = {name: customer.time_zone for name, customer in it.terms.customers.items()}
+    found = look(it.world, it.request.period, it.request.customer, zones, moment.as_of)
     if found:
-        text = f"{len(found)} quantities arrived after their period was closed; they are not billed"
+        events = sum(late.events for late in found)
+        text = f"{counted(events, 'event')} arrived after the period was closed, not billed"
         yield Step("late", text, late=found)
 
 
 def _mirror(it: _Run) -> Iterator[Step]:
     copied = mirrors.catch_up(it.world.engine, it.world.client, it.world.namespace)
-    yield Step("mirrored", f"{copied} ratings copied to the warehouse")
+    if copied:
+        yield Step("mirrored", f"{counted(copied, 'rating')} copied to the warehouse")

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from meterhouse_rating import engine, results
 from meterhouse_rating.book import Book
 from meterhouse_rating.engine import Inputs, Leftover, Rated, UsageRow
-from meterhouse_rating.periods import Period, PeriodError, overlaps
+from meterhouse_rating.periods import Period, PeriodError, overlaps, short
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import CLOSED, OPEN, Standing, contract_in_force, settled_before, standings
 from meterhouse_rating.usage import Watermark
@@ -115,7 +115,8 @@ def settle(
         return Outcome(what, customer_id, period, leftovers=left, usage=usage)
     inputs = _inputs(connection, terms, basis, customer_id, period, usage, standing)
     rated = engine.rate(inputs)
-    outcome = Outcome("rated", customer_id, period, rated, inputs, rated.leftovers, usage)
+    left = tuple(_with_remedy(it, period) for it in rated.leftovers)
+    outcome = Outcome("rated", customer_id, period, rated, inputs, left, usage)
     if not usage and not rated.lines and not replaced:
         return replace(outcome, what="nothing")
     unchanged = replaced == [same] and same is not None and same.inputs_sha256 == inputs.sha256()
@@ -124,7 +125,7 @@ def settle(
     if write:
         results.remove_open(connection, replaced)
         results.write(connection, terms.namespace, customer_id, period, inputs, rated, moment, close=close)
-        _replace_unrated(connection, terms, customer_id, period, rated.leftovers)
+        _replace_unrated(connection, terms, customer_id, period, left)
     return replace(outcome, what="closed") if close else outcome
 
 
@@ -154,23 +155,34 @@ def _basis(terms: Terms, customer_id: str, period: Period) -> tuple[Customer, Co
         return _Unpriced(engine.NOT_REGISTERED, f"meterhouse customers add {name} --plan {'|'.join(plans) or 'PLAN'}")
     version = in_force(terms.versions, period)
     if version is None:
-        start = period.start.isoformat()
-        return _Unpriced(engine.NO_PRICE, f"meterhouse prices publish FILE --valid-from {start}")
+        return _Unpriced(engine.NO_PRICE, _publish(period))
     book = terms.book(version)
     plan = book.plans.get(contract.plan)
     if plan is None:
         return _Unpriced(
             engine.NO_PRICE,
             f"price book version {version.version} has no plan {contract.plan} (it has {', '.join(book.plans)}): "
-            f"add it, or meterhouse customers add {name} --plan PLAN --valid-from {period.start.isoformat()}",
+            f"add the plan, then {_publish(period)}; or "
+            f"meterhouse customers add {name} --plan PLAN --valid-from {short(period.start)}",
         )
     if plan.currency != customer.currency:
         return _Unpriced(
             engine.NO_PRICE,
-            f"plan {plan.name} is priced in {plan.currency} and {customer_id} pays in {customer.currency}: "
-            f"give it a plan in {customer.currency}",
+            f"plan {plan.name} is priced in {plan.currency}, the customer pays in {customer.currency}: "
+            f"meterhouse customers add {name} --currency {plan.currency}, or give it a plan in {customer.currency}",
         )
     return customer, contract, version, book
+
+
+def _publish(period: Period) -> str:
+    # The version in force at a period's start prices all of it: one that is valid from now would come too late.
+    return f"meterhouse prices publish FILE --valid-from {short(period.start)}"
+
+
+def _with_remedy(left: Leftover, period: Period) -> Leftover:
+    if left.reason != engine.NO_PRICE:
+        return left
+    return replace(left, hint=f"{left.hint}; then {_publish(period)}")
 
 
 def _inputs(

@@ -45,7 +45,7 @@ def read_tiers(block: Block) -> tuple[Tier, ...]:
             entry.wrong("the last tier ends", "Leave `up_to` out of the last tier: it takes all the rest.", key="up_to")
         elif not last and not entry.has("up_to"):
             entry.wrong("a tier without an end is not the last", "Give it `up_to`, or move it to the end.")
-        elif up_to is not None and up_to <= edge:
+        if up_to is not None and up_to <= edge:
             entry.wrong(
                 f"ends at {plain(up_to)}, the tier before it at {plain(edge)}", "Sort the tiers upwards.", key="up_to"
             )

@@ -1,6 +1,6 @@
 """Price-book versions: published once, never changed, each valid from a moment on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -9,8 +9,8 @@ from typing import Any, Final
 from sqlalchemy import Engine, Select, insert, select
 
 from meterhouse_rating.book import Book, check, parse
-from meterhouse_rating.periods import Period
-from meterhouse_store.registry import ALWAYS, ensure_namespace
+from meterhouse_rating.periods import Period, month_of
+from meterhouse_store.registry import ALWAYS, Contract, ensure_namespace
 from meterhouse_store.registry import namespace as namespace_of
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import namespaces, price_books
@@ -99,6 +99,33 @@ def in_force(known: Sequence[Version], period: Period) -> Version | None:
         return max(at_start, key=lambda version: (version.valid_from, version.version))
     within = [version for version in known if version.valid_from < period.end]
     return min(within, key=lambda version: (version.valid_from, -version.version), default=None)
+
+
+def month_on_another(version: Version, known: Sequence[Version]) -> tuple[str, Version] | None:
+    """The month (UTC) in which the version becomes valid, such as 2026-10, where another one prices it, and which."""
+    month = month_of(version.valid_from, "UTC")
+    other = in_force(known, month)
+    return None if other is None or other.version == version.version else (f"{month.start:%Y-%m}", other)
+
+
+def plans_left_out(
+    version: Version, known: Sequence[Version], contracts: Iterable[Contract], default_plan: str | None
+) -> dict[str, int]:
+    """The plans that the version does not have, but customers (how many) or the default do while it is in force."""
+    plans = version.book.plans
+    until = min((it.valid_from for it in known if it.valid_from > version.valid_from), default=None)
+    customers: dict[str, set[str]] = {}
+    if default_plan is not None and default_plan not in plans:
+        customers[default_plan] = set()
+    replaced_at: dict[str, datetime] = {}
+    for contract in sorted(contracts, key=lambda it: it.valid_from, reverse=True):
+        ends = replaced_at.get(contract.customer_id)
+        replaced_at[contract.customer_id] = contract.valid_from
+        over = ends is not None and ends <= version.valid_from
+        too_late = until is not None and contract.valid_from >= until
+        if contract.plan not in plans and not over and not too_late:
+            customers.setdefault(contract.plan, set()).add(contract.customer_id)
+    return {plan: len(found) for plan, found in sorted(customers.items())}
 
 
 def _all(namespace: str) -> Select[Any]:

@@ -74,9 +74,9 @@ def test_a_dry_run_shows_the_lines_and_asks_nobody(books, sandbox, call):
     result = call("run", "--due", "--dry-run")
     assert result.output.splitlines() == [
         "acme, 2026-10-01..2026-11-01, USD",
-        "  flat                         49.00",
-        "  usage input: 1500000 tokens   2.25",
-        "  total                        51.25",
+        "  flat                           49.00",
+        "  usage input: 1,500,000 tokens   2.25",
+        "  total                          51.25",
     ]
     assert books.rows(tables.invoices) == []
     assert sandbox.faults.posts == 0
@@ -155,6 +155,53 @@ def test_status_and_poll(books, call):
     assert "SANDBOX-0001" in call("status").output
     assert json.loads(call("status", "--json").stdout)["invoices"][0]["total_minor"] == 5125
     assert "0 invoices changed." in call("poll").output
+
+
+def test_status_shows_the_page_of_each_invoice_beside_a_table(books, sandbox, call):
+    books.rating("acme", [("usage", "input", "10", 123_456_789)])
+    call("run", "--due", "--approve")
+    [invoice] = sandbox.client.v1.invoices.list().data
+    assert call("status").output.splitlines() == [
+        f"customer  period                  state             total  currency  number        {'Stripe invoice'}",
+        f"acme      2026-10-01..2026-11-01  finalised  1,234,567.89  USD       SANDBOX-0001  {invoice.id}",
+        "",
+        "The customers' pages",
+        f"SANDBOX-0001  {invoice.hosted_invoice_url}",
+    ]
+
+
+def test_one_is_no_plural(books, sandbox, call, monkeypatch):
+    books.rating("acme", USAGE)
+    call("run", "--due", "--approve")
+    [invoice] = sandbox.client.v1.invoices.list().data
+    sandbox.client.v1.invoices.pay(invoice.id, {"payment_method": "pm_card_visa"})
+    assert "1 invoice changed." in call("poll").output
+    books.rating("globex", USAGE)
+    monkeypatch.delenv("STRIPE_API_KEY")
+    assert "1 closed rating waits" in call("run", "--due", "--customer", "globex").output
+
+
+def test_reconcile_of_a_period_that_is_not_closed_says_how_to_see_and_how_to_close_it(call):
+    result = call("reconcile", "--period", "2026-10")
+    assert result.exit_code == 0
+    assert result.output == (
+        "Nothing to compare: no rating of 2026-10 is closed. `meterhouse rate status --period 2026-10` shows what is "
+        "rated, `meterhouse rate close --period 2026-10` closes it.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "--due"), ("status",), ("reconcile", "--period", "2026-10"), ("poll",), ("webhooks", "--port", "1")],
+    ids=lambda arguments: arguments[0],
+)
+def test_in_a_wrong_directory_it_says_so_and_makes_nothing(call, tmp_path, monkeypatch, arguments):
+    wrong = tmp_path / "wrong"
+    monkeypatch.setenv("METERHOUSE_DATA", str(wrong))
+    result = call(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"there is no Meterhouse in {wrong}")
+    assert not wrong.exists()
 
 
 def test_webhooks_needs_a_signing_secret(books, call):

@@ -56,8 +56,8 @@ def test_a_closed_rating_becomes_one_finalised_invoice_line_by_line(books, sandb
     assert (invoice.status, invoice.total, invoice.currency, invoice.auto_advance) == ("open", 5000, "usd", False)
     assert [(line.amount, line.description, line.metadata["quantity"]) for line in lines] == [
         (4900, "flat", "1"),
-        (225, "usage input: 1500000 tokens", "1500000"),
-        (12, "usage output: 20000.5 tokens", "20000.5"),
+        (225, "usage input: 1,500,000 tokens", "1500000"),
+        (12, "usage output: 20,000.5 tokens", "20000.5"),
         (0, "usage tools: 3 tokens", "3"),
         (-137, "credit_applied", "1"),
     ]

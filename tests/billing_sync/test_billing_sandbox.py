@@ -1,6 +1,9 @@
 """The sandbox, seen by the real stripe SDK over HTTP."""
 
 import json
+import socket
+import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -172,3 +175,44 @@ def test_the_state_outlives_the_server(tmp_path, serve):
             with urllib.request.urlopen(server.url + "/healthz") as reply:
                 assert json.load(reply) == {"status": "ok"}
     assert names[0] == names[1]
+
+
+def test_the_sandbox_s_first_page_lists_the_invoices_with_their_pages(sandbox):
+    with urllib.request.urlopen(sandbox.url) as reply:
+        assert "No invoices yet" in reply.read().decode()
+    customer = sandbox.client.v1.customers.create({"name": "<Acme>"})
+    invoice = sandbox.client.v1.invoices.create({"customer": customer.id, "currency": "usd"})
+    sandbox.client.v1.invoices.add_lines(invoice.id, {"lines": [line(123_456_789)]})
+    sandbox.client.v1.invoices.finalize_invoice(invoice.id)
+    with urllib.request.urlopen(sandbox.url) as reply:
+        shown = reply.read().decode()
+    assert f'<a href="/_sandbox/invoices/{invoice.id}">SANDBOX-0001</a>' in shown
+    assert "&lt;Acme&gt;</td><td>open</td>" in shown
+    assert "1,234,567.89 USD" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["stripe"], ["A local Stripe listens on {url}", "export METERHOUSE_STRIPE_URL={url} ", "No webhooks"]),
+        (["provider", "--log", "log.jsonl"], ["provider listens on {url}", "refuses 5 % of the attempts", "log.jsonl"]),
+        (["provider", "--log", "log.jsonl", "--fault-rate", "0"], ["refuses no attempt"]),
+    ],
+    ids=["stripe", "provider", "provider without faults"],
+)
+def test_a_sandbox_says_where_it_listens_and_its_first_page_answers(arguments, told, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    code = "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "sandbox", *arguments, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        try:
+            said = process.stdout.readline()  # printed only when it listens
+            with urllib.request.urlopen(url) as reply:
+                assert reply.status == 200
+        finally:
+            process.terminate()
+        said += process.stdout.read()
+    assert [words for words in told if words.format(url=url) not in said] == []

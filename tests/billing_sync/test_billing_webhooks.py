@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+import stripe
 from sqlalchemy import func, select
 
 from meterhouse_billing import news, records
@@ -100,6 +101,34 @@ def test_the_endpoint_stores_a_verified_event_once_and_refuses_the_rest(books, s
             assert json.load(reply) == {"status": "ok"}
     [row] = books.rows(tables.webhook_inbox)
     assert (row["event_id"], row["object_id"], row["processed_at"]) == ("evt_1", "cus_1", None)
+
+
+def test_a_refused_delivery_is_one_line_of_the_log_with_what_to_check(books, serve, caplog):
+    body = b"{}"
+    with serve(application(books.engine, "test", SECRET, lambda: None)) as server:
+        assert post(server.url, body, signature(body, "whsec_other", int(time.time())))[0] == 400
+    [line] = [record.getMessage() for record in caplog.records if record.name == "meterhouse_billing.webhooks"]
+    assert line.startswith("refused a delivery: the signature does not fit (")
+    assert "is STRIPE_WEBHOOK_SECRET here what the sender signs with?" in line
+    assert "\n" not in line
+
+
+def test_the_sandbox_says_once_that_an_event_was_not_taken_and_why(books, tmp_path, serve, caplog, wait):
+    from meterhouse_sandbox.stripe_server import application as stripe_sandbox
+
+    def told():
+        return [record.getMessage() for record in caplog.records if record.name == "meterhouse_sandbox.stripe_webhooks"]
+
+    with serve(application(books.engine, "test", SECRET, lambda: None)) as endpoint:
+        url = endpoint.url + "/webhooks/stripe"
+        with serve(stripe_sandbox(tmp_path / "other", webhook_url=url, webhook_secret="whsec_other")) as server:
+            client = stripe.StripeClient("sk_test_1", base_addresses={"api": server.url})
+            client.v1.customers.create({"name": "Acme"})
+            wait(lambda: [record for record in caplog.records if "refused a delivery" in record.getMessage()][2:])
+    [line] = told()
+    assert line.startswith("customer.created evt_")
+    assert f"{url} did not take it: HTTP 400" in line
+    assert "the signature does not fit" in line
 
 
 def test_a_payment_moves_the_state_and_is_posted_once(books, sandbox, world):

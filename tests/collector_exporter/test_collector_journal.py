@@ -1,15 +1,21 @@
 """The journal: what was acknowledged is in it, whole and in order, whatever happened to the process."""
 
 import errno
+import logging
+import stat
 import threading
+import time
 import zlib
 from concurrent.futures import wait
+from dataclasses import replace
 
 import pytest
 
 from meterhouse_collector import journal as journals
-from meterhouse_collector.journal import START, Entry, Journal, JournalInUse, Overloaded, Position, read, segments
-from meterhouse_collector.records import Damaged, Record, decode, encode, frames, intact_length
+from meterhouse_collector import segments
+from meterhouse_collector.journal import Entry, Journal, JournalInUse, Overloaded
+from meterhouse_collector.records import Damaged, Record, decode, encode, frames
+from meterhouse_collector.segments import START, ForeignSegments, Gone, Position, read
 
 RECORD = Record("key-1", "live", ("acme", "globex"), 0x18_07_06_05_04_03_02_01, "0" * 32, "s", b"\x0a\x00")
 
@@ -34,12 +40,16 @@ def opened(tmp_path):
 
 
 def records(directory):
-    return [
-        decode(data[frame.body : frame.end])
-        for name in segments(directory)
-        if (data := (directory / name).read_bytes()) or True
-        for frame in frames(data)
-    ]
+    """The intact records of a journal."""
+    return [record for name in segments.names(directory) for record in intact((directory / name).read_bytes(), name)]
+
+
+def intact(data, segment="s"):
+    return [decode(data[frame.body : frame.end]) for frame in frames(data, segment) if frame.intact]
+
+
+def places(data, segment="s"):
+    return [(frame.start, frame.end, frame.intact) for frame in frames(data, segment)]
 
 
 def test_a_record_is_these_bytes():
@@ -66,11 +76,50 @@ def test_any_flipped_bit_of_a_record_is_seen():
 
 
 def test_a_torn_tail_of_any_length_leaves_the_whole_frames():
-    two = encode(RECORD) * 2
-    for length in range(len(two)):
-        whole = len(two) // 2 if length >= len(two) // 2 else 0
-        assert intact_length(two[:length]) == whole
-    assert intact_length(two) == len(two)
+    size = len(encode(RECORD))
+    for length in range(2 * size):
+        assert places((encode(RECORD) * 2)[:length]) == ([(0, size, True)] if length >= size else [])
+    assert places(encode(RECORD) * 2) == [(0, size, True), (size, 2 * size, True)]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_any_damaged_byte_costs_one_frame_and_no_other_moves(which):
+    # Also a byte of the length, after which nothing says where the next frame starts.
+    numbered = [encode(replace(RECORD, received_at_ns=number)) for number in range(4)]
+    size, good = len(numbered[0]), [number for number in range(4) if number != which]
+    for place in range(size):
+        for bit in range(8):
+            data = bytearray(b"".join(numbered))
+            data[which * size + place] ^= 1 << bit
+            assert [record.received_at_ns for record in intact(bytes(data))] == good
+            assert [found[:2] for found in places(bytes(data))] == [(n * size, (n + 1) * size) for n in range(4)]
+
+
+@pytest.mark.parametrize(("segment", "damaged"), [("guessed", (0, 1, 5, 100)), ("s", (2, 5, 50))])
+def test_after_damage_no_record_is_read_that_a_request_carried_inside(segment, damaged):
+    # Who knows the segment's name gains nothing by it unless the damage is in the length, the first two bytes here.
+    forged = encode(replace(RECORD, credential_id="forged", segment=segment))
+    carrier, later = encode(replace(RECORD, metrics=forged * 3)), encode(RECORD)
+    for place in damaged:
+        data = bytearray(carrier + later)
+        data[place] ^= 0x40
+        assert [record.credential_id for record in intact(bytes(data))] == ["key-1"]
+
+
+def test_a_record_inside_a_request_is_not_read_either_when_the_frame_behind_it_is_damaged_too():
+    forged = encode(replace(RECORD, credential_id="forged", segment="guessed"))
+    carrier, later = bytearray(encode(replace(RECORD, metrics=forged))), bytearray(encode(RECORD))
+    carrier[0] ^= 0x40
+    later[-1] ^= 0x40
+    assert [record.credential_id for record in intact(bytes(carrier + later) + encode(RECORD))] == ["key-1"]
+
+
+def test_a_damaged_length_before_megabytes_is_read_past_in_little_time():
+    large = bytearray(encode(replace(RECORD, metrics=b"\x0a" * 8_000_000)))
+    large[0] ^= 0x7F
+    started = time.monotonic()
+    assert len(intact(bytes(large) * 2 + encode(RECORD))) == 1
+    assert time.monotonic() - started < 5
 
 
 def test_entries_are_on_disk_in_order_when_they_are_acknowledged(tmp_path, opened):
@@ -79,7 +128,7 @@ def test_entries_are_on_disk_in_order_when_they_are_acknowledged(tmp_path, opene
         journal.append(entry(b"%d" % number)).result(5)
     found = records(tmp_path)
     assert [record.metrics for record in found] == [b"%d" % number for number in range(20)]
-    assert {record.segment for record in found} == set(segments(tmp_path))
+    assert {record.segment for record in found} == set(segments.names(tmp_path))
     assert len({record.record_id for record in found}) == 20
 
 
@@ -122,7 +171,7 @@ def test_a_torn_tail_is_set_aside_at_start_and_what_was_acknowledged_stays(tmp_p
     journal = opened()
     journal.append(entry(b"kept")).result(5)
     journal.close()
-    file = tmp_path / segments(tmp_path)[0]
+    file = tmp_path / segments.names(tmp_path)[0]
     whole = file.read_bytes()
     file.write_bytes(whole + encode(RECORD)[:-3])
     opened().append(entry(b"later")).result(5)
@@ -131,11 +180,123 @@ def test_a_torn_tail_is_set_aside_at_start_and_what_was_acknowledged_stays(tmp_p
     assert [record.metrics for record in records(tmp_path)] == [b"kept", b"later"]
 
 
+@pytest.mark.parametrize("place", [0, 30, 150])
+def test_damage_in_the_last_segment_stays_in_its_place_and_is_told(tmp_path, opened, caplog, place):
+    journal = opened()
+    for number in range(5):
+        journal.append(entry(b"%d" % number)).result(5)
+    journal.close()
+    file = tmp_path / segments.names(tmp_path)[0]
+    bad = bytearray(file.read_bytes())
+    bad[place] ^= 4  # of the first record, or the second
+    file.write_bytes(bad)
+    with caplog.at_level(logging.WARNING):
+        opened().append(entry(b"later")).result(5)
+    assert file.read_bytes() == bytes(bad)
+    lost = b"1" if place == 150 else b"0"
+    assert [record.metrics for record in records(tmp_path)] == [
+        told for told in (b"0", b"1", b"2", b"3", b"4", b"later") if told != lost
+    ]
+    size = len(bad) // 5
+    assert f"{file}: {size} bytes at offset {place // size * size} are damaged" in caplog.text
+    assert not list(tmp_path.glob("*.torn"))
+
+
+def test_a_damaged_last_record_is_kept_where_it_is(tmp_path, opened):
+    journal = opened()
+    for number in range(2):
+        journal.append(entry(b"%d" % number)).result(5)
+    journal.close()
+    file = tmp_path / segments.names(tmp_path)[0]
+    bad = bytearray(file.read_bytes())
+    bad[-1] ^= 4
+    file.write_bytes(bad)
+    opened()
+    assert file.read_bytes() == bytes(bad)
+
+
+def test_whatever_a_start_writes_is_readable_by_its_owner_only(tmp_path, opened):
+    journal = opened()
+    journal.append(entry()).result(5)
+    journal.horizon()
+    journal.close()
+    file = tmp_path / segments.names(tmp_path)[0]
+    file.write_bytes(file.read_bytes() + b"torn")
+    opened().horizon()
+    files = [file for file in tmp_path.iterdir() if file.name != "lock"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert len(files) == 5  # collector_id, clock, two segments, what was torn
+
+
+def test_a_restored_copy_never_gives_a_name_to_other_bytes(tmp_path, opened):
+    journal = opened()
+    journal.append(entry(b"a")).result(5)
+    journal.close()
+    copy = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    journal = opened()
+    journal.append(entry(b"b")).result(5)
+    position = journal.horizon().position
+    journal.close()
+    (tmp_path / position.segment).unlink()
+    for file, data in copy.items():
+        file.write_bytes(data)
+    journal = opened()
+    journal.append(entry(b"c")).result(5)
+    assert position.segment not in segments.names(tmp_path)
+    assert [record.metrics for record in records(tmp_path)] == [b"a", b"c"]
+    with pytest.raises(Gone, match="there is no segment"):
+        read(tmp_path, position, journal.horizon().position, 1000)
+
+
+def test_a_position_beyond_the_end_of_a_file_is_gone(tmp_path, opened):
+    journal = opened()
+    journal.append(entry()).result(5)
+    until = journal.horizon().position
+    beyond = Position(until.segment, until.offset + 1)
+    with pytest.raises(Gone, match=f"ends at {until.offset}, before {until.offset + 1}"):
+        read(tmp_path, beyond, until, 1000)
+    with pytest.raises(Gone, match=f"ends at {until.offset}"):
+        read(tmp_path, beyond, Position("z", 0), 1000)
+
+
+def test_segments_without_the_id_of_their_collector_are_not_written_to(tmp_path, opened):
+    opened().close()
+    (tmp_path / "collector_id").unlink()
+    with pytest.raises(ForeignSegments, match="restore its file collector_id"):
+        opened()
+
+
+def test_what_was_promised_to_be_past_stays_past_when_the_clock_falls_between_two_starts(tmp_path, opened):
+    journal = opened(clock_ns=lambda: 5000)
+    assert journal.horizon().through_ns == 5000  # idle: no record says so
+    journal.close()
+    opened(clock_ns=lambda: 10).append(entry()).result(5)
+    assert records(tmp_path)[-1].received_at_ns == 5001
+
+
+def test_a_damaged_clock_file_is_not_believed(tmp_path):
+    segments.write_clock(tmp_path, 5000)
+    assert segments.read_clock(tmp_path) == 5000
+    bad = bytearray((tmp_path / "clock").read_bytes())
+    bad[7] ^= 1
+    (tmp_path / "clock").write_bytes(bad)
+    assert segments.read_clock(tmp_path) == 0
+
+
+def test_a_writer_that_fails_for_any_reason_refuses_what_waits_and_says_so(opened):
+    ended = []
+    journal = opened(on_fatal=ended.append)
+    with pytest.raises(Overloaded, match="did not take"):
+        journal.append(Entry("key-1", "live", ("\ud800",), b"")).result(5)
+    journal._thread.join(5)
+    assert journal.failed and len(ended) == 1
+
+
 def test_segments_rotate_by_size_and_their_names_sort_in_the_order_written(tmp_path, opened):
     journal = opened(segment_bytes=200)
     for number in range(12):
         journal.append(entry(b"%02d" % number)).result(5)
-    assert len(segments(tmp_path)) > 3
+    assert len(segments.names(tmp_path)) > 3
     assert [record.metrics for record in records(tmp_path)] == [b"%02d" % number for number in range(12)]
 
 
@@ -150,9 +311,7 @@ def test_reading_range_by_range_gives_every_frame_once(tmp_path, opened):
             break
         found, position = found + data, after
     assert position == until
-    assert [decode(found[frame.body : frame.end]).metrics for frame in frames(found)] == [
-        b"%02d" % n for n in range(30)
-    ]
+    assert [record.metrics for record in intact(found)] == [b"%02d" % n for n in range(30)]
 
 
 def test_a_frame_larger_than_the_range_comes_alone(tmp_path, opened):
@@ -161,7 +320,7 @@ def test_a_frame_larger_than_the_range_comes_alone(tmp_path, opened):
     journal.append(entry(b"y")).result(5)
     until = journal.horizon().position
     data, after = read(tmp_path, Position(until.segment, 0), until, 100)
-    assert [len(decode(data[frame.body : frame.end]).metrics) for frame in frames(data)] == [5000]
+    assert [len(record.metrics) for record in intact(data)] == [5000]
     assert after.offset == len(data)
 
 

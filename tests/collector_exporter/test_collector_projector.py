@@ -4,9 +4,10 @@ import pytest
 from collector_samples import RECEIVED_NS, event, record, request_of
 
 from meterhouse_collector.inbox import Inbox
-from meterhouse_collector.journal import Horizon, Position
+from meterhouse_collector.journal import Horizon
 from meterhouse_collector.projector import Projector, Rejected, Unavailable
 from meterhouse_collector.records import frames
+from meterhouse_collector.segments import Gone, Position
 
 SEGMENT = "a-00000001.seg"
 STEPS = ("checkpoint", "post", "mark_conflicts", "write_checkpoint")
@@ -47,8 +48,10 @@ class Source:
         return Horizon(Position(SEGMENT, len(self.data)), self.through_ns)
 
     def read(self, position, until, limit):
+        if position.offset > len(self.data) or position.segment not in ("", SEGMENT):
+            raise Gone("it ends before that")
         data = self.data[position.offset : until.offset]
-        ends = [frame.end for frame in frames(data)]
+        ends = [frame.end for frame in frames(data, SEGMENT)]
         end = max((end for end in ends if end <= limit), default=len(data)) if len(data) > limit else len(data)
         return data[:end], Position(SEGMENT, position.offset + end)
 
@@ -122,6 +125,19 @@ def test_a_warehouse_that_is_down_changes_nothing_and_is_asked_again(database):
     one.forget()
     one.step()
     assert usage(database) == [("a", 7), ("b", 5)]
+
+
+@pytest.mark.parametrize("kept", [0, 1], ids=["without a record", "with the first record"])
+def test_a_checkpoint_that_a_restored_journal_does_not_have_makes_it_project_anew(database, kept):
+    parts = three_records()
+    projector(Source(b"".join(parts)), Inbox(database)).step()
+    other = record(request_of(event(2, "restored")), 9, received_ns=RECEIVED_NS + 9)
+    source = Source(b"".join([*parts[:kept], other]))
+    one = projector(source, Inbox(database))
+    while one.step():
+        pass
+    assert usage(database) == [("a", 7), ("b", 5), ("restored", 2)]
+    assert database.query("SELECT segment, position FROM watermark").result_rows == [(SEGMENT, len(source.data))]
 
 
 def unreadable(number):

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from meterhouse_portal.app import build
 from meterhouse_portal.commands import portal_token
 from meterhouse_store.settings import Settings
+from meterhouse_store.sql import open_engine
 
 TOKEN = "a-token-of-more-than-16-characters"
 NOW = datetime(2026, 11, 21, 3, 30, tzinfo=UTC)
@@ -125,6 +126,13 @@ def test_a_period_that_is_no_month_is_refused_in_a_sentence(operator):
     assert "<b>" not in answer.text
 
 
+def test_a_parameter_that_the_page_does_not_know_is_refused_and_not_passed_over(operator):
+    answer = operator.get("/?month=2026-10")
+
+    assert answer.status_code == 400
+    assert "<code>?period=2026-11</code>, not &#x27;month&#x27;." in answer.text
+
+
 def test_without_a_warehouse_the_page_says_so_and_still_answers(operator):
     answer = operator.get("/")
 
@@ -200,6 +208,7 @@ def test_the_token_comes_from_the_environment_else_from_the_data_directory(tmp_p
 @pytest.fixture
 def served(tmp_path):
     """The address of `meterhouse portal serve`, running."""
+    open_engine(Settings(data=tmp_path)).dispose()
     port = closed_port()
     code = "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
@@ -239,8 +248,21 @@ def test_without_a_token_the_command_refuses_and_says_what_to_set(tmp_path, monk
     from meterhouse.cli import main
 
     monkeypatch.delenv("METERHOUSE_PORTAL_TOKEN", raising=False)
+    open_engine(Settings(data=tmp_path)).dispose()
     with pytest.raises(SystemExit) as ended:
         main(["portal", "serve", "--data", str(tmp_path)])
 
     assert ended.value.code == 1
     assert "set METERHOUSE_PORTAL_TOKEN" in capsys.readouterr().err
+
+
+def test_in_a_wrong_directory_the_command_says_so_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    from meterhouse.cli import main
+
+    monkeypatch.setenv("METERHOUSE_PORTAL_TOKEN", TOKEN)
+    with pytest.raises(SystemExit) as ended:
+        main(["portal", "serve", "--data", str(tmp_path / "wrong")])
+
+    assert ended.value.code == 1
+    assert f"there is no Meterhouse in {tmp_path / 'wrong'}" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()

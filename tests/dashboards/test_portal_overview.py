@@ -8,6 +8,8 @@ from sqlalchemy import insert
 
 from meterhouse_portal import overview
 from meterhouse_portal.overview import Cost, MeterUsage, Month, Unrated
+from meterhouse_rating.late import LateUsage
+from meterhouse_rating.periods import Period
 from meterhouse_store import registry, sql, tables
 from meterhouse_store.settings import Settings
 
@@ -66,14 +68,17 @@ def test_the_month_is_half_open_in_each_customer_s_own_time_zone(reader_client, 
 
 def test_what_is_held_back_is_counted_by_reason_and_is_in_nobody_s_usage(reader_client, store_events):
     store_events(
-        ("live", "", "llm.requests", "2026-11-02 00:00:00", "1"),
+        ("live", "", "llm.requests", "2026-11-01 00:00:00", "1"),
+        ("", "", "llm.requests", "2026-11-30 23:59:59", "1"),  # what could not be read is everybody's
+        ("live", "", "llm.requests", "2026-12-01 00:00:00", "1"),
+        ("live", "", "llm.requests", "2026-10-31 23:59:59", "1"),
         ("live", "", "llm.requests", "2025-01-02 00:00:00", "1"),
         ("test", "", "llm.requests", "2026-11-02 00:00:00", "1"),
     )
 
     found = overview.read_warehouse(reader_client, "live", NOVEMBER, {})
 
-    assert found.suspense == {"customer_missing": 2}
+    assert (found.suspense, found.suspense_elsewhere) == ({"customer_missing": 2}, 3)
     assert found.usage == {}
     assert found.latest_event_time is None
 
@@ -143,9 +148,10 @@ def test_costs_plans_and_invoices_come_from_sql_also_when_the_warehouse_is_down(
 
 
 def test_unrated_usage_is_summed_by_hint_and_what_is_free_by_choice_is_left_out(engine):
+    period = NOVEMBER.within("UTC")
     row = {
-        "namespace": "live", "customer_id": "acme", "period_start": NOW, "period_end": NOW, "meter": "m",
-        "dimensions": {}, "quantity": Decimal(1),
+        "namespace": "live", "customer_id": "acme", "period_start": period.start, "period_end": period.end,
+        "meter": "m", "dimensions": {}, "quantity": Decimal(1),
     }  # fmt: skip
     rows = [
         {**row, "unrated_id": "1", "events": 3, "reason": "no_price", "hint": "add m"},
@@ -156,7 +162,41 @@ def test_unrated_usage_is_summed_by_hint_and_what_is_free_by_choice_is_left_out(
     with sql.begin_write(engine) as connection:
         connection.execute(insert(tables.unrated_usage), rows)
 
-    assert overview.read(engine, "live", NOVEMBER, None, NOW).unrated == (Unrated("no_price", "add m", 7),)
+    found = overview.read(engine, "live", NOVEMBER, None, NOW)
+    other = overview.read(engine, "live", Month(2026, 10), None, NOW)
+
+    assert found.unrated == (Unrated("no_price", "add m", 7),)
+    assert [(customer.customer_id, customer.unpriced) for customer in found.customers] == [("acme", 7)]
+    assert (found.unrated_elsewhere, other.unrated, other.unrated_elsewhere) == (0, (), 7)
+
+
+def test_the_plan_shown_is_the_one_that_prices_the_month(engine):
+    for plan, valid_from in (("team", datetime(2026, 9, 1, tzinfo=UTC)), ("gold", datetime(2026, 11, 15, tzinfo=UTC))):
+        registry.add_customer(engine, "live", "acme", plan=plan, valid_from=valid_from, now=NOW)
+
+    def plan_in(month):
+        (acme,) = overview.read(engine, "live", month, None, NOW).customers
+        return acme.plan
+
+    assert [plan_in(Month(2026, month)) for month in (8, 10, 11, 12)] == [None, "team", "team", "gold"]
+
+
+def test_usage_that_came_after_its_period_was_closed_is_late(engine, reader_client, store_events):
+    start, end = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)
+    row = {**rating("r1", "acme", start, end, 100, "closed"), "as_of": datetime(2026, 10, 20, tzinfo=UTC)}
+    with sql.begin_write(engine) as connection:
+        connection.execute(insert(tables.ratings), [row])
+    # The helper stores an event as received at its event time, so only the last one came after the closing.
+    store_events(
+        ("live", "acme", "llm.requests", "2026-10-19 00:00:00", "1"),
+        ("live", "acme", "llm.requests", "2026-10-21 00:00:00", "4"),
+    )
+
+    def late_in(month):
+        return overview.read_late(engine, reader_client, "live", month, {"acme": "UTC"}, NOW)
+
+    assert late_in(Month(2026, 10)) == (LateUsage("acme", Period(start, end), "llm.requests", 1, Decimal(4)),)
+    assert late_in(NOVEMBER) == ()
 
 
 def test_the_customers_with_the_most_events_come_first_and_the_rest_is_counted(engine, monkeypatch):

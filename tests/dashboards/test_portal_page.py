@@ -7,7 +7,9 @@ from decimal import Decimal
 import pytest
 
 from meterhouse_portal.overview import Cost, CustomerMonth, FromWarehouse, MeterUsage, Month, Overview, Unrated
-from meterhouse_portal.page import message_page, overview_page
+from meterhouse_portal.page import Address, message_page, overview_page
+from meterhouse_rating.late import LateUsage
+from meterhouse_rating.periods import Period
 from meterhouse_store.meters import Meter
 
 NOW = datetime(2026, 11, 21, 3, 30, tzinfo=UTC)
@@ -15,10 +17,23 @@ START, END = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC
 METERS = {"llm.tokens.input": Meter("llm.tokens.input", "{token}", "input tokens", "integer", Decimal(1))}
 
 
-def page(*customers: CustomerMonth, warehouse: FromWarehouse | None = None, unrated=(), not_shown=0, down=False) -> str:
+def page(
+    *customers: CustomerMonth,
+    warehouse: FromWarehouse | None = None,
+    unrated=(),
+    unrated_elsewhere=0,
+    not_shown=0,
+    down=False,
+) -> str:
     found = warehouse or FromWarehouse({row.customer_id: list(row.usage) for row in customers if row.usage})
-    content = Overview("live", Month(2026, 11), NOW, customers, not_shown, unrated, None if down else found)
-    return overview_page(content, METERS, {"Health": "http://127.0.0.1:8080/healthz"})
+    content = Overview(
+        "live", Month(2026, 11), NOW, customers, not_shown, unrated, unrated_elsewhere, None if down else found
+    )
+    addresses = [
+        Address("Health", "http://127.0.0.1:8080/healthz", is_page=True),
+        Address("OTLP over HTTP", "http://127.0.0.1:4318"),
+    ]
+    return overview_page(content, METERS, addresses)
 
 
 def text_of(html: str) -> str:
@@ -26,8 +41,8 @@ def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", html.replace("<wbr>", "")))
 
 
-def customer(customer_id="acme", name="Acme GmbH", plan="payg", usage=(), costs=()) -> CustomerMonth:
-    return CustomerMonth(customer_id, name, plan, tuple(usage), tuple(costs))
+def customer(customer_id="acme", name="Acme GmbH", plan="payg", usage=(), costs=(), unpriced=0) -> CustomerMonth:
+    return CustomerMonth(customer_id, name, plan, tuple(usage), tuple(costs), unpriced)
 
 
 def cost(total_minor=1_234_567, currency="USD", start=START, end=END, state="open", invoice=None) -> Cost:
@@ -107,11 +122,59 @@ def test_usage_without_a_price_comes_with_the_line_to_add():
     assert "add llm.images to plan team no_price 7" in shown
 
 
+def test_a_customer_whose_usage_has_no_price_is_not_called_not_rated():
+    usage = [MeterUsage("llm.requests", Decimal(7), 7)]
+
+    assert "payg no price 7 events without a price" in text_of(page(customer(usage=usage, unpriced=7)))
+    assert "payg not rated yet Used in" in text_of(page(customer(usage=usage)))
+
+
+def test_a_part_without_a_price_is_marked_beside_the_amount():
+    shown = text_of(page(customer(costs=[cost()], unpriced=1)))
+
+    assert "12,345.67 USD so far, rated 2026-11-21 03:30 UTC 1 event without a price" in shown
+
+
+def test_usage_that_came_too_late_is_shown_with_what_becomes_of_it():
+    late = (LateUsage("acme", Period(START, END), "llm.requests", 1200, Decimal(1200)),)
+    usage = [MeterUsage("llm.requests", Decimal(1201), 1201)]
+    shown = text_of(
+        page(customer(usage=usage, costs=[cost(state="closed")]), warehouse=FromWarehouse({"acme": usage}, late=late))
+    )
+
+    assert "Arrived too late 1,200" in shown
+    assert "1,200 events too late to be billed" in shown
+    assert "acme llm.requests 1,200 It came after its period was closed" in shown
+
+
+def test_what_concerns_other_months_is_only_counted():
+    shown = text_of(page(customer(), warehouse=FromWarehouse({}, suspense_elsewhere=12), unrated_elsewhere=1))
+
+    assert "Nothing of this month is held back. Of other months: 12 events." in shown
+    assert "All rated usage of this month has a price. Of other months: 1 event." in shown
+    assert "In suspense 0" in shown
+    assert "Without a price 0" in shown
+
+
+def test_a_command_in_a_hint_is_code_whose_options_do_not_break():
+    html = page(unrated=(Unrated("no_price", "add it, then `meterhouse prices publish F --valid-from 2026-11-01`", 7),))
+
+    assert '<code>meterhouse prices publish F <span class="option">--valid-from</span> 2026-11-01</code>' in html
+
+
+def test_only_an_address_that_is_a_page_is_a_link():
+    html = page(customer())
+
+    assert '<a href="http://127.0.0.1:8080/healthz">' in html
+    assert "<code>http://127.0.0.1:4318</code>" in html
+    assert 'href="http://127.0.0.1:4318' not in html
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown", "warns"), [(2, "2 s", False), (60, "60 s", False), (61, "61 s", True), (7300, "2 h", True)]
 )
 def test_the_watermark_s_age_warns_when_the_warehouse_is_behind(seconds, shown, warns):
-    html = page(customer(), warehouse=FromWarehouse({}, {}, NOW - timedelta(seconds=seconds)))
+    html = page(customer(), warehouse=FromWarehouse({}, projected_through=NOW - timedelta(seconds=seconds)))
 
     assert f"Warehouse is behind by {shown}" in text_of(html)
     assert ('<div class="warn"><dt>Warehouse is behind by' in html) == warns

@@ -31,6 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*command, "--json", str(folder / "proof.json")], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "screen.txt").write_text(done.stdout)
     return folder
 
 
@@ -70,6 +71,14 @@ def test_three_customers_paid_what_stripe_asked_and_a_second_run_changed_nothing
     assert {invoice["state"] for invoice in proof["invoices"]} == {"paid"}
     assert all(invoice["total_minor"] == invoice["stripe_total_minor"] for invoice in proof["invoices"])
     assert proof["repeat_changes_nothing"] is True
+
+
+def test_what_it_says_is_for_people_and_has_no_trailing_spaces(run):
+    screen = (run / "screen.txt").read_text()
+    assert "it refuses 8 % of the attempts" in screen
+    assert "Version 1 is the starter book" in screen
+    assert "llm.tokens.input" in screen
+    assert [line for line in screen.splitlines() if line != line.rstrip()] == []
 
 
 def test_it_leaves_no_process_behind(run):

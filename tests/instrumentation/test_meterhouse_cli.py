@@ -18,7 +18,7 @@ def test_a_command_whose_extra_is_not_installed_says_what_to_install(monkeypatch
     monkeypatch.setattr(cli, "entry_points", lambda group: [missing])
     assert cli.main(["rate", "run"]) == 1
     assert "meterhouse rate needs a_package_that_is_not_installed" in capsys.readouterr().err
-    assert "(needs meterhouse[server])" in cli._help({"rate": missing})
+    assert "(needs the extra `server`)" in cli._help({"rate": missing})
 
 
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys):

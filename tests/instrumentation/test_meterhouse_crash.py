@@ -93,6 +93,7 @@ def test_a_server_that_is_down_for_a_whole_process_life_gets_the_same_events_lat
         "unfinished": 0,
         "left": 0,
         "unreadable_lines": 0,
+        "failed": 0,
         "refused": [],
     }
 

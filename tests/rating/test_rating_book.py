@@ -91,6 +91,39 @@ def test_every_mistake_says_what_to_do():
     ]
 
 
+def test_a_dimension_that_is_mistyped_is_one_mistake_and_not_one_per_price():
+    components = (
+        "a: {model: per_unit, metric: input, by: [modle], prices: [{model: x, price: 1}, {model: y, price: 1}], "
+        "default: none}"
+    )
+    with pytest.raises(BookRefused) as refused:
+        check(BOOK % ("      " + components), None)
+    assert [(mistake.what, mistake.remedy) for mistake in refused.value.mistakes] == [
+        ("`modle` is no dimension of usage", "Did you mean model?")
+    ]
+
+
+def test_tiers_that_end_too_soon_are_found_together_with_a_last_tier_that_ends():
+    tiers = "a: {model: graduated, metric: input, tiers: [{up_to: 100, price: 2}, {up_to: 50, price: 1}]}"
+    assert [what for _, _, what in refusals(BOOK % ("      " + tiers))] == [
+        "ends at 50, the tier before it at 100",
+        "the last tier ends",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("currency", "remedy"),
+    [
+        ("DOLLAR", "Write the three letters of ISO 4217, such as USD, EUR or JPY."),
+        ("USDD", "Choose one of: USD."),
+    ],
+)
+def test_a_currency_that_is_none_is_answered_with_what_to_write(currency, remedy):
+    with pytest.raises(BookRefused) as refused:
+        check(EXAMPLE.replace("currency: USD ", f"currency: {currency} "), None)
+    assert [mistake.remedy for mistake in refused.value.mistakes] == [remedy]
+
+
 @pytest.mark.parametrize(
     ("components", "what"),
     [
@@ -118,6 +151,10 @@ def test_every_mistake_says_what_to_do():
         ("a: {model: credit_pack, price: 20.005, credits: 30}", "20.005 is no amount of USD"),
         ("a: {model: per_unit, metric: input, price: 0.1234567890123}", "more than 12 digits after the point"),
         ("a: {model: per_unit, metric: input, price: .inf}", "`.inf` is not a number"),
+        ("a: {model: per_unit, metric: input, price: ١}", "`١` is not a number"),
+        ("a: {model: per_unit, metric: input, price: 1__0}", "`1__0` is not a number"),
+        ("a: {model: per_unit, metric: input, price: 1_}", "`1_` is not a number"),
+        ("a: {model: flat, price: 49.001}", "49.001 is no amount of USD"),
         ("a: {model: per_unit, metric: input, price: [1]}", "a list or mapping is not a number"),
     ],
 )

@@ -66,11 +66,14 @@ def test_each_kind_of_leftover_has_its_reason_and_what_to_do():
         ("USD", "0.125", 12, 13),
         ("USD", "0.135", 14, 14),
         ("JPY", "2.5", 2, 3),
-        ("KWD", "0.0005", 0, 1),
-        ("KWD", "1.2345", 1234, 1235),
+        # Stripe takes the fils in tens only: 1.235 KWD could never be charged.
+        ("KWD", "0.005", 0, 10),
+        ("KWD", "1.235", 1240, 1240),
+        ("KWD", "27.786", 27790, 27790),
+        ("MGA", "12.50", 1200, 1300),
     ],
 )
-def test_amounts_are_rounded_to_the_currencys_own_unit_by_the_books_mode(currency, amount, half_even, half_up):
+def test_amounts_are_rounded_to_what_can_be_charged_by_the_books_mode(currency, amount, half_even, half_up):
     assert to_minor(Decimal(amount), currency, "half_even") == half_even
     assert to_minor(Decimal(amount), currency, "half_up") == half_up
 

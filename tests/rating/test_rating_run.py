@@ -6,8 +6,9 @@ import pytest
 from rating_samples import at
 
 from meterhouse_rating.periods import PeriodError
-from meterhouse_rating.report import as_json, as_text, stored
-from meterhouse_rating.run import NotYet, Request, close
+from meterhouse_rating.report import as_json, as_text, imagined, stored
+from meterhouse_rating.results import Moment
+from meterhouse_rating.run import NotYet, Request, close, run
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.versions import NotThere
 from meterhouse_store import registry, tables
@@ -85,7 +86,7 @@ def test_a_second_run_writes_nothing_and_a_new_event_changes_only_its_customer(h
     before = house.rows(tables.ratings), house.rows(tables.rated_lines)
     house.at(at("2026-11-21T13:00:00"))
     house.collected("2026-11-21T12:30:00", position=2000)
-    assert [step.name for step in house.run()] == ["watermark", "usage", "unchanged", "unchanged", "mirrored"]
+    assert [step.name for step in house.run()] == ["watermark", "usage", "unchanged", "unchanged"]
     assert (house.rows(tables.ratings), house.rows(tables.rated_lines)) == before
     house.event("globex", "llm.tokens.input", "500", "2026-10-03T00:00:00")
     assert [step.name for step in house.run()] == ["watermark", "usage", "unchanged", "rated", "mirrored"]
@@ -171,7 +172,7 @@ def test_closing_freezes_the_lines_and_posts_a_ledger_that_sums_to_zero(house):
     assert accounts == {"receivable": 1200, "revenue": -1400, "promotions": 200, "deferred_credits": 0}
     assert set(per_transaction.values()) == {0} and len(per_transaction) == 3
     before = [house.rows(table) for table in (tables.ratings, tables.rated_lines, tables.ledger_transactions)]
-    assert [step.name for step in house.close()] == ["watermark", "usage", "already_closed", "mirrored"]
+    assert [step.name for step in house.close()] == ["watermark", "usage", "already_closed"]
     assert [house.rows(table) for table in (tables.ratings, tables.rated_lines, tables.ledger_transactions)] == before
     mirrored = house.world.client.query("SELECT sum(amount_minor), count() FROM ledger_entries").result_rows
     assert mirrored == [(0, 7)]
@@ -228,9 +229,11 @@ def test_late_usage_of_a_closed_month_is_reported_and_bills_nothing(house):
     house.event("acme", "llm.tokens.input", "300", "2026-10-09T00:00:00", received="2026-11-20T00:00:00")
     house.collected("2026-11-21T00:00:00", position=2000)
     steps = house.run()
-    assert [(it.customer_id, it.meter, it.quantity) for it in steps[-2].late] == [("acme", "llm.tokens.input", 300)]
+    assert [(it.customer_id, it.meter, it.quantity) for it in steps[-1].late] == [("acme", "llm.tokens.input", 300)]
     assert totals(house) == {("acme", "closed"): 200}
-    assert house.run(None)[-2].late == steps[-2].late
+    assert str(steps[-1]) == "late 1 event arrived after the period was closed, not billed"
+    assert house.run(None)[-1].late == steps[-1].late
+    assert house.close()[-1].late == steps[-1].late
 
 
 def test_usage_received_after_the_closing_moment_is_not_rated_by_it(house):
@@ -357,7 +360,13 @@ def test_a_plan_or_currency_that_the_book_lacks_leaves_the_customer_unrated(hous
         house.event(customer, "llm.tokens.input", "1000", "2026-10-02T00:00:00")
     house.run()
     hints = {row["customer_id"]: row["hint"] for row in house.rows(tables.unrated_usage)}
-    assert "has no plan gold" in hints["acme"] and "pays in EUR" in hints["euro"]
+    assert hints == {
+        "acme": "price book version 1 has no plan gold (it has pay, team, prepaid): add the plan, then meterhouse "
+        "prices publish FILE --valid-from 2026-10-01; or meterhouse customers add acme --plan PLAN "
+        "--valid-from 2026-10-01",
+        "euro": "plan pay is priced in USD, the customer pays in EUR: meterhouse customers add euro --currency USD, or "
+        "give it a plan in EUR",
+    }
     assert house.rows(tables.ratings) == []
 
 
@@ -371,6 +380,80 @@ def test_the_book_in_force_at_the_start_of_a_period_prices_all_of_it(house):
     house.run("2026-10")
     house.run("2026-11")
     assert totals_by_month(house) == {"2026-10": 200, "2026-11": 300}
+
+
+def test_what_a_hint_for_a_missing_price_says_to_do_prices_the_period(house):
+    house.publish(BOOK)
+    house.customer("acme")
+    house.customer("berlin", time_zone="Europe/Berlin")
+    house.collected()
+    for customer in ("acme", "berlin"):
+        house.event(customer, "llm.tokens.output", "1000", "2026-10-15T00:00:00", model="new")
+    house.run()
+    hints = {row["customer_id"]: row["hint"] for row in house.rows(tables.unrated_usage)}
+    to_add = "below `prices` of the component `out` (line 13) add: - {model: 'new', price: ...}"
+    assert hints == {
+        "acme": f"{to_add}; then meterhouse prices publish FILE --valid-from 2026-10-01",
+        "berlin": f"{to_add}; then meterhouse prices publish FILE --valid-from 2026-09-30T22:00:00Z",
+    }
+    mended = BOOK.replace("prices: [", "prices: [{model: new, price: 7.00}, ")
+    house.publish(mended, now=at("2026-11-21"))
+    house.run()
+    assert len(house.rows(tables.unrated_usage)) == 2  # valid from now: too late for the period
+    house.publish(mended, valid_from=at("2026-09-30T22:00:00"))
+    house.run()
+    assert house.rows(tables.unrated_usage) == [] and totals(house) == {("acme", "open"): 700, ("berlin", "open"): 700}
+
+
+def test_a_dry_run_of_closing_says_that_nothing_was_closed(house):
+    house.publish(BOOK)
+    house.customer("acme")
+    house.collected()
+    house.event("acme", "llm.tokens.input", "1000", "2026-10-02T00:00:00")
+    steps = house.close(dry_run=True)
+    assert str(steps[-1]) == "would close acme 2.00 USD 2026-10-01..2026-11-01 (dry run)"
+    outcomes = [step.outcome for step in steps if step.outcome]
+    text = as_text(imagined("test", outcomes, Moment(at("2026-11-21"), {}, at("2026-11-21")), ()))
+    assert text.startswith("acme  2026-10-01..2026-11-01  plan pay, price book version 1, not written (dry run)\n")
+    assert house.rows(tables.ratings) == []
+
+
+def test_a_period_that_is_none_is_refused_before_anything_is_printed(house):
+    house.publish(BOOK)
+    house.collected()
+    with pytest.raises(PeriodError, match="is no period"):
+        next(run(house.world, Request("november")))
+
+
+def test_unrated_usage_is_listed_once_per_cause(sqlite_house):
+    house = sqlite_house
+    house.publish(BOOK)
+    house.collected()
+    house.customer("gold", plan="gold")
+    house.event("gold", "llm.tokens.output", "7", "2026-10-02T00:00:00")
+    house.event("gold", "llm.tokens.input", "12000", "2026-10-02T00:00:00")
+    house.event("gold", "llm.tokens.input", "345", "2026-10-03T00:00:00")
+    for number in range(1, 8):
+        house.event(f"new {number}", "llm.tokens.input", "1000", "2026-10-02T00:00:00")
+    house.customer("acme")
+    for meter in ("tool.calls", "api.calls"):
+        house.event("acme", meter, "1", "2026-10-02T00:00:00")
+    house.run()
+    assert as_text(stored(house.world.engine, "test", "2026-10", None)).partition("Unrated usage")[2].splitlines() == [
+        " (what to do)",
+        "  customer_not_registered: 7 events of new 1, new 2, new 3, new 4, new 5 and 2 more",
+        "    llm.tokens.input 7,000",
+        "    -> meterhouse customers add CUSTOMER --plan pay|prepaid|team",
+        "  no_price: 3 events of gold",
+        "    llm.tokens.input 12,345; llm.tokens.output 7",
+        "    -> price book version 1 has no plan gold (it has pay, team, prepaid): add the plan, then meterhouse "
+        "prices publish FILE --valid-from 2026-10-01; or meterhouse customers add gold --plan PLAN "
+        "--valid-from 2026-10-01",
+        "  no_price: 2 events of acme",
+        "    api.calls 1; tool.calls 1",
+        "    -> add METER to a metric of the price book test, or to `unbilled: {meters: [METER]}`; then meterhouse "
+        "prices publish FILE --valid-from 2026-10-01",
+    ]
 
 
 def test_the_report_says_per_meter_what_was_used_rated_free_and_unrated(house):
@@ -388,9 +471,10 @@ def test_the_report_says_per_meter_what_was_used_rated_free_and_unrated(house):
         "llm.tokens.output": {"used": "570", "rated": "500", "unbilled": "0", "unrated": "70"},
     }
     assert (rating["total"], rating["total_minor"], found.exceptions) == ("4.50", 450, True)
+    line_id = rating["lines"][0]["line_id"]
     assert as_text(found).splitlines()[:5] == [
         "acme  2026-10-01..2026-11-01  plan pay, price book version 1, open",
-        "  out (big)     500  token           4.50  USD",
+        f"  out (big)     500  tokens          4.50  USD  {line_id[:10]}",
         "  llm.requests    3  unbilled_meter  free",
         "  Total                              4.50  USD",
         "",

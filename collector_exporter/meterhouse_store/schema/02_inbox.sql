@@ -37,33 +37,247 @@ ENGINE = Null;
 
 -- A total function of the record: every exemplar of ours, every gap between a point and its exemplars, and every point
 -- that is not ours becomes one row, with the reason why it does not count, or ''. Nothing here may throw, and nothing
--- that parses may yield no row. To be read from the inside out: resources, scopes, metrics, points, events.
+-- that parses may yield no row.
+--
+-- ClickHouse analyses this query again at each insert, which costs more than a small insert itself. So what several
+-- expressions use is a column of an earlier step, instead of an alias that is expanded wherever it is used; and what
+-- belongs to a resource or a point is worked out before its events are unfolded, as LowCardinality, whose copies are
+-- numbers. inbox.py sets what else keeps the analysis short.
 CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.explode TO {database}.events AS
 WITH
-    -- An attribute as text whatever its type; '' when it is absent, or a list, a map or bytes.
+    -- An attribute as text whatever its type; '' when it is absent, or a list, a map or bytes. What is longer than 256
+    -- bytes is bad; its first 64 characters, at most 256 bytes, are kept to be recognised.
     (v -> coalesce(v.string_value, toString(v.int_value), toString(v.double_value), toString(v.bool_value), '')) AS as_text,
-    -- What is longer than 256 bytes is bad; its first 64 characters, at most 256 bytes, are kept to be recognised.
     (t -> if(length(t) <= 256, t, leftUTF8(t, 64))) AS cut,
-    (a -> CAST((mapKeys(a), arrayMap(v -> cut(as_text(v)), mapValues(a))), 'Map(String, String)')) AS texts,
-    (a -> length(a) != length(arrayDistinct(mapKeys(a)))) AS has_key_twice,
-    (a -> tupleElement(mapValues(a), 'string_value')) AS strings,
     (s -> isNull(s) OR length(s) > 256) AS is_bad_identifier,
-    (k -> k IN (
-        'customer.id', 'gen_ai.agent.id', 'gen_ai.agent.name', 'gen_ai.provider.name', 'gen_ai.response.model',
-        'gen_ai.operation.name', 'gen_ai.tool.name', 'gen_ai.token.modality', 'cache.ttl', 'service.tier',
-        'meterhouse.status')) AS is_point_key,
-    (k -> k IN (
-        'meterhouse.event.id', 'meterhouse.call.id', 'meterhouse.task.id', 'gen_ai.conversation.id', 'meterhouse.step',
-        'gen_ai.response.id', 'meterhouse.request.id', 'meterhouse.lease.id', 'usage.source')) AS is_event_key,
-    -- The shortest text that gives the double back: its decimals can be counted, those of the double itself cannot.
-    (x -> if(x = 0, '0', toString(x))) AS shortest,
-    -- Histograms and summaries in the shape of a number: what was added up is the number, the count a note.
-    (h -> (h.attributes, h.time_unix_nano, h.sum, CAST(NULL, 'Nullable(Int64)'), [])) AS as_point,
-    (h -> concat(' sum of ', toString(h.count))) AS as_note
+    resources AS (
+        SELECT
+            toLowCardinality(namespace) AS namespace,
+            toLowCardinality(credential_id) AS credential_id,
+            allowed_customers,
+            toLowCardinality(record_id) AS record_id,
+            toLowCardinality(segment) AS segment,
+            least(received_at_unix_nano, 9000000000000000000) AS received_ns,
+            resource.resource.attributes AS resource_attributes,
+            mapKeys(resource_attributes) AS resource_keys,
+            toLowCardinality(cut(as_text(resource_attributes['meterhouse.process.id']))) AS process_id,
+            toLowCardinality(cut(as_text(resource_attributes['service.name']))) AS service_name,
+            length(resource_keys) != arrayUniq(resource_keys)
+                OR arrayExists(
+                    (k, s) -> k IN ('meterhouse.process.id', 'service.name') AND is_bad_identifier(s),
+                    resource_keys, tupleElement(mapValues(resource_attributes), 'string_value')) AS resource_is_bad,
+            resource.scope_metrics AS scopes,
+            resource_at
+        FROM {database}.inbox
+        ARRAY JOIN metrics.resource_metrics AS resource, arrayEnumerate(metrics.resource_metrics) AS resource_at
+    ),
+    scopes_of_resources AS (
+        SELECT
+            namespace, credential_id, allowed_customers, record_id, segment, received_ns, process_id, service_name,
+            resource_is_bad, resource_at, scope_at,
+            scope.metrics AS metrics
+        FROM resources
+        ARRAY JOIN scopes AS scope, arrayEnumerate(scopes) AS scope_at
+    ),
+    metrics_of_scopes AS (
+        SELECT
+            namespace, credential_id, allowed_customers, record_id, segment, received_ns, process_id, service_name,
+            resource_is_bad, resource_at, scope_at, metric_at,
+            metric.name AS name,
+            startsWith(name, 'meterhouse.') AND name != 'meterhouse.' AS has_our_name,
+            length(name) > 256 AS name_is_bad,
+            metric.sum.aggregation_temporality = 1 AND metric.sum.is_monotonic AS is_delta,  -- metrics.proto
+            metric.sum.data_points AS sums,
+            metric.gauge.data_points AS gauges,
+            metric.histogram.data_points AS histograms,
+            metric.exponential_histogram.data_points AS exponential_histograms,
+            metric.summary.data_points AS summaries,
+            arrayConcat(histograms, exponential_histograms, summaries) AS distributions
+        FROM scopes_of_resources
+        ARRAY JOIN metrics AS metric, arrayEnumerate(metrics) AS metric_at
+    ),
+    -- All kinds in the shape of a Sum's points: of a distribution what was added up is the number, the count a note.
+    kinds_of_metrics AS (
+        SELECT
+            *,
+            toLowCardinality(
+                leftUTF8(if(has_our_name, substring(name, 12), name), if(name_is_bad, 64, 256))) AS meter,
+            arrayConcat(
+                sums,
+                arrayMap(g -> (g.attributes, g.time_unix_nano, g.as_double, g.as_int, []), gauges),
+                arrayMap(h -> (h.attributes, h.time_unix_nano, h.sum, NULL, []), distributions)) AS points,
+            arrayConcat(
+                arrayWithConstant(length(sums) + length(gauges), ''),
+                arrayMap(h -> concat(' sum of ', toString(h.count)), distributions)) AS notes,
+            arrayConcat(
+                arrayWithConstant(length(sums), 'otel.sum'),
+                arrayWithConstant(length(gauges), 'otel.gauge'),
+                arrayWithConstant(length(histograms), 'otel.histogram'),
+                arrayWithConstant(length(exponential_histograms), 'otel.exponential_histogram'),
+                arrayWithConstant(length(summaries), 'otel.summary')) AS kinds
+        FROM metrics_of_scopes
+    ),
+    points_of_metrics AS (
+        SELECT
+            namespace, credential_id, allowed_customers, record_id, segment, received_ns, process_id, service_name,
+            resource_is_bad, name_is_bad, resource_at, scope_at, metric_at, point_at, meter, note,
+            has_our_name AND kind = 'otel.sum' AND is_delta AS is_ours,
+            toLowCardinality(if(is_ours, 'meterhouse', kind)) AS source,
+            mapKeys(point.1) AS point_keys,
+            mapValues(point.1) AS point_values,
+            tupleElement(point_values, 'string_value') AS point_strings,
+            point.2 AS point_time_ns,
+            point.3 AS point_double,
+            point.4 AS point_int,
+            arraySlice(point.5, 1, if(is_ours, length(point.5), 0)) AS exemplars
+        FROM kinds_of_metrics
+        ARRAY JOIN points AS point, notes AS note, kinds AS kind, arrayEnumerate(points) AS point_at
+    ),
+    sums_of_points AS (
+        SELECT
+            *,
+            length(exemplars) AS events,
+            tupleElement(exemplars, 'as_int') AS ints,
+            -- Integers are compared exactly. Doubles were added up in some order: n additions are off by n units in
+            -- the last place at most, and half of the ninth decimal is beyond what a quantity may have.
+            isNotNull(point_int) AND NOT has(ints, NULL) AS all_integers,
+            toInt128(ifNull(point_int, 0)) - arraySum(i -> toInt128(ifNull(i, 0)), ints) AS integer_gap,
+            coalesce(toFloat64(point_int), point_double, nan) AS point_float,
+            arraySum(
+                (i, d) -> coalesce(toFloat64(i), d, 0.), ints, tupleElement(exemplars, 'as_double')) AS exemplars_float,
+            point_float - exemplars_float AS float_gap,
+            CAST((point_keys, arrayMap(v -> cut(as_text(v)), point_values)), 'Map(String, String)') AS texts,
+            arrayMap(k -> k IN (
+                'customer.id', 'gen_ai.agent.id', 'gen_ai.agent.name', 'gen_ai.provider.name', 'gen_ai.response.model',
+                'gen_ai.operation.name', 'gen_ai.tool.name', 'gen_ai.token.modality', 'cache.ttl', 'service.tier',
+                'meterhouse.status'), point_keys) AS is_named
+        FROM points_of_metrics
+    ),
+    judged_points AS (
+        SELECT
+            *,
+            texts['customer.id'] AS customer_id,
+            toLowCardinality(texts['gen_ai.agent.id']) AS agent_id,
+            toLowCardinality(texts['gen_ai.agent.name']) AS agent_name,
+            toLowCardinality(texts['gen_ai.provider.name']) AS provider,
+            toLowCardinality(texts['gen_ai.response.model']) AS model,
+            toLowCardinality(texts['gen_ai.operation.name']) AS operation,
+            toLowCardinality(texts['gen_ai.tool.name']) AS tool,
+            toLowCardinality(texts['gen_ai.token.modality']) AS modality,
+            toLowCardinality(texts['cache.ttl']) AS cache_ttl,
+            toLowCardinality(texts['service.tier']) AS service_tier,
+            toLowCardinality(texts['meterhouse.status']) AS status,
+            multiIf(
+                all_integers, integer_gap != 0,
+                isNull(point_int) AND isNull(point_double), true,
+                isFinite(point_float) AND isFinite(exemplars_float),
+                    abs(float_gap) > 5e-10 + 2.3e-16 * events * abs(point_float),
+                toString(point_float) != toString(exemplars_float)) OR events = 0 AS has_gap,
+            multiIf(
+                all_integers, toDecimal128(integer_gap, 9),
+                abs(float_gap) <= 1e15, ifNull(toDecimal128OrNull(toString(float_gap), 9), toDecimal128(0, 9)),
+                toDecimal128(0, 9)) AS gap,
+            -- The reasons that follow from the point. That of overflow comes first: the SDK writes the bool true, and
+            -- whatever else stands there, the series has lost its customer.
+            multiIf(
+                NOT is_ours, 'source_unsupported',
+                has(point_keys, 'otel.metric.overflow'), 'series_overflow',
+                '') AS point_reason,
+            resource_is_bad OR name_is_bad OR length(point_keys) != arrayUniq(point_keys)
+                OR arrayExists(
+                    (s, named) -> named AND is_bad_identifier(s), point_strings, is_named) AS point_is_bad,
+            multiIf(
+                customer_id = '', 'customer_missing',
+                notEmpty(allowed_customers) AND NOT has(allowed_customers, customer_id), 'customer_forbidden',
+                '') AS customer_reason,
+            arrayMap((s, named) -> isNotNull(s) AND NOT named, point_strings, is_named) AS is_other,
+            arrayFilter((k, other) -> other, point_keys, is_other) AS point_other_keys,
+            arrayFilter((s, other) -> other, point_strings, is_other) AS point_other_values,
+            -- One element more, all defaults, stands for the point as a whole.
+            arrayResize(exemplars, if(is_ours, events + has_gap, 1)) AS rows
+        FROM sums_of_points
+    ),
+    events_of_points AS (
+        SELECT
+            namespace, credential_id, record_id, segment, received_ns, process_id, service_name,
+            resource_at, scope_at, metric_at, point_at, event_at,
+            meter, source, note, is_ours, gap, point_reason, point_is_bad, customer_reason,
+            customer_id, agent_id, agent_name, provider, model, operation, tool, modality, cache_ttl, service_tier,
+            status, point_other_keys, point_other_values,
+            event_at > events AS is_whole_point,
+            if(is_whole_point, point_time_ns, event.time_unix_nano) AS time_ns,
+            if(is_whole_point, point_int, event.as_int) AS as_int,
+            if(is_whole_point, point_double, event.as_double) AS as_double,
+            event.trace_id AS trace,
+            event.span_id AS span,
+            mapKeys(event.filtered_attributes) AS keys,
+            mapValues(event.filtered_attributes) AS values,
+            tupleElement(values, 'string_value') AS strings
+        FROM judged_points
+        ARRAY JOIN rows AS event, arrayEnumerate(rows) AS event_at
+    ),
+    plain_events AS (
+        SELECT
+            *,
+            -- As agents send them: each key once, texts only, none too long. Then nothing needs to be converted.
+            length(keys) = arrayUniq(keys) AND arrayMax(s -> ifNull(length(s), 257), strings) <= 256 AS is_plain,
+            -- The shortest text that gives the double back: its decimals can be counted, those of the double cannot.
+            coalesce(toString(as_int), if(as_double = 0, '0', toString(as_double)), '') AS number,
+            -- 400 days back, one day ahead.
+            time_ns BETWEEN received_ns - least(received_ns, 34560000000000000)
+                AND received_ns + 86400000000000 AS time_fits
+        FROM events_of_points
+    ),
+    readable_events AS (
+        SELECT
+            *,
+            CAST((
+                keys,
+                if(is_plain, arrayMap(s -> assumeNotNull(s), strings), arrayMap(v -> cut(as_text(v)), values))
+            ), 'Map(String, String)') AS texts,
+            arrayMap(k -> k IN (
+                'meterhouse.event.id', 'meterhouse.call.id', 'meterhouse.task.id', 'gen_ai.conversation.id',
+                'meterhouse.step', 'gen_ai.response.id', 'meterhouse.request.id', 'meterhouse.lease.id',
+                'usage.source'), keys) AS is_named,
+            multiIf(
+                isNotNull(as_int), assumeNotNull(as_int) BETWEEN 0 AND 1000000000000000,
+                isNotNull(as_double), assumeNotNull(as_double) <= 1e15 AND match(
+                    number, '^([0-9]+([.][0-9]{1,9})?|[0-9]([.][0-9]{1,2})?e-7|[0-9]([.][0-9])?e-8|[0-9]e-9)$'),
+                false) AS number_fits
+        FROM plain_events
+    ),
+    named_events AS (
+        SELECT
+            *,
+            texts['meterhouse.event.id'] AS given_event_id,
+            match(given_event_id, '^[A-Za-z0-9_-]{1,64}$') AS has_event_id,
+            NOT is_plain AND (length(keys) != arrayUniq(keys)
+                OR arrayExists((s, named) -> named AND is_bad_identifier(s), strings, is_named)) AS event_is_bad,
+            arrayMap((s, named) -> isNotNull(s) AND NOT named, strings, is_named) AS is_other,
+            arraySlice(arrayConcat(
+                arrayFilter((k, other) -> other, keys, is_other), point_other_keys), 1, 32) AS other_keys,
+            arraySlice(arrayConcat(
+                arrayFilter((s, other) -> other, strings, is_other), point_other_values), 1, 32) AS other_values
+        FROM readable_events
+    ),
+    judged_events AS (
+        SELECT
+            *,
+            multiIf(
+                point_reason != '', point_reason,
+                is_whole_point, 'exemplars_missing',
+                point_is_bad OR event_is_bad, 'bad_identifier',
+                customer_reason != '', customer_reason,
+                NOT has_event_id, 'event_id_missing',
+                NOT number_fits, 'bad_quantity',
+                NOT time_fits, 'time_out_of_range',
+                '') AS reason
+        FROM named_events
+    )
 SELECT
     namespace, customer_id, meter,
     if(has_event_id, given_event_id, concat('suspended-', lower(hex(
-        sipHash128(record_id, resource_at, scope_at, metric_at, point_at, event_at))))) AS event_id,
+        sipHash128(toString(record_id), resource_at, scope_at, metric_at, point_at, event_at))))) AS event_id,
     fromUnixTimestamp64Nano(toInt64(if(time_fits, time_ns, received_ns)), 'UTC') AS event_time,
     multiIf(
         is_ours AND is_whole_point, gap,
@@ -71,28 +285,17 @@ SELECT
         isNotNull(as_int), toDecimal128(assumeNotNull(as_int), 9),
         ifNull(toDecimal128OrNull(number, 9), toDecimal128(0, 9))) AS quantity,
     if(reason = '', '', concat(number, note)) AS raw_value,
-    multiIf(
-        NOT is_ours, 'source_unsupported',
-        overflow, 'series_overflow',
-        is_whole_point, 'exemplars_missing',
-        point_is_bad OR event_is_bad, 'bad_identifier',
-        customer_id = '', 'customer_missing',
-        notEmpty(allowed_customers) AND NOT has(allowed_customers, customer_id), 'customer_forbidden',
-        NOT has_event_id, 'event_id_missing',
-        NOT number_fits, 'bad_quantity',
-        NOT time_fits, 'time_out_of_range',
-        '') AS reason,
-    status, agent_id, agent_name, provider, model, operation, tool, modality, cache_ttl, service_tier,
-    event_texts['meterhouse.call.id'] AS call_id,
-    event_texts['meterhouse.task.id'] AS task_id,
-    event_texts['gen_ai.conversation.id'] AS conversation_id,
-    event_texts['meterhouse.step'] AS step,
-    event_texts['gen_ai.response.id'] AS response_id,
-    event_texts['meterhouse.request.id'] AS request_id,
-    lower(hex(event.trace_id)) AS trace_id,
-    lower(hex(event.span_id)) AS span_id,
-    event_texts['meterhouse.lease.id'] AS lease_id,
-    event_texts['usage.source'] AS usage_source,
+    reason, status, agent_id, agent_name, provider, model, operation, tool, modality, cache_ttl, service_tier,
+    texts['meterhouse.call.id'] AS call_id,
+    texts['meterhouse.task.id'] AS task_id,
+    texts['gen_ai.conversation.id'] AS conversation_id,
+    texts['meterhouse.step'] AS step,
+    texts['gen_ai.response.id'] AS response_id,
+    texts['meterhouse.request.id'] AS request_id,
+    lower(hex(trace)) AS trace_id,
+    lower(hex(span)) AS span_id,
+    texts['meterhouse.lease.id'] AS lease_id,
+    texts['usage.source'] AS usage_source,
     source,
     CAST((
         arrayConcat(if(time_fits, [], ['meterhouse.raw_time_unix_nano']), other_keys),
@@ -104,151 +307,4 @@ SELECT
     segment, record_id,
     -- The largest survives. Suspended copies rank in the lower half: none may displace a copy that counts.
     if(reason = '', bitNot(received_ns), bitShiftRight(bitNot(received_ns), 1)) AS first
-FROM
-(
-    SELECT
-        *, event, event_at,
-        event.filtered_attributes AS event_attributes,
-        texts(event_attributes) AS event_texts,
-        event_texts['meterhouse.event.id'] AS given_event_id,
-        match(given_event_id, '^[A-Za-z0-9_-]{1,64}$') AS has_event_id,
-        event_at > events AS is_whole_point,
-        if(is_whole_point, point_time_ns, event.time_unix_nano) AS time_ns,
-        -- 400 days back, one day ahead.
-        time_ns BETWEEN received_ns - least(received_ns, 34560000000000000) AND received_ns + 86400000000000 AS time_fits,
-        if(is_whole_point, point_int, event.as_int) AS as_int,
-        if(is_whole_point, point_double, event.as_double) AS as_double,
-        coalesce(toString(as_int), shortest(as_double), '') AS number,
-        multiIf(
-            isNotNull(as_int), assumeNotNull(as_int) BETWEEN 0 AND 1000000000000000,
-            isNotNull(as_double), assumeNotNull(as_double) <= 1e15 AND match(
-                number, '^([0-9]+([.][0-9]{1,9})?|[0-9]([.][0-9]{1,2})?e-7|[0-9]([.][0-9])?e-8|[0-9]e-9)$'),
-            false) AS number_fits,
-        has_key_twice(event_attributes)
-            OR arrayExists(
-                (k, s) -> is_event_key(k) AND is_bad_identifier(s), mapKeys(event_attributes), strings(event_attributes)) AS event_is_bad,
-        arrayFilter((k, s) -> isNotNull(s) AND NOT is_event_key(k),
-            mapKeys(event_attributes), strings(event_attributes)) AS event_other_keys,
-        arrayFilter((s, k) -> isNotNull(s) AND NOT is_event_key(k),
-            strings(event_attributes), mapKeys(event_attributes)) AS event_other_values,
-        arraySlice(arrayConcat(event_other_keys, point_other_keys), 1, 32) AS other_keys,
-        arraySlice(arrayConcat(event_other_values, point_other_values), 1, 32) AS other_values
-    FROM
-    (
-        SELECT
-            namespace, credential_id, allowed_customers, received_ns, record_id, segment, process_id, service_name,
-            resource_at, scope_at, metric_at, point_at, meter, is_ours, source, note,
-            point.1 AS point_attributes,
-            texts(point_attributes) AS point_texts,
-            point.2 AS point_time_ns,
-            point.3 AS point_double,
-            point.4 AS point_int,
-            arraySlice(point.5, 1, if(is_ours, length(point.5), 0)) AS exemplars,
-            length(exemplars) AS events,
-            -- Integers are compared exactly. Doubles were added up in some order: n additions are off by n units in
-            -- the last place at most, and half of the ninth decimal is beyond what a quantity may have.
-            isNotNull(point_int) AND arrayAll(e -> isNotNull(e.as_int), exemplars) AS all_integers,
-            toInt128(ifNull(point_int, 0)) - arraySum(e -> toInt128(ifNull(e.as_int, 0)), exemplars) AS integer_gap,
-            coalesce(toFloat64(point_int), point_double, nan) AS point_float,
-            arraySum(e -> coalesce(toFloat64(e.as_int), e.as_double, 0.), exemplars) AS exemplars_float,
-            point_float - exemplars_float AS float_gap,
-            multiIf(
-                all_integers, integer_gap != 0,
-                isNull(point_int) AND isNull(point_double), true,
-                isFinite(point_float) AND isFinite(exemplars_float),
-                    abs(float_gap) > 5e-10 + 2.3e-16 * events * abs(point_float),
-                toString(point_float) != toString(exemplars_float)) OR events = 0 AS has_gap,
-            multiIf(
-                all_integers, toDecimal128(integer_gap, 9),
-                abs(float_gap) <= 1e15, ifNull(toDecimal128OrNull(toString(float_gap), 9), toDecimal128(0, 9)),
-                toDecimal128(0, 9)) AS gap,
-            point_texts['customer.id'] AS customer_id,
-            point_texts['gen_ai.agent.id'] AS agent_id,
-            point_texts['gen_ai.agent.name'] AS agent_name,
-            point_texts['gen_ai.provider.name'] AS provider,
-            point_texts['gen_ai.response.model'] AS model,
-            point_texts['gen_ai.operation.name'] AS operation,
-            point_texts['gen_ai.tool.name'] AS tool,
-            point_texts['gen_ai.token.modality'] AS modality,
-            point_texts['cache.ttl'] AS cache_ttl,
-            point_texts['service.tier'] AS service_tier,
-            point_texts['meterhouse.status'] AS status,
-            -- The SDK writes the bool true; whatever else stands there, the series has lost its customer.
-            mapContains(point_attributes, 'otel.metric.overflow') AS overflow,
-            resource_is_bad OR name_is_bad OR has_key_twice(point_attributes)
-                OR arrayExists(
-                    (k, s) -> is_point_key(k) AND is_bad_identifier(s), mapKeys(point_attributes), strings(point_attributes)) AS point_is_bad,
-            arrayFilter((k, s) -> isNotNull(s) AND NOT is_point_key(k),
-                mapKeys(point_attributes), strings(point_attributes)) AS point_other_keys,
-            arrayFilter((s, k) -> isNotNull(s) AND NOT is_point_key(k),
-                strings(point_attributes), mapKeys(point_attributes)) AS point_other_values,
-            -- One element more, all defaults, stands for the point as a whole.
-            arrayResize(exemplars, if(is_ours, events + has_gap, 1)) AS rows
-        FROM
-        (
-            SELECT
-                namespace, credential_id, allowed_customers, received_ns, record_id, segment, process_id, service_name,
-                resource_is_bad, resource_at, scope_at, metric_at, name_is_bad, meter,
-                has_our_name AND kind = 'otel.sum' AND metric.sum.aggregation_temporality = 1 AND metric.sum.is_monotonic
-                    AS is_ours,  -- 1: delta (metrics.proto, AggregationTemporality)
-                if(is_ours, 'meterhouse', kind) AS source,
-                point, note, point_at
-            FROM
-            (
-                SELECT
-                    *, metric, metric_at,
-                    startsWith(metric.name, 'meterhouse.') AND metric.name != 'meterhouse.' AS has_our_name,
-                    length(metric.name) > 256 AS name_is_bad,
-                    leftUTF8(if(has_our_name, substring(metric.name, 12), metric.name), if(name_is_bad, 64, 256)) AS meter,
-                    metric.sum.data_points AS sums,
-                    metric.gauge.data_points AS gauges,
-                    metric.histogram.data_points AS histograms,
-                    metric.exponential_histogram.data_points AS exponential_histograms,
-                    metric.summary.data_points AS summaries,
-                    arrayConcat(
-                        sums,
-                        arrayMap(g -> (g.attributes, g.time_unix_nano, g.as_double, g.as_int, []), gauges),
-                        arrayMap(as_point, histograms),
-                        arrayMap(as_point, exponential_histograms),
-                        arrayMap(as_point, summaries)) AS points,
-                    arrayConcat(
-                        arrayWithConstant(length(sums) + length(gauges), ''),
-                        arrayMap(as_note, histograms),
-                        arrayMap(as_note, exponential_histograms),
-                        arrayMap(as_note, summaries)) AS notes,
-                    arrayConcat(
-                        arrayWithConstant(length(sums), 'otel.sum'),
-                        arrayWithConstant(length(gauges), 'otel.gauge'),
-                        arrayWithConstant(length(histograms), 'otel.histogram'),
-                        arrayWithConstant(length(exponential_histograms), 'otel.exponential_histogram'),
-                        arrayWithConstant(length(summaries), 'otel.summary')) AS kinds
-                FROM
-                (
-                    SELECT *, scope_at, scope.metrics AS metrics
-                    FROM
-                    (
-                        SELECT
-                            namespace, credential_id, allowed_customers, record_id, segment,
-                            least(received_at_unix_nano, 9000000000000000000) AS received_ns,
-                            texts(resource.resource.attributes)['meterhouse.process.id'] AS process_id,
-                            texts(resource.resource.attributes)['service.name'] AS service_name,
-                            has_key_twice(resource.resource.attributes)
-                                OR arrayExists(
-                                    (k, s) -> k IN ('meterhouse.process.id', 'service.name') AND is_bad_identifier(s),
-                                    mapKeys(resource.resource.attributes), strings(resource.resource.attributes)) AS resource_is_bad,
-                            resource.scope_metrics AS scopes,
-                            resource_at
-                        FROM {database}.inbox
-                        ARRAY JOIN
-                            metrics.resource_metrics AS resource,
-                            arrayEnumerate(metrics.resource_metrics) AS resource_at
-                    )
-                    ARRAY JOIN scopes AS scope, arrayEnumerate(scopes) AS scope_at
-                )
-                ARRAY JOIN metrics AS metric, arrayEnumerate(metrics) AS metric_at
-            )
-            ARRAY JOIN points AS point, notes AS note, kinds AS kind, arrayEnumerate(points) AS point_at
-        )
-    )
-    ARRAY JOIN rows AS event, arrayEnumerate(rows) AS event_at
-);
+FROM judged_events;

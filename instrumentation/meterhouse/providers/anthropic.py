@@ -10,9 +10,8 @@ from typing import Any
 
 from meterhouse.events import Row
 from meterhouse.providers import sdk_client
-from meterhouse.usage import Answer, count, text
+from meterhouse.usage import Answer, count, rest, text, together
 from meterhouse.vocabulary import (
-    LLM_REQUESTS,
     LLM_WEB_SEARCHES,
     TOKENS_CACHE_READ,
     TOKENS_CACHE_WRITE,
@@ -69,18 +68,14 @@ class Anthropic:
 
 def rows(usage: Mapping[str, Any]) -> list[Row]:
     """The disjoint buckets of an Anthropic usage object."""
-    request = Row(LLM_REQUESTS, 1)
-    if not usage:
-        return [request]
-    made = count(usage, "output_tokens")
-    thinking = min(count(usage, "output_tokens_details", "thinking_tokens"), made)
+    thinking = count(usage, "output_tokens_details", "thinking_tokens")
+    visible = rest(count(usage, "output_tokens"), thinking)
     compacting = _compactions(usage)
     return [
-        request,
-        Row(TOKENS_INPUT, count(usage, "input_tokens") + sum(count(one, "input_tokens") for one in compacting)),
+        Row(TOKENS_INPUT, together(count(usage, "input_tokens"), *(count(one, "input_tokens") for one in compacting))),
         Row(TOKENS_CACHE_READ, count(usage, "cache_read_input_tokens")),
         *_cache_writes(usage),
-        Row(TOKENS_OUTPUT, made - thinking + sum(count(one, "output_tokens") for one in compacting)),
+        Row(TOKENS_OUTPUT, together(visible, *(count(one, "output_tokens") for one in compacting))),
         Row(TOKENS_REASONING, thinking),
         Row(LLM_WEB_SEARCHES, count(usage, "server_tool_use", "web_search_requests")),
     ]
@@ -90,7 +85,7 @@ def _cache_writes(usage: Mapping[str, Any]) -> list[Row]:
     """Writes by their time to live; what the total has beyond the details has an unknown one."""
     five_minutes = count(usage, "cache_creation", "ephemeral_5m_input_tokens")
     one_hour = count(usage, "cache_creation", "ephemeral_1h_input_tokens")
-    unknown = count(usage, "cache_creation_input_tokens") - five_minutes - one_hour
+    unknown = rest(count(usage, "cache_creation_input_tokens"), five_minutes, one_hour)
     return [
         Row(TOKENS_CACHE_WRITE, five_minutes, cache_ttl="5m"),
         Row(TOKENS_CACHE_WRITE, one_hour, cache_ttl="1h"),

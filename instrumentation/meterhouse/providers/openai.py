@@ -11,9 +11,8 @@ from typing import Any
 
 from meterhouse.events import Row
 from meterhouse.providers import sdk_client
-from meterhouse.usage import Answer, by_modality, count
+from meterhouse.usage import Answer, Quantity, by_modality, count, is_count, rest, together
 from meterhouse.vocabulary import (
-    LLM_REQUESTS,
     TOKENS_CACHE_READ,
     TOKENS_CACHE_WRITE,
     TOKENS_INPUT,
@@ -87,29 +86,30 @@ class OpenAI:
 
 def rows(usage: Mapping[str, Any]) -> list[Row]:
     """The disjoint buckets of an OpenAI usage object, of the chat or of the responses shape."""
-    request = Row(LLM_REQUESTS, 1)
-    if not usage:
-        return [request]
     shape = ("input_tokens", "output_tokens") if "input_tokens" in usage else ("prompt_tokens", "completion_tokens")
     given, made = count(usage, shape[0]), count(usage, shape[1])
     given_details, made_details = f"{shape[0]}_details", f"{shape[1]}_details"
-    cached = min(count(usage, given_details, "cached_tokens"), given)
-    written = min(count(usage, given_details, "cache_write_tokens"), given - cached)
+    cached = count(usage, given_details, "cached_tokens")
+    written = count(usage, given_details, "cache_write_tokens")
     reasoning = count(usage, made_details, "reasoning_tokens")
-    # Some compatible servers count reasoning beside the output instead of inside; their total shows it.
-    beside = reasoning > 0 and (reasoning > made or count(usage, "total_tokens") == given + made + reasoning)
-    visible = made if beside else made - reasoning
+    visible = made if _beside(reasoning, given, made, count(usage, "total_tokens")) else rest(made, reasoning)
     return [
-        request,
-        *by_modality(TOKENS_INPUT, given - cached - written, **_media(usage, given_details)),
+        *by_modality(TOKENS_INPUT, given, rest(given, cached, written), **_media(usage, given_details)),
         Row(TOKENS_CACHE_READ, cached),
         Row(TOKENS_CACHE_WRITE, written),
-        *by_modality(TOKENS_OUTPUT, visible, **_media(usage, made_details)),
+        *by_modality(TOKENS_OUTPUT, made, visible, **_media(usage, made_details)),
         Row(TOKENS_REASONING, reasoning),
     ]
 
 
-def _media(usage: Mapping[str, Any], details: str) -> dict[str, int]:
+def _beside(reasoning: Quantity | None, given: Quantity | None, made: Quantity | None, total: Quantity | None) -> bool:
+    """Some compatible servers count reasoning beside the output instead of inside; their total shows it."""
+    if not reasoning or not made or not is_count(reasoning) or not is_count(made):
+        return False
+    return reasoning > made or total == together(given, made, reasoning)
+
+
+def _media(usage: Mapping[str, Any], details: str) -> dict[str, Quantity | None]:
     return {"audio": count(usage, details, "audio_tokens"), "image": count(usage, details, "image_tokens")}
 
 

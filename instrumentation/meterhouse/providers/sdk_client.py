@@ -22,7 +22,7 @@ from meterhouse.call import Call, new_call_id
 from meterhouse.events import Row, cut
 from meterhouse.providers.sse import Lines, Withheld
 from meterhouse.runtime import warn_once
-from meterhouse.usage import Answer
+from meterhouse.usage import Answer, call_rows, unreadable
 from meterhouse.vocabulary import ABORTED, FAILED, OK, OPERATION, PROVIDER, REQUEST_ID, REQUEST_MODEL, SERVER_ADDRESS
 
 REQUEST_ID_HEADER = "X-Client-Request-Id"
@@ -60,7 +60,7 @@ class Provider(Protocol):
         """True for data that ends a stream and is no JSON."""
 
     def rows(self, answer: Answer) -> list[Row]:
-        """The disjoint buckets, the request included."""
+        """The disjoint buckets of what the answer reports; see `usage.Quantity` for what is no count."""
 
     def ask_for_usage(self, options: Any, path: str) -> Any:
         """Changed options for a stream that would not report its usage; None where it does."""
@@ -89,13 +89,22 @@ class Metered:
             status = FAILED
         else:
             status = OK if exhausted or self.answer.complete else ABORTED
-        self.call.finish(status, self.provider.rows(self.answer), _short(self.answer.attributes()))
+        buckets = self.provider.rows(self.answer)
+        if lost := sorted({row.meter for row in buckets if unreadable(row)}):
+            warn_once(
+                "unreadable",
+                "Meterhouse cannot read what %s reported for %s: it is no number. The call is counted with usage.source"
+                " none, its tokens there are unknown.",
+                self.provider.name,
+                ", ".join(lost),
+            )
+        self.call.finish(status, call_rows(buckets), _short(self.answer.attributes()))
 
     def body(self, content: bytes) -> None:
         """Take a whole body."""
         try:
             document = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):  # the host's SDK reads it itself, and says what is wrong with it
             return
         if isinstance(document, dict):
             self.provider.read(document, "", self.answer)
@@ -124,7 +133,7 @@ class Metered:
             return False
         try:
             document = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return isinstance(document, dict) and self.provider.caused_by_us(document)
 

@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from meterhouse_rating.charges import Before, Charge, Charged, Portion
 from meterhouse_rating.document import Block
-from meterhouse_rating.money import MINOR_DIGITS, smallest
+from meterhouse_rating.money import chargeable, smallest
 from meterhouse_store.numbers import plain
 
 
@@ -46,7 +46,7 @@ def read(name: str, block: Block, metrics: Sequence[str], currency: str) -> Cred
     """The component, or None when it cannot be made; mistakes are collected by the block."""
     price, credits = block.number("price"), block.number("credits", positive=True)
     for key, amount in (("price", price), ("credits", credits)):
-        if amount is not None and amount.normalize().as_tuple().exponent < -MINOR_DIGITS.get(currency, 9):  # type: ignore[operator]
+        if amount is not None and not chargeable(amount, currency):
             block.wrong(f"{plain(amount)} is no amount of {currency}", f"Its unit is {smallest(currency)}.", key=key)
     if price is None or credits is None:
         return None

@@ -17,6 +17,7 @@ from decimal import Decimal
 
 from meterhouse_rating.charges import Before, Charge, Charged, Portion, by_meter, total
 from meterhouse_rating.document import Block
+from meterhouse_rating.money import chargeable, smallest
 from meterhouse_rating.tiers import Tier, graduate, read_per, read_tiers
 from meterhouse_store.numbers import plain
 
@@ -83,6 +84,8 @@ class Flat:
 def read(name: str, block: Block, metrics: Sequence[str], currency: str) -> Flat | None:
     """The component, or None when it cannot be made; mistakes are collected by the block."""
     price = block.number("price")
+    if price is not None and not chargeable(price, currency):
+        block.wrong(f"{plain(price)} is no amount of {currency}", f"Its unit is {smallest(currency)}.", key="price")
     included = block.numbers("included")
     allowances = []
     for metric, inner in block.named_blocks("overage", required=False):

@@ -10,6 +10,7 @@ prices:                         # the first line that matches counts; a * at the
 default: 12.00                  # for everything else; `none` leaves it unrated
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -100,12 +101,19 @@ def read(name: str, block: Block, metrics: Sequence[str], currency: str) -> PerU
     """The component, or None when it cannot be made; mistakes are collected by the block."""
     metric = block.text("metric", choices=tuple(metrics))
     per = read_per(block)
-    dimensions = block.texts("by", default=())
-    for dimension in dimensions:
-        if dimension not in DIMENSIONS:
-            block.wrong(f"`{dimension}` is no dimension of usage", f"Choose from: {', '.join(DIMENSIONS)}.", key="by")
+    dimensions = tuple(dict.fromkeys(_dimension(block, name) for name in block.texts("by", default=())))
     prices = _prices_by(block, dimensions) if dimensions else _one_price(block)
     return None if metric is None else PerUnit(name, block.line, metric, per, dimensions, prices)
+
+
+def _dimension(block: Block, name: str) -> str:
+    """The dimension of that name; of a mistyped one the one that was meant, so that the prices are read by it."""
+    if name in DIMENSIONS:
+        return name
+    near = difflib.get_close_matches(name, DIMENSIONS, n=1)
+    remedy = f"Did you mean {near[0]}?" if near else f"Choose from: {', '.join(DIMENSIONS)}."
+    block.wrong(f"`{name}` is no dimension of usage", remedy, key="by")
+    return near[0] if near else name
 
 
 def _one_price(block: Block) -> tuple[Price, ...]:

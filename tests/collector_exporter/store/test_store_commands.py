@@ -1,19 +1,51 @@
 """`meterhouse customers`, `keys` and `down`, called as a person calls them."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
+from sqlalchemy import insert
 
 from meterhouse.cli import main
+from meterhouse_store import commands, endpoints
 from meterhouse_store.registry import credentials, hash_key
 from meterhouse_store.settings import Settings
-from meterhouse_store.sql import open_engine
+from meterhouse_store.sql import begin_write, open_engine
+from meterhouse_store.tables import price_books
+
+BOOK = """
+book: own
+currency: USD
+plans:
+  basic: {components: {}}
+  team: {currency: EUR, components: {}}
+"""
+LATER_BOOK = "book: own\nplans: {next: {components: {}}}\n"
+
+
+@pytest.fixture
+def publish(tmp_path):
+    """Puts the text of a book beside the others, as publishing does once it was checked."""
+
+    def put(version, source, valid_from):
+        engine = open_engine(Settings(data=tmp_path))
+        with begin_write(engine) as connection:
+            connection.execute(
+                insert(price_books).values(
+                    namespace="live", version=version, sha256=str(version), source=source, author="a",
+                    valid_from=valid_from, recorded_at=valid_from,
+                )
+            )  # fmt: skip
+        engine.dispose()
+
+    return put
 
 
 @pytest.fixture
 def call(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("METERHOUSE_SQL_URL", raising=False)
     monkeypatch.delenv("METERHOUSE_NAMESPACE", raising=False)
+    open_engine(Settings(data=tmp_path)).dispose()
 
     def command(*arguments):
         """(exit code, stdout, stderr)"""
@@ -82,3 +114,108 @@ def test_settings_that_cannot_be_used_are_named(call, monkeypatch):
     code, _, error = call("customers", "list")
     assert code == 2
     assert "METERHOUSE_NAMESPACE" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("customers", "list"),
+        ("customers", "add", "acme"),
+        ("customers", "withdraw", "acme", "--valid-from", "2999-01-01"),
+        ("keys", "create", "support"),
+        ("keys", "list"),
+        ("keys", "revoke", "cred_x"),
+        ("jobs",),
+    ],
+)
+def test_a_directory_without_a_meterhouse_is_refused_and_stays_as_it_is(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("METERHOUSE_SQL_URL", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments, "--data", str(tmp_path / "wrong")])
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"there is no Meterhouse in {tmp_path}/wrong") and "--data" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_the_price_book_does_not_have_is_refused_with_those_it_has(call, publish):
+    publish(4, BOOK, datetime(2026, 1, 1, tzinfo=UTC))
+    code, _, error = call("customers", "add", "acme", "--plan", "nosuch")
+    assert code == 1
+    assert "no plan 'nosuch' in price book version 4 (it has basic, team)" in error
+    assert json.loads(call("customers", "list", "--json")[1]) == []
+
+
+def test_a_new_customer_s_currency_is_its_plan_s(call, publish):
+    publish(1, BOOK, datetime(2026, 1, 1, tzinfo=UTC))
+    assert json.loads(call("customers", "add", "acme", "--plan", "team", "--json")[1])[0]["currency"] == "EUR"
+    assert json.loads(call("customers", "add", "globex", "--plan", "basic", "--json")[1])[0]["currency"] == "USD"
+
+
+@pytest.mark.parametrize("more", [("--plan", "team", "--currency", "USD"), ("--plan", "team")])
+def test_a_currency_other_than_the_plan_s_is_refused_with_the_command_that_changes_it(call, publish, more):
+    publish(1, BOOK, datetime(2026, 1, 1, tzinfo=UTC))
+    assert call("customers", "add", "acme", "--currency", "USD")[0] == 0
+    code, _, error = call("customers", "add", "acme", *more)
+    assert code == 1
+    assert "plan team is in EUR, acme in USD: `meterhouse customers add acme --plan team --currency EUR`" in error
+    assert call("customers", "add", "acme", "--plan", "team", "--currency", "EUR")[0] == 0
+    assert "plan team is in EUR" in call("customers", "add", "acme", "--currency", "USD")[2]
+
+
+def test_the_plan_is_looked_up_in_the_book_that_is_in_force_when_it_begins(call, publish):
+    publish(1, BOOK, datetime(2026, 1, 1, tzinfo=UTC))
+    publish(2, LATER_BOOK, datetime(2999, 1, 1, tzinfo=UTC))
+    assert "version 1 (it has basic, team)" in call("customers", "add", "acme", "--plan", "next")[2]
+    assert call("customers", "add", "acme", "--plan", "next", "--valid-from", "2999-02-01")[0] == 0
+    assert "version 2 (it has next)" in call("customers", "add", "x", "--plan", "team", "--valid-from", "2999-01-01")[2]
+
+
+def test_a_contract_that_has_not_begun_is_replaced_and_withdrawn(call):
+    call("customers", "add", "acme", "--plan", "basic")
+    call("customers", "add", "acme", "--plan", "teem", "--valid-from", "2999-01-01")
+    call("customers", "add", "acme", "--plan", "team", "--valid-from", "2999-01-01")
+    (listed,) = json.loads(call("customers", "list", "--json")[1])
+    assert [contract["plan"] for contract in listed["contracts"]] == ["basic", "team"]
+    code, printed, _ = call("customers", "withdraw", "acme", "--valid-from", "2999-01-01")
+    assert (code, printed) == (0, "acme does not go on plan team from 2999-01-01.\n")
+    (listed,) = json.loads(call("customers", "list", "--json")[1])
+    assert [contract["plan"] for contract in listed["contracts"]] == ["basic"]
+    assert call("customers", "withdraw", "acme", "--valid-from", "1970-01-01")[0] == 1
+
+
+def test_a_list_that_goes_to_a_file_has_100_columns_at_most_and_no_blank_ends(call):
+    call("customers", "add", "a" * 60, "--name", "n" * 80, "--plan", "p" * 30, "--email", "e" * 60 + "@acme.example")
+    call("customers", "add", "acme", "--plan", "basic")
+    call("keys", "create", "support")
+    _, printed, _ = call("customers", "list")
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(line and line == line.rstrip() for line in lines)
+    _, printed, _ = call("keys", "list")
+    assert "+00:00" not in printed and all(line and line == line.rstrip() for line in printed.splitlines())
+
+
+def test_dates_are_short_in_a_list(call):
+    call("customers", "add", "acme", "--plan", "basic")
+    call("customers", "add", "acme", "--plan", "team", "--valid-from", "2999-01-01")
+    call("customers", "add", "acme", "--plan", "later", "--valid-from", "2999-02-01T12:30")
+    _, printed, _ = call("customers", "list")
+    assert "team from 2999-01-01\n" in printed and "later from 2999-02-01 12:30" in printed
+
+
+def test_what_up_prints_names_a_customer_so_that_usage_is_not_suspended(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "secrets.json").write_text('{"portal_token": "t"}')
+    address = endpoints.Address("http://127.0.0.1:1")
+    found = endpoints.Endpoints(
+        pid=7, data=str(tmp_path), started_at="2026-10-01T00:00:00+00:00", namespace="live",
+        warehouse=endpoints.Warehouse("http://127.0.0.1:2", "meterhouse", {"admin": "a", "reader": "b"}),
+        collector=endpoints.Collector("http://127.0.0.1:3", "127.0.0.1:4", "mh_key"),
+        portal=address, webhooks=address, health=address,
+    )  # fmt: skip
+    commands._welcome(Settings(data=tmp_path), found, "Ctrl-C stops it.")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index("export METERHOUSE_ENDPOINT=http://127.0.0.1:3")
+    assert lines[start + 1 : start + 3] == ["export METERHOUSE_API_KEY=mh_key", "export METERHOUSE_CUSTOMER=acme"]
+    assert lines[start + 3].endswith("meterhouse run -- python agent.py")

@@ -1,6 +1,7 @@
 """The registry on both kinds of database."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import insert
@@ -8,7 +9,7 @@ from sqlalchemy import insert
 from meterhouse_store import registry
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import ratings
+from meterhouse_store.tables import ratings, unrated_usage
 
 NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
 LATER = datetime(2026, 11, 1, tzinfo=UTC)
@@ -47,7 +48,7 @@ def test_another_plan_follows_from_now_and_leaves_the_first_contract_alone(engin
 
 def test_two_plans_from_the_same_moment_are_refused(engine):
     registry.add_customer(engine, "live", "acme", plan="team", valid_from=NOW, now=NOW)
-    with pytest.raises(RegistryError, match="a contract is not changed"):
+    with pytest.raises(RegistryError, match="a contract that has begun is not changed"):
         registry.add_customer(engine, "live", "acme", plan="prepaid", valid_from=NOW, now=LATER)
 
 
@@ -126,3 +127,46 @@ def test_a_key_for_nobody_or_too_short_is_refused(engine):
         registry.create_key(engine, "live", " ", customers=[], key_text="short")
     for part in ("needs a name", "for nobody", "32 characters"):
         assert part in str(refused.value)
+
+
+SOON = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def test_a_contract_that_has_not_begun_is_replaced_by_another_plan_from_the_same_moment(engine):
+    registry.add_customer(engine, "live", "acme", plan="team", now=NOW)
+    registry.add_customer(engine, "live", "acme", plan="prepiad", valid_from=SOON, now=NOW)
+    registry.add_customer(engine, "live", "acme", plan="prepaid", valid_from=SOON, now=LATER)
+    found = [(c.plan, c.valid_from, c.recorded_at) for c in registry.contracts(engine, "live")]
+    assert found == [("team", registry.ALWAYS, NOW), ("prepaid", SOON, LATER)]
+    with pytest.raises(RegistryError, match="has begun is not changed"):
+        registry.add_customer(engine, "live", "acme", plan="other", valid_from=SOON, now=SOON)
+
+
+def test_a_contract_is_withdrawn_until_it_begins(engine):
+    registry.add_customer(engine, "live", "acme", plan="team", now=NOW)
+    registry.add_customer(engine, "live", "acme", plan="prepaid", valid_from=SOON, now=NOW)
+    with pytest.raises(RegistryError, match="began at 2026-12-01"):
+        registry.withdraw_contract(engine, "live", "acme", SOON, now=SOON)
+    assert registry.withdraw_contract(engine, "live", "acme", SOON, now=LATER).plan == "prepaid"
+    assert [c.plan for c in registry.contracts(engine, "live")] == ["team"]
+    with pytest.raises(RegistryError, match="has no contract from 2026-12-01"):
+        registry.withdraw_contract(engine, "live", "acme", SOON, now=LATER)
+
+
+@pytest.mark.parametrize("customer_id", ["we ird", " acme", "acme ", "a\tb", "a\x00b", "a\u00a0b", "a\u200bb"])
+def test_an_id_with_a_space_or_control_character_is_refused(engine, customer_id):
+    with pytest.raises(RegistryError, match="customer id"):
+        registry.add_customer(engine, "live", customer_id)
+    assert registry.customers(engine, "live") == []
+
+
+def test_an_id_with_a_space_that_agents_do_report_can_be_registered(engine):
+    with begin_write(engine) as connection:
+        connection.execute(
+            insert(unrated_usage).values(
+                unrated_id="u", namespace="live", customer_id="new co", period_start=NOW, period_end=LATER, meter="m",
+                dimensions={}, events=1, quantity=Decimal(1), reason="customer_not_registered", hint="",
+            )
+        )  # fmt: skip
+    assert registry.add_customer(engine, "live", "new co").name == "new co"
+    assert registry.add_customer(engine, "live", "seen co", origin="auto").origin == "auto"

@@ -46,6 +46,8 @@ def code_of(text: str | bytes, user: str = "admin") -> int:
         "ATTACH TABLE t FROM '/etc/'",
         "EXECUTE AS admin SELECT 1",
         "KILL QUERY WHERE 1",
+        "SELECT aiGenerate('c', 'x')",
+        "CREATE TABLE t (a Int8) ENGINE = Null PARALLEL WITH SET ROLE NONE",
     ],
 )  # fmt: skip
 def test_what_reaches_files_hosts_or_the_server_is_refused_however_it_is_written(statement):
@@ -66,6 +68,21 @@ def test_what_reaches_files_hosts_or_the_server_is_refused_however_it_is_written
         "SELECT $tag$ unclosed",
         b"SELECT \xff",
         b"SELECT \x00 1",
+        "SELECT /* /* */ ' */ file($$/etc/passwd$$) -- '",
+        "/* /* */ SELECT 1, ' */ SET ROLE admin -- '",
+        "SELECT 1 /* /* */ ' */ INTO OUTFILE '/tmp/x' -- '",
+        "SELECT .1efile('/etc/passwd')",
+        "SELECT 1 + .5eprocesses",
+        "SELECT 1 + .5e-1processes",
+        "SELECT .5e--1",
+        "SELECT 1efile('/etc/passwd')",
+        "SELECT a$b$ ' $b$ FROM t",
+        "SELECT 'a'$b$c$b$",
+        "SELECT $b$c$b$'a'",
+        "SELECT x'4g', 'file('",
+        "SELECT 0x1.b'01'",
+        "SELECT 1 \\G",
+        "SELECT #a",
     ],
 )
 def test_what_cannot_be_read_with_certainty_is_a_syntax_error(statement):
@@ -94,6 +111,32 @@ def test_a_reader_does_not_see_what_others_ask(statement):
     assert code_of(statement, "reader") == 497
 
 
+def test_a_reader_does_not_name_a_table_by_a_parameter():
+    statement = "SELECT query FROM system.{t:Identifier}"
+    assert code_of(statement, "reader") == 497
+    inspect(statement.encode(), "admin", UNSAFE)
+
+
+@pytest.mark.parametrize(
+    ("text", "sql"),
+    [
+        ("SELECT /* a */ 1 -- b\n, 2 // c\n, 3 # d\n, 4 #! e", "SELECT   1  \n, 2  \n, 3  \n, 4  "),
+        ("SELECT 3--2", "SELECT 3 "),
+        ("SELECT-/**/-1", "SELECT- -1"),
+        ("SELECT $a$it's \\ $$ -- $a$", "SELECT 'it\\'s \\\\ $$ -- '"),
+        ("SELECT 'it''s \\' -- /*', `a``b`, \"c\"\"/*\"", "SELECT 'it''s \\' -- /*', `a``b`, \"c\"\"/*\""),
+        ("SELECT x'4A', b'01', 0x1F, 1.5e-3, .5, t.1, 1_000", "SELECT x'4A', b'01', 0x1F, 1.5e-3, .5, t.1, 1_000"),
+        ("INSERT INTO t /* b */ FORMAT TSV\n/* data */", "INSERT INTO t   "),
+    ],
+)
+def test_the_engine_gets_what_was_checked_without_comments_and_with_plain_strings(text, sql):
+    assert inspect(text.encode(), "admin", UNSAFE).sql == sql
+
+
+def test_a_statement_of_comments_alone_does_not_keep_the_lexer_busy():
+    assert code_of("/**/" * 500_000) == 497
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -114,10 +157,16 @@ def test_ordinary_questions_pass_for_a_reader(statement):
     inspect(statement.encode(), "reader", UNSAFE)
 
 
+def test_a_mistyped_statement_is_not_called_a_lack_of_privileges():
+    with pytest.raises(Refused) as refused:
+        inspect(b"SELEC 1", "reader", UNSAFE)
+    assert str(refused.value) == "'SELEC' begins no statement that this user may run"
+
+
 def test_the_data_of_an_insert_begins_after_the_format_and_one_line_break():
     text = b"INSERT INTO t (a, b) SETTINGS async_insert = 0 FORMAT RowBinary \r\n\xff\x00; file('x')"
     statement = inspect(text, "admin", UNSAFE)
-    assert statement.insert_head == "INSERT INTO t (a, b) SETTINGS async_insert = 0 "
+    assert statement.sql == "INSERT INTO t (a, b) SETTINGS async_insert = 0 "
     assert statement.insert_format == "RowBinary"
     assert text[statement.data_offset :] == b"\xff\x00; file('x')"
 

@@ -170,6 +170,30 @@ def test_jobs_run_every_step_and_remember_what_came_of_it(tmp_path, said):
     assert [line.split(" ", 1)[1] for line in said if "bill" in line] == ["bill: failed with code 1"]
 
 
+def test_a_job_that_ends_as_before_is_told_in_one_line(tmp_path, said):
+    outcome = tmp_path / "outcome"
+    script = f"print(open({str(outcome)!r}).read()); raise SystemExit(3)"
+    schedule = jobs.Jobs(
+        {"rate": (sys.executable, "-c", script)}, tmp_path / "jobs.json", tmp_path / "jobs.alive", said.append
+    )
+    lines = []
+    for text in (
+        "watermark 2026-11-21T04:35:25Z\nacme-1: 9 tokens without a price",
+        "watermark 2026-11-21T04:36:25Z\nacme-1: 1,234 tokens without a price",
+        "watermark 2026-11-21T04:37:25Z\nacme-2: 1,234 tokens without a price",
+    ):
+        outcome.write_text(text)
+        schedule.round()
+        lines.append([line.split(" ", 1)[1] for line in said])
+        said.clear()
+    assert len(lines[0]) == 2 and "acme-1: 9 tokens" in lines[0][1]
+    assert lines[1] == [f"rate: done with exceptions, as before ({tmp_path}/jobs.json has its last words)"]
+    assert len(lines[2]) == 2 and "acme-2" in lines[2][1]
+    assert jobs.read_state(tmp_path / "jobs.json")["rate"]["last_words"].endswith(
+        "acme-2: 1,234 tokens without a price"
+    )
+
+
 def test_jobs_stop_in_the_middle_of_a_step(tmp_path, said):
     schedule = jobs.Jobs(
         {"long": (sys.executable, "-c", SLEEPS)}, tmp_path / "jobs.json", tmp_path / "jobs.alive", said.append

@@ -1,0 +1,192 @@
+"""`meterhouse prices`: what is printed, and the exit codes; the work is done elsewhere."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from meterhouse_rating.command_line import (
+    CALLED_WRONGLY,
+    EXCEPTIONS,
+    Data,
+    Json,
+    engine_of,
+    existing,
+    fail,
+    print_json,
+    refusals,
+    units,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from meterhouse_rating.versions import Version
+
+prices = typer.Typer(help="Check, publish and show price books.", no_args_is_help=True, add_completion=False)
+
+BEGINNING = "the beginning"
+
+
+@prices.command("check")
+def prices_check(file: Annotated[Path, typer.Argument(help="The price book, YAML.")], data: Data = None) -> None:
+    """Check a price book; lists every mistake with its line. Exit code 1 when there are any."""
+    from meterhouse_rating.book import check
+    from meterhouse_store.settings import load
+
+    with refusals():
+        # Only the declared meters are read: a book can be checked where there is no Meterhouse.
+        checked = check(_read(file), units(load(data)))
+        for note in checked.notes:
+            print(f"note: {note}")
+        plans = ", ".join(checked.book.plans)
+        print(f"{file}: no mistakes. Price book {checked.book.name} with the plans {plans}.")
+
+
+@prices.command("publish")
+def prices_publish(
+    file: Annotated[Path | None, typer.Argument(help="The price book, YAML.")] = None,
+    starter: Annotated[bool, typer.Option("--starter", help="The starter book that ships with Meterhouse.")] = False,
+    valid_from: Annotated[str | None, typer.Option(metavar="T", help="ISO date or instant.")] = None,
+    author: Annotated[str | None, typer.Option(help="Who publishes it.")] = None,
+    data: Data = None,
+) -> None:
+    """Publish a price book as the next version, which is never changed.
+
+    It prices periods that begin at or after --valid-from. The first book is valid from the beginning, later ones from
+    now where nothing else is said. Publishing the same again changes nothing.
+
+    Exit code 3 when the book lacks a plan that customers are on, or that new ones get: their usage will be unrated.
+    """
+    import getpass
+
+    from meterhouse_rating import periods, versions
+    from meterhouse_store import registry
+
+    if (file is None) == (not starter):
+        fail("Name a FILE, or --starter for the book that ships with Meterhouse.", CALLED_WRONGLY)
+    with refusals("; nothing was published"):
+        settings = existing(data)
+        text = versions.starter() if file is None else _read(file)
+        engine = engine_of(settings)
+        version, new = versions.publish(
+            engine,
+            settings.namespace,
+            text,
+            units(settings),
+            author=versions.STARTER_AUTHOR if starter else author or getpass.getuser(),
+            valid_from=None if valid_from is None else periods.instant(valid_from),
+        )
+        known = versions.versions(engine, settings.namespace)
+        print(_published(version, known, new))
+        namespace = registry.namespace(engine, settings.namespace)
+        default = None if namespace is None else namespace.default_plan
+        contracts = registry.contracts(engine, settings.namespace)
+        left_out = versions.plans_left_out(version, known, contracts, default)
+        if left_out:
+            print(_warning(version, left_out, default), file=sys.stderr)
+            if not starter:  # which is what a system begins with, and takes no price from anybody
+                raise typer.Exit(EXCEPTIONS)
+
+
+@prices.command("list")
+def prices_list(data: Data = None, as_json: Json = False) -> None:
+    """List the published versions."""
+    from meterhouse_rating.layout import table
+    from meterhouse_rating.versions import versions
+
+    with refusals():
+        settings = existing(data)
+        found = versions(engine_of(settings), settings.namespace)
+        if as_json:
+            print_json([_version_json(version) for version in found])
+        elif found:
+            rows = [("version", "book", "valid from", "by", "sha256")]
+            rows += [(str(it.version), it.book.name, _day(it.valid_from), it.author, it.sha256[:12]) for it in found]
+            print(table(rows, right={0}))
+        else:
+            print("No price book is published: `meterhouse prices publish FILE`.")
+
+
+@prices.command("show")
+def prices_show(
+    version: Annotated[int | None, typer.Argument(help="The version; without it the newest.")] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Print a published price book exactly as it was published."""
+    from meterhouse_rating.versions import versions
+
+    with refusals():
+        settings = existing(data)
+        found = versions(engine_of(settings), settings.namespace)
+        chosen = found[-1:] if version is None else [it for it in found if it.version == version]
+        if not chosen:
+            fail("There is no such version: `meterhouse prices list` shows them.")
+        if as_json:
+            print_json(_version_json(chosen[0]) | {"source": chosen[0].source})
+        else:
+            sys.stdout.write(chosen[0].source)
+
+
+def _published(version: "Version", known: "Sequence[Version]", new: bool) -> str:
+    from meterhouse_rating import versions
+
+    what = "published" if new else "was published already, nothing changed"
+    text = f"Price book {version.book.name}, version {version.version}, {what}: valid from {_day(version.valid_from)}."
+    if _day(version.valid_from) != BEGINNING:
+        text += "\nIt prices periods that begin then or later"
+        if another := versions.month_on_another(version, known):
+            month, other = another
+            text += f"; {month} stays on version {other.version} (`--valid-from {month}-01` prices {month} too)"
+        text += "."
+    if version.version == 2 and known[0].author == versions.STARTER_AUTHOR:
+        text += "\nVersion 1 is the starter book that `meterhouse up` began with."
+    return text
+
+
+def _warning(version: "Version", left_out: dict[str, int], default: str | None) -> str:
+    from meterhouse_rating.layout import counted
+
+    plans = []
+    for plan, count in left_out.items():
+        users = [counted(count, "customer")] if count else []
+        users += ["the default of new customers"] if plan == default else []
+        plans.append(f"{plan} ({', '.join(users)})")
+    return (
+        f"warning: version {version.version} has no plan {', '.join(plans)}; it has {', '.join(version.book.plans)}. "
+        "Usage on a plan that is not in the book is unrated: add the plan and publish again, or move the customers "
+        "(`meterhouse customers add ID --plan PLAN`)."
+    )
+
+
+def _read(file: Path) -> str:
+    from meterhouse_rating.document import MAX_BYTES
+
+    try:
+        with file.open("rb") as stream:
+            # One byte more than allowed is enough to be refused.
+            return stream.read(MAX_BYTES + 1).decode()
+    except UnicodeDecodeError as broken:
+        fail(f"{file} is no text: byte {broken.start} is not UTF-8. Name a price book in YAML.")
+    except OSError as broken:
+        fail(f"{file} cannot be read: {broken.strerror}. Name a price book in YAML.")
+
+
+def _day(moment: "datetime") -> str:
+    from meterhouse_rating.periods import short
+
+    return BEGINNING if moment.year == 1970 else short(moment.replace(microsecond=0))
+
+
+def _version_json(version: Any) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "book": version.book.name,
+        "sha256": version.sha256,
+        "author": version.author,
+        "valid_from": version.valid_from.isoformat(),
+        "recorded_at": version.recorded_at.isoformat(),
+    }
