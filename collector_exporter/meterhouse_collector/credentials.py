@@ -15,7 +15,8 @@ from meterhouse_store.registry import Credential, hash_key
 REFRESH_S: Final = 2.0
 """How long a revoked key may still be taken."""
 UNKNOWN_REFRESH_S: Final = 0.5
-"""How often at most an unknown key makes the registry be read: a new key works at once, a guesser costs little."""
+"""How often at most an unknown key makes the registry be read. Such a request waits for that read: a key that was made
+just now is never refused, because a sender takes 401 for final, and a guesser costs little."""
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Credentials:
     async def refresh_forever(self) -> None:
         """Read the registry again and again; ends by cancellation."""
         while True:
-            await self._refresh(REFRESH_S / 2)
+            await self._read_since(time.monotonic() - REFRESH_S / 2)
             await asyncio.sleep(REFRESH_S)
 
     async def of(self, authorization: str | None) -> Credential:
@@ -47,7 +48,7 @@ class Credentials:
             raise Refused(UNAUTHENTICATED, "send the header `Authorization: Bearer mh_...` (METERHOUSE_API_KEY)")
         name = hash_key(key.strip())
         if self._known is None or name not in self._known:
-            await self._refresh(UNKNOWN_REFRESH_S)
+            await self._read_since(time.monotonic())
         if self._known is None:
             raise Refused(OVERLOADED, "the registry of keys cannot be read yet: send it again in a second")
         found = self._known.get(name)
@@ -58,10 +59,12 @@ class Credentials:
             )
         return found
 
-    async def _refresh(self, not_within_s: float) -> None:
+    async def _read_since(self, moment: float) -> None:
+        """Return when the registry was read after `moment` (monotonic seconds), which is not done twice in a while."""
         async with self._reading:
-            if time.monotonic() - self._read_at < not_within_s:
+            if self._read_at > moment:
                 return
+            await asyncio.sleep(self._read_at + UNKNOWN_REFRESH_S - time.monotonic())
             self._read_at = time.monotonic()
             try:
                 found = await asyncio.to_thread(self._read)
