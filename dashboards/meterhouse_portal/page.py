@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from html import escape
 from urllib.parse import quote
 
 from meterhouse_portal.overview import HINTS_SHOWN, Cost, CustomerMonth, Month, Overview
-from meterhouse_portal.wording import breakable, class_if, day_of, duration, marked, month_name, time_of
+from meterhouse_portal.wording import breakable, class_if, day_of, duration, escape, marked, month_name, time_of
 from meterhouse_rating.layout import counted, money, number
 from meterhouse_store.meters import Meter
 

@@ -1,17 +1,25 @@
 """Small pieces of the page's text, as HTML: names, times and marked-up sentences."""
 
+import html
 import re
 from datetime import UTC, datetime, timedelta
-from html import escape
 
 from meterhouse_portal.overview import Month
+
+# Ids come from outside and may hold any character; HTML may hold no control character but white space.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def escape(text: str) -> str:
+    """Text from outside as HTML; control characters show as U+FFFD."""
+    return html.escape(_CONTROLS.sub("\ufffd", text))
 
 
 def marked(text: str) -> str:
     """Plain text as HTML, with `code` in backticks; a command's options are not broken at their hyphens."""
     pieces = escape(text).split("`")
-    html = [f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(pieces)]
-    return re.sub(r"--[a-z][a-z-]*", r'<span class="option">\g<0></span>', "".join(html))
+    parts = [f"<code>{piece}</code>" if index % 2 else piece for index, piece in enumerate(pieces)]
+    return re.sub(r"--[a-z][a-z-]*", r'<span class="option">\g<0></span>', "".join(parts))
 
 
 def breakable(meter: str) -> str:
