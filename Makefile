@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTABLE := $(VENV)/.testable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stop up down test check bench prove clean
+.PHONY: help demo stop up down test environments check bench prove clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -16,6 +17,11 @@ $(READY): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,demo,dev]'
 	@touch $(READY)
+
+$(TESTABLE): $(READY)
+	@echo "Adding the SDKs and frameworks whose metering is tested (about 0.6 GB) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,demo,dev,agents]'
+	@touch $(TESTABLE)
 
 demo: $(READY) ## run the whole way, from three agents to Stripe invoices, and prove it
 	@$(BIN)/python examples/demo.py $(ARGS)
@@ -29,8 +35,11 @@ up: $(READY) ## start Meterhouse for your own agents (to leave it running: make 
 down: $(READY) ## stop what `make up ARGS=--detach` left running, in ./meterhouse-data
 	@$(BIN)/meterhouse down $(ARGS)
 
-test: $(READY) ## run the test suite
+test: $(TESTABLE) ## run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+environments: $(READY) ## meter libraries that need environments of their own, and the oldest (one: ONLY=crewai)
+	@$(BIN)/python tests/environments/run.py $(ONLY)
 
 check: $(READY) ## lint, format, types, import contracts
 	@$(BIN)/ruff check .
@@ -38,11 +47,11 @@ check: $(READY) ## lint, format, types, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(READY) ## measure (one group: make bench ONLY=collector)
+bench: $(TESTABLE) ## measure (one group: make bench ONLY=collector)
 	@$(BIN)/python bench/run.py bench $(if $(ONLY),--only $(ONLY))
 
-prove: $(READY) ## run the long proofs (one group: make prove ONLY=collector)
+prove: $(TESTABLE) ## run the long proofs (one group: make prove ONLY=collector)
 	@$(BIN)/python bench/run.py prove $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove what was built (the virtual environment included)
-	rm -rf $(VENV) build dist demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venvs build dist demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

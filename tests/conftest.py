@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 
 LACKS = "this machine lacks "
 
@@ -119,6 +118,8 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
     """The SQLAlchemy URL of a new, empty PostgreSQL database for this one test."""
+    import sqlalchemy
+
     name = f"t_{secrets.token_hex(6)}"
     engine = sqlalchemy.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -145,6 +146,8 @@ def _unprivileged_user() -> pwd.struct_passwd | None:
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    import sqlalchemy  # here, because the environments of agents' tests have none of the server
+
     engine = sqlalchemy.create_engine(url)
     deadline = time.monotonic() + 30
     while True:

@@ -38,10 +38,14 @@ def test_ci_checks_then_tests_and_lets_no_test_skip_for_a_missing_program(machin
     code, calls = run_ci(machine)
 
     assert code == 0
-    assert [call for call in calls if call.startswith("make")] == ["make check CI=", "make test CI=1"]
+    assert [call for call in calls if call.startswith("make")] == [
+        "make check CI=",
+        "make test CI=1",
+        "make environments CI=",
+    ]
 
 
-@pytest.mark.parametrize("step", ["check", "test"])
+@pytest.mark.parametrize("step", ["check", "test", "environments"])
 def test_ci_fails_when_a_step_fails(machine, step):
     code, calls = run_ci(machine, fails=step)
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Self
 
-from meterhouse.attribution import Scope, identifier
+from meterhouse.attribution import Outcome, Scope, identifier
 from meterhouse.events import UsageEvent
 from meterhouse.vocabulary import AGENT_TASKS, FAILED, OK, REPORTED, STATUS, USAGE_SOURCE
 
@@ -43,12 +43,16 @@ def step(name: str) -> Scope:
 
 
 class Task(Scope):
-    """A scope that ends in one `agent.tasks` event: `ok`, or `failed` when it was left by an exception or `fail()`."""
+    """A scope that ends in one `agent.tasks` event: `ok`, or `failed` when it was left by an exception or `fail()`.
+
+    A framework that gives up inside (its iteration limit is reached) fails the task as well.
+    """
 
     def __init__(self, task_id: str | None) -> None:
         self._given = task_id
         self.task_id = task_id or uuid.uuid4().hex
         self._failed = False
+        self._outcome = Outcome(self.fail)
         super().__init__(task=self.task_id)
 
     def fail(self) -> None:
@@ -60,11 +64,13 @@ class Task(Scope):
 
     def __enter__(self) -> Self:
         super().__enter__()
+        self._outcome.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._outcome.__exit__()
         failed = self._failed or (kind is not None and not issubclass(kind, GeneratorExit))
         try:
             meter(AGENT_TASKS).add(1, event_id=_task_event(self.task_id), status=FAILED if failed else OK)

@@ -43,9 +43,12 @@ class Attribution:
 
     def point_attributes(self) -> dict[str, str]:
         """The part that belongs on the data point; the environment fills in what the context does not know."""
-        customer = self.customer or os.environ.get(ENV_CUSTOMER)
         name = self.agent_name or (os.environ.get(ENV_AGENT) if self.agent_id is None else None)
-        return _present({CUSTOMER_ID: customer, AGENT_ID: self.agent_id or name, AGENT_NAME: name})
+        return _present({CUSTOMER_ID: self.payer(), AGENT_ID: self.agent_id or name, AGENT_NAME: name})
+
+    def payer(self) -> str | None:
+        """The customer, the environment's where the context knows none."""
+        return self.customer or os.environ.get(ENV_CUSTOMER)
 
     def event_attributes(self) -> dict[str, str]:
         """The part that belongs on the single event."""
@@ -54,11 +57,23 @@ class Attribution:
 
 _UNKNOWN = Attribution()
 _current: ContextVar[Attribution] = ContextVar("meterhouse_attribution", default=_UNKNOWN)
+_hinted: ContextVar[Attribution] = ContextVar("meterhouse_hints", default=_UNKNOWN)
 
 
 def current() -> Attribution:
-    """The attribution of the code that is running."""
-    return _current.get()
+    """The attribution of the code that is running: what the host said, completed by what a framework knows."""
+    said, hinted = _current.get(), _hinted.get()
+    if hinted is _UNKNOWN:
+        return said
+    agent = said if said.agent_id or said.agent_name else hinted
+    return Attribution(
+        said.customer,
+        agent.agent_id,
+        agent.agent_name,
+        said.conversation or hinted.conversation,
+        said.step or hinted.step,
+        said.task,
+    )
 
 
 class Scope:
@@ -67,13 +82,15 @@ class Scope:
     A decorated generator has the scope while it runs, not while its consumer does.
     """
 
+    _variable = _current
+
     def __init__(self, **changes: str | None) -> None:
         self._changes = changes
         self._tokens: list[tuple[Token[Attribution], Attribution]] = []
 
     def __enter__(self) -> Self:
-        before = _current.get()
-        self._tokens.append((_current.set(replace(before, **self._changes)), before))
+        before = self._variable.get()
+        self._tokens.append((self._variable.set(replace(before, **self._changes)), before))
         return self
 
     def __exit__(
@@ -81,9 +98,9 @@ class Scope:
     ) -> None:
         token, before = self._tokens.pop()
         try:
-            _current.reset(token)
+            self._variable.reset(token)
         except ValueError:  # left in another context than entered: a generator that the event loop closed
-            _current.set(before)
+            self._variable.set(before)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -95,7 +112,7 @@ class Scope:
 
     def fresh(self) -> "Scope":
         """A scope of its own for one call of a decorated function."""
-        return Scope(**self._changes)
+        return type(self)(**self._changes)
 
     def __call__(self, function: Function) -> Function:
         if inspect.isasyncgenfunction(function):
@@ -114,6 +131,51 @@ class Scope:
                     return function(*args, **kwargs)
 
         return cast(Function, functools.wraps(function)(wrapper))
+
+
+class Hint(Scope):
+    """What a framework knows of the work inside: holds where the host has not said it itself.
+
+    Values of the framework that cannot be identifiers (empty, no string) are left out; too long ones are cut later.
+    """
+
+    _variable = _hinted
+
+    def __init__(
+        self,
+        *,
+        agent_name: object = None,
+        agent_id: object = None,
+        conversation: object = None,
+        step: object = None,
+    ) -> None:
+        known = {"agent_name": agent_name, "agent_id": agent_id, "conversation": conversation, "step": step}
+        super().__init__(**{key: value for key, value in known.items() if isinstance(value, str) and value})
+
+
+_task: ContextVar["Outcome | None"] = ContextVar("meterhouse_task", default=None)
+
+
+class Outcome:
+    """How the running task learns from a framework that it failed."""
+
+    def __init__(self, fail: Callable[[], None]) -> None:
+        self.fail = fail
+        self._around: list[Outcome | None] = []
+
+    def __enter__(self) -> None:
+        self._around.append(_task.get())
+        _task.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        _task.set(self._around.pop())
+
+
+def fail_task() -> None:
+    """The running task, if there is one, did not reach its goal: for frameworks that stop without raising."""
+    running = _task.get()
+    if running is not None:
+        running.fail()
 
 
 def _around_generator(scope: Scope, function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Any]:

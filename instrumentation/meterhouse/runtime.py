@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from meterhouse.conversations import Conversations
 from meterhouse.events import UsageEvent
 from meterhouse.settings import journal_directory
 from meterhouse.vocabulary import CUSTOMER_ID, ENV_CUSTOMER, PROCESS_ID
@@ -50,6 +51,7 @@ class Runtime:
         self._exporter: Exporter = Exporter(self._journal, self._pipeline)
         self._late: deque[Callable[[], None]] = deque()
         self._uncounted: deque[UsageEvent] = deque()
+        self._conversations = Conversations()
         self._wake = threading.Event()
         self._stopping = False
         self._flushed = False
@@ -76,6 +78,7 @@ class Runtime:
                 ENV_CUSTOMER,
             )
         with Busy():
+            events = [*events, *self._conversations.opened_by(events)]
             journalled = self._journal is not None
             if self._journal is not None:
                 try:

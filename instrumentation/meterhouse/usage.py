@@ -42,6 +42,8 @@ class Answer:
     """The provider said that this was all."""
     failed: bool = False
     """The provider said that the call failed, in the stream or body."""
+    tool_calls: dict[str, str] = field(default_factory=dict)
+    """Tool call id -> name of the tools that the model asks for, as far as the documents read tell."""
 
     def attributes(self) -> dict[str, str]:
         """The attributes that only the answer knows."""

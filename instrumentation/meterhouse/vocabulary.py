@@ -18,6 +18,7 @@ LLM_REQUESTS: Final = "llm.requests"
 TOOL_CALLS: Final = "tool.calls"
 LLM_WEB_SEARCHES: Final = "llm.web_searches"
 AGENT_TASKS: Final = "agent.tasks"
+AGENT_CONVERSATIONS: Final = "agent.conversations"
 
 # Attributes of the data point: they make the series, so their values are few.
 CUSTOMER_ID: Final = "customer.id"
@@ -73,6 +74,12 @@ UNFINISHED: Final = "unfinished"
 
 # Values of USAGE_SOURCE.
 REPORTED: Final = "reported"
+FRAMEWORK: Final = "framework"
+"""No choke point saw the call: a framework told what the provider had reported to it."""
+SDK_LOOP: Final = "sdk_loop"
+"""A tool that no known layer ran: its result was handed back to the model."""
+ESTIMATED: Final = "estimated"
+"""Not what a provider reported: worked out from the length of the text, where the operator asked for it."""
 NO_USAGE: Final = "none"
 """The provider reported nothing that could be read: the call is counted, its tokens are unknown."""
 

@@ -1,6 +1,7 @@
 """A model provider and an OTLP sink on free ports, and a fresh Meterhouse in this process. Fakes live here only."""
 
 import gzip
+import importlib
 import json
 import math
 import socket
@@ -23,6 +24,12 @@ import meterhouse.runtime
 from meterhouse.otel import MeterhouseInstrumentor
 
 ROOT = Path(__file__).resolve().parents[2]
+
+sys.path.insert(0, str(Path(__file__).parent))  # for matrix
+_matrix = importlib.import_module("matrix").Matrix()
+pytest_collection_modifyitems = _matrix.pytest_collection_modifyitems
+pytest_runtest_logreport = _matrix.pytest_runtest_logreport
+pytest_terminal_summary = _matrix.pytest_terminal_summary
 
 
 @dataclass
@@ -278,6 +285,29 @@ def agent(metering, sink) -> Iterator[Callable[..., subprocess.Popen]]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+ENVIRONMENTS = ROOT / "tests" / "environments"
+
+
+@pytest.fixture(scope="session")
+def library() -> Callable[[str], object]:
+    """Imports a module that only some environments have; skips where it is missing, naming the one that has it."""
+
+    def find(module: str) -> object:
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            if error.name != module.partition(".")[0]:
+                raise
+            names = [
+                path.stem for path in sorted(ENVIRONMENTS.glob("*.txt")) if f"provides {error.name}" in path.read_text()
+            ]
+            pytest.skip(
+                f"{error.name} is in the test environment {' or '.join(names)}: make environments ONLY={names[0]}"
+            )
+
+    return find
 
 
 @pytest.fixture

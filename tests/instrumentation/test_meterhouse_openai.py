@@ -66,7 +66,7 @@ def test_cached_and_reasoning_tokens_are_taken_out_of_the_totals(client, provide
     with meterhouse.customer("acme"), meterhouse.agent("support"), meterhouse.conversation("c1"), meterhouse.step("s1"):
         answer = client.chat.completions.create(**ASK)
     assert type(answer).__name__ == "ChatCompletion"
-    assert metering.units() == BUCKETS
+    assert metering.units() == {**BUCKETS, "agent.conversations": 1}
     event = metering.sink.events[0]
     assert event.point == {
         "customer.id": "acme",
@@ -83,7 +83,7 @@ def test_cached_and_reasoning_tokens_are_taken_out_of_the_totals(client, provide
     assert event.own["server.address"] == "127.0.0.1" and event.own["usage.source"] == "reported"
     assert event.own["meterhouse.request.id"] == event.own["meterhouse.call.id"]
     assert event.own["meterhouse.request.id"] == provider.log[0][1]["x-client-request-id"]
-    assert len({one.id for one in metering.sink.events}) == 5
+    assert len({one.id for one in metering.sink.events}) == 6
     assert len(event.resource["meterhouse.process.id"]) == 32
 
 

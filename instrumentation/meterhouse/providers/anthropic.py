@@ -4,12 +4,13 @@ Usage as in https://docs.anthropic.com/en/api/messages: input tokens exclude wha
 the usage of `message_delta` is cumulative, so it replaces what `message_start` said; thinking is part of the output.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from meterhouse.events import Row
 from meterhouse.providers import sdk_client
+from meterhouse.tools import ToolResult
 from meterhouse.usage import Answer, count, rest, text, together
 from meterhouse.vocabulary import (
     LLM_WEB_SEARCHES,
@@ -53,6 +54,9 @@ class Anthropic:
 
     def rows(self, answer: Answer) -> list[Row]:
         return rows(answer.usage)
+
+    def tool_results(self, body: Mapping[str, Any]) -> Iterable[ToolResult]:
+        return ()
 
     def ask_for_usage(self, options: Any, path: str) -> Any:
         return None

@@ -5,12 +5,13 @@ reasoning tokens part of the output tokens, so both are taken out of them here.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from meterhouse.events import Row
 from meterhouse.providers import sdk_client
+from meterhouse.tools import ToolResult
 from meterhouse.usage import Answer, Quantity, by_modality, count, is_count, rest, together
 from meterhouse.vocabulary import (
     TOKENS_CACHE_READ,
@@ -64,6 +65,9 @@ class OpenAI:
 
     def rows(self, answer: Answer) -> list[Row]:
         return rows(answer.usage)
+
+    def tool_results(self, body: Mapping[str, Any]) -> Iterable[ToolResult]:
+        return ()
 
     def ask_for_usage(self, options: Any, path: str) -> Any:
         """Chat streams report usage only where asked: a copy of the options that asks, or None if there is no need."""

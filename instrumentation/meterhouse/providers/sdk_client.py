@@ -4,13 +4,11 @@
 is made from. Its `iter_bytes`/`aiter_bytes` are what every way of reading a body goes through: parsed, raw, streamed.
 """
 
-import asyncio
 import copy
 import inspect
 import json
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
@@ -19,11 +17,10 @@ from urllib.parse import urlsplit
 import wrapt
 
 from meterhouse.call import Call, new_call_id
-from meterhouse.events import Row, cut
+from meterhouse.metered import Metered, Reader, Request, current, start, start_async
 from meterhouse.providers.sse import Lines, Withheld
 from meterhouse.runtime import warn_once
-from meterhouse.usage import Answer, call_rows, unreadable
-from meterhouse.vocabulary import ABORTED, FAILED, OK, OPERATION, PROVIDER, REQUEST_ID, REQUEST_MODEL, SERVER_ADDRESS
+from meterhouse.tools import HandedBack, ToolResult
 
 REQUEST_ID_HEADER = "X-Client-Request-Id"
 _PATCHED = (
@@ -32,17 +29,13 @@ _PATCHED = (
     ("AsyncAPIClient", "request"),
     ("AsyncAPIClient", "_process_response"),
 )
-_ABORTS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
-_running: ContextVar["Metered | None"] = ContextVar("meterhouse_call", default=None)
 _refusing: set[str] = set()
 """Base URLs of servers that answered 400 to a request for usage, and took the same request without."""
 
 
-class Provider(Protocol):
-    """What differs between providers; pure apart from `install`."""
-
-    name: str
+class Provider(Reader, Protocol):
+    """What differs between the SDKs that have this base client; pure."""
 
     def provider_name(self, client: object) -> str:
         """The value of gen_ai.provider.name for this client."""
@@ -53,14 +46,11 @@ class Provider(Protocol):
     def telling(self, line: bytes) -> bool:
         """True when a data line of a stream must be parsed (the first one always is)."""
 
-    def read(self, document: Mapping[str, Any], event: str, answer: Answer) -> None:
-        """Take what a document (a body, or the data of a stream's event) tells."""
-
     def ends(self, data: bytes) -> bool:
         """True for data that ends a stream and is no JSON."""
 
-    def rows(self, answer: Answer) -> list[Row]:
-        """The disjoint buckets of what the answer reports; see `usage.Quantity` for what is no count."""
+    def tool_results(self, body: Mapping[str, Any]) -> Iterable[ToolResult]:
+        """What tools gave since the model spoke last, in the body of a request."""
 
     def ask_for_usage(self, options: Any, path: str) -> Any:
         """Changed options for a stream that would not report its usage; None where it does."""
@@ -69,36 +59,18 @@ class Provider(Protocol):
         """True for what a stream has only because of `ask_for_usage`."""
 
 
-class Metered:
-    """One call under way: its answer so far, and the way to its end."""
+class Streamed(Metered):
+    """A call whose answer is read from the bytes of its response."""
 
-    def __init__(self, provider: Provider, call: Call, *, asked: bool) -> None:
+    def __init__(self, provider: Provider, call: Call, handed_back: HandedBack | None) -> None:
+        super().__init__(provider, call, handed_back)
         self.provider = provider
-        self.call = call
-        self.asked = asked
-        self.answer = Answer()
+        self.asked = False
         self.lines = Lines(self._take)
         # While the host waits for the next piece, it is the reading that tells how the call ends, not a `close`: the
         # response closes itself at its end, before its last piece was looked at.
         self.reading = False
         self._first = True
-
-    def end(self, error: BaseException | None = None, *, exhausted: bool = False) -> None:
-        """The call is over: read to its end, broken by `error`, or left early."""
-        if (error is not None and not isinstance(error, _ABORTS)) or self.answer.failed:
-            status = FAILED
-        else:
-            status = OK if exhausted or self.answer.complete else ABORTED
-        buckets = self.provider.rows(self.answer)
-        if lost := sorted({row.meter for row in buckets if unreadable(row)}):
-            warn_once(
-                "unreadable",
-                "Meterhouse cannot read what %s reported for %s: it is no number. The call is counted with usage.source"
-                " none, its tokens there are unknown.",
-                self.provider.name,
-                ", ".join(lost),
-            )
-        self.call.finish(status, call_rows(buckets), _short(self.answer.attributes()))
 
     def body(self, content: bytes) -> None:
         """Take a whole body."""
@@ -106,17 +78,14 @@ class Metered:
             document = json.loads(content)
         except (ValueError, RecursionError):  # the host's SDK reads it itself, and says what is wrong with it
             return
-        if isinstance(document, dict):
-            self.provider.read(document, "", self.answer)
+        self.take(document)
 
     def _take(self, event: str, data: bytes) -> None:
         if self.provider.ends(data):
             self.answer.complete = True
         elif self._first or self.provider.telling(data):
             self._first = False
-            document = json.loads(data)
-            if isinstance(document, dict):
-                self.provider.read(document, event, self.answer)
+            self.take(json.loads(data), event)
         if self.answer.complete:  # now, not at the host's next read: it may never come
             self.end()
 
@@ -158,48 +127,40 @@ def remove(module: ModuleType) -> None:
 
 
 def _request(provider: Provider, wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
-    prepared = _prepare(provider, client, args, kwargs)
-    if prepared is None:
+    sending = _Sending(provider, client, args, kwargs)
+    metered = start(Streamed, provider, sending.describe)
+    if metered is None:
         return wrapped(*args, **kwargs)
-    metered, attempts = prepared
-    token = _running.set(metered)
-    try:
-        for index, (a, k) in enumerate(attempts):
+    with metered.running():
+        for a, k in sending.attempts(metered):
             try:
                 result = wrapped(*a, **k)
             except BaseException as error:
-                if index + 1 < len(attempts) and _bad_request(error):
-                    metered.asked = False
-                    continue
-                metered.end(error)
-                raise
-            _learn(client, index)
-            return result
-    finally:
-        _running.reset(token)
+                if sending.gives_up(error):
+                    metered.end(error)
+                    raise
+            else:
+                sending.taken()
+                return result
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 async def _request_async(provider: Provider, wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
-    prepared = _prepare(provider, client, args, kwargs)
-    if prepared is None:
+    sending = _Sending(provider, client, args, kwargs)
+    metered = await start_async(Streamed, provider, sending.describe)
+    if metered is None:
         return await wrapped(*args, **kwargs)
-    metered, attempts = prepared
-    token = _running.set(metered)
-    try:
-        for index, (a, k) in enumerate(attempts):
+    with metered.running():
+        for a, k in sending.attempts(metered):
             try:
                 result = await wrapped(*a, **k)
             except BaseException as error:
-                if index + 1 < len(attempts) and _bad_request(error):
-                    metered.asked = False
-                    continue
-                metered.end(error)
-                raise
-            _learn(client, index)
-            return result
-    finally:
-        _running.reset(token)
+                if sending.gives_up(error):
+                    metered.end(error)
+                    raise
+            else:
+                sending.taken()
+                return result
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -213,39 +174,72 @@ async def _process_async(wrapped: Any, _client: Any, args: Any, kwargs: Any) -> 
     return await wrapped(*args, **kwargs)
 
 
-def _prepare(provider: Provider, client: Any, args: Any, kwargs: Any) -> tuple[Metered, list[tuple[Any, Any]]] | None:
-    """The call, and the arguments of one attempt or two: asking for usage, then as the host called it."""
-    try:
-        options = args[1] if len(args) > 1 else kwargs["options"]
+class _Sending:
+    """The arguments of one `request`, and the attempts with them: asking for usage, then as the host called it."""
+
+    def __init__(self, provider: Provider, client: Any, args: Any, kwargs: Any) -> None:
+        self._provider = provider
+        self._client = client
+        self._args = args
+        self._kwargs = kwargs
+        self._options: Any = None
+        self._asking = False
+        self._refused = False
+
+    def describe(self) -> Request | None:
+        """What `start` wants to know; None for what is not billed."""
+        options = self._args[1] if len(self._args) > 1 else self._kwargs["options"]
         path = urlsplit(str(options.url)).path
-        operation = provider.operation(path) if str(options.method).lower() == "post" else None
-        if operation is None or _running.get() is not None:
+        operation = self._provider.operation(path) if str(options.method).lower() == "post" else None
+        if operation is None:
             return None
         call_id = new_call_id()
-        marked, request_id = _with_request_id(options, client, call_id)
-        call = Call(call_id, _attributes(provider, client, options, operation, request_id))
-        asking = None
-        if kwargs.get("stream") and str(client.base_url) not in _refusing:
-            asking = provider.ask_for_usage(marked, path)
-        chosen = [marked] if asking is None else [asking, marked]
-        metered = Metered(provider, call, asked=asking is not None)
-        return metered, [_with_options(args, kwargs, one) for one in chosen]
-    except Exception:  # noqa: BLE001 - the host's call must go out whatever becomes of its metering
-        warn_once("request", "Meterhouse could not meter a call.", with_trace=True)
-        return None
+        self._options, request_id = _with_request_id(options, self._client, call_id)
+        body = options.json_data if isinstance(options.json_data, Mapping) else {}
+        model = body.get("model")
+        return Request(
+            provider=self._provider.provider_name(self._client),
+            operation=operation,
+            model=model if isinstance(model, str) else "",
+            server=urlsplit(str(self._client.base_url)).hostname or "",
+            request_id=request_id,
+            call_id=call_id,
+            tool_results=partial(self._provider.tool_results, body),
+        )
 
+    def attempts(self, metered: Streamed) -> Iterator[tuple[Any, Any]]:
+        """The arguments to try in turn."""
+        asking = self._asking_for_usage()
+        if asking is not None:
+            metered.asked = self._asking = True
+            yield self._with(asking)
+            metered.asked = self._asking = False
+            self._refused = True
+        yield self._with(self._options)
 
-def _attributes(provider: Provider, client: Any, options: Any, operation: str, request_id: str) -> dict[str, str]:
-    body = options.json_data
-    model = body.get("model") if isinstance(body, Mapping) else None
-    known = {
-        PROVIDER: provider.provider_name(client),
-        OPERATION: operation,
-        REQUEST_MODEL: model if isinstance(model, str) else "",
-        SERVER_ADDRESS: urlsplit(str(client.base_url)).hostname or "",
-        REQUEST_ID: request_id,
-    }
-    return _short({key: value for key, value in known.items() if value})
+    def taken(self) -> None:
+        """The last attempt went well: a server that refused only what we asked for is not asked again."""
+        if self._refused:
+            _refusing.add(str(self._client.base_url))
+
+    def gives_up(self, error: BaseException) -> bool:
+        """True unless the server may have refused only what we asked for."""
+        return not self._asking or getattr(error, "status_code", None) != 400
+
+    def _asking_for_usage(self) -> Any:
+        try:
+            if not self._kwargs.get("stream") or str(self._client.base_url) in _refusing:
+                return None
+            return self._provider.ask_for_usage(self._options, urlsplit(str(self._options.url)).path)
+        except Exception:  # noqa: BLE001 - the host's call must go out as it is
+            warn_once("ask", "Meterhouse could not ask for the usage of a stream.", with_trace=True)
+            return None
+
+    def _with(self, options: Any) -> tuple[Any, Any]:
+        # Each attempt has its own copy: the SDK changes the options that it is given.
+        if len(self._args) > 1:
+            return (self._args[0], copy.copy(options), *self._args[2:]), self._kwargs
+        return self._args, {**self._kwargs, "options": copy.copy(options)}
 
 
 def _with_request_id(options: Any, client: Any, call_id: str) -> tuple[Any, str]:
@@ -260,30 +254,10 @@ def _with_request_id(options: Any, client: Any, call_id: str) -> tuple[Any, str]
     return marked, call_id
 
 
-def _with_options(args: Any, kwargs: Any, options: Any) -> tuple[Any, Any]:
-    # Each attempt has its own copy: the SDK changes the options that it is given.
-    if len(args) > 1:
-        return (args[0], copy.copy(options), *args[2:]), kwargs
-    return args, {**kwargs, "options": copy.copy(options)}
-
-
-def _bad_request(error: BaseException) -> bool:
-    return getattr(error, "status_code", None) == 400
-
-
-def _learn(client: Any, index: int) -> None:
-    if index:
-        _refusing.add(str(client.base_url))
-
-
-def _short(attributes: Mapping[str, str]) -> dict[str, str]:
-    return {key: cut(value) for key, value in attributes.items()}
-
-
 def _attach(response: Any) -> None:
     """Listen to the response of the running call."""
-    metered = _running.get()
-    if metered is None or metered.call.finished or response is None:
+    metered = current()
+    if not isinstance(metered, Streamed) or metered.call.finished or response is None:
         return
     try:
         if response.status_code >= 400:  # a middleware of the host's may look at it before the SDK raises
@@ -296,7 +270,7 @@ def _attach(response: Any) -> None:
         warn_once("response", "Meterhouse could not read a response.", with_trace=True)
 
 
-def _whole(metered: Metered, response: Any) -> None:
+def _whole(metered: Streamed, response: Any) -> None:
     if "event-stream" in response.headers.get("content-type", ""):
         metered.feed(response.content + b"\n\n")
     else:
@@ -304,7 +278,7 @@ def _whole(metered: Metered, response: Any) -> None:
     metered.end(exhausted=True)
 
 
-def _listen(metered: Metered, response: Any) -> None:
+def _listen(metered: Streamed, response: Any) -> None:
     """Put our readers in front of the response's own. No cycles: the response must go when the host lets go of it."""
     alive = weakref.ref(response)
     response.iter_bytes = partial(_iter_bytes, alive, metered)
@@ -318,7 +292,7 @@ def _is_stream(response: Any) -> bool:
     return "event-stream" in response.headers.get("content-type", "")
 
 
-def _iter_bytes(alive: Any, metered: Metered, chunk_size: int | None = None) -> Iterator[bytes]:
+def _iter_bytes(alive: Any, metered: Streamed, chunk_size: int | None = None) -> Iterator[bytes]:
     response = alive()
     reader = _Reader(metered, response)
     metered.reading = True
@@ -337,7 +311,7 @@ def _iter_bytes(alive: Any, metered: Metered, chunk_size: int | None = None) -> 
         raise
 
 
-async def _aiter_bytes(alive: Any, metered: Metered, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+async def _aiter_bytes(alive: Any, metered: Streamed, chunk_size: int | None = None) -> AsyncIterator[bytes]:
     response = alive()
     reader = _Reader(metered, response)
     metered.reading = True
@@ -359,7 +333,7 @@ async def _aiter_bytes(alive: Any, metered: Metered, chunk_size: int | None = No
 class _Reader:
     """Feeds what is read to the call and says what the host gets to see of it."""
 
-    def __init__(self, metered: Metered, response: Any) -> None:
+    def __init__(self, metered: Streamed, response: Any) -> None:
         self._metered = metered
         self._body: list[bytes] | None = None if _is_stream(response) else []
         self._shown = Withheld(metered.ours) if metered.asked and self._body is None else None
@@ -380,7 +354,7 @@ class _Reader:
         return self._shown.rest() if self._shown is not None else b""
 
 
-def _close(alive: Any, metered: Metered) -> None:
+def _close(alive: Any, metered: Streamed) -> None:
     response = alive()
     if response is not None:
         try:
@@ -389,7 +363,7 @@ def _close(alive: Any, metered: Metered) -> None:
             _closed(metered)
 
 
-async def _aclose(alive: Any, metered: Metered) -> None:
+async def _aclose(alive: Any, metered: Streamed) -> None:
     response = alive()
     if response is not None:
         try:
@@ -398,6 +372,6 @@ async def _aclose(alive: Any, metered: Metered) -> None:
             _closed(metered)
 
 
-def _closed(metered: Metered) -> None:
+def _closed(metered: Streamed) -> None:
     if not metered.reading:
         metered.end()
