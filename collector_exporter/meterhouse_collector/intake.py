@@ -10,7 +10,9 @@ from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from meterhouse_collector.credentials import Credentials
+from meterhouse_collector.grants import Verifier, tokens
 from meterhouse_collector.journal import Entry, Journal, Overloaded
+from meterhouse_collector.records import GRANTS, Granted
 from meterhouse_collector.refusals import FORBIDDEN, MALFORMED, OVERLOADED, TOO_LARGE, Refused
 from meterhouse_store.registry import Credential
 
@@ -46,6 +48,7 @@ class Intake:
     def __init__(self, credentials: Credentials, journal: Journal) -> None:
         self._credentials, self._journal = credentials, journal
         self.counts = Counts()
+        self._verifier = Verifier()
         self._decoders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decoder")
 
     async def authenticate(self, authorization: str | None) -> Credential:
@@ -54,15 +57,32 @@ class Intake:
 
     async def accept(self, credential: Credential, request: bytes) -> None:
         """Returns when the serialized ExportMetricsServiceRequest is on disk. Raises Refused."""
-        await self.decoded(len(request), lambda: check(request))
+        granted = await self.decoded(len(request), lambda: self._checked(credential, request))
         if credential.customers is not None and not credential.customers:
             # In the record an empty list means any customer.
             raise Refused(FORBIDDEN, "this key may report for no customer at all: create one that names its customers")
-        entry = Entry(credential.credential_id, credential.namespace, credential.customers or (), request)
+        entry = Entry(
+            credential.credential_id,
+            credential.namespace,
+            credential.customers or (),
+            request,
+            granted,
+            "" if credential.grant_keys is None else GRANTS,
+        )
         try:
             await asyncio.wrap_future(self._journal.append(entry))
         except Overloaded as problem:
             raise Refused(OVERLOADED, f"{problem}: send it again in a second") from None
+
+    def _checked(self, credential: Credential, request: bytes) -> tuple[Granted, ...]:
+        """What the request's grants allow; nothing where the credential needs none."""
+        message, points = check(request)
+        if credential.grant_keys is None:
+            return ()
+        granted = self._verifier.granted(credential.grant_keys, tokens(message))
+        # The warehouse copies them to each point.
+        _check_unfolded(points * sum(len(one.customer_id) + len(one.agent_id) + 24 for one in granted), len(request))
+        return granted
 
     async def decoded(self, size: int, work: Callable[[], T]) -> T:
         """The result of work on so many bytes of a request, which does not hold up the other requests."""
@@ -80,8 +100,11 @@ class Intake:
             self.counts.refused += 1
 
 
-def check(request: bytes) -> None:
-    """Raises Refused for what is no ExportMetricsServiceRequest, or more than the warehouse can be asked to unfold."""
+def check(request: bytes) -> tuple[Any, int]:
+    """The parsed request and its number of points.
+
+    Raises Refused for what is no ExportMetricsServiceRequest, or more than the warehouse can be asked to unfold.
+    """
     if len(request) > REQUEST_BYTES:
         raise Refused(TOO_LARGE, f"a request has at most {REQUEST_BYTES} bytes, decompressed: send smaller batches")
     try:
@@ -89,11 +112,11 @@ def check(request: bytes) -> None:
         message = ExportMetricsServiceRequest.FromString(request)
     except DecodeError as problem:
         raise Refused(MALFORMED, f"this is no ExportMetricsServiceRequest: {problem}") from None
-    _check_extent(message, len(request))
+    return message, _check_extent(message, len(request))
 
 
-def _check_extent(message: Any, size: int) -> None:
-    items = unfolded = 0
+def _check_extent(message: Any, size: int) -> int:
+    items = unfolded = points = 0
 
     def counted(found: Any) -> Any:
         """Counted before any of it is looked at: that is what takes time."""
@@ -112,14 +135,20 @@ def _check_extent(message: Any, size: int) -> None:
         for scope in counted(resource.scope_metrics):
             for metric in counted(scope.metrics):
                 for point in counted(_points(metric)):
+                    points += 1
                     rows = len(counted(getattr(point, "exemplars", ())))  # a summary's points have none
                     unfolded += (shared + _attribute_bytes(point)) * max(rows, 1)
+    _check_unfolded(unfolded, size)
+    return points
+
+
+def _check_unfolded(unfolded: int, size: int) -> None:
     limit = UNFOLDED_BYTES + UNFOLDED_TIMES * size
     if unfolded > limit:
         raise Refused(
             TOO_LARGE,
-            f"the attributes of resources and points, repeated for each exemplar, are {unfolded} bytes and may be "
-            f"{limit}: send smaller batches, or smaller attributes",
+            f"the attributes of resources and points, repeated for each exemplar, or the grants for each point, are "
+            f"{unfolded} bytes and may be {limit}: send smaller batches, or smaller attributes",
         )
 
 

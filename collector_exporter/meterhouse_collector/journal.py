@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from meterhouse_collector import segments
-from meterhouse_collector.records import Record, encode
+from meterhouse_collector.records import Granted, Record, encode
 from meterhouse_collector.segments import START, Position
 
 SEGMENT_BYTES: Final = 32 * 2**20
@@ -47,6 +47,8 @@ class Entry:
     namespace: str
     allowed_customers: tuple[str, ...]
     metrics: bytes
+    grants: tuple[Granted, ...] = ()
+    customers_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,8 @@ class Journal:
                 record_id=uuid.uuid4().hex,
                 segment=self._durable.segment,
                 metrics=entry.metrics,
+                grants=entry.grants,
+                customers_from=entry.customers_from,
             )
         )
 

@@ -18,6 +18,11 @@ _RECEIVED: Final = b"\x21"
 _RECORD_ID: Final = b"\x2a"
 _SEGMENT: Final = b"\x32"
 _METRICS: Final = b"\x3a"
+_GRANT: Final = b"\x4a"
+_CUSTOMERS_FROM: Final = b"\x52"
+_GRANT_CUSTOMER: Final = b"\x0a"
+_GRANT_AGENT: Final = b"\x12"
+_GRANT_EXPIRES: Final = b"\x19"
 _CRC: Final = b"\x7d"
 _TRAILER_BYTES: Final = 5
 _VARINT_BYTES: Final = 5
@@ -25,6 +30,19 @@ _VARINT_BYTES: Final = 5
 
 class Damaged(ValueError):
     """Bytes that are no record: torn, rotten, or written by something else."""
+
+
+GRANTS: Final = "grants"
+"""Value of `customers_from`: the credential reports only for customers of verified grants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A grant that the door has verified; agent '': for any agent. Its time is the latest at which it holds, in ns."""
+
+    customer_id: str
+    agent_id: str
+    expires_at_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,8 @@ class Record:
     record_id: str
     segment: str
     metrics: bytes
+    grants: tuple[Granted, ...] = ()
+    customers_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +83,10 @@ def encode(record: Record) -> bytes:
         _METRICS,
         _varint(len(record.metrics)),
         record.metrics,
+        *(_field(_GRANT, _encode_granted(granted)) for granted in record.grants),
     ]
+    if record.customers_from:
+        parts.append(_text(_CUSTOMERS_FROM, record.customers_from))
     body = b"".join(parts)
     checksum = _CRC + struct.pack("<I", zlib.crc32(body))
     return _varint(len(body) + _TRAILER_BYTES) + body + checksum
@@ -73,18 +96,7 @@ def decode(body: bytes) -> Record:
     """The record of a frame's body. Raises Damaged."""
     if not _is_intact(memoryview(body)):
         raise Damaged("the record does not have the checksum that it names")
-    fields: dict[bytes, list[bytes]] = {}
-    at, end = 0, len(body) - _TRAILER_BYTES
-    while at < end:
-        tag, at = body[at : at + 1], at + 1
-        if tag == _RECEIVED:
-            length = 8
-        else:
-            length, at = _read_varint(memoryview(body), at)
-        if at + length > end:
-            raise Damaged("a field reaches beyond its record")
-        fields.setdefault(tag, []).append(body[at : at + length])
-        at += length
+    fields = _fields(body, len(body) - _TRAILER_BYTES)
     try:
         return Record(
             credential_id=fields[_CREDENTIAL][0].decode(),
@@ -94,6 +106,8 @@ def decode(body: bytes) -> Record:
             record_id=fields[_RECORD_ID][0].decode(),
             segment=fields[_SEGMENT][0].decode(),
             metrics=fields[_METRICS][0],
+            grants=tuple(_decode_granted(granted) for granted in fields.get(_GRANT, [])),
+            customers_from=fields.get(_CUSTOMERS_FROM, [b""])[0].decode(),
         )
     except (KeyError, UnicodeDecodeError) as problem:
         raise Damaged(f"the record lacks a field or its text is not UTF-8: {problem!r}") from None
@@ -164,8 +178,43 @@ def _is_intact(body: memoryview) -> bool:
     return bool(struct.unpack("<I", body[-4:])[0] == zlib.crc32(body[:-_TRAILER_BYTES]))
 
 
+def _fields(body: bytes, end: int) -> dict[bytes, list[bytes]]:
+    """The values of all fields by tag; those of wire type 1 have eight bytes, all others say their length."""
+    fields: dict[bytes, list[bytes]] = {}
+    at = 0
+    while at < end:
+        tag, at = body[at : at + 1], at + 1
+        if tag[0] & 7 == 1:
+            length = 8
+        else:
+            length, at = _read_varint(memoryview(body), at)
+        if at + length > end:
+            raise Damaged("a field reaches beyond its record")
+        fields.setdefault(tag, []).append(body[at : at + length])
+        at += length
+    return fields
+
+
+def _encode_granted(granted: Granted) -> bytes:
+    agent = _text(_GRANT_AGENT, granted.agent_id) if granted.agent_id else b""
+    expires = _GRANT_EXPIRES + struct.pack("<Q", granted.expires_at_ns)
+    return _text(_GRANT_CUSTOMER, granted.customer_id) + agent + expires
+
+
+def _decode_granted(body: bytes) -> Granted:
+    fields = _fields(body, len(body))
+    return Granted(
+        fields[_GRANT_CUSTOMER][0].decode(),
+        fields.get(_GRANT_AGENT, [b""])[0].decode(),
+        struct.unpack("<Q", fields[_GRANT_EXPIRES][0])[0],
+    )
+
+
 def _text(tag: bytes, text: str) -> bytes:
-    raw = text.encode()
+    return _field(tag, text.encode())
+
+
+def _field(tag: bytes, raw: bytes) -> bytes:
     return tag + _varint(len(raw)) + raw
 
 

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from meterhouse.grants import Key
     from meterhouse_store.endpoints import Endpoints
     from meterhouse_store.settings import Settings
 
@@ -31,6 +32,9 @@ keys = typer.Typer(help="Make and revoke the keys that agents report with.", no_
 
 Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")]
 Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
+Ed25519 = Annotated[
+    bool, typer.Option("--ed25519", help="Grants are signed with Ed25519: the collector keeps the public key only.")
+]
 
 
 def _seconds(text: str) -> float:
@@ -236,6 +240,10 @@ def _keys_create(
         str | None,
         typer.Option("--customers", metavar="A,B", help="The only customers it may report for; any if not given."),
     ] = None,
+    grants: Annotated[
+        bool, typer.Option("--grants", help="It may report only for customers of signed grants; makes a key for them.")
+    ] = False,
+    ed25519: Ed25519 = False,
     as_json: Json = False,
 ) -> None:
     """Make a key. Its text is shown now and never again."""
@@ -244,12 +252,44 @@ def _keys_create(
     settings = _existing(data)
     allowed = None if for_customers is None else [part.strip() for part in for_customers.split(",") if part.strip()]
     with _explained(), _registry(settings) as engine:
-        made, text = registry.create_key(engine, settings.namespace, name, customers=allowed)
+        own = _new_grant_key(ed25519) if grants or ed25519 else None
+        made, text = registry.create_key(engine, settings.namespace, name, customers=allowed, grant_key=own)
     if as_json:
-        print(json.dumps({"credential_id": made.credential_id, "key": text}))
+        signs = {} if own is None else {"grant_key": str(own)}
+        print(json.dumps({"credential_id": made.credential_id, "key": text} | signs))
         return
-    print(f"{made.credential_id} ({made.name}): for {', '.join(made.customers) if made.customers else 'any customer'}")
-    print(f"\nexport METERHOUSE_API_KEY={text}\n\nThis is the only time it is shown.")
+    whom = "any customer" if own is None else "the customers of its grants"
+    print(f"{made.credential_id} ({made.name}): for {', '.join(made.customers) if made.customers else whom}")
+    print(f"\nexport METERHOUSE_API_KEY={text}")
+    if own is not None:
+        print(f"\nFor the front end that signs the grants, and for nobody else:\n\nexport METERHOUSE_GRANT_KEY={own}")
+    print("\nThis is the only time it is shown.")
+
+
+@keys.command("grant-key")
+def _keys_grant_key(
+    credential_id: Annotated[str, typer.Argument(metavar="KEY", help="The id that `keys list` shows.")],
+    data: Data = None,
+    ed25519: Ed25519 = False,
+    take: Annotated[
+        str | None,
+        typer.Option("--take", metavar="TEXT", help="A grant key that exists: for several keys, one front end."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key that signs grants, one more where there is one. From now on KEY reports only for their customers."""
+    from meterhouse_store import registry
+
+    with _explained(), _registry(_existing(data)) as engine:
+        own = _new_grant_key(ed25519) if take is None else _taken_grant_key(take)
+        bound = registry.add_grant_key(engine, credential_id, own)
+    if as_json:
+        signs = {} if own.kind == "ed25519-public" else {"grant_key": str(own)}
+        print(json.dumps({"credential_id": credential_id, "grant_key_id": own.key_id} | signs))
+        return
+    print(f"{credential_id} ({bound.name}) takes grants of {', '.join(_grant_key_ids(bound.grant_keys))}.")
+    if take is None:
+        print(f"\nexport METERHOUSE_GRANT_KEY={own}\n\nThis is the only time it is shown.")
 
 
 @keys.command("list")
@@ -262,6 +302,8 @@ def _keys_list(data: Data = None, as_json: Json = False) -> None:
         found = [_plain(vars(credential)) for credential in registry.credentials(engine, settings.namespace)]
     for credential in found:
         del credential["key_sha256"]
+        bound = credential.pop("grant_keys")
+        credential["grant_keys"] = None if bound is None else _grant_key_ids(bound)
     _print(found, _key_row, as_json, "No keys yet: `meterhouse keys create NAME`.")
 
 
@@ -269,13 +311,51 @@ def _keys_list(data: Data = None, as_json: Json = False) -> None:
 def _keys_revoke(
     credential_id: Annotated[str, typer.Argument(metavar="KEY", help="The id that `keys list` shows.")],
     data: Data = None,
+    grant_key: Annotated[
+        str | None, typer.Option("--grant-key", metavar="ID", help="Only this one of its grant keys.")
+    ] = None,
 ) -> None:
     """Revoke a key: what is sent with it from now on is refused."""
     from meterhouse_store import registry
 
     with _explained(), _registry(_existing(data)) as engine:
+        if grant_key is not None:
+            left = registry.revoke_grant_key(engine, credential_id, grant_key)
+            print(
+                f"{credential_id} takes no grants of {grant_key} any more; {len(left.grant_keys or ())} keys are left."
+            )
+            return
         revoked = registry.revoke_key(engine, credential_id)
     print(f"{revoked.credential_id} ({revoked.name}) is revoked since {revoked.revoked_at:%Y-%m-%d %H:%M:%S} UTC.")
+
+
+def _new_grant_key(ed25519: bool) -> "Key":
+    from meterhouse import grants
+    from meterhouse_store.registry import RegistryError
+
+    made = grants.new_key(grants.ED25519 if ed25519 else grants.HMAC)
+    try:
+        made.verifying()
+    except ValueError as problem:
+        raise RegistryError(str(problem)) from None
+    return made
+
+
+def _taken_grant_key(text: str) -> "Key":
+    from meterhouse.grants import Key
+    from meterhouse_store.registry import RegistryError
+
+    try:
+        return Key.parse(text)
+    except ValueError as problem:
+        raise RegistryError(str(problem)) from None
+
+
+def _grant_key_ids(keys: Iterable[str] | None) -> list[str]:
+    """Their ids; the keys themselves are not shown."""
+    from meterhouse.grants import Key
+
+    return [Key.parse(text).key_id for text in keys or ()]
 
 
 def _customers(engine: "Engine", namespace: str, only: str | None = None) -> list[dict[str, Any]]:
@@ -320,6 +400,7 @@ def _key_row(credential: dict[str, Any]) -> dict[str, str]:
         "key": credential["credential_id"],
         "name": credential["name"],
         "customers": "any" if credential["customers"] is None else ", ".join(credential["customers"]),
+        "grants of": "" if credential["grant_keys"] is None else ", ".join(credential["grant_keys"]) or "nobody",
         "valid from": _moment(credential["valid_from"]),
         "revoked at": _moment(credential["revoked_at"] or ""),
     }

@@ -7,13 +7,14 @@ follows it; the text of a key is shown once and only its hash is kept.
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from sqlalchemy import Connection, Engine, Table, delete, insert, select, update
 
+from meterhouse.grants import Key
 from meterhouse_store import tables
 from meterhouse_store.sql import begin_write
 
@@ -68,7 +69,10 @@ class Contract:
 
 @dataclass(frozen=True)
 class Credential:
-    """A key, without its text; `customers` None: it may report for any customer."""
+    """A key, without its text; `customers` None: it may report for any customer.
+
+    `grant_keys` None: it needs no grants; else the keys, not revoked, that verify the grants it needs.
+    """
 
     credential_id: str
     namespace: str
@@ -77,6 +81,7 @@ class Credential:
     customers: tuple[str, ...] | None
     valid_from: datetime
     revoked_at: datetime | None
+    grant_keys: tuple[str, ...] | None = field(default=None, repr=False)
 
 
 def ensure_namespace(
@@ -228,11 +233,13 @@ def create_key(
     *,
     customers: list[str] | None = None,
     key_text: str | None = None,
+    grant_key: Key | None = None,
     now: datetime | None = None,
 ) -> tuple[Credential, str]:
     """A new key for agents, with its text, which cannot be shown again; `customers` None: for any customer.
 
-    With `key_text` (a key made elsewhere) the call can be repeated: the credential that is there is returned.
+    With `grant_key` it may report only for customers of grants that this key signed. With `key_text` (a key made
+    elsewhere) the call can be repeated: the credential that is there is returned.
     """
     key_text = key_text or "mh_" + secrets.token_urlsafe(32)
     digest = hash_key(key_text)
@@ -248,7 +255,7 @@ def create_key(
     with begin_write(engine) as connection:
         row = connection.execute(select(table).where(table.c.key_sha256 == digest)).mappings().one_or_none()
         if row is not None:
-            return _credential(row), key_text
+            return _credential(row, _grant_keys(connection)), key_text
         made = Credential(
             credential_id=f"cred_{digest[:24]}",
             namespace=namespace,
@@ -259,8 +266,41 @@ def create_key(
             revoked_at=None,
         )
         kept = None if made.customers is None else list(made.customers)
-        connection.execute(insert(table).values(**(vars(made) | {"customers": kept})))
+        values = {column.name: getattr(made, column.name) for column in table.columns}
+        connection.execute(insert(table).values(**(values | {"customers": kept})))
+        if grant_key is not None:
+            _insert_grant_key(connection, made.credential_id, grant_key, made.valid_from)
+            made = replace(made, grant_keys=(str(grant_key.verifying()),))
     return made, key_text
+
+
+def add_grant_key(engine: Engine, credential_id: str, key: Key, *, now: datetime | None = None) -> Credential:
+    """From now on grants that `key` signed let this key report, and without a grant it reports for nobody.
+
+    Of an Ed25519 key only the public part is kept. Raises RegistryError where there is no such credential.
+    """
+    with begin_write(engine) as connection:
+        _existing_credential(connection, credential_id)
+        table = tables.grant_keys
+        is_it = (table.c.credential_id == credential_id) & (table.c.key_id == key.key_id)
+        if connection.execute(select(table).where(is_it)).first() is None:
+            _insert_grant_key(connection, credential_id, key, now or datetime.now(UTC))
+        return _existing_credential(connection, credential_id)
+
+
+def revoke_grant_key(engine: Engine, credential_id: str, key_id: str, *, now: datetime | None = None) -> Credential:
+    """What this key signed is worth nothing from now on; the credential goes on to need grants.
+
+    Raises RegistryError where there is no such key.
+    """
+    table = tables.grant_keys
+    is_it = (table.c.credential_id == credential_id) & (table.c.key_id == key_id)
+    with begin_write(engine) as connection:
+        if connection.execute(select(table).where(is_it)).first() is None:
+            raise RegistryError(f"{credential_id} has no grant key {key_id!r}: `meterhouse keys list` shows them")
+        changed = update(table).where(is_it, table.c.revoked_at.is_(None))
+        connection.execute(changed.values(revoked_at=now or datetime.now(UTC)))
+        return _existing_credential(connection, credential_id)
 
 
 def credentials(engine: Engine, namespace: str | None = None) -> list[Credential]:
@@ -270,7 +310,10 @@ def credentials(engine: Engine, namespace: str | None = None) -> list[Credential
     if namespace is not None:
         query = query.where(table.c.namespace == namespace)
     with engine.connect() as connection:
-        return [_credential(row) for row in connection.execute(query).mappings()]
+        found = list(connection.execute(query).mappings())
+        # Read after the credentials: none is taken for one that needs no grants because its key came in between.
+        grant_keys = _grant_keys(connection)
+    return [_credential(row, grant_keys) for row in found]
 
 
 def revoke_key(engine: Engine, credential_id: str, *, now: datetime | None = None) -> Credential:
@@ -281,10 +324,7 @@ def revoke_key(engine: Engine, credential_id: str, *, now: datetime | None = Non
         connection.execute(
             update(table).where(is_it, table.c.revoked_at.is_(None)).values(revoked_at=now or datetime.now(UTC))
         )
-        row = connection.execute(select(table).where(is_it)).mappings().one_or_none()
-    if row is None:
-        raise RegistryError(f"there is no key {credential_id!r}: `meterhouse keys list` shows them")
-    return _credential(row)
+        return _existing_credential(connection, credential_id)
 
 
 def _add_contract(
@@ -390,10 +430,34 @@ def _refuse(mistakes: list[str]) -> None:
         raise RegistryError("; ".join(mistakes))
 
 
-def _credential(row: Any) -> Credential:
+def _credential(row: Any, grant_keys: dict[str, tuple[str, ...]]) -> Credential:
     values = dict(row)
     allowed = values["customers"]
-    return Credential(**(values | {"customers": None if allowed is None else tuple(allowed)}))
+    bound = grant_keys.get(values["credential_id"])
+    return Credential(**(values | {"customers": None if allowed is None else tuple(allowed), "grant_keys": bound}))
+
+
+def _existing_credential(connection: Connection, credential_id: str) -> Credential:
+    table = tables.credentials
+    row = connection.execute(select(table).where(table.c.credential_id == credential_id)).mappings().one_or_none()
+    if row is None:
+        raise RegistryError(f"there is no key {credential_id!r}: `meterhouse keys list` shows them")
+    return _credential(row, _grant_keys(connection))
+
+
+def _grant_keys(connection: Connection) -> dict[str, tuple[str, ...]]:
+    """Credential id -> its grant keys that are not revoked; a credential that needs no grants is not in it."""
+    table = tables.grant_keys
+    found: dict[str, tuple[str, ...]] = {}
+    for row in connection.execute(select(table).order_by(table.c.valid_from, table.c.key_id)).mappings():
+        known = found.get(row["credential_id"], ())
+        found[row["credential_id"]] = known if row["revoked_at"] is not None else (*known, row["key"])
+    return found
+
+
+def _insert_grant_key(connection: Connection, credential_id: str, key: Key, now: datetime) -> None:
+    values = {"credential_id": credential_id, "key_id": key.key_id, "key": str(key.verifying()), "valid_from": now}
+    connection.execute(insert(tables.grant_keys).values(**values, revoked_at=None))
 
 
 Record = TypeVar("Record", Namespace, Customer, Contract)

@@ -109,7 +109,9 @@ def _ensure_schema(engine: Engine) -> None:
             connection.execute(_versions.insert().values(version=SCHEMA_VERSION))
             return
         found = connection.execute(select(_versions.c.version)).scalar_one()
-        if found != SCHEMA_VERSION:
+        if found == SCHEMA_VERSION:
+            metadata.create_all(connection)  # tables that came later
+        else:
             raise SchemaMismatch(
                 f"the SQL database has schema version {found}, this Meterhouse works with {SCHEMA_VERSION}: "
                 "use the Meterhouse that wrote it, or another METERHOUSE_SQL_URL"

@@ -125,6 +125,17 @@ credentials = Table(
     Column("revoked_at", UtcTime),
 )
 
+# Keys that sign usage grants. A credential that has any, revoked ones too, may report only for customers of a grant.
+grant_keys = Table(
+    "grant_keys",
+    metadata,
+    Column("credential_id", String(32), ForeignKey("credentials.credential_id"), primary_key=True),
+    Column("key_id", String(16), primary_key=True),
+    Column("key", Text, nullable=False),  # what verifies: a public key, or of an HMAC key the key itself
+    Column("valid_from", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
+)
+
 # ---- price books and rating -----------------------------------------------------------------------------------------
 
 price_books = Table(

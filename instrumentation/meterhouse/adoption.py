@@ -1,22 +1,27 @@
 """Delivering the journals that dead processes left, under their own resource, ids and times."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from meterhouse.dead_journal import DeadJournal
 from meterhouse.delivery import Outcome
 from meterhouse.events import UsageEvent
-from meterhouse.journal import Adopted, journals
-from meterhouse.pipeline import Pipeline
+from meterhouse.journal_records import DRAFT_SUFFIX, journals
 from meterhouse.runtime import warn_once
 from meterhouse.vocabulary import STATUS, UNFINISHED
 
 BATCH = 500
 STUCK_AT_MOST = 5
 """After so many journals in a row that the collector answers and does not take, it is the collector: a pass ends."""
+DRAFT_AGE_S = 60.0
+"""A draft that is older and that nobody holds was left by a process that died while it made its journal."""
 
-Deliver = Callable[[Pipeline, Sequence[UsageEvent]], Outcome]
-"""Sends one batch; unless the outcome is `again`, nothing of it has to be sent again."""
+Deliver = Callable[[Mapping[str, str], Sequence[UsageEvent]], Outcome]
+"""Sends one batch of the process that the mapping describes; unless the outcome is `again`, it is done with."""
 
 
 @dataclass
@@ -28,25 +33,43 @@ class Drained:
     unfinished: int = 0
     left: int = 0
     """Events that could not be delivered; they are still in their journals."""
+    lost: int = 0
+    """Events that their process had room for neither on disk nor in memory: counted there, gone."""
     unreadable_lines: int = 0
     failed: int = 0
     """Journals that could not be opened, read or sent for a reason of their own; they are kept as they are."""
 
+    def __add__(self, other: "Drained") -> "Drained":
+        return Drained(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
 
-def drain(directory: Path, deliver: Deliver) -> Drained:
-    """Deliver every journal whose process is dead.
+
+def drain(
+    directory: Path, deliver: Deliver, *, go_on: Callable[[], bool] = lambda: True, count_rest: bool = True
+) -> Drained:
+    """Deliver every journal whose process is dead, while `go_on`; `count_rest`: count what could not be delivered.
 
     One that cannot be delivered holds up itself only. Sending stops when nobody answers or the key is not known.
     """
     total = Drained()
     stuck = 0
-    for path in journals(directory):
+    paths = journals(directory)
+    if len(paths) > STUCK_AT_MOST:
+        random.shuffle(paths)  # those that are stuck must not keep all others from their turn
+    for path in paths:
+        if not go_on() or (stuck >= STUCK_AT_MOST and not count_rest):
+            break
         try:
-            adopted = Adopted.take(path)
-            if adopted is None:
+            dead = DeadJournal.take(path)
+            if dead is None:
                 continue
-            with adopted:
-                outcome = _deliver(adopted, deliver if stuck < STUCK_AT_MOST else None, total)
+            with dead:
+                outcome = _deliver(dead, deliver if stuck < STUCK_AT_MOST else None, total, go_on, count_rest)
+        except PermissionError:
+            total.failed += 1
+            warn_once(
+                f"{directory} forbidden", "Meterhouse may not open %s: another user's process left it there.", path
+            )
+            continue
         except Exception:  # noqa: BLE001 - whatever ails this journal, the others are healthy
             total.failed += 1
             warn_once(str(path), "Meterhouse could not deliver %s; it is kept.", path, with_trace=True)
@@ -57,34 +80,54 @@ def drain(directory: Path, deliver: Deliver) -> Drained:
             stuck += 1
         elif outcome is not None:
             stuck = 0
+    _clear_drafts(directory)
     return total
 
 
-def _deliver(adopted: Adopted, deliver: Deliver | None, total: Drained) -> Outcome | None:
+def _deliver(
+    dead: DeadJournal, deliver: Deliver | None, total: Drained, go_on: Callable[[], bool], count_rest: bool
+) -> Outcome | None:
     """Send what is open in the journal and remove it; None where nothing was sent. Without `deliver`, only count."""
-    events = adopted.contents.to_send()
     total.journals += 1
-    total.unreadable_lines += adopted.contents.unreadable_lines
-    total.left += len(events)
     outcome = None
-    if deliver is None:
-        return outcome
-    pipeline = Pipeline(adopted.contents.resource)
-    try:
-        for batch in _batches(events):
-            outcome = deliver(pipeline, batch)
-            if outcome.again:
-                return outcome
-            adopted.acknowledge(event.event_id for event in batch)
-            total.left -= len(batch)
+    failure = None
+    done = True
+    for batch in dead.batches(BATCH):
+        if done and deliver is not None and go_on():
+            try:
+                outcome = deliver(dead.resource, batch)
+                done = not outcome.again
+            except Exception as error:  # noqa: BLE001 - raised below, when the rest is counted
+                failure, done = error, False
+        else:
+            done = False
+        if done:
             total.events += len(batch)
             total.unfinished += sum(event.attributes.get(STATUS) == UNFINISHED for event in batch)
-    finally:
-        pipeline.close()
-    adopted.remove()
+            dead.acknowledge(batch)
+        elif count_rest:
+            total.left += len(batch)
+        else:
+            break
+    if failure is not None:
+        raise failure
+    total.unreadable_lines += dead.unreadable_lines
+    if done:
+        total.lost += dead.lost
+        if dead.lost:
+            warn_once(str(dead.path), "Meterhouse: %d usage events were lost, says %s.", dead.lost, dead.path)
+        dead.remove()
     return outcome
 
 
-def _batches(events: Sequence[UsageEvent]) -> Iterator[Sequence[UsageEvent]]:
-    for start in range(0, len(events), BATCH):
-        yield events[start : start + BATCH]
+def _clear_drafts(directory: Path) -> None:
+    for draft in directory.glob(f"*{DRAFT_SUFFIX}"):
+        try:
+            if time.time() - os.stat(draft).st_mtime < DRAFT_AGE_S:
+                continue
+            left = DeadJournal.take(draft)
+            if left is not None:
+                with left:
+                    left.remove()
+        except OSError:  # gone meanwhile, or another user's
+            continue

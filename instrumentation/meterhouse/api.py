@@ -4,21 +4,31 @@ import hashlib
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from decimal import Decimal
-from types import TracebackType
-from typing import Self
 
-from meterhouse.attribution import Outcome, Scope, identifier
-from meterhouse.events import UsageEvent
-from meterhouse.vocabulary import AGENT_TASKS, FAILED, OK, REPORTED, STATUS, USAGE_SOURCE
+from meterhouse import grants, limits
+from meterhouse.attribution import MAX_BYTES, Scope, current, identifier
+from meterhouse.events import Loose, UsageEvent
+from meterhouse.vocabulary import (
+    ABORTED,
+    AGENT_TASKS,
+    FAILED,
+    OK,
+    ONCE,
+    POINT_ATTRIBUTES,
+    REPORTED,
+    STATUS,
+    USAGE_SOURCE,
+)
 
-STATUSES = ("ok", "failed", "aborted")
+STATUSES = (OK, FAILED, ABORTED)
+DIMENSIONS = 32
+"""As many as the store keeps of one event."""
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _METER = re.compile(r"[a-z][a-z0-9_.]{0,127}\Z")
-
-
-class UsageLimitExceeded(Exception):
-    """The customer's usage limit is reached: raised before the provider is called, never retried by an SDK."""
+_DIMENSION = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
+_OURS = ("meterhouse.", "gen_ai.", "usage.", "server.")
 
 
 def customer(customer_id: str) -> Scope:
@@ -29,7 +39,7 @@ def customer(customer_id: str) -> Scope:
 def agent(name: str, *, agent_id: str | None = None) -> Scope:
     """What runs inside is this agent's work; its id is its name where none is given."""
     known = identifier(name, "an agent's name")
-    return Scope(agent_name=known, agent_id=identifier(agent_id or name, "an agent id"))
+    return Scope(agent_name=known, agent_id=identifier(name if agent_id is None else agent_id, "an agent id"))
 
 
 def conversation(conversation_id: str) -> Scope:
@@ -42,17 +52,26 @@ def step(name: str) -> Scope:
     return Scope(step=identifier(name, "a step's name"))
 
 
+def grant(token: str) -> Scope:
+    """What runs inside is for the customer, and of the agent, that a signed grant names; see grants.py.
+
+    Raises ValueError for what is no grant. Whether it is genuine and still valid is for the collector to say.
+    """
+    read = grants.read(token)
+    agent_of = {} if read.agent is None else {"agent_name": read.agent, "agent_id": read.agent}
+    return Scope(customer=read.customer, grant=token, **agent_of)
+
+
 class Task(Scope):
     """A scope that ends in one `agent.tasks` event: `ok`, or `failed` when it was left by an exception or `fail()`.
 
-    A framework that gives up inside (its iteration limit is reached) fails the task as well.
+    A framework that gives up inside (its iteration limit is reached) fails the task as well, the innermost one.
     """
 
     def __init__(self, task_id: str | None) -> None:
         self._given = task_id
         self.task_id = task_id or uuid.uuid4().hex
         self._failed = False
-        self._outcome = Outcome(self.fail)
         super().__init__(task=self.task_id)
 
     def fail(self) -> None:
@@ -62,52 +81,101 @@ class Task(Scope):
     def fresh(self) -> "Task":
         return Task(self._given)
 
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self._outcome.__enter__()
-        return self
+    def over(self, error: BaseException | None) -> None:
+        status = FAILED if self._failed or (error is not None and not isinstance(error, GeneratorExit)) else OK
+        # A queue that delivers a job twice runs a task of its own twice: each outcome of it counts once.
+        name = hashlib.sha256("\0".join(("task", self.task_id, status)).encode()).hexdigest()[:32]
+        _record(AGENT_TASKS, 1, name, status, {ONCE: "true"} if self._given else {})
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._outcome.__exit__()
-        failed = self._failed or (kind is not None and not issubclass(kind, GeneratorExit))
-        try:
-            meter(AGENT_TASKS).add(1, event_id=_task_event(self.task_id), status=FAILED if failed else OK)
-        finally:
-            super().__exit__(kind, error, trace)
+    def _push(self) -> None:
+        around = current()
+        super()._push()
+        limits.task_inside(around, self.task_id)
 
 
 def task(task_id: str | None = None) -> Task:
-    """What runs inside is one task; every event in it carries the task's id, a fresh one where none is given."""
+    """What runs inside is one task; every event in it carries the task's id, a fresh one where none is given.
+
+    A task inside a task is one of its own, with its own outcome. A given id counts once for each outcome, however
+    often and wherever a task with it is run.
+    """
     return Task(None if task_id is None else identifier(task_id, "a task id"))
+
+
+class Timed(Scope):
+    """Counts how long it was entered, in seconds of a monotonic clock; a scope like the others."""
+
+    def __init__(self, of: "Meter", attributes: Mapping[str, str]) -> None:
+        self._meter = of
+        self._attributes = attributes
+        self._started_ns: int | None = None
+        super().__init__()
+
+    def fresh(self) -> "Timed":
+        return Timed(self._meter, self._attributes)
+
+    def over(self, error: BaseException | None) -> None:
+        if self._started_ns is None:
+            return
+        took_ns, self._started_ns = time.monotonic_ns() - self._started_ns, None
+        failed = FAILED if isinstance(error, Exception) else ABORTED
+        _record(
+            self._meter.name, _seconds(took_ns), uuid.uuid4().hex, OK if error is None else failed, self._attributes
+        )
+
+    def _push(self) -> None:
+        super()._push()
+        if self._started_ns is None:
+            self._started_ns = time.monotonic_ns()
 
 
 class Meter:
     """A meter of the host's own, e.g. `meterhouse.meter("pages").add(3)`."""
 
     def __init__(self, name: str) -> None:
-        if not _METER.match(name):
+        if not isinstance(name, str) or not _METER.match(name):
             raise ValueError(
                 f"a meter's name is lower-case letters, digits, '_' and '.', at most 128; not {name!r:.80}"
             )
         self.name = name
 
-    def add(self, quantity: int | Decimal | float, *, event_id: str | None = None, status: str = OK) -> str:
+    def add(
+        self,
+        quantity: int | Decimal | float,
+        *,
+        event_id: str | None = None,
+        status: str = OK,
+        attributes: Mapping[str, str] | None = None,
+    ) -> str:
         """Count `quantity` units for the current customer; returns the event's id.
 
-        The same `event_id` counts once, however often it is added. Raises ValueError for a quantity that is negative,
-        not finite or has more than nine decimals, for an event id that is not 1 to 64 of `[A-Za-z0-9_-]`, or a status
-        other than ok, failed, aborted. Anything that goes wrong later is logged and not raised.
+        An `event_id` counts once per customer and meter, however often, in whichever process and on whichever day it is
+        added: the first that the collector received stands, another quantity under the same id is a conflict.
+        `attributes` are dimensions of your own, at most 32 strings of at most 256 bytes.
+
+        Raises ValueError for a quantity that is negative, not finite or has more than nine decimals, for an event id
+        that is not 1 to 64 of `[A-Za-z0-9_-]`, a status other than ok, failed, aborted, or attributes that cannot be
+        kept. Anything that goes wrong later is logged and not raised.
         """
         number = _quantity(quantity)
-        if event_id is not None and not _EVENT_ID.match(event_id):
+        if event_id is not None and (not isinstance(event_id, str) or not _EVENT_ID.match(event_id)):
             raise ValueError(f"an event id is 1 to 64 of [A-Za-z0-9_-], not {event_id!r:.80}")
         if status not in STATUSES:
             raise ValueError(f"a status is one of {', '.join(STATUSES)}; not {status!r:.80}")
-        name = event_id or uuid.uuid4().hex
-        _record(self.name, number, name, status)
+        known = _dimensions(attributes or {})
+        if event_id is not None:
+            known[ONCE] = "true"
+        name = uuid.uuid4().hex if event_id is None else event_id
+        _record(self.name, number, name, status, known)
         return name
+
+    def timed(self, *, attributes: Mapping[str, str] | None = None) -> Timed:
+        """Counts the seconds inside: `with meterhouse.meter("agent.seconds").timed():`, or as a decorator.
+
+        Decimal seconds with nine decimals; status `failed` when left by an exception, `aborted` when cancelled. Of a
+        decorated generator they are those from its first step to its end, its consumer's included.
+        """
+        return Timed(self, _dimensions(attributes or {}))
 
 
 def meter(name: str) -> Meter:
@@ -115,17 +183,17 @@ def meter(name: str) -> Meter:
     return Meter(name)
 
 
-def _record(name: str, number: int | float, event_id: str, status: str) -> None:
+def _record(name: str, number: int | float, event_id: str, status: str, attributes: Mapping[str, str]) -> None:
     from meterhouse.call import Caller
     from meterhouse.runtime import runtime, warn_once
 
     try:
         caller = Caller.now()
-        known = {**caller.attributes, STATUS: status, USAGE_SOURCE: REPORTED}
+        known = {**attributes, **caller.attributes, STATUS: status, USAGE_SOURCE: REPORTED}
         event = UsageEvent(name, number, event_id, time.time_ns(), known, caller.trace_id, caller.span_id)
         running = runtime()
         if running is not None:
-            running.record(None, [event])
+            running.record(Loose([event]))
     except Exception:  # noqa: BLE001 - metering must not take the host down
         warn_once("record", "Meterhouse could not record an event.", with_trace=True)
 
@@ -143,5 +211,22 @@ def _quantity(quantity: int | Decimal | float) -> int | float:
     return float(exact)
 
 
-def _task_event(task_id: str) -> str:
-    return hashlib.sha256(f"task\0{task_id}".encode()).hexdigest()[:32]
+def _seconds(took_ns: int) -> float:
+    """Nine decimals as long as a double holds them exactly; microseconds from eleven days on."""
+    exact = took_ns if took_ns < 10**15 else took_ns // 1000 * 1000
+    return float(Decimal(exact).scaleb(-9))
+
+
+def _dimensions(attributes: Mapping[str, str]) -> dict[str, str]:
+    if len(attributes) > DIMENSIONS:
+        raise ValueError(f"an event has at most {DIMENSIONS} attributes of your own, not {len(attributes)}")
+    for name, value in attributes.items():
+        ours = not isinstance(name, str) or name in POINT_ATTRIBUTES or name.startswith(_OURS)
+        if ours or not _DIMENSION.match(name):
+            raise ValueError(
+                f"an attribute's name is lower-case letters, digits, '_' and '.', at most 64, and none of Meterhouse's "
+                f"or OpenTelemetry's own; not {name!r:.80}"
+            )
+        if not isinstance(value, str) or len(value.encode(errors="replace")) > MAX_BYTES:
+            raise ValueError(f"the attribute {name} is a string of at most {MAX_BYTES} bytes, not {value!r:.80}")
+    return dict(attributes)

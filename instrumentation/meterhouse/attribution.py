@@ -1,14 +1,15 @@
-"""Who a call is for: customer, agent, conversation, step and task, carried in one private context variable.
+"""Who a call is for: customer, agent, conversation, step and task, carried in private context variables.
 
 Private, not baggage: baggage leaves the process in HTTP headers to whoever is called. A context variable follows
-asyncio tasks and `asyncio.to_thread`; a plain thread starts without it (see docs/instrumentation.md).
+asyncio tasks and `asyncio.to_thread`; for threads and other processes see carrying.py.
 """
 
 import functools
 import inspect
 import os
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextvars import ContextVar, Token
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -40,6 +41,8 @@ class Attribution:
     conversation: str | None = None
     step: str | None = None
     task: str | None = None
+    grant: str | None = None
+    """The signed grant that says so (grants.py)."""
 
     def point_attributes(self) -> dict[str, str]:
         """The part that belongs on the data point; the environment fills in what the context does not know."""
@@ -48,59 +51,76 @@ class Attribution:
 
     def payer(self) -> str | None:
         """The customer, the environment's where the context knows none."""
-        return self.customer or os.environ.get(ENV_CUSTOMER)
+        return self.customer or os.environ.get(ENV_CUSTOMER) or None
+
+    def agent(self) -> str | None:
+        """The agent's id, else its name, else the environment's."""
+        return self.agent_id or self.agent_name or os.environ.get(ENV_AGENT) or None
 
     def event_attributes(self) -> dict[str, str]:
         """The part that belongs on the single event."""
         return _present({CONVERSATION_ID: self.conversation, STEP: self.step, TASK_ID: self.task})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Entered:
+    """A scope that was entered in this context, and the attribution inside it."""
+
+    scope: "Scope"
+    changes: dict[str, str | None]
+    inside: Attribution
+
+
+Stack = tuple[Entered, ...]
+"""The scopes around the running code, outermost first. Never changed: a task that was started inside keeps its own."""
+
 _UNKNOWN = Attribution()
-_current: ContextVar[Attribution] = ContextVar("meterhouse_attribution", default=_UNKNOWN)
-_hinted: ContextVar[Attribution] = ContextVar("meterhouse_hints", default=_UNKNOWN)
+said: ContextVar[Stack] = ContextVar("meterhouse_attribution", default=())
+hinted: ContextVar[Stack] = ContextVar("meterhouse_hints", default=())
 
 
 def current() -> Attribution:
     """The attribution of the code that is running: what the host said, completed by what a framework knows."""
-    said, hinted = _current.get(), _hinted.get()
-    if hinted is _UNKNOWN:
-        return said
-    agent = said if said.agent_id or said.agent_name else hinted
+    stack, hints = said.get(), hinted.get()
+    mine = stack[-1].inside if stack else _UNKNOWN
+    if not hints:
+        return mine
+    theirs = hints[-1].inside
+    agent = mine if mine.agent_id or mine.agent_name else theirs
     return Attribution(
-        said.customer,
+        mine.customer,
         agent.agent_id,
         agent.agent_name,
-        said.conversation or hinted.conversation,
-        said.step or hinted.step,
-        said.task,
+        mine.conversation or theirs.conversation,
+        mine.step or theirs.step,
+        mine.task,
+        mine.grant,
     )
 
 
 class Scope:
     """Sets part of the attribution: `with`, `async with`, or a decorator of any kind of function.
 
-    A decorated generator has the scope while it runs, not while its consumer does.
+    A decorated generator has the scope while it runs, not while its consumer does. One object may be used any number of
+    times, in several threads and tasks at once.
     """
 
-    _variable = _current
+    _stack = said
 
     def __init__(self, **changes: str | None) -> None:
         self._changes = changes
-        self._tokens: list[tuple[Token[Attribution], Attribution]] = []
 
     def __enter__(self) -> Self:
-        before = self._variable.get()
-        self._tokens.append((self._variable.set(replace(before, **self._changes)), before))
+        self._push()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        token, before = self._tokens.pop()
         try:
-            self._variable.reset(token)
-        except ValueError:  # left in another context than entered: a generator that the event loop closed
-            self._variable.set(before)
+            self.over(error)
+        finally:
+            self._pop()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -110,16 +130,19 @@ class Scope:
     ) -> None:
         self.__exit__(kind, error, trace)
 
+    def over(self, error: BaseException | None) -> None:
+        """The work inside has ended, by `error` or well; called once, still inside."""
+
     def fresh(self) -> "Scope":
         """A scope of its own for one call of a decorated function."""
-        return type(self)(**self._changes)
+        return self
 
     def __call__(self, function: Function) -> Function:
         if inspect.isasyncgenfunction(function):
             wrapper: Callable[..., Any] = _around_async_generator(self, function)
         elif inspect.isgeneratorfunction(function):
             wrapper = _around_generator(self, function)
-        elif inspect.iscoroutinefunction(function):
+        elif inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
             async def wrapper(*args: Any, **kwargs: Any) -> Any:
                 with self.fresh():
@@ -132,6 +155,36 @@ class Scope:
 
         return cast(Function, functools.wraps(function)(wrapper))
 
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """One step of a generator: inside, without an end."""
+        self._push()
+        try:
+            yield
+        finally:
+            self._pop()
+
+    def _push(self) -> None:
+        stack = self._stack.get()
+        before = stack[-1].inside if stack else _UNKNOWN
+        self._stack.set((*stack, Entered(self, self._changes, replace(before, **self._changes))))
+
+    def _pop(self) -> None:
+        """Take the scope out of this context, wherever it stands.
+
+        It is not the last one where a generator that was never decorated is closed inside other scopes, and not there
+        at all where it is closed in another context, by the garbage collector or an event loop: that one keeps its own.
+        """
+        stack = self._stack.get()
+        at = next((at for at in range(len(stack) - 1, -1, -1) if stack[at].scope is self), None)
+        if at is None:
+            return
+        kept = stack[:at]
+        for one in stack[at + 1 :]:
+            before = kept[-1].inside if kept else _UNKNOWN
+            kept = (*kept, Entered(one.scope, one.changes, replace(before, **one.changes)))
+        self._stack.set(kept)
+
 
 class Hint(Scope):
     """What a framework knows of the work inside: holds where the host has not said it itself.
@@ -139,7 +192,7 @@ class Hint(Scope):
     Values of the framework that cannot be identifiers (empty, no string) are left out; too long ones are cut later.
     """
 
-    _variable = _hinted
+    _stack = hinted
 
     def __init__(
         self,
@@ -153,73 +206,77 @@ class Hint(Scope):
         super().__init__(**{key: value for key, value in known.items() if isinstance(value, str) and value})
 
 
-_task: ContextVar["Outcome | None"] = ContextVar("meterhouse_task", default=None)
-
-
-class Outcome:
-    """How the running task learns from a framework that it failed."""
-
-    def __init__(self, fail: Callable[[], None]) -> None:
-        self.fail = fail
-        self._around: list[Outcome | None] = []
-
-    def __enter__(self) -> None:
-        self._around.append(_task.get())
-        _task.set(self)
-
-    def __exit__(self, *_: object) -> None:
-        _task.set(self._around.pop())
-
-
 def fail_task() -> None:
     """The running task, if there is one, did not reach its goal: for frameworks that stop without raising."""
-    running = _task.get()
-    if running is not None:
-        running.fail()
+    for entered in reversed(said.get()):
+        fail = getattr(entered.scope, "fail", None)
+        if fail is not None:
+            fail()
+            return
 
 
 def _around_generator(scope: Scope, function: Callable[..., Generator[Any, Any, Any]]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        inner = function(*args, **kwargs)
-        resume: Callable[[], Any] = functools.partial(next, inner)
-        while True:
-            try:
-                with scope.fresh():
-                    value = resume()
-            except StopIteration as end:
-                return end.value
-            try:
-                resume = functools.partial(inner.send, (yield value))
-            except GeneratorExit:
-                with scope.fresh():
-                    inner.close()
-                raise
-            except BaseException as error:  # noqa: BLE001 - handed on to the generator, as `yield from` does
-                resume = functools.partial(inner.throw, error)
+        own = scope.fresh()
+        with _ending(own):
+            inner = function(*args, **kwargs)
+            resume: Callable[[], Any] = functools.partial(next, inner)
+            while True:
+                try:
+                    with own.resumed():
+                        value = resume()
+                except StopIteration as end:
+                    return end.value
+                try:
+                    resume = functools.partial(inner.send, (yield value))
+                except GeneratorExit:
+                    with own.resumed():
+                        inner.close()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - handed on to the generator, as `yield from` does
+                    resume = functools.partial(inner.throw, error)
 
     return wrapper
 
 
 def _around_async_generator(scope: Scope, function: Callable[..., AsyncGenerator[Any, Any]]) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        inner = function(*args, **kwargs)
-        resume: Callable[[], Any] = functools.partial(anext, inner)
-        while True:
-            try:
-                with scope.fresh():
-                    value = await resume()
-            except StopAsyncIteration:
-                return
-            try:
-                resume = functools.partial(inner.asend, (yield value))
-            except GeneratorExit:
-                with scope.fresh():
-                    await inner.aclose()
-                raise
-            except BaseException as error:  # noqa: BLE001 - handed on to the generator, as `yield from` does
-                resume = functools.partial(inner.athrow, error)
+        own = scope.fresh()
+        with _ending(own):
+            inner = function(*args, **kwargs)
+            resume: Callable[[], Any] = functools.partial(anext, inner)
+            while True:
+                try:
+                    with own.resumed():
+                        value = await resume()
+                except StopAsyncIteration:
+                    return
+                try:
+                    resume = functools.partial(inner.asend, (yield value))
+                except GeneratorExit:
+                    with own.resumed():
+                        await inner.aclose()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - handed on to the generator, as `yield from` does
+                    resume = functools.partial(inner.athrow, error)
 
     return wrapper
+
+
+@contextmanager
+def _ending(scope: Scope) -> Iterator[None]:
+    """Around a whole generator: its scope is over when the generator is; left early by its consumer, it ended well."""
+    error: BaseException | None = None
+    try:
+        yield
+    except GeneratorExit:
+        raise
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        with scope.resumed():
+            scope.over(error)
 
 
 def _present(attributes: dict[str, str | None]) -> dict[str, str]:
@@ -228,6 +285,6 @@ def _present(attributes: dict[str, str | None]) -> dict[str, str]:
 
 def identifier(value: object, what: str) -> str:
     """`value` as an identifier; raises ValueError when it is not a string of 1 to 256 bytes."""
-    if not isinstance(value, str) or not value or len(value.encode()) > MAX_BYTES:
+    if not isinstance(value, str) or not value or len(value.encode(errors="replace")) > MAX_BYTES:
         raise ValueError(f"{what} must be a string of 1 to {MAX_BYTES} bytes, not {value!r:.80}")
     return value

@@ -2,19 +2,18 @@
 
 import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opentelemetry import trace
 
-from meterhouse import attribution
-from meterhouse.events import Row, cut, of_call
+from meterhouse import attribution, limits
+from meterhouse.events import Finished, Row, cut
 from meterhouse.runtime import busy, runtime, warn_once
-from meterhouse.vocabulary import CALL_ID, STATUS
+from meterhouse.vocabulary import CALL_ID, GRANT, LEASE_ID, STATUS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """Who calls and from which span, taken when the call starts."""
 
@@ -27,12 +26,17 @@ class Caller:
         who = attribution.current()
         span = trace.get_current_span().get_span_context()
         attributes = {**who.point_attributes(), **who.event_attributes()}
-        return cls({key: cut(value) for key, value in attributes.items()}, span.trace_id, span.span_id)
+        known = {key: cut(value) for key, value in attributes.items()}
+        if lease := limits.lease_id(who):
+            known[LEASE_ID] = cut(lease)
+        if who.grant:
+            known[GRANT] = who.grant  # whole, or its signature would be worth nothing
+        return cls(known, span.trace_id, span.span_id)
 
 
 def new_call_id() -> str:
     """A fresh id of 32 hex digits."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 class Call:
@@ -55,23 +59,34 @@ class Call:
     def finished(self) -> bool:
         return self._finished
 
-    def finish(self, status: str, rows: Sequence[Row], attributes: Mapping[str, str]) -> None:
-        """Record the call's events; only the first finish counts. Never raises."""
+    def finish(
+        self,
+        status: str,
+        rows: Sequence[Row],
+        attributes: Mapping[str, str],
+        *,
+        event_time_ns: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Record the call's events; only the first finish counts. Never raises.
+
+        `event_time_ns` (else now) and `name`, from which their ids are made (else from the call's id), are for what
+        several processes may tell of: copies of an event agree in both.
+        """
         # A forked child has a copy of its parent's open calls; they are the parent's to finish.
         if self._finished or os.getpid() != self._pid:
             return
         self._finished = True
         known = {**self._attributes, **attributes, STATUS: status}
-        events = of_call(
-            self.call_id, time.time_ns(), rows, known, trace_id=self._caller.trace_id, span_id=self._caller.span_id
-        )
+        at = time.time_ns() if event_time_ns is None else event_time_ns
+        finished = Finished(self.call_id, at, rows, known, self._caller.trace_id, self._caller.span_id, name)
         running = runtime()
         if running is None:
             return
         if busy():
-            running.later(lambda: running.record(self.call_id, events))
+            running.later(lambda: running.record(finished))
             return
         try:
-            running.record(self.call_id, events)
+            running.record(finished)
         except Exception:  # noqa: BLE001 - the host's call went well; its intent stays open and will be told of
             warn_once("record", "Meterhouse could not record a call; it will be listed as unfinished.", with_trace=True)

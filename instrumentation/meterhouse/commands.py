@@ -64,21 +64,29 @@ def drain(argv: list[str]) -> int:
     )
     parser.add_argument("--journal-dir", type=Path, metavar="D", help=f"default: {ENV_JOURNAL_DIR}, else the user's")
     parser.add_argument("--json", action="store_true", help="For machines: one JSON document.")
+    parser.add_argument(
+        "--refused", action="store_true", help="also send again what the collector refused, after its cause was mended"
+    )
     arguments = parser.parse_args(argv)
     if arguments.journal_dir is not None:
         if not arguments.journal_dir.is_dir():
             print(f"meterhouse drain: {arguments.journal_dir} is no directory", file=sys.stderr)
             return 1
         os.environ[ENV_JOURNAL_DIR] = str(arguments.journal_dir)
-    return _drain(as_json=arguments.json)
+    try:
+        return _drain(as_json=arguments.json, refused_too=arguments.refused)
+    except OSError as error:
+        print(f"meterhouse drain: {error}; name the journals with --journal-dir", file=sys.stderr)
+        return 1
 
 
-def _drain(*, as_json: bool) -> int:
-    from meterhouse.exporter import REFUSED_SUFFIX, drain_now
+def _drain(*, as_json: bool, refused_too: bool) -> int:
+    from meterhouse import refused
+    from meterhouse.exporter import drain_now
     from meterhouse.settings import destination, journal_directory, why_nowhere
 
     directory = journal_directory()
-    drained = drain_now()
+    drained = drain_now(directory, refused_too=refused_too)
     if drained is None:
         print(
             f"meterhouse drain: nowhere to send usage to: {why_nowhere()}. Set METERHOUSE_ENDPOINT and "
@@ -87,7 +95,7 @@ def _drain(*, as_json: bool) -> int:
         )
         return 1
     goal = destination()
-    refused = sorted(str(path) for path in directory.glob(f"*{REFUSED_SUFFIX}"))
+    still_refused = [str(path) for path in refused.files(directory)]
     found = {
         "journal_dir": str(directory),
         "endpoint": goal.endpoint if goal else None,
@@ -95,17 +103,20 @@ def _drain(*, as_json: bool) -> int:
         "delivered": drained.events,
         "unfinished": drained.unfinished,
         "left": drained.left,
+        "lost": drained.lost,
         "unreadable_lines": drained.unreadable_lines,
         "failed": drained.failed,
-        "refused": refused,
+        "refused": still_refused,
     }
     if as_json:
         print(json.dumps(found))
     else:
         plural = "" if drained.journals == 1 else "s"
         print(f"{drained.journals} journal{plural} of ended processes in {directory}")
-        for what in ("delivered", "unfinished", "left", "unreadable_lines", "failed"):
+        for what in ("delivered", "unfinished", "left", "lost", "unreadable_lines", "failed"):
             print(f"  {what.replace('_', ' '):<17}{found[what]:>8}")
-        for path in refused:
+        for path in still_refused:
             print(f"  refused by the collector, kept in {path}")
-    return 3 if drained.left or drained.failed or refused else 0
+        if still_refused and not refused_too:
+            print("  once the cause is mended, `meterhouse drain --refused` sends it again")
+    return 3 if drained.left or drained.lost or drained.failed or still_refused else 0

@@ -116,6 +116,8 @@ class Delivery:
         try:
             with suppress_instrumentation():
                 result = self._exporter.export(batch)
+        except Exception:  # noqa: BLE001 - until 1.41 it raises what it logs later; `_judge` finds out what it was
+            result = MetricExportResult.FAILURE
         finally:
             _own.sending = False
         return self._judge(batch, result)

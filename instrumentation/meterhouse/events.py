@@ -4,17 +4,15 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from meterhouse.attribution import MAX_BYTES
 from meterhouse.vocabulary import (
     CACHE_TTL,
-    EVENT_ID,
     LLM_REQUESTS,
     MODALITY,
     NO_USAGE,
-    POINT_ATTRIBUTES,
+    RESPONSE_MODEL,
     STATUS,
     UNFINISHED,
     USAGE_SOURCE,
@@ -27,8 +25,7 @@ REPORTED_QUANTITY = "usage.quantity"
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class UsageEvent:
+class UsageEvent(NamedTuple):
     """One usage event: `quantity` units of `meter` at `event_time_ns` (since the epoch), under its one name.
 
     `attributes` are those of the point and of the exemplar together, without the event id. `trace_id` and `span_id` are
@@ -66,16 +63,17 @@ class UsageEvent:
         return cls(meter, quantity, event_id, event_time_ns, attributes, int(trace_id, 16), int(span_id, 16))
 
 
-def event_name(call_id: str, meter: str, modality: str = "", cache_ttl: str = "") -> str:
+def event_name(call_id: str, meter: str, modality: str = "", cache_ttl: str = "", model: str = "") -> str:
     """The event id of one row of a call: the same arguments always give the same 32 characters."""
-    return hashlib.sha256("\0".join((call_id, meter, modality, cache_ttl)).encode()).hexdigest()[:32]
+    parts = (call_id, meter, modality, cache_ttl, model) if model else (call_id, meter, modality, cache_ttl)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A quantity that a provider reported, before it has a call: the disjoint bucket `meter`, split where reported.
 
-    None: not reported. NaN: something was reported that is no number. `usage_source`, where given, is this row's own.
+    None: not reported. NaN: something was reported that is no number. `usage_source` and `model`, where given, are the
+    row's own, beside those of the answer. `decimal`: parts of the meter's unit count (seconds; there is no half token).
     """
 
     meter: str
@@ -83,6 +81,8 @@ class Row:
     modality: str = ""
     cache_ttl: str = ""
     usage_source: str = ""
+    model: str = ""
+    decimal: bool = False
 
 
 def of_call(
@@ -104,11 +104,115 @@ def of_call(
         if not row.quantity:
             continue
         quantity, own = row.quantity, _split(row)
-        if math.isfinite(quantity) and quantity != int(quantity):
+        if not row.decimal and math.isfinite(quantity) and quantity != int(quantity):
             quantity, own[REPORTED_QUANTITY] = math.nan, repr(quantity)
-        name = event_name(call_id, row.meter, row.modality, row.cache_ttl)
+        name = event_name(call_id, row.meter, row.modality, row.cache_ttl, row.model)
         events.append(UsageEvent(row.meter, quantity, name, event_time_ns, {**attributes, **own}, trace_id, span_id))
     return events
+
+
+class Recorded(Protocol):
+    """What a thread leaves of its usage; cheap to make, spelled out into events by the exporter's thread."""
+
+    attributes: Mapping[str, str]
+    """Those that all of its events have."""
+
+    @property
+    def call_id(self) -> str | None:
+        """The call that is finished by it."""
+
+    @property
+    def size(self) -> int:
+        """How many events it has at most."""
+
+    def events(self) -> list[UsageEvent]:
+        """Its events; the same objects each time."""
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of the journal; `from_line` is its inverse."""
+
+
+class Finished:
+    """A finished call: what its events share, and a row for each. Their ids come from `name`, else the call's id."""
+
+    def __init__(
+        self,
+        call_id: str,
+        event_time_ns: int,
+        rows: Iterable[Row],
+        attributes: Mapping[str, str],
+        trace_id: int = 0,
+        span_id: int = 0,
+        name: str | None = None,
+    ) -> None:
+        self.call_id = call_id
+        self._name = name
+        self.attributes = attributes
+        self._event_time_ns = event_time_ns
+        self._rows = [row for row in rows if row.quantity]
+        self._span = (trace_id, span_id)
+        self._events: list[UsageEvent] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self._rows)
+
+    def events(self) -> list[UsageEvent]:
+        if self._events is None:
+            at, (trace_id, span_id) = self._event_time_ns, self._span
+            name = self._name or self.call_id
+            self._events = of_call(name, at, self._rows, self.attributes, trace_id=trace_id, span_id=span_id)
+        return self._events
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [
+            [row.meter, row.quantity, row.modality, row.cache_ttl, row.usage_source, row.model, row.decimal]
+            for row in self._rows
+        ]
+        span = [f"{number:x}" for number in self._span]
+        line = {
+            "call": self.call_id,
+            "at": self._event_time_ns,
+            "attributes": self.attributes,
+            "rows": rows,
+            "span": span,
+        }
+        return {**line, "name": self._name} if self._name else line
+
+
+class Loose:
+    """Events that belong to no call; they share the attributes of the first."""
+
+    call_id = None
+
+    def __init__(self, events: list[UsageEvent]) -> None:
+        self.attributes = events[0].attributes
+        self._events = events
+
+    @property
+    def size(self) -> int:
+        return len(self._events)
+
+    def events(self) -> list[UsageEvent]:
+        return self._events
+
+    def as_json(self) -> dict[str, Any]:
+        return {"call": None, "events": [event.as_json() for event in self._events]}
+
+
+def from_line(record: Mapping[str, Any]) -> Recorded:
+    """What `as_json` of either wrote; raises KeyError, TypeError or ValueError for anything else."""
+    if "events" in record:
+        return Loose([UsageEvent.from_json(row) for row in record["events"]])
+    call_id, at, attributes, (trace_id, span_id) = record["call"], record["at"], record["attributes"], record["span"]
+    rows = [Row(*row) for row in record["rows"]]
+    name = record.get("name")
+    texts = [call_id, *attributes, *attributes.values(), name or ""]
+    texts += [text for row in rows for text in (row.meter, row.modality, row.cache_ttl, row.usage_source, row.model)]
+    numbers = [at, *(row.quantity for row in rows)]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(one, int | float) for one in numbers):
+        raise TypeError("no finished call")
+    return Finished(call_id, at, rows, attributes, int(trace_id, 16), int(span_id, 16), name)
 
 
 def counts(quantity: int | float) -> bool:
@@ -123,18 +227,6 @@ def unfinished(call_id: str, started_at_ns: int, attributes: Mapping[str, str]) 
     """
     known = {**attributes, STATUS: UNFINISHED, USAGE_SOURCE: NO_USAGE}
     return UsageEvent(LLM_REQUESTS, 1, event_name(call_id, LLM_REQUESTS), started_at_ns, known)
-
-
-def measurement(event: UsageEvent) -> dict[str, str]:
-    """The attributes of the event's measurement, cut to the contract's limits."""
-    kept = {key: cut(value) for key, value in event.attributes.items()}
-    kept[EVENT_ID] = event.event_id
-    return kept
-
-
-def series(event: UsageEvent) -> dict[str, str]:
-    """The attributes of the data point that the event belongs to."""
-    return {key: cut(value) for key, value in event.attributes.items() if key in POINT_ATTRIBUTES}
 
 
 def cut(value: str) -> str:
@@ -153,4 +245,6 @@ def _split(row: Row) -> dict[str, str]:
         split[CACHE_TTL] = row.cache_ttl
     if row.usage_source:
         split[USAGE_SOURCE] = row.usage_source
+    if row.model:
+        split[RESPONSE_MODEL] = cut(row.model)
     return split

@@ -4,19 +4,19 @@ What failed is in the journal under the same ids and times and is not kept in me
 journal), so after a failure the loop follows the journal until it has caught up, and then goes back to the counters.
 """
 
-import json
 import logging
-import os
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from meterhouse import refused
 from meterhouse.adoption import BATCH, Drained, drain
 from meterhouse.delivery import Delivery, Outcome
 from meterhouse.events import UsageEvent
 from meterhouse.journal import Journal
-from meterhouse.pipeline import Pipeline
+from meterhouse.pipeline import metrics_data
 from meterhouse.runtime import warn_once
 from meterhouse.settings import destination, journal_directory, why_nowhere
 
@@ -24,7 +24,11 @@ INTERVAL_S = 5.0
 LONGEST_PAUSE_S = 60.0
 ADOPT_EVERY_S = 60.0
 KEPT_BATCHES = 20
-REFUSED_SUFFIX = ".refused"
+ADOPT_AT_MOST_S = 2.0
+"""So long may a pass over the journals of dead processes hold up the own usage; it goes on at the next step."""
+DIVIDED_AT_MOST = 50
+"""Refusals that finding the bad events of one batch may take: then, what is refused together is set aside together. One
+bad event among 500 takes 10 of them."""
 
 _log = logging.getLogger("meterhouse")
 
@@ -32,33 +36,61 @@ _log = logging.getLogger("meterhouse")
 class Exporter:
     """Owns the way out of one process. `step` is the whole loop body, so that a test can drive it without a thread."""
 
-    def __init__(self, journal: Journal | None, pipeline: Pipeline) -> None:
+    def __init__(self, journal: Journal | None, resource: Mapping[str, str]) -> None:
+        self.lost = 0
+        """Events that there was no room for in memory, where there is no journal."""
         self._journal = journal
-        self._pipeline = pipeline
+        self._resource = resource
+        self._counted: list[UsageEvent] = []
         self._delivery: Delivery | None = None
         self._behind = False
         self._kept: deque[list[UsageEvent]] = deque(maxlen=KEPT_BATCHES)
         self._only_copy = False
+        self._divided = 0
         self._failures = 0
         self._told = ""
         self._not_before = 0.0
         self._adopt_at = 0.0
         self._stopping = False
 
+    def add(self, events: Sequence[UsageEvent]) -> None:
+        """Events for the next step; they are in the journal already, if there is one."""
+        self._counted.extend(events)
+
     def lagging(self) -> None:
         """Something was journalled without being counted: follow the journal."""
         self._behind = True
 
+    def stop(self) -> None:
+        """The process ends: only its own usage matters now."""
+        self._stopping = True
+
     def step(self) -> None:
         """Send what is due; never raises for what a network or a server does."""
+        self._tend()
         if self._pausing() or not self._connect():
             return
         self._send_counted()
         if self._behind and not self._pausing():
             self._follow_journal()
         if not self._pausing() and not self._stopping and time.monotonic() >= self._adopt_at:
-            self._adopt_at = time.monotonic() + ADOPT_EVERY_S
-            drain(journal_directory(), self.deliver)
+            self._adopt()
+
+    def _tend(self) -> None:
+        if self._journal is not None:
+            try:
+                self._journal.tend()
+            except OSError as error:
+                warn_once("journal", "Meterhouse cannot write its journal (%s): a crash loses usage now.", error)
+
+    def _adopt(self) -> None:
+        until = time.monotonic() + ADOPT_AT_MOST_S
+        try:
+            directory = journal_directory()
+        except OSError:  # no home: this process has no journal either, and has said so
+            return
+        drain(directory, self.deliver, go_on=lambda: not self._stopping and time.monotonic() < until, count_rest=False)
+        self._adopt_at = time.monotonic() + (0 if time.monotonic() >= until else ADOPT_EVERY_S)
 
     def _pausing(self) -> bool:
         """True for a while after a failure, including one in this very step."""
@@ -77,42 +109,38 @@ class Exporter:
         if self._delivery is not None:
             self._delivery.stop()
 
-    def deliver(self, pipeline: Pipeline, events: Sequence[UsageEvent]) -> Outcome:
-        """Send these events through `pipeline`, which must be empty; what is bad among them is set aside.
+    def deliver(self, resource: Mapping[str, str], events: Sequence[UsageEvent]) -> Outcome:
+        """Send these events of the process that `resource` describes; what is bad among them is set aside.
 
         Unless the outcome is `again`, nothing of them has to be sent again.
         """
         bad: list[tuple[UsageEvent, str]] = []
-        outcome = self._send(pipeline, events, bad)
+        self._divided = 0
+        outcome = self._send(resource, events, bad)
         # Only once all the rest is through: before, it would be set aside again by every new attempt.
-        if bad and not outcome.again and not self._set_aside(bad):
+        if bad and not outcome.again and not self._set_aside(resource, bad):
             outcome = Outcome.RETRY
         self._note(outcome)
         return outcome
 
-    def _send(self, pipeline: Pipeline, events: Sequence[UsageEvent], bad: list[tuple[UsageEvent, str]]) -> Outcome:
+    def _send(
+        self, resource: Mapping[str, str], events: Sequence[UsageEvent], bad: list[tuple[UsageEvent, str]]
+    ) -> Outcome:
         """Send the events, in halves where they cannot go as one, down to the single event that is bad."""
         if self._delivery is None:
             return Outcome.UNREACHABLE
-        outcome = Outcome.DIVIDE
-        try:
-            pipeline.add(events)
-        except Exception as error:  # noqa: BLE001 - what the SDK raises for a name that no instrument can have
-            self._delivery.why = f"it cannot be counted: {error!s:.200}"
-            pipeline.collect()
-        else:
-            batch, _ = pipeline.collect()
-            if batch is None:
-                return Outcome.ACKNOWLEDGED
-            outcome = self._delivery.attempt(batch)
-        if outcome is Outcome.REFUSED or (outcome is Outcome.DIVIDE and len(events) == 1):
+        if not events:
+            return Outcome.ACKNOWLEDGED
+        outcome = self._delivery.attempt(metrics_data(resource, events))
+        if outcome not in (Outcome.REFUSED, Outcome.DIVIDE):
+            return outcome
+        self._divided += 1
+        if len(events) == 1 or (outcome is Outcome.REFUSED and self._divided > DIVIDED_AT_MOST):
             bad.extend((event, self._delivery.why) for event in events)
             return Outcome.REFUSED
-        if outcome is not Outcome.DIVIDE:
-            return outcome
         middle = len(events) // 2
-        first = self._send(pipeline, events[:middle], bad)
-        return first if first.again else self._send(pipeline, events[middle:], bad)
+        first = self._send(resource, events[:middle], bad)
+        return first if first.again else self._send(resource, events[middle:], bad)
 
     def _connect(self) -> bool:
         goal = destination()
@@ -128,10 +156,10 @@ class Exporter:
     def _send_counted(self) -> None:
         if not self._send_kept():
             return
-        batch, events = self._pipeline.collect()
-        if batch is None or self._delivery is None or self._behind:  # behind: the journal has all of it
+        events, self._counted = self._counted, []
+        if not events or self._delivery is None or self._behind:  # behind: the journal has all of it
             return
-        outcome = self._delivery.attempt(batch)
+        outcome = self._delivery.attempt(metrics_data(self._resource, events))
         if outcome is not Outcome.DIVIDE:
             self._note(outcome)
         if outcome is Outcome.ACKNOWLEDGED:
@@ -144,7 +172,8 @@ class Exporter:
 
     def _keep(self, events: list[UsageEvent]) -> None:
         if len(self._kept) == self._kept.maxlen:
-            _log.error("Meterhouse has no journal and its memory is full: the oldest undelivered usage is lost.")
+            self.lost += len(self._kept[0])
+            warn_once("lost", "Meterhouse has no journal, and its memory is full: the oldest usage is lost.")
         self._kept.append(events)
 
     def _send_kept(self) -> bool:
@@ -167,14 +196,11 @@ class Exporter:
                 return
 
     def _deliver_own(self, events: Sequence[UsageEvent]) -> Outcome:
-        # A pipeline of its own, because the process's counters may be added to meanwhile.
-        pipeline = Pipeline(self._pipeline.resource)
         self._only_copy = self._journal is None
         try:
-            return self.deliver(pipeline, events)
+            return self.deliver(self._resource, events)
         finally:
             self._only_copy = False
-            pipeline.close()
 
     def _acknowledge(self, event_ids: Sequence[str]) -> None:
         if self._journal is None or not event_ids:
@@ -182,7 +208,7 @@ class Exporter:
         try:
             self._journal.acknowledge(event_ids)
         except OSError as error:  # sent again by whoever reads the journal; the id makes twice equal once
-            _log.warning("Meterhouse could not note in its journal what was delivered: %s", error)
+            warn_once("note", "Meterhouse could not note in its journal what was delivered: %s", error)
 
     def _note(self, outcome: Outcome) -> None:
         why = self._delivery.why if self._delivery else ""
@@ -204,20 +230,15 @@ class Exporter:
             return "It is kept until it can be sent."
         return f"It is kept in {self._journal.path} and sent later, at the latest by `meterhouse drain`."
 
-    def _set_aside(self, bad: Sequence[tuple[UsageEvent, str]]) -> bool:
+    def _set_aside(self, resource: Mapping[str, str], bad: Sequence[tuple[UsageEvent, str]]) -> bool:
         """Keep what is bad where `meterhouse drain` names it; False when it has to stay where it is."""
         what = f"{len(bad)} usage event{'' if len(bad) == 1 else 's'}"
         why = bad[0][1]
-        path = journal_directory() / f"{time.time_ns()}-{os.getpid()}{REFUSED_SUFFIX}"
         try:
-            with open(path, "x", encoding="utf-8", errors="replace") as file:
-                os.chmod(path, 0o600)
-                for event, reason in bad:
-                    file.write(json.dumps({"why": reason, "event": event.as_json()}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            path = refused.keep(journal_directory(), resource, bad)
         except OSError as error:
             if self._only_copy:
+                self.lost += len(bad)
                 _log.error("Meterhouse loses %s that cannot be delivered (%s): %s", what, why, error)
                 return True
             if self._delivery is not None:
@@ -227,10 +248,14 @@ class Exporter:
         return True
 
 
-def drain_now() -> Drained | None:
-    """Deliver the journals of dead processes once, now; None when it is not known where to."""
+def drain_now(directory: Path, *, refused_too: bool = False) -> Drained | None:
+    """Deliver the journals of dead processes once, now; None when it is not known where to.
+
+    `refused_too`: first what was refused before, because its cause was mended.
+    """
     if destination() is None:
         return None
-    exporter = Exporter(None, Pipeline({}))
+    exporter = Exporter(None, {})
     exporter._connect()
-    return drain(journal_directory(), exporter.deliver)
+    before = refused.send_again(directory, exporter.deliver) if refused_too else Drained()
+    return before + drain(directory, exporter.deliver)

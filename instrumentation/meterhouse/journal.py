@@ -1,121 +1,234 @@
 """The process journal: what a call meant to use and what it used, on disk before it is counted.
 
-One append-only file per process, held under `flock` while the process lives: a file whose lock is free belongs to a
-dead process and may be adopted. One JSON line per record, each written by one `os.write`, so that a SIGKILL loses
-nothing that was written and can tear at most the last line. Not fsynced: a power cut may lose the last seconds.
+One append-only file per process (`journal_records` has its format), each record written by one `os.write`, so that a
+SIGKILL loses nothing that was written and can tear at most the last line. With `fsync` it survives a power cut, too.
 
-    {"process": {resource attributes}}                         first line
-    {"intent": call id, "at": ns, "attributes": {...}}         a provider call starts
-    {"call": call id or null, "events": [...]}                 its events: the call is finished
-    {"acknowledged": [event ids]}                              the collector has them on disk
+What the disk has no room for waits in memory. The journals of a directory share `Limits.max_bytes`: near it intents are
+no longer written, at it usage waits in memory until delivered usage was cleared away. Nothing is lost without a count.
 """
 
-import fcntl
+import errno
 import itertools
-import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO
 
-from meterhouse.events import UsageEvent, unfinished
+from meterhouse.events import Loose, Recorded, UsageEvent, from_line
+from meterhouse.journal_records import DRAFT_SUFFIX, SUFFIX, encoded, lock, records, unlock
+from meterhouse.settings import Limits
 
-SUFFIX = ".journal"
 ROTATE_BYTES = 8 * 1024 * 1024
 HELD_EVENTS = 10_000
-"""Unacknowledged events kept in memory; while there are more, the rest is read from the file, which is not replaced."""
-LONGEST_LINE_BYTES = 4 * 1024 * 1024
+"""Unacknowledged events kept in memory; while there are more, the rest is read from the file. As many more may wait in
+memory for room on the disk."""
+EVENTS_PER_LINE = 100
+INTENTS_SHARE = 7 / 8
+"""Beyond this share of the room, only usage is written."""
+LOOK_EVERY_S = 60.0
+_COPIED_AT_ONCE = 1024 * 1024
+
+
+class MemoryFull(OSError):
+    """Neither the disk nor the memory has room: the events are lost, and counted as such."""
 
 
 class Journal:
-    """The journal of this process; safe for threads. Methods that write may raise OSError (disk full)."""
+    """The journal of this process; safe for threads. Methods that write may raise OSError (disk full).
 
-    def __init__(self, directory: Path, process_id: str, resource: Mapping[str, str]) -> None:
+    `tend`, `acknowledge` and `unacknowledged` are for one thread, the exporter's.
+    """
+
+    def __init__(self, directory: Path, process_id: str, resource: Mapping[str, str], limits: Limits) -> None:
+        self.lost = 0
+        """Events that there was no room for, neither on disk nor in memory."""
         self._directory = directory
         self._process_id = process_id
-        self._header = _line({"process": dict(resource)})
+        self._limits = limits
+        self._header = encoded({"process": dict(resource)})
         self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
         self._intents: dict[str, bytes] = {}
-        # The unacknowledged events are those held here and, once there were too many, those from this offset on.
+        # The unacknowledged events are those held here, and the fresh ones, which are yet to be spelled out; once there
+        # were too many, those from this offset of the file on; and those that could not be written.
         self._held: dict[str, UsageEvent] = {}
+        self._fresh: list[Recorded] = []
+        self._fresh_events = 0
         self._spilled_from: int | None = None
+        self._unwritten: dict[str, UsageEvent] = {}
+        self._lost_written = 0
         self._torn = False
         self._part = 0
         self._size = 0
+        self._synced = 0
+        self._rewritten = 0
+        self._look_at = 0.0
+        self._closed = False
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path, self._fd = self._create()
+        self._others = _taken(directory)
+        self.path, self._fd, self._size = self._create()
 
     def intent(self, call_id: str, started_at_ns: int, attributes: Mapping[str, str]) -> None:
         """A provider call is about to start."""
-        line = _line({"intent": call_id, "at": started_at_ns, "attributes": dict(attributes)})
+        line = encoded({"intent": call_id, "at": started_at_ns, "attributes": dict(attributes)})
         with self._lock:
             self._intents[call_id] = line
-            self._write(line)
+            self._write(line, INTENTS_SHARE)
+            end = self._part, self._size
+        self._sync(*end)
 
-    def events(self, call_id: str | None, events: Sequence[UsageEvent]) -> None:
-        """A call finished, or events without a call happened."""
-        line = _line({"call": call_id, "events": [event.as_json() for event in events]})
+    def record(self, recorded: Recorded) -> None:
+        """A call finished, or events without a call happened.
+
+        OSError: they are not on disk, but kept here and written later. MemoryFull: they are lost.
+        """
+        line = encoded(recorded.as_json())
         with self._lock:
-            if call_id is not None:
-                self._intents.pop(call_id, None)
-            if self._spilled_from is None and len(self._held) >= HELD_EVENTS:
-                self._spilled_from = self._size
+            if recorded.call_id is not None:
+                self._intents.pop(recorded.call_id, None)
+            offset = self._size
+            try:
+                self._write(line, 1)
+            except OSError as error:
+                self._wait_for_room(recorded.events(), error)
+                raise
+            if self._spilled_from is None and len(self._held) + self._fresh_events >= HELD_EVENTS:
+                self._spilled_from = offset
             if self._spilled_from is None:
-                self._held.update((event.event_id, event) for event in events)
-            self._write(line)
+                self._fresh.append(recorded)
+                self._fresh_events += recorded.size
+            end = self._part, self._size
+        self._sync(*end)
 
     def acknowledge(self, event_ids: Sequence[str]) -> None:
         """The collector has these events on disk. Replaces a large file by what is still open in it."""
+        self._spell_out()
         with self._lock:
             for event_id in event_ids:
                 self._held.pop(event_id, None)
-            self._write(_line({"acknowledged": list(event_ids)}))
-            if self._size > ROTATE_BYTES and self._spilled_from is None:
-                self._replace()
+                self._unwritten.pop(event_id, None)
+            # Small, and what makes room again: written whatever the limit says.
+            self._write(encoded({"acknowledged": list(event_ids)}))
+        self._replace_if_worth_it()
 
     def unacknowledged(self, limit: int) -> list[UsageEvent]:
         """The oldest unacknowledged events; fewer than `limit` only when there are no more."""
+        self._spell_out()
         with self._lock:
             while len(self._held) < limit and self._spilled_from is not None:
                 self._read_spilled(self._spilled_from, limit)
-            return list(itertools.islice(self._held.values(), limit))
+            return list(itertools.islice(itertools.chain(self._held.values(), self._unwritten.values()), limit))
 
     def waiting(self) -> tuple[int, bool]:
         """How many events are unacknowledged, and whether there are more that only the file has."""
         with self._lock:
-            return len(self._held), self._spilled_from is not None
+            held = len(self._held) + self._fresh_events + len(self._unwritten)
+            return held, self._spilled_from is not None
+
+    def tend(self) -> None:
+        """Look at the room there is, and write what could not be written before."""
+        if time.monotonic() >= self._look_at or self._unwritten:
+            self._look_at = time.monotonic() + LOOK_EVERY_S
+            self._others = max(_taken(self._directory) - self._size, 0)
+        if self._unwritten:
+            self._replace_if_worth_it()
+        with self._lock:
+            if self.lost > self._lost_written:
+                self._write(encoded({"lost": self.lost - self._lost_written}))
+                self._lost_written = self.lost
+            while self._unwritten:
+                some = list(itertools.islice(self._unwritten.values(), EVENTS_PER_LINE))
+                line, offset = _events_line(some), self._size
+                self._write(line, 1)
+                if self._spilled_from is None and len(self._held) >= HELD_EVENTS:
+                    self._spilled_from = offset
+                for event in some:
+                    del self._unwritten[event.event_id]
+                    if self._spilled_from is None:
+                        self._held[event.event_id] = event
+
+    def rescue(self) -> None:
+        """The process ends: write what waits in memory beyond the limit; what the disk has no room for is lost."""
+        with self._lock:
+            waiting = list(self._unwritten.values())
+            for first in range(0, len(waiting), EVENTS_PER_LINE):
+                try:
+                    self._write(_events_line(waiting[first : first + EVENTS_PER_LINE]))
+                except OSError:
+                    for event in waiting[first:]:
+                        del self._unwritten[event.event_id]
+                    self.lost += len(waiting) - first
+                    return
 
     def close(self) -> None:
-        """Let go of the file, and remove it when nothing in it is open."""
-        with self._lock:
-            if not self._intents and not self._held and self._spilled_from is None:
+        """Let go of the file, and remove it when nothing in it is open. Who writes later opens another one."""
+        with self._lock, self._sync_lock:
+            if self._closed:
+                return
+            if not (self._intents or self._held or self._fresh or self._unwritten) and self._spilled_from is None:
                 self.path.unlink(missing_ok=True)
-            os.close(self._fd)
+            self._closed = True
+            unlock(self._fd)
 
-    def abandon_after_fork(self) -> None:
-        """In a forked child: close the inherited descriptor, or the parent's lock would outlive the parent."""
-        os.close(self._fd)
+    def _spell_out(self) -> None:
+        with self._lock:
+            fresh, self._fresh = self._fresh, []
+        for recorded in fresh:
+            self._held.update((event.event_id, event) for event in recorded.events())
+        with self._lock:
+            self._fresh_events = sum(one.size for one in self._fresh)
 
-    def _create(self) -> tuple[Path, int]:
+    def _wait_for_room(self, events: Sequence[UsageEvent], error: OSError) -> None:
+        if len(self._unwritten) + len(events) > HELD_EVENTS:
+            self.lost += len(events)
+            raise MemoryFull(error.errno, error.strerror) from error
+        self._unwritten.update((event.event_id, event) for event in events)
+
+    def _create(self) -> tuple[Path, int, int]:
+        """A new file with its header: its path, descriptor and size."""
         # Locked before it gets the name under which adopters look for journals, so that none sees it unlocked.
         path = self._directory / f"{self._process_id}-{self._part}{SUFFIX}"
-        draft = path.with_suffix(".new")
+        draft, fd = self._draft(path)
+        try:
+            size = _write_all(fd, self._header)
+            self._publish(draft, fd, path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            unlock(fd)
+            raise
+        return path, fd, size
+
+    def _draft(self, path: Path) -> tuple[Path, int]:
+        draft = path.with_suffix(DRAFT_SUFFIX)
         fd = os.open(draft, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        self._size = os.write(fd, self._header)
+        try:
+            lock(fd)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            os.close(fd)
+            raise
+        return draft, fd
+
+    def _publish(self, draft: Path, fd: int, path: Path) -> None:
+        if self._limits.fsync:
+            os.fsync(fd)
         os.rename(draft, path)
-        return path, fd
+        if self._limits.fsync:
+            directory = os.open(self._directory, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
     def _read_spilled(self, offset: int, limit: int) -> None:
         with open(self.path, "rb") as file:
             file.seek(offset)
-            for record, end in _records(file):
+            for record, end in records(file):
                 offset = end
-                if isinstance(record, dict) and "events" in record:
-                    rows = [UsageEvent.from_json(row) for row in record["events"]]
-                    self._held.update((event.event_id, event) for event in rows)
+                if isinstance(record, dict) and "call" in record:
+                    self._held.update((event.event_id, event) for event in from_line(record).events())
                 elif isinstance(record, dict):
                     for event_id in record.get("acknowledged", ()):
                         self._held.pop(event_id, None)
@@ -124,21 +237,58 @@ class Journal:
                     return
         self._spilled_from = None
 
-    def _replace(self) -> None:
-        old_path, old_fd = self.path, self._fd
-        self._part += 1
-        self.path, self._fd = self._create()
-        self._torn = False
-        # Until the old file is gone both name the same calls and events: adopting both sends the same ids twice.
-        for line in self._intents.values():
-            self._write(line)
-        if self._held:
-            self._write(_line({"call": None, "events": [event.as_json() for event in self._held.values()]}))
-        old_path.unlink(missing_ok=True)
-        os.close(old_fd)
+    def _replace_if_worth_it(self) -> None:
+        with self._lock:
+            # What comes before the part that only the file has is delivered, or held in memory.
+            clearable = self._size if self._spilled_from is None else self._spilled_from
+            enough = min(ROTATE_BYTES, self._limits.max_bytes // 4)
+            worth_it = not self._closed and clearable > max(enough, 2 * self._rewritten, self._size // 2)
+        if worth_it:
+            self._replace()
 
-    def _write(self, line: bytes) -> None:
+    def _replace(self) -> None:
+        """Replace the file by one with what is open in it. Only the last of the copying keeps the host waiting."""
+        self._spell_out()
+        with self._lock:
+            start = self._size if self._spilled_from is None else self._spilled_from
+            intents, held = list(self._intents.values()), list(self._held.values())
+        path = self._directory / f"{self._process_id}-{self._part + 1}{SUFFIX}"
+        draft, fd = self._draft(path)
+        try:
+            base = _write_all(fd, b"".join([self._header, *intents]))
+            for first in range(0, len(held), EVENTS_PER_LINE):
+                base += _write_all(fd, _events_line(held[first : first + EVENTS_PER_LINE]))
+            with open(self.path, "rb") as old:
+                old.seek(start)
+                copied = _copy(old, fd)
+                with self._lock, self._sync_lock:
+                    copied += _copy(old, fd)  # what was written meanwhile
+                    self._publish(draft, fd, path)
+                    # The old one goes at once: while both are there, they have to say the same.
+                    self.path.unlink(missing_ok=True)
+                    unlock(self._fd)
+                    self._part, self.path, self._fd, self._size = self._part + 1, path, fd, base + copied
+                    self._rewritten, self._synced = base, base + copied
+                    if self._spilled_from is not None:
+                        self._spilled_from += base - start
+        except OSError:
+            if fd != self._fd:
+                draft.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                unlock(fd)
+            raise
+
+    def _write(self, line: bytes, share: float | None = None) -> None:
+        """Append the line; `share`: only within that share of the room. Raises OSError."""
+        if self._closed:
+            with self._sync_lock:
+                self._part += 1
+                self.path, self._fd, self._size = self._create()
+                self._torn = self._closed = False
+                self._synced = self._rewritten = 0
         data = b"\n" + line if self._torn else line
+        if share is not None and self._others + self._size + len(data) > self._limits.max_bytes * share:
+            raise OSError(errno.EDQUOT, f"the journals in {self._directory} have reached their limit")
         self._torn = True  # until all of it is written
         while data:
             written = os.write(self._fd, data)
@@ -146,113 +296,44 @@ class Journal:
             data = data[written:]
         self._torn = False
 
-
-@dataclass
-class Contents:
-    """What a whole journal says: its process, and what is open in it."""
-
-    resource: dict[str, str] = field(default_factory=dict)
-    intents: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)
-    events: dict[str, UsageEvent] = field(default_factory=dict)
-    unreadable_lines: int = 0
-
-    def to_send(self) -> list[UsageEvent]:
-        """The unacknowledged events, and one `unfinished` request for every call that never finished."""
-        left = [unfinished(call, at, attributes) for call, (at, attributes) in self.intents.items()]
-        return [*self.events.values(), *left]
+    def _sync(self, part: int, end: int) -> None:
+        """With fsync: return when the file is on disk up to `end`. One thread syncs for all that wrote before it."""
+        if not self._limits.fsync:
+            return
+        with self._sync_lock:
+            if self._synced >= end or self._part != part or self._closed:  # a replaced file was synced as a whole
+                return
+            size = self._size
+            os.fdatasync(self._fd)
+            self._synced = size
 
 
-def read(file: BinaryIO) -> Contents:
-    """Read a journal; a torn or damaged line is counted and passed over."""
-    contents = Contents()
-    acknowledged: set[str] = set()
-    finished: set[str] = set()
-    for record, _ in _records(file):
-        try:
-            _take(record, contents, finished, acknowledged)
-        except (TypeError, ValueError, KeyError, AttributeError):  # valid JSON of another shape: damaged
-            contents.unreadable_lines += 1
-    for call in finished:
-        contents.intents.pop(call, None)
-    for event_id in acknowledged:
-        contents.events.pop(event_id, None)
-    for call, (at, attributes) in list(contents.intents.items()):
-        # An adopter that died after sending left its acknowledgement under the name the event would get again.
-        if unfinished(call, at, attributes).event_id in acknowledged:
-            del contents.intents[call]
-    return contents
+def _events_line(events: Sequence[UsageEvent]) -> bytes:
+    return encoded(Loose(list(events)).as_json())
 
 
-def _take(record: Any, contents: Contents, finished: set[str], acknowledged: set[str]) -> None:
-    if "events" in record:
-        events = [UsageEvent.from_json(row) for row in record["events"]]
-        contents.events.update((event.event_id, event) for event in events)
-        if record["call"] is not None:
-            finished.add(record["call"])
-    elif "intent" in record:
-        contents.intents[record["intent"]] = (int(record["at"]), dict(record["attributes"]))
-    elif "acknowledged" in record:
-        acknowledged.update(record["acknowledged"])
-    else:
-        contents.resource = dict(record["process"])
+def _write_all(fd: int, data: bytes) -> int:
+    size = len(data)
+    while data:
+        data = data[os.write(fd, data) :]
+    return size
 
 
-class Adopted:
-    """The journal of a dead process, locked by us: a context manager; `remove` when all of it was delivered."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path = path
-        self._file = file
-        self.contents = read(file)
-
-    @classmethod
-    def take(cls, path: Path) -> Self | None:
-        """None when its process lives, another adopter has it, or it is gone."""
-        try:
-            file = open(path, "r+b")  # noqa: SIM115 - kept open: the lock lives with the descriptor
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_nlink:
-                return cls(path, file)
-        except BlockingIOError:
-            pass
-        file.close()
-        return None
-
-    def acknowledge(self, event_ids: Iterable[str]) -> None:
-        """Remember what was delivered, for whoever adopts it next should we die."""
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(b"\n" + _line({"acknowledged": list(event_ids)}))  # the last line may be torn
-        self._file.flush()
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+def _copy(file: BinaryIO, fd: int) -> int:
+    """Copy the rest of the file; returns the bytes copied."""
+    copied = 0
+    while piece := file.read(_COPIED_AT_ONCE):
+        copied += _write_all(fd, piece)
+    return copied
 
 
-def journals(directory: Path) -> list[Path]:
-    """The journals of all processes, living and dead, by name."""
-    return sorted(directory.glob(f"*{SUFFIX}"))
-
-
-def _records(file: BinaryIO) -> Iterator[tuple[Any, int]]:
-    """The records that can be read, each with the offset behind it; a line without its newline is not a record."""
-    while line := file.readline(LONGEST_LINE_BYTES):
-        if not line.endswith(b"\n"):
-            continue
-        try:
-            yield json.loads(line), file.tell()
-        except ValueError:
-            if line.strip():
-                yield None, file.tell()
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode(errors="replace") + b"\n"
+def _taken(directory: Path) -> int:
+    """The bytes of all files in the directory."""
+    total = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            try:
+                total += entry.stat(follow_symlinks=False).st_size
+            except FileNotFoundError:  # delivered meanwhile
+                continue
+    return total

@@ -8,15 +8,16 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
 from meterhouse import limits, tools
 from meterhouse.call import Call, new_call_id
 from meterhouse.events import Row, cut
 from meterhouse.runtime import warn_once
+from meterhouse.settings import estimating
 from meterhouse.tools import ToolResult
-from meterhouse.usage import Answer, call_rows, unreadable
+from meterhouse.usage import Answer, call_rows, unreadable, with_estimate
 from meterhouse.vocabulary import (
     ABORTED,
     FAILED,
@@ -48,7 +49,7 @@ class Reader(Protocol):
         """The disjoint buckets of what the answer reports; see `usage.Quantity` for what is no count."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What is known of a call before it goes out. Empty strings: not known."""
 
@@ -83,6 +84,9 @@ class Metered:
         self.call = call
         self.answer = Answer()
         self._handed_back = handed_back
+        self._asker = tools.payer()
+        self.estimating = estimating()
+        """All of a stream is to be read, because its output is estimated should its usage never be told."""
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -98,7 +102,10 @@ class Metered:
         if not isinstance(document, Mapping):
             return
         try:
+            reported = dict(self.answer.usage) if self.estimating else None
             self.reader.read(document, event, self.answer)
+            if reported is not None and self.answer.usage != reported:
+                self.answer.characters = 0  # what was read until here is in it
         except Exception:  # noqa: BLE001 - the provider's answer must reach the host whatever we make of it
             warn_once("read", "Meterhouse could not read an answer of %s.", self.reader.name, with_trace=True)
 
@@ -125,11 +132,17 @@ class Metered:
                 self.reader.name,
                 ", ".join(lost),
             )
+        rows = call_rows(buckets, ended=status == OK)
+        if status == ABORTED and self.estimating and self.answer.characters:
+            rows = with_estimate(rows, self.answer.characters)
         known = {key: cut(value) for key, value in self.answer.attributes().items()}
-        self.call.finish(status, call_rows(buckets), known)
-        tools.learn(self.answer.tool_calls)
+        self._finish(status, rows, known)
+        tools.learn(self._asker, self.answer.tool_calls)
         if self._handed_back is not None and status != FAILED:
             self._handed_back.accepted()
+
+    def _finish(self, status: str, rows: list[Row], known: Mapping[str, str]) -> None:
+        self.call.finish(status, rows, known)
 
 
 M = TypeVar("M", bound=Metered)
@@ -180,9 +193,19 @@ async def start_async(
     return _begun(kind, reader, described)
 
 
+def start_further(
+    kind: Callable[[Any, Call, "tools.HandedBack | None"], M], reader: Reader, request: Described
+) -> M | None:
+    """`start` for a call that has gone out already, inside another one or behind its back: nobody can stop it now."""
+    described = _asked(request)
+    return None if described is None else _begun(kind, reader, replace(described, tool_results=None))
+
+
 def _described(request: Described) -> Request | None:
-    if _running.get() is not None:
-        return None
+    return None if _running.get() is not None else _asked(request)
+
+
+def _asked(request: Described) -> Request | None:
     try:
         return request()
     except Exception:  # noqa: BLE001 - the host's call must go out whatever becomes of its metering
@@ -211,6 +234,10 @@ def witnessed(reader: Reader, request: Request, usage: Mapping[str, Any], *, sou
         call = Call(request.call_id, request.attributes(), intent=False)
         answer = Answer()
         reader.read(usage, "", answer)
-        call.finish(status, call_rows(reader.rows(answer)), {**answer.attributes(), USAGE_SOURCE: source})
+        tools.model_called()
+        for witness in _witnesses.get():
+            witness.seen += 1
+        known = {key: cut(value) for key, value in answer.attributes().items()}
+        call.finish(status, call_rows(reader.rows(answer)), {**known, USAGE_SOURCE: source})
     except Exception:  # noqa: BLE001 - metering must not take the host down
         warn_once("witness", "Meterhouse could not meter a call that %s reported.", reader.name, with_trace=True)

@@ -11,18 +11,30 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
+from meterhouse import limits
 from meterhouse.conversations import Conversations
-from meterhouse.events import UsageEvent
-from meterhouse.settings import journal_directory
-from meterhouse.vocabulary import CUSTOMER_ID, ENV_CUSTOMER, PROCESS_ID
+from meterhouse.events import Loose, Recorded
+from meterhouse.journal import Journal, MemoryFull
+from meterhouse.journal_records import close_inherited
+from meterhouse.settings import JOURNAL_MAX_BYTES, Limits, journal_directory, journal_fsync, journal_limits, number_of
+from meterhouse.vocabulary import (
+    CUSTOMER_ID,
+    ENV_CUSTOMER,
+    ENV_EXPORT_EVENTS,
+    ENV_EXPORT_INTERVAL_S,
+    ENV_JOURNAL_DIR,
+    PROCESS_ID,
+)
 
 EXPORT_AT_EVENTS = 500
 COUNTED_AT_MOST = 10_000
 """Events that may wait to be counted; beyond, the exporter reads them from the journal instead."""
 EXIT_FLUSH_S = 5.0
 RESOURCE_KEYS = ("service.name", "service.namespace", "service.version", "deployment.environment.name")
+
+LOST = "Meterhouse has room for usage neither on disk nor in memory (%s): it is lost."
 
 _log = logging.getLogger("meterhouse")
 _busy = threading.local()
@@ -33,24 +45,27 @@ class Runtime:
 
     def __init__(self) -> None:
         from meterhouse.exporter import INTERVAL_S, Exporter
-        from meterhouse.journal import Journal
-        from meterhouse.pipeline import Pipeline
 
         self.pid = os.getpid()
         self.process_id = uuid.uuid4().hex
         resource = _resource(self.process_id)
-        self._interval_s = INTERVAL_S
+        self._interval_s = number_of(ENV_EXPORT_INTERVAL_S, INTERVAL_S, least=0.05)
+        self._export_at = number_of(ENV_EXPORT_EVENTS, EXPORT_AT_EVENTS, least=1)
         self._journal: Journal | None = None
         try:
-            self._journal = Journal(journal_directory(), self.process_id, resource)
+            self._journal = Journal(journal_directory(), self.process_id, resource, _limits())
         except OSError as error:
             warn_once(
-                "journal", "Meterhouse cannot write its journal (%s): usage is sent, but a crash loses it.", error
+                "journal",
+                "Meterhouse cannot write its journal (%s): usage is sent, but a crash loses it. Set %s to a directory "
+                "that can be written.",
+                error,
+                ENV_JOURNAL_DIR,
             )
-        self._pipeline: Pipeline = Pipeline(resource)
-        self._exporter: Exporter = Exporter(self._journal, self._pipeline)
+        self._exporter: Exporter = Exporter(self._journal, resource)
         self._late: deque[Callable[[], None]] = deque()
-        self._uncounted: deque[UsageEvent] = deque()
+        self._uncounted: deque[Recorded] = deque()
+        self._uncounted_events = 0
         self._conversations = Conversations()
         self._wake = threading.Event()
         self._stopping = False
@@ -60,17 +75,20 @@ class Runtime:
 
     def begin(self, call_id: str, started_at_ns: int, attributes: Mapping[str, str]) -> None:
         """Journal that a provider call is about to start."""
-        if self._journal is None:
+        if self._journal is None or busy():  # busy: a signal handler struck while this thread held a lock of ours
             return
         with Busy():
             try:
                 self._journal.intent(call_id, started_at_ns, attributes)
             except OSError as error:
-                warn_once("journal", "Meterhouse cannot write its journal (%s).", error)
+                warn_once("intents", "Meterhouse cannot write its journal (%s): a crash loses calls now.", error)
 
-    def record(self, call_id: str | None, events: Sequence[UsageEvent]) -> None:
-        """Journal the events, then count them."""
-        if any(CUSTOMER_ID not in event.attributes for event in events):
+    def record(self, recorded: Recorded) -> None:
+        """Journal what was used, then count it."""
+        if busy():  # a finaliser or a signal handler struck while this thread held a lock of ours
+            self.later(lambda: self.record(recorded))
+            return
+        if CUSTOMER_ID not in recorded.attributes:
             warn_once(
                 "customer",
                 "Meterhouse knows no customer here: the usage is kept and waits in suspense, unbilled. Set %s, or use "
@@ -78,30 +96,47 @@ class Runtime:
                 ENV_CUSTOMER,
             )
         with Busy():
-            events = [*events, *self._conversations.opened_by(events)]
-            journalled = self._journal is not None
-            if self._journal is not None:
-                try:
-                    self._journal.events(call_id, events)
-                except OSError as error:
-                    journalled = False
-                    warn_once("journal", "Meterhouse cannot write its journal (%s).", error)
-            if len(self._uncounted) < COUNTED_AT_MOST:
-                self._uncounted.extend(events)  # counted by the exporter's thread: the SDK's counters are slow
-            elif journalled:
-                self._exporter.lagging()
-            else:
-                warn_once("dropped", "Meterhouse has neither journal nor collector and loses usage.")
-            if len(self._uncounted) >= EXPORT_AT_EVENTS:
-                self._wake.set()
+            limits.spend(recorded)
+            opened = self._conversations.opened_by(recorded)
+            if opened is not None:
+                self._keep(Loose([opened]))
+            self._keep(recorded)
+
+    def _keep(self, recorded: Recorded) -> None:
+        journalled = self._journal is not None
+        if self._journal is not None:
+            try:
+                self._journal.record(recorded)
+            except MemoryFull as error:  # the journal has counted it
+                warn_once("lost", LOST, error)
+                return
+            except OSError as error:  # the journal keeps it in memory, and writes it when there is room
+                warn_once("journal", "Meterhouse cannot write its journal (%s): a crash loses usage now.", error)
+        if self._uncounted_events < COUNTED_AT_MOST:
+            self._uncounted.append(recorded)  # spelled out and counted by the exporter's thread
+            self._uncounted_events += recorded.size
+        elif journalled:
+            self._exporter.lagging()
+        else:
+            self._lose(recorded, "there is no journal")
+        if self._uncounted_events >= self._export_at:
+            self._wake.set()
+
+    def _lose(self, recorded: Recorded, why: object) -> None:
+        self._exporter.lost += recorded.size
+        warn_once("lost", LOST, why)
 
     def later(self, finish: Callable[[], None]) -> None:
         """Run `finish` in the exporter's thread: for the garbage collector, which may strike while a lock is held."""
         self._late.append(finish)
 
     def flush(self, timeout_s: float) -> bool:
-        """Stop the thread after one last export; False when not everything was delivered in time."""
+        """Stop the thread after one last export; False when not everything was delivered in time.
+
+        What is recorded later is journalled and not sent: the next process, or `meterhouse drain`, delivers it.
+        """
         self._stopping = True
+        self._exporter.stop()
         self._wake.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
@@ -110,7 +145,12 @@ class Runtime:
         return self._flushed
 
     def tell_what_is_left(self) -> None:
-        """For the end of the process: one line when usage stays in the journal."""
+        """For the end of the process: a line when usage stays in the journal, and one when some was lost."""
+        if self._journal is not None:
+            self._journal.rescue()
+        lost = self._exporter.lost + (self._journal.lost if self._journal is not None else 0)
+        if lost:
+            _log.error("Meterhouse lost %d usage events: there was room for them neither on disk nor in memory.", lost)
         if self._journal is None:
             _log.warning("Meterhouse ends without a journal and could not deliver its last usage: it is lost.")
             return
@@ -123,10 +163,6 @@ class Runtime:
                 self._journal.path,
                 "it" if one else "them",
             )
-
-    def abandon_after_fork(self) -> None:
-        if self._journal is not None:
-            self._journal.abandon_after_fork()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -152,9 +188,10 @@ class Runtime:
             time.sleep(0.1)
 
     def _count(self) -> None:
-        events = [self._uncounted.popleft() for _ in range(len(self._uncounted))]
-        if events:
-            self._pipeline.add(events)
+        # Threads that add at this moment can make the sum a few too large or small: it only says when to wake.
+        self._uncounted_events = 0
+        for _ in range(len(self._uncounted)):
+            self._exporter.add(self._uncounted.popleft().events())
 
     def _run_late(self) -> None:
         while self._late:
@@ -191,6 +228,7 @@ def runtime() -> Runtime | None:
         if _runtime is None and not _disabled:
             try:
                 _runtime = Runtime()
+                _end_with_multiprocessing()
             except Exception:  # noqa: BLE001 - metering must not take the host down
                 _disabled = True
                 warn_once("start", "Meterhouse could not start: this process is not metered.", with_trace=True)
@@ -211,6 +249,14 @@ def warn_once(topic: str, message: str, *arguments: object, with_trace: bool = F
         _log.warning(message, *arguments, exc_info=with_trace)
 
 
+def _limits() -> Limits:
+    try:
+        return journal_limits()
+    except ValueError as error:
+        warn_once("limits", "Meterhouse keeps to %d bytes of journals: %s.", JOURNAL_MAX_BYTES, error)
+        return Limits(JOURNAL_MAX_BYTES, journal_fsync())
+
+
 def _resource(process_id: str) -> dict[str, str]:
     """The allow-listed part of the host's resource; command lines and paths stay here."""
     from opentelemetry.sdk.resources import OTELResourceDetector
@@ -225,17 +271,25 @@ def _resource(process_id: str) -> dict[str, str]:
 
 def _after_fork_in_child() -> None:
     global _runtime, _starting
-    inherited, _runtime = _runtime, None
+    _runtime = None
     _starting = threading.RLock()
     _busy.__dict__.clear()
-    if inherited is not None:
-        inherited.abandon_after_fork()
+    close_inherited()
 
 
 def _at_exit() -> None:
-    ending = _runtime
-    if ending is not None and not flush():
-        ending.tell_what_is_left()
+    # The runtime stays: what daemon threads still finish is journalled by it.
+    if _runtime is not None and not _runtime.flush(EXIT_FLUSH_S):
+        _runtime.tell_what_is_left()
+    else:  # before its usage has arrived a lease stays reserved, until it expires
+        limits.release()
+
+
+def _end_with_multiprocessing() -> None:
+    """The children of multiprocessing that were forked end without running what is registered with atexit."""
+    process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
+    if process is not None and util is not None and process.parent_process() is not None:
+        util.Finalize(None, _at_exit, exitpriority=-100)  # last: what the child's queues still do comes before
 
 
 atexit.register(_at_exit)

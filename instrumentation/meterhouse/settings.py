@@ -3,15 +3,34 @@
 The host's own OTEL_EXPORTER_* variables are never followed: they may point to another vendor.
 """
 
+import errno
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from meterhouse.vocabulary import ENV_API_KEY, ENV_ENDPOINT, ENV_JOURNAL_DIR
+from meterhouse.vocabulary import (
+    ENV_API_KEY,
+    ENV_ENDPOINT,
+    ENV_ESTIMATE,
+    ENV_JOURNAL_DIR,
+    ENV_JOURNAL_FSYNC,
+    ENV_JOURNAL_MAX_BYTES,
+)
 
+JOURNAL_MAX_BYTES = 1024**3
+JOURNAL_LEAST_BYTES = 64 * 1024
 ENDPOINTS_FILE = Path("run") / "endpoints.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`max_bytes`: how much the journals of a directory may take together. `fsync`: records survive a power cut."""
+
+    max_bytes: int
+    fsync: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +82,53 @@ def _is_url(endpoint: str) -> bool:
 
 
 def journal_directory() -> Path:
-    """The directory of the process journals; not created here."""
+    """The directory of the process journals; not created here. OSError where the user has no home."""
     named = os.environ.get(ENV_JOURNAL_DIR)
     if named:
         return Path(named)
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state else Path.home() / ".local" / "state") / "meterhouse" / "journal"
+    try:
+        return (Path(state) if state else Path.home() / ".local" / "state") / "meterhouse" / "journal"
+    except RuntimeError as error:  # a container that runs under a number that has no user
+        raise OSError(errno.ENOENT, "the user has no home directory") from error
+
+
+def journal_limits() -> Limits:
+    """How much the journals may take, and whether they are fsynced. ValueError: the environment gives no number."""
+    given = os.environ.get(ENV_JOURNAL_MAX_BYTES) or str(JOURNAL_MAX_BYTES)
+    if not given.isdecimal() or int(given) < JOURNAL_LEAST_BYTES:
+        raise ValueError(
+            f"{ENV_JOURNAL_MAX_BYTES} is {given!r:.80}, not a number of bytes from {JOURNAL_LEAST_BYTES} on"
+        )
+    return Limits(int(given), journal_fsync())
+
+
+def journal_fsync() -> bool:
+    """True where METERHOUSE_JOURNAL_FSYNC is on."""
+    return _is_on(ENV_JOURNAL_FSYNC)
+
+
+def estimating() -> bool:
+    """True where METERHOUSE_ESTIMATE is on: tokens of streams that were left early are estimated, and flagged so."""
+    return _is_on(ENV_ESTIMATE)
+
+
+def number_of(name: str, default: float, least: float = 0.0) -> float:
+    """The number that an environment variable says; the default, with a warning, for what is none from `least`."""
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if least <= number < math.inf:
+        return number
+    from meterhouse.runtime import warn_once
+
+    warn_once(name, "Meterhouse takes %s=%g: %r is no number from %g.", name, default, text, least)
+    return default
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")

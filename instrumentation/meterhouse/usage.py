@@ -15,12 +15,15 @@ from typing import Any
 
 from meterhouse.events import MOST, Row
 from meterhouse.vocabulary import (
+    ESTIMATED,
     LLM_REQUESTS,
     NO_USAGE,
     REPORTED,
     RESPONSE_ID,
     RESPONSE_MODEL,
     SERVICE_TIER,
+    TOKENS,
+    TOKENS_OUTPUT,
     USAGE_SOURCE,
 )
 
@@ -44,6 +47,14 @@ class Answer:
     """The provider said that the call failed, in the stream or body."""
     tool_calls: dict[str, str] = field(default_factory=dict)
     """Tool call id -> name of the tools that the model asks for, as far as the documents read tell."""
+    noted: dict[str, Any] = field(default_factory=dict)
+    """What a reader keeps for itself of the documents, besides the usage."""
+    characters: int = 0
+    """Characters of the visible text read since a usage was reported: all where an estimate is wanted, else some."""
+    pending: bool = False
+    """The provider still works on it, and another call will bring the answer."""
+    created_at_ns: int | None = None
+    """When the provider began to work on an answer that another call brings (epoch)."""
 
     def attributes(self) -> dict[str, str]:
         """The attributes that only the answer knows."""
@@ -62,12 +73,30 @@ class Answer:
         self.service_tier = text(document, "service_tier") or self.service_tier
 
 
-def call_rows(buckets: Sequence[Row]) -> list[Row]:
-    """The request and the buckets that were reported; its usage.source is `none` unless all of them could be read."""
+def call_rows(buckets: Sequence[Row], *, ended: bool = True) -> list[Row]:
+    """The request and the buckets that were reported; its usage.source is `none` unless all of them could be read.
+
+    A call that has not `ended` may have reported what the provider's tools did before it could report its tokens.
+    """
     reported = [row for row in buckets if row.quantity is not None]
     read = [row for row in reported if not unreadable(row)]
-    known = bool(read) and len(read) == len(reported)
+    known = bool(read) and len(read) == len(reported) and (ended or has_tokens(read))
     return [Row(LLM_REQUESTS, 1, usage_source="" if known else NO_USAGE), *read]
+
+
+def has_tokens(rows: Iterable[Row]) -> bool:
+    """True where some of the rows are of tokens."""
+    return any(row.meter.startswith(TOKENS) for row in rows)
+
+
+def with_estimate(rows: Sequence[Row], characters: int) -> list[Row]:
+    """`rows` with an output of a token per four characters, rounded up, beyond what was reported; the call says so."""
+    told = [row for row in rows if (row.meter, row.modality, row.model) == (TOKENS_OUTPUT, "", "")]
+    if not all(is_count(row.quantity) for row in told):
+        return list(rows)
+    output = sum(int(row.quantity or 0) for row in told) + math.ceil(characters / 4)
+    known = [row._replace(usage_source=ESTIMATED) if row.meter == LLM_REQUESTS else row for row in rows]
+    return [*(row for row in known if row not in told), Row(TOKENS_OUTPUT, output, usage_source=ESTIMATED)]
 
 
 def unreadable(row: Row) -> bool:
@@ -83,6 +112,12 @@ def count(usage: Mapping[str, Any], *path: str) -> Quantity | None:
             return math.nan if value else None
         value = value.get(key)
     return None if value is None else _number(value)
+
+
+def seconds(usage: Mapping[str, Any], *path: str) -> Quantity | None:
+    """`count` for a duration in seconds, of which parts count: to the nanosecond."""
+    number = count(usage, *path)
+    return round(number, 9) if isinstance(number, float) and math.isfinite(number) else number
 
 
 def is_count(quantity: Quantity | None) -> bool:

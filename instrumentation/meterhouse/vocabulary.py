@@ -9,6 +9,8 @@ METRIC_PREFIX: Final = "meterhouse."
 """The OTel instrument of a meter is named `meterhouse.<meter>`."""
 
 # Meters (the built-in part; units and definitions stand in meterhouse_store/meters.yaml).
+TOKENS: Final = "llm.tokens."
+"""What the names of all token meters begin with."""
 TOKENS_INPUT: Final = "llm.tokens.input"
 TOKENS_CACHE_READ: Final = "llm.tokens.cache_read"
 TOKENS_CACHE_WRITE: Final = "llm.tokens.cache_write"
@@ -16,7 +18,15 @@ TOKENS_OUTPUT: Final = "llm.tokens.output"
 TOKENS_REASONING: Final = "llm.tokens.reasoning"
 LLM_REQUESTS: Final = "llm.requests"
 TOOL_CALLS: Final = "tool.calls"
+LLM_IMAGES: Final = "llm.images"
+LLM_AUDIO_SECONDS: Final = "llm.audio.seconds"
 LLM_WEB_SEARCHES: Final = "llm.web_searches"
+LLM_FILE_SEARCHES: Final = "llm.file_searches"
+LLM_CODE_EXECUTIONS: Final = "llm.code_executions"
+LLM_PAGES: Final = "llm.pages"
+LLM_INPUT_IMAGES: Final = "llm.input_images"
+LLM_SEARCH_UNITS: Final = "llm.search_units"
+LLM_CLASSIFICATIONS: Final = "llm.classifications"
 AGENT_TASKS: Final = "agent.tasks"
 AGENT_CONVERSATIONS: Final = "agent.conversations"
 
@@ -63,8 +73,17 @@ USAGE_SOURCE: Final = "usage.source"
 REQUEST_ID: Final = "meterhouse.request.id"
 """The id that the agent sent to the provider as `X-Client-Request-Id`: matches a call with the provider's log."""
 
+ONCE: Final = "meterhouse.once"
+"""`true`: the event's identity has no time. Its id counts once per customer and meter, whenever it is told again."""
+
 # Attributes of the resource.
 PROCESS_ID: Final = "meterhouse.process.id"
+
+# Attributes that an agent keeps with an event, and sends once per request on the instrumentation scope.
+GRANT: Final = "meterhouse.grant"
+"""The signed usage grant that an event was made under (grants.py)."""
+GRANTS: Final = "meterhouse.grants"
+"""Scope attribute, a list of strings: the distinct grants of the request's events."""
 
 # Values of STATUS.
 OK: Final = "ok"
@@ -89,10 +108,19 @@ ENV_API_KEY: Final = "METERHOUSE_API_KEY"
 ENV_CUSTOMER: Final = "METERHOUSE_CUSTOMER"
 ENV_AGENT: Final = "METERHOUSE_AGENT"
 ENV_JOURNAL_DIR: Final = "METERHOUSE_JOURNAL_DIR"
+ENV_JOURNAL_MAX_BYTES: Final = "METERHOUSE_JOURNAL_MAX_BYTES"
+ENV_JOURNAL_FSYNC: Final = "METERHOUSE_JOURNAL_FSYNC"
+ENV_EXPORT_INTERVAL_S: Final = "METERHOUSE_EXPORT_INTERVAL_S"
+ENV_EXPORT_EVENTS: Final = "METERHOUSE_EXPORT_EVENTS"
+ENV_ESTIMATE: Final = "METERHOUSE_ESTIMATE"
 
 # Reason codes of suspense: a row of `events` whose `reason` is not empty is not in `usage`.
 REASON_CUSTOMER_MISSING: Final = "customer_missing"
 REASON_CUSTOMER_FORBIDDEN: Final = "customer_forbidden"
+REASON_GRANT_MISSING: Final = "grant_missing"
+"""The key is bound to grants, and no grant for this customer and agent came with the event or could be verified."""
+REASON_GRANT_EXPIRED: Final = "grant_expired"
+"""The customer's grants had expired at the time of the event."""
 REASON_EVENT_ID_MISSING: Final = "event_id_missing"
 REASON_BAD_QUANTITY: Final = "bad_quantity"
 """NaN, infinite, negative, more than nine decimals, or larger than 10^15."""

@@ -57,7 +57,34 @@ FRAMEWORK_SCENARIOS = [
 ]
 
 NOT_SUPPORTED: dict[tuple[str, str], str] = {
+    ("anthropic", "modalities"): "its usage tells no modality; an image counts as the tokens it is",
+    ("litellm", "raw response"): "litellm has none",
     ("mcp", "tool, sync"): "the client is asynchronous only",
+    ("mcp", "agent name"): "the protocol knows no agents; what the code around the call says holds",
+    ("mcp", "conversation"): "the protocol knows no conversations; what the code around the call says holds",
+    ("mcp", "step"): "the protocol knows no steps; what the code around the call says holds",
+    ("mcp", "tokens once"): "tools only: it makes no model calls",
+    ("mcp", "only witness"): "tools only: it makes no model calls",
+    ("mcp", "iteration limit"): "it runs no agents",
+    ("mistral", "raw response"): "the SDK has none",
+    ("mistral", "reasoning tokens"): "Mistral does not tell them apart: they are in llm.tokens.output",
+    ("cohere", "reasoning tokens"): "Cohere does not tell them apart: they are in llm.tokens.output",
+    ("ollama", "retried"): "the SDK never retries",
+    ("ollama", "raw response"): "the SDK has none",
+    ("ollama", "reasoning tokens"): "Ollama does not tell them apart: they are in llm.tokens.output",
+    ("ollama", "modalities"): "Ollama reports tokens without their modality",
+    ("smolagents", "tool, async"): "its tools are synchronous only",
+    ("smolagents", "conversation"): "it has no conversation ids",
+    ("autogen", "conversation"): "its agents and teams have no conversation ids",
+    ("autogen", "step"): "it does not number an agent's steps",
+    (
+        "autogen",
+        "iteration limit",
+    ): "its limits (max_turns, max_tool_iterations, terminations) are ordinary ends of a run",
+    ("agent-framework", "step"): "it does not number an agent's steps",
+    ("agent-framework", "iteration limit"): "at its limit it asks for a last answer and tells nobody",
+    ("claude-agent-sdk", "tool, sync"): "its own tools are asynchronous only",
+    ("claude-agent-sdk", "step"): "it reports usage per turn, not per step",
 }
 """(provider or framework, scenario) -> why there is no such cell, or why it is not metered."""
 

@@ -80,9 +80,9 @@ def test_a_server_that_is_down_for_a_whole_process_life_gets_the_same_events_lat
     assert process.wait(30) == 0
     (journal,) = metering.journals.glob("*.journal")
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    written = {row[2]: row[3] for line in lines for row in line.get("events", ())}
+    written = {line["call"]: line["at"] for line in lines if "call" in line}
     assert drained(capsys)["delivered"] == 6
-    assert {event.id: event.event_time_ns for event in metering.sink.events} == written
+    assert {event.own["meterhouse.call.id"]: event.event_time_ns for event in metering.sink.events} == written
     assert {e.resource["meterhouse.process.id"] for e in metering.sink.events} == {journal.name.partition("-")[0]}
     assert drained(capsys) | {"endpoint": ""} == {
         "code": 0,
@@ -92,6 +92,7 @@ def test_a_server_that_is_down_for_a_whole_process_life_gets_the_same_events_lat
         "delivered": 0,
         "unfinished": 0,
         "left": 0,
+        "lost": 0,
         "unreadable_lines": 0,
         "failed": 0,
         "refused": [],

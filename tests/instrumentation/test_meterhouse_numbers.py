@@ -9,7 +9,7 @@ import pytest
 import meterhouse
 from meterhouse.events import Row, cut, of_call
 from meterhouse.providers import anthropic as anthropic_reader
-from meterhouse.providers import openai as openai_reader
+from meterhouse.providers import openai_usage as openai_reader
 from meterhouse.usage import call_rows, count
 
 ASK = {"model": "gpt-5-mini", "messages": []}

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+from importlib.util import find_spec
 
 import openai
 import pytest
@@ -67,7 +68,7 @@ def test_cached_and_reasoning_tokens_are_taken_out_of_the_totals(client, provide
         answer = client.chat.completions.create(**ASK)
     assert type(answer).__name__ == "ChatCompletion"
     assert metering.units() == {**BUCKETS, "agent.conversations": 1}
-    event = metering.sink.events[0]
+    (event,) = [event for event in metering.sink.events if event.meter == "llm.requests"]
     assert event.point == {
         "customer.id": "acme",
         "gen_ai.agent.id": "support",
@@ -110,9 +111,10 @@ def test_the_usage_chunk_that_the_host_asked_for_reaches_it(client, provider, me
     assert metering.units() == BUCKETS
 
 
-def test_a_server_that_refuses_stream_options_is_called_without_them(client, provider, metering):
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_stream_options_is_called_without_them(client, provider, metering, status):
     refusal = {"error": {"message": "unknown field stream_options"}}
-    provider.json(refusal, 400)
+    provider.json(refusal, status)
     provider.stream([chunk("Hi"), DONE])
     assert len(list(client.chat.completions.create(**ASK, stream=True))) == 1
     provider.stream([chunk("Hi"), DONE])
@@ -144,7 +146,7 @@ def test_a_stream_that_nobody_reads_is_one_aborted_call_when_it_is_collected(cli
 
 def test_a_stream_that_breaks_is_one_failed_call_and_the_host_gets_its_error(client, provider, metering):
     provider.stream([chunk("Hel")], cut=True)
-    with pytest.raises(openai.APIConnectionError):
+    with pytest.raises(Exception, match="onnection"):
         list(client.chat.completions.create(**ASK, stream=True))
     assert metering.units() == {"llm.requests": 1}
     assert metering.sink.events[0].point["meterhouse.status"] == "failed"
@@ -177,6 +179,7 @@ def test_raw_and_streamed_raw_responses_are_metered_once(client, provider, meter
     assert metering.units() == {meter: 2 * units for meter, units in BUCKETS.items()}
 
 
+@pytest.mark.skipif(find_spec("openai.types.responses") is None, reason="this openai has no responses API")
 def test_the_responses_api_is_metered_and_retrieving_a_response_is_not(client, provider, metering):
     usage = {
         "input_tokens": 100,

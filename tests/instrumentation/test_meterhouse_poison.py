@@ -14,8 +14,8 @@ import meterhouse
 import meterhouse.runtime
 from meterhouse.adoption import BATCH
 from meterhouse.cli import main
-from meterhouse.events import UsageEvent
-from meterhouse.pipeline import Pipeline
+from meterhouse.events import Loose, UsageEvent
+from meterhouse.pipeline import metrics_data
 from meterhouse.vocabulary import CUSTOMER_ID
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "collector_exporter"))
@@ -100,7 +100,7 @@ def test_an_event_that_cannot_be_encoded_is_found_in_its_batch_and_set_aside(met
 def test_a_living_process_sets_it_aside_and_delivers_the_rest(metering):
     meterhouse.meter("pages").add(3)
     running = meterhouse.runtime.runtime()
-    running.record(None, [event("poison", at=BEYOND_FIXED64)])
+    running.record(Loose([event("poison", at=BEYOND_FIXED64)]))
     assert metering.units() == {"pages": 3}
     assert [one["event"][2] for one in refused(metering.journals)] == ["poison"]
     assert not list(metering.journals.glob("*.journal"))
@@ -110,7 +110,7 @@ def test_a_process_without_a_journal_says_what_it_lost_and_delivers_the_rest(met
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("METERHOUSE_JOURNAL_DIR", str(tmp_path / "file" / "journal"))
     meterhouse.meter("pages").add(3)
-    meterhouse.runtime.runtime().record(None, [event("poison", at=BEYOND_FIXED64)])
+    meterhouse.runtime.runtime().record(Loose([event("poison", at=BEYOND_FIXED64)]))
     assert metering.units() == {"pages": 3}
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert told.startswith("Meterhouse loses 1 usage event that cannot be delivered (it cannot be encoded as OTLP: ")
@@ -118,7 +118,7 @@ def test_a_process_without_a_journal_says_what_it_lost_and_delivers_the_rest(met
 
 def test_it_is_set_aside_once_however_often_the_rest_has_to_be_sent_again(metering, until):
     metering.sink.answers = [(500, (), b"")] * 2
-    meterhouse.runtime.runtime().record(None, [event("poison", at=BEYOND_FIXED64), event("good", 7)])
+    meterhouse.runtime.runtime().record(Loose([event("poison", at=BEYOND_FIXED64), event("good", 7)]))
     running = meterhouse.runtime.runtime()
 
     def delivered():
@@ -170,13 +170,12 @@ def test_a_journal_that_fails_in_an_unforeseen_way_holds_up_itself_only(metering
     write_journal(metering.journals, "a", event("bad", 3))
     write_journal(metering.journals, "b", event("good", 7))
 
-    class Fragile(Pipeline):
-        def __init__(self, resource):
-            if resource["meterhouse.process.id"] == "a":
-                raise RuntimeError("unforeseen")
-            super().__init__(resource)
+    def fragile(resource, events):
+        if resource["meterhouse.process.id"] == "a":
+            raise RuntimeError("unforeseen")
+        return metrics_data(resource, events)
 
-    monkeypatch.setattr("meterhouse.adoption.Pipeline", Fragile)
+    monkeypatch.setattr("meterhouse.exporter.metrics_data", fragile)
     result = drained(capsys)
     assert (result["code"], result["delivered"], result["left"]) == (3, 1, 1)
     assert arrived(metering.sink) == {"good": 7}

@@ -7,6 +7,9 @@ CREATE TABLE IF NOT EXISTS {database}.events
     meter LowCardinality(String),
     event_id String,
     event_time DateTime64(9, 'UTC'),
+    -- Of an event whose identity has no time: when it was told to have happened. Its event_time is 1970, for it is part
+    -- of the key; the views show this one instead.
+    once_time DateTime64(9, 'UTC'),
     quantity Decimal(38, 9),
     raw_value String,
     reason LowCardinality(String),
@@ -48,6 +51,9 @@ ORDER BY (namespace, customer_id, meter, event_time, event_id, quantity)
 -- The default keeps written parts in the page cache: after a power cut acknowledged inserts would be gone. Below 128 MB
 -- a part is one file of all columns: to fsync a few files instead of several per column halves the time to write it.
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 134217728;
+
+-- For a table that was made before the column was.
+ALTER TABLE {database}.events ADD COLUMN IF NOT EXISTS once_time DateTime64(9, 'UTC') AFTER event_time;
 
 -- Identities with more than one quantity. The quantity of the earliest received copy stands, the others are losers.
 CREATE TABLE IF NOT EXISTS {database}.conflicts

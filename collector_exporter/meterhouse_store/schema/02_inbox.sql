@@ -9,6 +9,8 @@ CREATE TABLE IF NOT EXISTS {database}.inbox
     received_at_unix_nano UInt64,
     record_id String,
     segment String,
+    grants Array(Tuple(customer_id String, agent_id String, expires_at_unix_nano UInt64)),
+    customers_from String,
     metrics Tuple(resource_metrics Array(Tuple(
         resource Tuple(attributes {attributes}),
         scope_metrics Array(Tuple(metrics Array(Tuple(
@@ -35,6 +37,11 @@ CREATE TABLE IF NOT EXISTS {database}.inbox
 )
 ENGINE = Null;
 
+-- For a table that was made before the columns were.
+ALTER TABLE {database}.inbox
+    ADD COLUMN IF NOT EXISTS grants Array(Tuple(customer_id String, agent_id String, expires_at_unix_nano UInt64)),
+    ADD COLUMN IF NOT EXISTS customers_from String;
+
 -- A total function of the record: every exemplar of ours, every gap between a point and its exemplars, and every point
 -- that is not ours becomes one row, with the reason why it does not count, or ''. Nothing here may throw, and nothing
 -- that parses may yield no row.
@@ -55,6 +62,8 @@ WITH
             toLowCardinality(namespace) AS namespace,
             toLowCardinality(credential_id) AS credential_id,
             allowed_customers,
+            grants,
+            customers_from = 'grants' AS needs_grant,
             toLowCardinality(record_id) AS record_id,
             toLowCardinality(segment) AS segment,
             least(received_at_unix_nano, 9000000000000000000) AS received_ns,
@@ -73,7 +82,8 @@ WITH
     ),
     scopes_of_resources AS (
         SELECT
-            namespace, credential_id, allowed_customers, record_id, segment, received_ns, process_id, service_name,
+            namespace, credential_id, allowed_customers, grants, needs_grant, record_id, segment, received_ns,
+            process_id, service_name,
             resource_is_bad, resource_at, scope_at,
             scope.metrics AS metrics
         FROM resources
@@ -81,7 +91,8 @@ WITH
     ),
     metrics_of_scopes AS (
         SELECT
-            namespace, credential_id, allowed_customers, record_id, segment, received_ns, process_id, service_name,
+            namespace, credential_id, allowed_customers, grants, needs_grant, record_id, segment, received_ns,
+            process_id, service_name,
             resource_is_bad, resource_at, scope_at, metric_at,
             metric.name AS name,
             startsWith(name, 'meterhouse.') AND name != 'meterhouse.' AS has_our_name,
@@ -119,7 +130,8 @@ WITH
     ),
     points_of_metrics AS (
         SELECT
-            namespace, credential_id, allowed_customers, record_id, segment, received_ns, process_id, service_name,
+            namespace, credential_id, allowed_customers, grants, needs_grant, record_id, segment, received_ns,
+            process_id, service_name,
             resource_is_bad, name_is_bad, resource_at, scope_at, metric_at, point_at, meter, note,
             has_our_name AND kind = 'otel.sum' AND is_delta AS is_ours,
             toLowCardinality(if(is_ours, 'meterhouse', kind)) AS source,
@@ -189,7 +201,12 @@ WITH
             multiIf(
                 customer_id = '', 'customer_missing',
                 notEmpty(allowed_customers) AND NOT has(allowed_customers, customer_id), 'customer_forbidden',
+                needs_grant AND granted_until_ns = 0, 'grant_missing',
                 '') AS customer_reason,
+            -- The latest expiry of the grants for this customer and agent.
+            if(needs_grant, arrayMax(
+                g -> if(g.1 = customer_id AND (g.2 = '' OR g.2 = agent_id), g.3, 0), grants
+            ), 18446744073709551615) AS granted_until_ns,
             arrayMap((s, named) -> isNotNull(s) AND NOT named, point_strings, is_named) AS is_other,
             arrayFilter((k, other) -> other, point_keys, is_other) AS point_other_keys,
             arrayFilter((s, other) -> other, point_strings, is_other) AS point_other_values,
@@ -201,7 +218,7 @@ WITH
         SELECT
             namespace, credential_id, record_id, segment, received_ns, process_id, service_name,
             resource_at, scope_at, metric_at, point_at, event_at,
-            meter, source, note, is_ours, gap, point_reason, point_is_bad, customer_reason,
+            meter, source, note, is_ours, gap, point_reason, point_is_bad, customer_reason, granted_until_ns,
             customer_id, agent_id, agent_name, provider, model, operation, tool, modality, cache_ttl, service_tier,
             status, point_other_keys, point_other_values,
             event_at > events AS is_whole_point,
@@ -238,7 +255,7 @@ WITH
             arrayMap(k -> k IN (
                 'meterhouse.event.id', 'meterhouse.call.id', 'meterhouse.task.id', 'gen_ai.conversation.id',
                 'meterhouse.step', 'gen_ai.response.id', 'meterhouse.request.id', 'meterhouse.lease.id',
-                'usage.source'), keys) AS is_named,
+                'usage.source', 'meterhouse.once'), keys) AS is_named,
             multiIf(
                 isNotNull(as_int), assumeNotNull(as_int) BETWEEN 0 AND 1000000000000000,
                 isNotNull(as_double), assumeNotNull(as_double) <= 1e15 AND match(
@@ -251,6 +268,8 @@ WITH
             *,
             texts['meterhouse.event.id'] AS given_event_id,
             match(given_event_id, '^[A-Za-z0-9_-]{1,64}$') AS has_event_id,
+            texts['meterhouse.once'] = 'true' AS is_once,
+            toInt64(if(time_fits, time_ns, received_ns)) AS told_ns,
             NOT is_plain AND (length(keys) != arrayUniq(keys)
                 OR arrayExists((s, named) -> named AND is_bad_identifier(s), strings, is_named)) AS event_is_bad,
             arrayMap((s, named) -> isNotNull(s) AND NOT named, strings, is_named) AS is_other,
@@ -268,6 +287,7 @@ WITH
                 is_whole_point, 'exemplars_missing',
                 point_is_bad OR event_is_bad, 'bad_identifier',
                 customer_reason != '', customer_reason,
+                time_ns > granted_until_ns, 'grant_expired',
                 NOT has_event_id, 'event_id_missing',
                 NOT number_fits, 'bad_quantity',
                 NOT time_fits, 'time_out_of_range',
@@ -278,7 +298,8 @@ SELECT
     namespace, customer_id, meter,
     if(has_event_id, given_event_id, concat('suspended-', lower(hex(
         sipHash128(toString(record_id), resource_at, scope_at, metric_at, point_at, event_at))))) AS event_id,
-    fromUnixTimestamp64Nano(toInt64(if(time_fits, time_ns, received_ns)), 'UTC') AS event_time,
+    fromUnixTimestamp64Nano(if(is_once, 0, told_ns), 'UTC') AS event_time,
+    fromUnixTimestamp64Nano(if(is_once, told_ns, 0), 'UTC') AS once_time,
     multiIf(
         is_ours AND is_whole_point, gap,
         NOT number_fits, toDecimal128(0, 9),

@@ -25,7 +25,7 @@ async def _call_tool(wrapped: Callable[..., Any], _session: Any, args: tuple[Any
         result = await wrapped(*args, **kwargs)
         if type(result).__name__ == "InputRequiredResult":
             execution.discard()  # the server wants to know more first: the call that brings it is the one that counts
-        # 2.x says is_error, 1.x isError; a result of another kind (the server asks for input) has neither.
-        elif getattr(result, "is_error", None) or getattr(result, "isError", None):
+        # 2.x says is_error, 1.x isError; a result of another kind (of an extension, a begun task) has none.
+        elif getattr(result, "is_error" if hasattr(result, "is_error") else "isError", None):
             execution.failed()
     return result

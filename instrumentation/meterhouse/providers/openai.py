@@ -1,75 +1,146 @@
-"""OpenAI, and whatever is called through its SDK: chat completions, completions, responses, embeddings.
+"""OpenAI, and whatever is called through its SDK.
 
-Usage as in https://platform.openai.com/docs/api-reference: cached and cache-write tokens are part of the input tokens,
-reasoning tokens part of the output tokens, so both are taken out of them here.
+Usage is read by openai_usage.py, tools by openai_tools.py, background responses are followed by openai_background.py.
+Not metered: realtime and other web sockets, batches, fine-tuning, assistants. Moderations and token counts are free.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from meterhouse.events import Row
-from meterhouse.providers import sdk_client
-from meterhouse.tools import ToolResult
-from meterhouse.usage import Answer, Quantity, by_modality, count, is_count, rest, together
-from meterhouse.vocabulary import (
-    TOKENS_CACHE_READ,
-    TOKENS_CACHE_WRITE,
-    TOKENS_INPUT,
-    TOKENS_OUTPUT,
-    TOKENS_REASONING,
+from meterhouse.providers import openai_background, sdk_client
+from meterhouse.providers.openai_tools import (
+    hosted_rows,
+    results_of_input,
+    results_of_messages,
+    take_choices,
+    take_items,
 )
+from meterhouse.providers.openai_usage import breakdown, merged, rows
+from meterhouse.tools import ToolResult
+from meterhouse.usage import Answer, count, seconds, text
+from meterhouse.vocabulary import LLM_AUDIO_SECONDS, LLM_IMAGES
 
 OPERATIONS = {
     "/chat/completions": "chat",
     "/responses": "chat",
+    "/responses/compact": "compaction",
     "/completions": "text_completion",
     "/embeddings": "embeddings",
+    "/decisions": "decision",
+    "/images/generations": "image_generation",
+    "/images/edits": "image_generation",
+    "/images/variations": "image_generation",
+    "/audio/transcriptions": "transcription",
+    "/audio/translations": "translation",
+    "/audio/speech": "speech",
+    "/videos": "video_generation",
+    "/videos/edits": "video_generation",
+    "/videos/extensions": "video_generation",
+    "/remix": "video_generation",
 }
+"""The end of a path that is billed -> gen_ai.operation.name."""
+HOSTS = {
+    "openai.azure.com": "azure.ai.openai",
+    "cognitiveservices.azure.com": "azure.ai.openai",
+    "services.ai.azure.com": "azure.ai.openai",
+    "models.ai.azure.com": "azure.ai.inference",
+    "amazonaws.com": "aws.bedrock",
+    "api.aws": "aws.bedrock",
+    "api.anthropic.com": "anthropic",
+    "api.cohere.ai": "cohere",
+    "api.cohere.com": "cohere",
+    "api.deepseek.com": "deepseek",
+    "generativelanguage.googleapis.com": "gcp.gemini",
+    "aiplatform.googleapis.com": "gcp.vertex_ai",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral_ai",
+    "openrouter.ai": "openrouter",
+    "api.perplexity.ai": "perplexity",
+    "api.x.ai": "x_ai",
+}
+"""A host, or the end of one -> gen_ai.provider.name; every other server is `openai`, and server.address says which."""
 _STREAM_OPTIONS = "stream_options"
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_TERMINAL = ("completed", "incomplete", "failed", "cancelled")
+"""States of a response in which nothing more comes."""
+_ENDINGS = ("transcript.text.done", "speech.audio.done")
+_IMAGES = ("image_generation.completed", "image_edit.completed")
 
 
 class OpenAI:
-    """See sdk_client.Provider."""
+    """See streamed.Provider."""
 
     name = "openai"
 
     def provider_name(self, client: object) -> str:
-        return "azure.ai.openai" if "Azure" in type(client).__name__ else self.name
+        if any("Azure" in kind.__name__ for kind in type(client).__mro__):
+            return "azure.ai.openai"
+        host = sdk_client.host(client)
+        known = (name for ending, name in HOSTS.items() if host == ending or host.endswith("." + ending))
+        regional = "gcp.vertex_ai" if host.endswith("-aiplatform.googleapis.com") else self.name
+        return next(known, regional)
 
     def operation(self, path: str) -> str | None:
-        for ending, operation in OPERATIONS.items():
-            if path.endswith(ending):
-                return operation
-        return None
+        above, _, last = path.rpartition("/")
+        return OPERATIONS.get(f"/{above.rpartition('/')[2]}/{last}") or OPERATIONS.get(f"/{last}")
 
-    def telling(self, line: bytes) -> bool:
+    def telling(self, data: bytes) -> bool:
         # Every chunk has "usage":null where usage was asked for; only the object tells something.
-        return (b'"usage"' in line and b'"usage":null' not in line.replace(b" ", b"")) or b'"error"' in line
-
-    def read(self, document: Mapping[str, Any], event: str, answer: Answer) -> None:
-        response = document.get("response")
-        body = response if isinstance(response, Mapping) else document  # responses: the events wrap it
-        answer.identify(body)
-        if isinstance(body.get("usage"), Mapping):
-            answer.usage = dict(body["usage"])
-        kind = document.get("type") or event
-        if kind in ("response.completed", "response.incomplete", "response.failed"):
-            answer.complete = True
-        if kind in ("response.failed", "error") or isinstance(document.get("error"), Mapping):
-            answer.complete = answer.failed = True
+        return (
+            (b'"usage"' in data and _USAGE.search(data) is not None)
+            or b'_call"' in data  # an item of a response that is a tool's
+            or (b'"tool_calls"' in data and b'"name"' in data)
+            or b'"error"' in data
+            or b"[DONE]" in data
+        )
 
     def ends(self, data: bytes) -> bool:
         return data.startswith(b"[DONE]")
 
+    def read(self, document: Mapping[str, Any], event: str, answer: Answer) -> None:
+        kind = document.get("type") or event
+        response = document.get("response")
+        body = response if isinstance(response, Mapping) else document  # responses: the events wrap it
+        answer.identify(body)
+        self._take_usage(body, answer)
+        if body is response or body.get("object") == "response":
+            self._take_response(body, answer)
+        take_choices(document.get("choices"), answer)
+        _take_text(document, kind, answer)
+        if kind == "response.output_item.done":
+            take_items([document.get("item")], answer)
+        elif kind in _IMAGES:
+            answer.noted["images"] = answer.noted.get("images", 0) + 1
+            answer.noted.setdefault("usages", []).append(document.get("usage"))
+        elif kind in _ENDINGS:
+            answer.complete = True
+        if kind in ("response.failed", "error") or isinstance(document.get("error"), Mapping):
+            answer.complete = answer.failed = True
+
     def rows(self, answer: Answer) -> list[Row]:
-        return rows(answer.usage)
+        noted = answer.noted
+        usages = [one for one in noted.get("usages", ()) if isinstance(one, Mapping)] or [answer.usage]
+        found = breakdown(noted.get("models", ()), answer.usage) or [row for usage in usages for row in rows(usage)]
+        if not answer.usage and "duration" in noted:
+            found.append(Row(LLM_AUDIO_SECONDS, noted["duration"], decimal=True))
+        if "images" in noted:
+            found.append(Row(LLM_IMAGES, noted["images"]))
+        tool = noted.get("tool_usage", {}).get("image_gen")
+        if isinstance(tool, Mapping):
+            found += rows(tool, noted.get("image_model", ""))
+        for drawing in noted.get("svg", ()):
+            found += rows(drawing, text(drawing, "model") or "")
+        return merged([*found, *hosted_rows(answer)])
 
     def tool_results(self, body: Mapping[str, Any]) -> Iterable[ToolResult]:
-        return ()
+        return results_of_messages(body.get("messages")) or results_of_input(body.get("input"))
 
-    def ask_for_usage(self, options: Any, path: str) -> Any:
+    def ask_for_usage(self, options: Any, path: str) -> tuple[Any, Callable[[bytes], bytes]] | None:
         """Chat streams report usage only where asked: a copy of the options that asks, or None if there is no need."""
         body = options.json_data
         if not path.endswith("completions") or not isinstance(body, Mapping):
@@ -81,45 +152,81 @@ class OpenAI:
             return None
         changed = copy.copy(options)
         setattr(changed, place, {**getattr(options, place), _STREAM_OPTIONS: {**(asked or {}), "include_usage": True}})
-        return changed
+        return changed, unasked
 
-    def caused_by_us(self, document: Mapping[str, Any]) -> bool:
-        """The chunk that a stream has only because usage was asked for."""
-        return document.get("choices") == [] and isinstance(document.get("usage"), Mapping)
+    def _take_usage(self, body: Mapping[str, Any], answer: Answer) -> None:
+        groq = body.get("x_groq")  # its streams report usage there, whether or not they were asked
+        for place in (groq if isinstance(groq, Mapping) else {}, body):
+            if isinstance(place.get("usage"), Mapping):
+                answer.usage = dict(place["usage"])
+            parts = place.get("usage_breakdown")
+            if isinstance(parts, Mapping) and isinstance(parts.get("models"), list):
+                answer.noted["models"] = parts["models"]
+        if "duration" in body:  # whisper's verbose answers, whose usage older servers leave out
+            answer.noted["duration"] = seconds(body, "duration")
+        made = body.get("data")
+        if isinstance(made, list) and made and all(isinstance(one, Mapping) and _is_image(one) for one in made):
+            answer.noted["images"] = len(made)
+        if isinstance(body.get("svg_usage"), Mapping):
+            answer.noted["svg"] = [body["svg_usage"]]
+
+    def _take_response(self, body: Mapping[str, Any], answer: Answer) -> None:
+        """What only the responses API has: state, output items, the usage of the provider's own tools."""
+        noted, status = answer.noted, body.get("status")
+        if status in _TERMINAL or (status is None and answer.usage):
+            answer.complete = status != "cancelled"
+            answer.failed = answer.failed or status == "failed"
+        answer.pending = body.get("background") is True and status in ("queued", "in_progress")
+        noted["background"], noted["status"] = body.get("background") is True, status
+        created = count(body, "created_at")
+        answer.created_at_ns = int(created * 10**9) if created and created > 0 else None
+        if body.get("output"):
+            noted.pop("hosted", None)
+            take_items(body["output"], answer)
+            items = [item for item in body["output"] if isinstance(item, Mapping)]
+            noted["svg"] = [item["svg_usage"] for item in items if isinstance(item.get("svg_usage"), Mapping)]
+        if isinstance(body.get("tool_usage"), Mapping):
+            noted["tool_usage"] = body["tool_usage"]
+        for tool in body.get("tools") or ():
+            if isinstance(tool, Mapping) and tool.get("type") == "image_generation":
+                noted["image_model"] = text(tool, "model") or ""
 
 
-def rows(usage: Mapping[str, Any]) -> list[Row]:
-    """The disjoint buckets of an OpenAI usage object, of the chat or of the responses shape."""
-    shape = ("input_tokens", "output_tokens") if "input_tokens" in usage else ("prompt_tokens", "completion_tokens")
-    given, made = count(usage, shape[0]), count(usage, shape[1])
-    given_details, made_details = f"{shape[0]}_details", f"{shape[1]}_details"
-    cached = count(usage, given_details, "cached_tokens")
-    written = count(usage, given_details, "cache_write_tokens")
-    reasoning = count(usage, made_details, "reasoning_tokens")
-    visible = made if _beside(reasoning, given, made, count(usage, "total_tokens")) else rest(made, reasoning)
-    return [
-        *by_modality(TOKENS_INPUT, given, rest(given, cached, written), **_media(usage, given_details)),
-        Row(TOKENS_CACHE_READ, cached),
-        Row(TOKENS_CACHE_WRITE, written),
-        *by_modality(TOKENS_OUTPUT, made, visible, **_media(usage, made_details)),
-        Row(TOKENS_REASONING, reasoning),
-    ]
+def unasked(event: bytes) -> bytes:
+    """An event of a chat stream as it would have come without asking for usage; empty where it would not have come."""
+    if b'"usage"' not in event:
+        return event
+    plain = event.replace(b',"usage":null', b"")
+    if _USAGE.search(plain) is None:
+        return plain
+    data = b"\n".join(line[5:] for line in plain.splitlines() if line.startswith(b"data:"))
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return event
+    ours = isinstance(document, dict) and document.get("choices") == [] and isinstance(document.get("usage"), dict)
+    return b"" if ours else plain
 
 
-def _beside(reasoning: Quantity | None, given: Quantity | None, made: Quantity | None, total: Quantity | None) -> bool:
-    """Some compatible servers count reasoning beside the output instead of inside; their total shows it."""
-    if not reasoning or not made or not is_count(reasoning) or not is_count(made):
-        return False
-    return reasoning > made or total == together(given, made, reasoning)
+def _take_text(document: Mapping[str, Any], kind: object, answer: Answer) -> None:
+    """Count the characters that the model was seen to write."""
+    if kind in ("response.output_text.delta", "response.refusal.delta", "transcript.text.delta"):
+        answer.characters += len(text(document, "delta") or "")
+    for choice in document.get("choices") or ():
+        if isinstance(choice, Mapping):
+            delta = choice.get("delta")
+            if isinstance(delta, Mapping):
+                answer.characters += sum(len(text(delta, key) or "") for key in ("content", "refusal"))
+            answer.characters += len(text(choice, "text") or "")
 
 
-def _media(usage: Mapping[str, Any], details: str) -> dict[str, Quantity | None]:
-    return {"audio": count(usage, details, "audio_tokens"), "image": count(usage, details, "image_tokens")}
+def _is_image(item: Mapping[str, Any]) -> bool:
+    return isinstance(item.get("b64_json") or item.get("url"), str)
 
 
 def install(module: ModuleType) -> None:
     """Patch the SDK's base client."""
-    sdk_client.install(module, OpenAI())
+    sdk_client.install(module, sdk_client.Sdk(OpenAI(), openai_background.Created, openai_background.follow))
 
 
 remove = sdk_client.remove

@@ -1,0 +1,109 @@
+"""What metering adds to a stream's chunks and to the memory of an agent; each measured in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+CHUNKS = 2_000
+ROUNDS = 7
+CALLS = 1_000_000
+
+_STREAM = """
+import json, statistics, sys, time, httpx2, openai, meterhouse
+from meterhouse.otel import MeterhouseInstrumentor
+chunk, usage, chunks, rounds = json.loads(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+lines = [b"data: " + json.dumps(chunk).encode() + b"\\n\\n"] * chunks
+end = [b"data: " + json.dumps({**chunk, "choices": [], "usage": usage}).encode() + b"\\n\\n", b"data: [DONE]\\n\\n"]
+class Pieces(httpx2.SyncByteStream):
+    def __init__(self, asked):
+        self.asked = asked
+    def __iter__(self):
+        yield from lines
+        yield from end if self.asked else end[1:]
+def answer(request):
+    asked = b"include_usage" in request.content
+    return httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=Pieces(asked))
+client = openai.OpenAI(api_key="k", http_client=openai.DefaultHttpxClient(transport=httpx2.MockTransport(answer)))
+def stream():
+    started = time.thread_time_ns()
+    seen = sum(1 for _ in client.chat.completions.create(
+        model="gpt-5-mini", messages=[{"role": "user", "content": "x"}], stream=True))
+    assert seen == chunks, seen
+    return (time.thread_time_ns() - started) / chunks / 1000
+plain, metered = [], []
+with meterhouse.customer("acme"):
+    for number in range(rounds + 1):  # interleaved, and the first round warms up
+        without = stream()
+        MeterhouseInstrumentor().instrument(skip_dep_check=True)
+        added = stream()
+        MeterhouseInstrumentor().uninstrument()
+        if number:
+            plain.append(without)
+            metered.append(added)
+print(json.dumps([statistics.median(metered) - statistics.median(plain), statistics.median(plain)]))
+"""
+
+_MEMORY = """
+import json, sys, httpx2, openai
+calls, metered, completion = int(sys.argv[1]), sys.argv[2] == "metered", json.loads(sys.argv[3])
+def rss_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=completion))
+client = openai.OpenAI(api_key="k", http_client=openai.DefaultHttpxClient(transport=transport))
+def call():
+    client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "x"}])
+if metered:
+    import meterhouse
+    from meterhouse.otel import MeterhouseInstrumentor
+    MeterhouseInstrumentor().instrument(skip_dep_check=True)
+    meterhouse.customer("acme").__enter__()
+for _ in range(2_000):
+    call()
+if metered:  # the rest without the SDK around it: a million calls in minutes instead of a quarter of an hour
+    from meterhouse.metered import Metered, Request, start
+    from meterhouse.providers.openai import OpenAI
+    from meterhouse.runtime import flush
+    reader = OpenAI()
+    def call():
+        one = start(Metered, reader, lambda: Request("openai", "chat", "gpt-5-mini"))
+        one.take(completion)
+        one.end(exhausted=True)
+first = rss_mb()
+marks = []
+for part in range(4):
+    for _ in range(calls // 4 if metered else 0):
+        call()
+    marks.append(rss_mb())
+if metered:
+    flush(60)
+print(json.dumps({"first": first, "marks": marks}))
+"""
+
+
+def stream_us_per_chunk(chunk: dict[str, Any], usage: dict[str, Any]) -> tuple[float, float]:
+    """CPU that metering adds to one chunk of a chat stream, and what the SDK takes for it, in us."""
+    with tempfile.TemporaryDirectory() as journals:
+        arguments = [json.dumps(chunk), json.dumps(usage), str(CHUNKS), str(ROUNDS)]
+        added, plain = json.loads(_run(_STREAM, arguments, {"METERHOUSE_JOURNAL_DIR": journals}))
+    return added, plain
+
+
+def rss_mb(completion: dict[str, Any], endpoint: str, calls: int = CALLS) -> tuple[float, float, float]:
+    """Memory that metering adds to an agent, that of the agent without it, and the growth over the last half, in MB."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in ("plain", "metered"):
+        with tempfile.TemporaryDirectory() as journals:
+            environment = {"METERHOUSE_JOURNAL_DIR": journals, "METERHOUSE_ENDPOINT": endpoint}
+            found[kind] = json.loads(_run(_MEMORY, [str(calls), kind, json.dumps(completion)], environment))
+    plain, marks = found["plain"]["first"], found["metered"]["marks"]
+    return marks[-1] - plain, plain, marks[-1] - marks[1]
+
+
+def _run(program: str, arguments: list[str], environment: dict[str, str]) -> str:
+    command = [sys.executable, "-c", program, *arguments]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=900).stdout

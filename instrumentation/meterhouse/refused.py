@@ -1,0 +1,86 @@
+"""What the collector said is bad: kept beside the journals in files of its own, and sent again when asked to.
+
+One JSON line per event: {"why": ..., "process": {resource attributes}, "event": [...]}.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meterhouse.adoption import BATCH, Deliver, Drained
+from meterhouse.events import UsageEvent
+from meterhouse.journal_records import lock, records, unlock
+
+SUFFIX = ".refused"
+
+
+def keep(directory: Path, resource: Mapping[str, str], bad: Sequence[tuple[UsageEvent, str]]) -> Path:
+    """Write the events and why each was refused to a new file, on disk when this returns. Raises OSError."""
+    path = directory / f"{time.time_ns()}-{os.getpid()}{SUFFIX}"
+    process = dict(resource)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8", errors="replace") as file:
+        for event, why in bad:
+            file.write(json.dumps({"why": why, "process": process, "event": event.as_json()}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def files(directory: Path) -> list[Path]:
+    """The files of what was refused, oldest first."""
+    return sorted(directory.glob(f"*{SUFFIX}"))
+
+
+def send_again(directory: Path, deliver: Deliver) -> Drained:
+    """Send all that was refused under its own ids and times; what is refused once more is in a new file afterwards."""
+    total = Drained()
+    for path in files(directory):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:  # another one sends it again
+            continue
+        except OSError:
+            total.failed += 1
+            continue
+        try:
+            lock(fd)
+        except OSError:  # another one sends it again at this moment
+            os.close(fd)
+            continue
+        try:
+            _send_file(path, fd, deliver, total)
+        finally:
+            unlock(fd)
+    return total
+
+
+def _send_file(path: Path, fd: int, deliver: Deliver, total: Drained) -> None:
+    of_process: dict[str, tuple[dict[str, str], list[UsageEvent]]] = {}
+    with open(fd, "rb", closefd=False) as file:
+        for record, _ in records(file):
+            try:
+                resource, event = _read(record)
+            except (TypeError, ValueError, KeyError, AttributeError):
+                total.unreadable_lines += 1
+                continue
+            of_process.setdefault(json.dumps(resource), (resource, []))[1].append(event)
+    left = 0
+    for resource, events in of_process.values():
+        for first in range(0, len(events), BATCH):
+            batch = events[first : first + BATCH]
+            if left or deliver(resource, batch).again:
+                left += len(batch)
+            else:
+                total.events += len(batch)
+    total.left += left
+    if not left:
+        path.unlink(missing_ok=True)
+
+
+def _read(record: Any) -> tuple[dict[str, str], UsageEvent]:
+    process = record.get("process") or {"service.name": "unknown_service"}
+    return {str(key): str(value) for key, value in process.items()}, UsageEvent.from_json(record["event"])

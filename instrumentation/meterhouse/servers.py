@@ -1,0 +1,30 @@
+"""uvicorn: it ends by the signal that it was sent, so what is registered with atexit never runs. Its usage is delivered
+at the end of its own graceful shutdown instead, when no request is under way any more."""
+
+import asyncio
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from meterhouse.runtime import flush, warn_once
+
+
+def install(module: ModuleType) -> None:
+    """Patch `uvicorn.server`."""
+    wrapt.wrap_function_wrapper(module, "Server.shutdown", _shutdown)
+
+
+def remove(module: ModuleType) -> None:
+    """Undo `install`."""
+    wrapped = module.Server.shutdown
+    module.Server.shutdown = getattr(wrapped, "__wrapped__", wrapped)
+
+
+async def _shutdown(wrapped: Any, _server: Any, args: Any, kwargs: Any) -> Any:
+    result = await wrapped(*args, **kwargs)
+    try:
+        await asyncio.to_thread(flush)
+    except Exception:  # noqa: BLE001 - the host's shutdown went well; what is left is in the journal
+        warn_once("shutdown", "Meterhouse could not deliver its usage at the end of uvicorn.", with_trace=True)
+    return result
