@@ -21,7 +21,7 @@ from typing import Any
 
 import demo_money as money
 from demo_agents import CUSTOMERS, Agents, Killed, kill_collector
-from demo_proof import Evidence, Proof, ServedCall, prove, replayed_units, served_calls, summed
+from demo_proof import Evidence, Proof, ServedCall, executed_tools, prove, replayed_units, served_calls, summed
 from demo_system import BIN, DemoError, System, environment, free_port, fresh_directory, get_json, until
 from demo_tables import PROOF_COLUMNS, Screen, invoice_rows, proof_json, proof_rows, unfinished_rows
 
@@ -254,7 +254,7 @@ class Demo:
     def _evidence(self, rating: Any) -> Evidence:
         return Evidence(
             served=None if self.provider_url is None else self._served(),
-            tools=self._tool_calls(),
+            tools=0 if self.provider_url is None else self._executed(),
             replayed=replayed_units(self.trace.read_text().splitlines(), CUSTOMERS),
             stored=money.stored_units(self.system),
             rated=summed(part for units in money.rated_lines(self.system).values() for part in units.items()),
@@ -285,10 +285,8 @@ class Demo:
     def _served(self) -> list[ServedCall]:
         return served_calls(self.provider_log.read_text().splitlines())
 
-    def _tool_calls(self) -> int:
-        assert self.agents is not None
-        log = self.agents.tool_log
-        return len(log.read_text().splitlines()) if log.exists() else 0
+    def _executed(self) -> int:
+        return executed_tools(self.provider_log.read_text().splitlines())
 
     def conclude(self, proof: Proof, same: bool) -> int:
         say = self.screen.say

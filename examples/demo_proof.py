@@ -118,6 +118,11 @@ def served_calls(lines: Iterable[str]) -> list[ServedCall]:
     return [_call(request_id, attempts) for request_id, attempts in groups.items()]
 
 
+def executed_tools(lines: Iterable[str]) -> int:
+    """Tools whose results agents handed back, once per tool call id, as the provider's log has them."""
+    return len({tool_call_id for line in lines for tool_call_id in json.loads(line)["tool_results"]})
+
+
 def _call(request_id: str, attempts: Sequence[Mapping[str, Any]]) -> ServedCall:
     return ServedCall(
         request_id,

@@ -237,6 +237,7 @@ class _Provider:
                 end_user=exchange.asked.end_user,
                 usage=wire.usage(units),
                 units=units.by_meter(),
+                tool_results=exchange.asked.handed_back,
             )
         )
 
@@ -266,6 +267,7 @@ class _Provider:
                 end_user=asked.end_user if asked else "",
                 usage=None,
                 units={},
+                tool_results=asked.handed_back if asked else (),
             )
         )
         headers = {"retry-after": str(_RETRY_AFTER_S)} if status == 429 else {}

@@ -41,6 +41,7 @@ class Asked:
     end_user: str = ""  # what the caller says about who it works for: `user` or `metadata.user_id`
     tools: tuple[Tool, ...] = ()
     tool_results: int = 0  # results since the last message of the user
+    handed_back: tuple[str, ...] = ()  # the ids of all tool calls whose results the request has
     question: str = ""  # the last text of the user
 
     @property

@@ -36,6 +36,7 @@ def messages_asked(body: Mapping[str, Any]) -> Asked:
         end_user=text_of(metadata, "user_id") if isinstance(metadata, dict) else "",
         tools=tuple(_tools(body)),
         tool_results=_results_since_user(messages),
+        handed_back=tuple(text_of(block, "tool_use_id") for message in messages for block in _results(message)),
         question=question_of(messages),
     )
 
@@ -138,12 +139,16 @@ def _tools(body: Mapping[str, Any]) -> Iterator[Tool]:
         yield Tool(tool["name"], schema if isinstance(schema, dict) else {})
 
 
+def _results(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    blocks = content if isinstance(content, list) else []
+    return [block for block in blocks if isinstance(block, dict) and block.get("type") == "tool_result"]
+
+
 def _results_since_user(messages: list[dict[str, Any]]) -> int:
     count = 0
     for message in messages:
-        content = message.get("content")
-        blocks = content if isinstance(content, list) else []
-        results = sum(isinstance(block, dict) and block.get("type") == "tool_result" for block in blocks)
+        results = len(_results(message))
         if message.get("role") == "user":
             count = count + results if results else 0
     return count

@@ -6,7 +6,7 @@ client can know of no usage that the log does not have. It is what a bill of thi
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ class Attempt:
     end_user: str
     usage: Mapping[str, Any] | None  # in the provider's own terms, as the client was or would have been told
     units: Mapping[str, int]  # the same in disjoint buckets, by meter
+    tool_results: Sequence[str] = ()  # ids of the tool calls whose results the client handed back, old ones too
 
 
 class ServedLog:

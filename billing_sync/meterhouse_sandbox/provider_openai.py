@@ -46,6 +46,7 @@ def chat_asked(body: Mapping[str, Any]) -> Asked:
         end_user=text_of(body, "user"),
         tools=tuple(_tools(tool.get("function") for tool in items(body, "tools"))),
         tool_results=_results_since_user(messages, lambda message: message.get("role") == "tool"),
+        handed_back=tuple(text_of(one, "tool_call_id") for one in messages if one.get("role") == "tool"),
         question=question_of(messages),
     )
 
@@ -130,6 +131,7 @@ def responses_asked(body: Mapping[str, Any]) -> Asked:
         end_user=text_of(body, "user") or text_of(body, "safety_identifier"),
         tools=tuple(_tools(tool for tool in items(body, "tools") if tool.get("type") == "function")),
         tool_results=_results_since_user(history, lambda item: item.get("type") == "function_call_output"),
+        handed_back=tuple(text_of(one, "call_id") for one in history if one.get("type") == "function_call_output"),
         question=given if isinstance(given, str) else question_of(history),
     )
 

@@ -6,7 +6,7 @@
 Provider calls and tools are metered by auto-instrumentation (`meterhouse run -- python agent.py`).
 """
 
-from meterhouse import grants
+from meterhouse import grants, middleware
 from meterhouse.api import (
     Meter,
     Task,
@@ -38,6 +38,7 @@ __all__ = [
     "grant",
     "grants",
     "meter",
+    "middleware",
     "step",
     "task",
     "waiting",

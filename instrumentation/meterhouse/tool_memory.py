@@ -70,11 +70,11 @@ class ToolMemory:
         with self._lock:
             return self._names.get(tool_call_id, "")
 
-    def executed(self, payer: str, name: str) -> Callable[[], None]:
+    def executed(self, payer: str, name: str, *, credited: bool = True) -> Callable[[], None]:
         """A layer that does not know the tool call id executes this tool; returns what takes that back.
 
         It is the newest call asked for under this name, or under one that ends in it (hosts may show MCP tools under a
-        prefix); where none is known, the next result that is handed back under its name is its.
+        prefix); where none is known, the next result that is handed back under its name is its, unless not `credited`.
         """
         with self._lock:
             words = _words(name)
@@ -84,8 +84,9 @@ class ToolMemory:
                 if unique(asked.tool_call_id):
                     _remember(self._told, asked.tool_call_id, True)
                     return partial(self._not_executed, asked, None)
-            credit = (payer, words)
-            _remember(self._credits, credit, self._credits.get(credit, 0) + 1)
+            credit = (payer, words) if credited else None
+            if credit is not None:
+                _remember(self._credits, credit, self._credits.get(credit, 0) + 1)
             return partial(self._not_executed, asked, credit)
 
     def _not_executed(self, asked: "_Asked | None", credit: tuple[str, str] | None) -> None:

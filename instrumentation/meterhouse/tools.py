@@ -92,12 +92,13 @@ class Execution:
 
 
 @contextmanager
-def executing(name: object, *, tool_call_id: str | None = None) -> Iterator[Execution]:
+def executing(name: object, *, tool_call_id: str | None = None, in_agent: bool = False) -> Iterator[Execution]:
     """Around the execution of a tool, sync or async: counts it as `ok`, `failed` or `aborted` when it is left.
 
-    Give the id under which the model asked for it where the layer knows it.
+    Give the id under which the model asked for it where the layer knows it. `in_agent`: an agent of a framework runs
+    it and hands its result back itself; no result that the host hands back is of this execution.
     """
-    execution = begin(name, tool_call_id=tool_call_id)
+    execution = begin(name, tool_call_id=tool_call_id, in_agent=in_agent)
     try:
         with execution.running():
             yield execution
@@ -108,19 +109,19 @@ def executing(name: object, *, tool_call_id: str | None = None) -> Iterator[Exec
         execution.finish(OK)
 
 
-def begin(name: object, *, tool_call_id: str | None = None) -> Execution:
+def begin(name: object, *, tool_call_id: str | None = None, in_agent: bool = False) -> Execution:
     """A tool starts, for layers that tell of start and end in two places; never raises. See `executing`.
 
     What it calls is part of it only inside `running()`.
     """
     try:
-        return _begin(cut(str(name)), tool_call_id or "")
+        return _begin(cut(str(name)), tool_call_id or "", in_agent or _in_framework.get())
     except Exception:  # noqa: BLE001 - the tool must run whatever becomes of its metering
         warn_once("tool", "Meterhouse could not meter a tool call.", with_trace=True)
         return Execution(str(name))
 
 
-def _begin(name: str, tool_call_id: str) -> Execution:
+def _begin(name: str, tool_call_id: str, in_agent: bool) -> Execution:
     owner = current()
     known = unique(tool_call_id)
     if known:
@@ -130,7 +131,7 @@ def _begin(name: str, tool_call_id: str) -> Execution:
     call = Call(new_call_id(), {OPERATION: "execute_tool", TOOL_NAME: name}, intent=False)
     execution = Execution(name, tool_call_id, owner, call)
     if not known:
-        execution._forget = _memory.executed(payer(), name)
+        execution._forget = _memory.executed(payer(), name, credited=not in_agent)
     return execution
 
 

@@ -101,17 +101,19 @@ def with_estimate(rows: Sequence[Row], characters: int) -> list[Row]:
 
 def unreadable(row: Row) -> bool:
     """True where the provider reported something that is no number."""
-    return row.quantity is not None and math.isnan(row.quantity)
+    return row.quantity != row.quantity  # only NaN differs from itself
 
 
 def count(usage: Mapping[str, Any], *path: str) -> Quantity | None:
     """What the provider reports at `path`, as the number it is; None where it reports nothing, NaN for no number."""
     value: Any = usage
     for key in path:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict | Mapping):  # dict first: the abstract class takes its time
             return math.nan if value else None
         value = value.get(key)
-    return None if value is None else _number(value)
+    if value is None or (type(value) is int and -MOST <= value <= MOST):
+        return value
+    return _number(value)
 
 
 def seconds(usage: Mapping[str, Any], *path: str) -> Quantity | None:
@@ -150,6 +152,8 @@ def by_modality(meter: str, total: Quantity | None, bucket: Quantity | None, **p
     bucket goes. Parts that not even the total holds are taken as reported. Without parts, no modality is claimed.
     """
     told = {modality: quantity for modality, quantity in parts.items() if quantity}
+    if not told:
+        return [Row(meter, bucket)]
     fits = total is not None and is_count(total) and _sum(told.values()) <= total
     rows, left = [], bucket
     for modality, quantity in told.items():
@@ -158,7 +162,7 @@ def by_modality(meter: str, total: Quantity | None, bucket: Quantity | None, **p
             taken = min(quantity, max(left, 0)) if fits else quantity
             left -= taken
         rows.append(Row(meter, taken, modality))
-    return [*rows, Row(meter, left, "text" if told else "")]
+    return [*rows, Row(meter, left, "text")]
 
 
 def _sum(parts: Iterable[Quantity | None]) -> int:

@@ -307,8 +307,8 @@ def library() -> Callable[[str], object]:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
             files = sorted(ENVIRONMENTS.glob("*.txt"))
-            names = [path.stem for path in files if f"provides {module}\n" in path.read_text()]
-            pytest.skip(f"{module} is in the test environment {' or '.join(names)}: make environments ONLY={names[0]}")
+            names = [path.stem for path in files if f"provides {module}\n" in path.read_text()] or ["(the main one)"]
+            pytest.skip(f"{module} is not installed here; it is in the test environment {' or '.join(names)}")
 
     return find
 

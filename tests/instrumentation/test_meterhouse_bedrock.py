@@ -65,6 +65,11 @@ def invoke(client, model=SONNET, body=b'{"messages": []}'):
     return client.invoke_model(modelId=model, body=body)
 
 
+def told_by(client, operation):
+    """What of an operation's answer this version hands to its host; it leaves out the members that it does not know."""
+    return client.meta.service_model.operation_model(operation).output_shape.members
+
+
 def statuses(metering):
     return {event.point["meterhouse.status"] for event in metering.flush()}
 
@@ -83,14 +88,16 @@ def test_converse_reports_input_without_the_cache_so_nothing_is_taken_out_of_it(
         "gen_ai.provider.name": "aws.bedrock",
         "gen_ai.operation.name": "chat",
         "gen_ai.response.model": SONNET,
-        "service.tier": "priority",
         "meterhouse.status": "ok",
+        **({"service.tier": "priority"} if "serviceTier" in told_by(client, "Converse") else {}),
     }
     assert one.own["gen_ai.response.id"] == response["ResponseMetadata"]["RequestId"] == "req-1"
     assert one.own["server.address"] == "127.0.0.1" and one.own["gen_ai.request.model"] == SONNET
 
 
 def test_cache_writes_of_converse_are_split_by_their_time_to_live(client, provider, metering):
+    if "cacheDetails" not in told_by(client, "Converse")["usage"].members:
+        pytest.skip("this version has no cache details")
     details = [{"ttl": "1h", "inputTokens": 10}, {"ttl": "5m", "inputTokens": 15}]
     body_reply(provider, {**ANSWER, "usage": {**USAGE, "cacheWriteInputTokens": 30, "cacheDetails": details}})
     client.converse(**ASK)
@@ -278,6 +285,8 @@ WAYS = [
 @pytest.mark.cell("bedrock", "reasoning tokens")
 @pytest.mark.parametrize("read", WAYS)
 def test_the_body_of_invoke_model_is_metered_in_whatever_way_it_is_read(client, provider, metering, read):
+    if read is read_into and not hasattr(StreamingBody, "readinto"):
+        pytest.skip("this version has no readinto")
     body_reply(provider, MESSAGE, headers=COUNTED)
     response = invoke(client)
     assert type(response["body"]) is StreamingBody
@@ -505,8 +514,9 @@ def test_tool_results_are_found_in_streams_and_in_invoke_models_own_shapes(clien
 
 
 def test_what_runs_no_model_is_not_billed_and_an_async_invocation_is_a_request(client, provider, metering):
-    body_reply(provider, {"inputTokens": 14})
-    client.count_tokens(modelId=SONNET, input={"converse": {"messages": ASK["messages"]}})
+    if hasattr(client, "count_tokens"):
+        body_reply(provider, {"inputTokens": 14})
+        client.count_tokens(modelId=SONNET, input={"converse": {"messages": ASK["messages"]}})
     body_reply(provider, {"usage": {}, "action": "NONE", "outputs": [], "assessments": []})
     client.apply_guardrail(guardrailIdentifier="g", guardrailVersion="1", source="INPUT", content=[])
     assert metering.flush() == []

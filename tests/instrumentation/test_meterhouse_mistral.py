@@ -219,12 +219,12 @@ def test_a_cancelled_call_and_a_cancelled_stream_are_aborted(metering, provider)
 @pytest.mark.cell("mistral", "modalities")
 def test_pages_and_seconds_of_audio_are_metered_as_the_provider_reports_them(client, provider, metering):
     if not hasattr(client, "ocr"):
-        pytest.skip("this SDK has no OCR")
+        pytest.skip("this version has no OCR")
     provider.json({"pages": [], "model": "mistral-ocr", "usage_info": {"pages_processed": 3, "doc_size_bytes": 9}})
     client.ocr.process(model="mistral-ocr", document={"type": "document_url", "document_url": "https://x/y.pdf"})
     assert metering.units() == {"llm.requests": 1, "llm.pages": 3}
     if not hasattr(client, "audio"):
-        pytest.skip("this SDK has no audio")
+        pytest.skip("this version has no audio")
     heard = {"prompt_tokens": 4, "completion_tokens": 9, "total_tokens": 388, "prompt_audio_seconds": 203}
     provider.replies.append(
         lambda handler, _: handler.answer(
@@ -264,7 +264,7 @@ def test_the_other_billed_parts_of_the_sdk_are_metered_and_a_list_of_models_is_n
 
 def test_a_conversation_counts_its_connectors_and_what_they_put_before_the_model(client, provider, metering):
     if not hasattr(client, "beta"):
-        pytest.skip("this SDK has no conversations")
+        pytest.skip("this version has no conversations")
     usage = {
         "prompt_tokens": 188,
         "completion_tokens": 55,

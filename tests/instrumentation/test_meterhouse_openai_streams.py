@@ -1,9 +1,11 @@
 """Streams of the OpenAI family at the level of bytes and events, helpers around them, and the estimate."""
 
 import asyncio
+import gc
 import gzip
 import json
 import threading
+import weakref
 import zlib
 from importlib.util import find_spec
 
@@ -145,6 +147,23 @@ def test_a_response_that_was_read_has_none_of_our_readers_left(client, provider,
     list(stream)
     left = set(vars(stream.response))
     assert not left & {"iter_bytes", "aiter_bytes", "iter_raw", "aiter_raw"}
+
+
+@pytest.mark.parametrize("method", ["iter_bytes", "iter_raw"])
+def test_a_host_that_keeps_only_the_iterator_of_a_response_reads_and_counts_all_of_it(
+    client, provider, metering, method
+):
+    provider.stream(ASKED)
+    raw = client.chat.completions.with_raw_response.create(**ASK, stream=True)
+    held = weakref.ref(raw.http_response)
+    pieces = getattr(raw.http_response, method)()
+    del raw
+    gc.collect()
+    assert b"".join(pieces) == b"".join(PLAIN)
+    assert metering.units() == UNITS
+    del pieces
+    gc.collect()
+    assert held() is None
 
 
 # ---- helpers and parallel calls --------------------------------------------------------------------------------------

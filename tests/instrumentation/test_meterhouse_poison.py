@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import openai
@@ -157,6 +158,8 @@ def test_a_row_of_a_damaged_journal_that_is_no_event_is_an_unreadable_line(meter
 
 
 def test_a_batch_that_the_collector_chokes_on_holds_up_its_own_journal_only(metering, capsys):
+    if tuple(map(int, version("opentelemetry-sdk").split(".")[:2])) < (1, 41):
+        pytest.skip("the exporter of this version sends the batch again at once")
     metering.sink.answers = [(500, (), b"")]
     write_journal(metering.journals, "a", event("bad", 3))
     write_journal(metering.journals, "b", event("good", 7))
@@ -217,6 +220,7 @@ def _counting(attempts):
 @pytest.fixture(scope="module")
 def warehouse(tmp_path_factory):
     """A client of a real, empty database."""
+    pytest.importorskip("chdb")  # not in the environments that have the agent's part only
     from meterhouse_store import schema
     from meterhouse_store import warehouse as real
     from meterhouse_store.settings import Settings

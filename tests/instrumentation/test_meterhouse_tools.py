@@ -272,6 +272,15 @@ def test_what_was_refused_or_a_framework_counts_itself_is_not_counted_when_hande
     assert counted() == [] and not tools.in_framework()
 
 
+def test_what_an_agent_of_a_framework_executed_hides_no_result_that_the_host_hands_back_later(counted):
+    with tools.executing("sum", tool_call_id="call_1", in_agent=True):
+        pass
+    with tools.counted_by_framework(), tools.executing("sum"):
+        pass
+    hand_back(ToolResult("call_1", "sum"), ToolResult("", "sum"))
+    assert counted() == [("sum", "ok", "reported")] * 2 + [("sum", "ok", "sdk_loop")] * 2
+
+
 def test_one_customer_s_executions_hide_none_of_another_s(counted):
     with meterhouse.customer("acme"), tools.executing("sum"):
         pass

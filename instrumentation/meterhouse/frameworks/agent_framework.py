@@ -5,6 +5,8 @@ of every chat client, once per round trip. Usage as in `agent_framework.UsageDet
 input, reasoning of the output. Streams are pulled by their consumer, so what is known holds around each pull.
 """
 
+import contextvars
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -114,6 +116,8 @@ class _Stream:
         self._told: Told = {}
         self._at_end = False
         self._error: BaseException | None = None
+        # Its end may come from anywhere, the garbage collector for one: it is for whom it was asked for.
+        self._context = contextvars.copy_context()
 
     @contextmanager
     def pull(self) -> Iterator[None]:
@@ -139,11 +143,11 @@ class _Stream:
             warn_once("agent_framework", "Meterhouse could not read an update of Agent Framework.", with_trace=True)
 
     def over(self) -> None:
-        """It was read to its end, broke off, or was closed."""
+        """It was read to its end, broke off, was closed or collected; the first of these counts."""
         if self._error is not None:
-            self._call.broken(self._error, lambda: self._told)
+            self._context.run(self._call.broken, self._error, lambda: self._told)
         else:
-            self._call.end(lambda: self._told, OK if self._at_end else ABORTED)
+            self._context.run(self._call.end, lambda: self._told, OK if self._at_end else ABORTED)
 
 
 def _pulled(response: Any, inside: Callable[[], Any], stream: _Stream | None = None) -> Any:
@@ -153,6 +157,7 @@ def _pulled(response: Any, inside: Callable[[], Any], stream: _Stream | None = N
         if stream is not None:
             response.with_transform_hook(stream.take)
             response.with_cleanup_hook(stream.over)
+            weakref.finalize(response, stream.over)  # the host may just let go of it: old versions cannot be closed
     except Exception:  # noqa: BLE001 - the host's stream must go on, of whatever kind it is
         warn_once("agent_framework", "Meterhouse cannot follow a stream of Agent Framework.", with_trace=True)
     return response

@@ -98,7 +98,9 @@ class _Turns:
         for told in self._session.take(message):
             if isinstance(told, ToolUse) and told.tool_use_id not in self._running:
                 with Hint(agent_name=told.agent, conversation=self._session.session_id):
-                    self._running[told.tool_use_id] = tools.begin(told.name, tool_call_id=told.tool_use_id)
+                    self._running[told.tool_use_id] = tools.begin(
+                        told.name, tool_call_id=told.tool_use_id, in_agent=True
+                    )
             elif isinstance(told, ToolEnd):
                 self._tool_ended(told)
         if message.get("type") == "result":

@@ -81,7 +81,7 @@ async def _execute(wrapped: Any, tool: Any, args: tuple[Any, ...], kwargs: dict[
     if _steers(tool):
         return await wrapped(*args, **kwargs)
     tool_call_id = getattr(kwargs.get("tool_context"), "function_call_id", None)
-    with tools.executing(getattr(tool, "name", ""), tool_call_id=tool_call_id) as execution:
+    with tools.executing(getattr(tool, "name", ""), tool_call_id=tool_call_id, in_agent=True) as execution:
         result = await wrapped(*args, **kwargs)
         if isinstance(result, dict):
             if result.get("isError") or result.get("is_error"):

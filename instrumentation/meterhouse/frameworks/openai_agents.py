@@ -113,7 +113,8 @@ def _limit(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 async def _invoke(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tool, context = kwargs.get("function_tool"), kwargs.get("context")
     hint = Hint(agent_name=getattr(getattr(context, "agent", None), "name", None))
-    with hint, tools.executing(getattr(tool, "name", None), tool_call_id=_id(context, "tool_call_id")) as execution:
+    tool_call_id = _id(context, "tool_call_id")
+    with hint, tools.executing(getattr(tool, "name", None), tool_call_id=tool_call_id, in_agent=True) as execution:
         result = await wrapped(*args, **kwargs)
         if _waits(context):
             execution.discard()  # an agent used as a tool wants an approval first; it goes on in another execution
@@ -144,7 +145,7 @@ async def _native(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str,
     run = kwargs.get("action") or kwargs.get("call")
     tool = next((getattr(run, name) for name in _NATIVE_TOOLS if hasattr(run, name)), None)
     tool_call_id = _id(getattr(run, "tool_call", None), "call_id")
-    with tools.executing(getattr(tool, "name", None), tool_call_id=tool_call_id) as execution:
+    with tools.executing(getattr(tool, "name", None), tool_call_id=tool_call_id, in_agent=True) as execution:
         result = await wrapped(*args, **kwargs)
         item = getattr(result, "raw_item", None)
         if type(result).__name__ == "ToolApprovalItem" or _refused(kwargs.get("context_wrapper"), tool, tool_call_id):

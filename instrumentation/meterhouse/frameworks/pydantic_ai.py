@@ -53,7 +53,8 @@ async def _execute(wrapped: Any, _manager: Any, args: tuple[Any, ...], kwargs: d
     if getattr(getattr(tool, "tool_def", None), "kind", None) == "output":
         return await wrapped(*args, **kwargs)
     name, tool_call_id = getattr(call, "tool_name", None), getattr(call, "tool_call_id", None)
-    with _hint(getattr(validated, "ctx", None)), tools.executing(name, tool_call_id=tool_call_id) as execution:
+    running = tools.executing(name, tool_call_id=tool_call_id, in_agent=True)
+    with _hint(getattr(validated, "ctx", None)), running as execution:
         try:
             return await wrapped(*args, **kwargs)
         except Exception as error:

@@ -48,7 +48,7 @@ class _Sent(Metered):
         if counted:
             self.take(counted, bedrock_families.METRICS)
         if operation.startswith("InvokeModel"):
-            self.take(bedrock_families.tier_of_headers(parsed))
+            self.take(bedrock_families.tier_of_headers(headers))
         stream = parsed.get("stream" if operation == "ConverseStream" else "body")
         if hasattr(stream, "_event_generator"):
             bedrock_bodies.listen_to_events(self, stream)

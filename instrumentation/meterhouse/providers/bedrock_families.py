@@ -111,11 +111,14 @@ def embeds(model: str | None) -> bool:
     return "embed" in (model or "")
 
 
-def tier_of_headers(parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """The tier that `invoke_model` answers in headers, as Converse has it in its body."""
+def tier_of_headers(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The tier that `invoke_model` answers in its headers, as Converse has it in its body.
+
+    `headers`: as they came, names in lower case; old versions of botocore know no tiers and parse none.
+    """
     return {
-        "serviceTier": {"type": parsed.get("serviceTier")},
-        "performanceConfig": {"latency": parsed.get("performanceConfigLatency")},
+        "serviceTier": {"type": headers.get("x-amzn-bedrock-service-tier")},
+        "performanceConfig": {"latency": headers.get("x-amzn-bedrock-performanceconfig-latency")},
     }
 
 

@@ -59,10 +59,10 @@ def merged(found: Iterable[Row]) -> list[Row]:
     """Rows of one name as one row: a call tells a name once."""
     sums: dict[tuple[str, str, str, str], Row] = {}
     for row in found:
-        key = (row.meter, row.modality, row.cache_ttl, row.model)
-        before = sums.get(key)
-        quantity = row.quantity if before is None else _plus(before, row)
-        sums[key] = Row(*key[:1], quantity, *key[1:3], row.usage_source, row.model, row.decimal)
+        if row.quantity is not None:
+            key = (row.meter, row.modality, row.cache_ttl, row.model)
+            before = sums.get(key)
+            sums[key] = row if before is None else row._replace(quantity=_plus(before, row))
     return list(sums.values())
 
 

@@ -1,0 +1,144 @@
+"""What the commands of the store share: options, errors in sentences, tables. Heavy imports happen inside."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from meterhouse_store.settings import Settings
+
+PIPED_WIDTH = 100
+"""Columns of a table that does not go to a terminal."""
+
+Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")]
+Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
+
+
+def instant(text: str) -> datetime:
+    """An aware time of an ISO date or instant; UTC where it names no zone."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("an ISO date or instant: 2026-10-01 or 2026-10-01T00:00:00+02:00") from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def existing(data: Path | None) -> "Settings":
+    """The settings of a Meterhouse that is there; ends the command where there is none."""
+    from meterhouse_store.settings import NoData, load_existing
+
+    settings = settings_of(data)
+    try:
+        load_existing(data)
+    except NoData as problem:
+        fail(str(problem))
+    return settings
+
+
+def settings_of(data: Path | None) -> "Settings":
+    """The settings; ends the command with what is wrong in the environment."""
+    from pydantic import ValidationError
+
+    from meterhouse_store.settings import load
+
+    try:
+        return load(data)
+    except ValidationError as problem:
+        for error in problem.errors():
+            print(f"METERHOUSE_{'_'.join(map(str, error['loc'])).upper()}: {error['msg']}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def opened_registry(settings: "Settings") -> "Iterator[Engine]":
+    """The SQL database with the namespace in it: strict, where nothing made it before."""
+    from meterhouse_store import registry
+    from meterhouse_store.sql import open_engine
+
+    engine = open_engine(settings)
+    try:
+        if registry.namespace(engine, settings.namespace) is None:
+            registry.ensure_namespace(engine, settings.namespace)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Errors that have a sentence for the person end the command with it."""
+    from sqlalchemy.exc import OperationalError
+
+    from meterhouse_store.plans import PlanRefused
+    from meterhouse_store.registry import RegistryError
+    from meterhouse_store.sql import SchemaMismatch
+    from meterhouse_store.stack import AlreadyRunning
+    from meterhouse_store.supervisor import PartFailed
+
+    try:
+        yield
+    except (RegistryError, PlanRefused, SchemaMismatch, AlreadyRunning, PartFailed) as problem:
+        fail(str(problem))
+    except OperationalError as problem:
+        fail(f"the SQL database cannot be used: {problem.orig}")
+
+
+def fail(sentence: str) -> None:
+    """End the command with exit code 1."""
+    print(sentence, file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def say(line: str) -> None:
+    """Print at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def print_table(
+    found: list[dict[str, Any]],
+    row_of: Callable[[dict[str, Any]], dict[str, str]],
+    as_json: bool,
+    when_empty: str = "",
+) -> None:
+    """A table of `row_of` each, or JSON."""
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    if not found:
+        print(when_empty)
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    rows = [row_of(one) for one in found]
+    for heading in rows[0]:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    with console.capture() as drawn:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines() if line.strip()))
+
+
+def moment(iso: str) -> str:
+    """A UTC time as people write it: the date, and the time of day where it is not midnight."""
+    return iso[:16].replace("T", " ").removesuffix(" 00:00")
+
+
+def plain(record: dict[str, Any]) -> dict[str, Any]:
+    """For JSON: times in ISO 8601, UTC."""
+    return {
+        name: value.isoformat(timespec="seconds") if isinstance(value, datetime) else value
+        for name, value in record.items()
+    }
