@@ -14,7 +14,8 @@ import tempfile
 import time
 from typing import Any
 
-from agent_servers import COMPLETION, Sink
+import agent_memory
+from agent_servers import CHUNK, COMPLETION, Sink
 
 CALLS = 600
 ROUNDS = 5
@@ -27,16 +28,25 @@ def bench() -> list[dict[str, Any]]:
     the journal. Counting, encoding, compressing and sending happen in the exporter's thread and are not in it; they are
     `agent.export_us_per_event`, the CPU of the whole process without its calling thread. A chat here makes 5 events.
 
+    `agent.stream_us_per_chunk` is what metering adds to a chunk of a chat stream, asked for its usage. `agent.rss_mb`
+    is the memory that an agent has more after 5,000 metered calls than without, `agent.rss_growth_mb` what it takes
+    more in the second half of many further ones.
+
     `baseline` is the same call without metering; for the export, JSON and gzip of the same events; for the import, an
     empty program. `ratio` is value / baseline.
     """
     added_us, plain_us = _cpu_us_per_call()
     export_us, packing_us = _export_us_per_event()
     import_ms, empty_ms = _import_ms()
+    chunk_us, plain_chunk_us = agent_memory.stream_us_per_chunk(CHUNK, COMPLETION["usage"])
+    rss_mb, plain_rss_mb, growth_mb = agent_memory.rss_mb(COMPLETION)
     return [
         _row("agent.cpu_us_per_call", added_us, "us", plain_us, "the same call without metering"),
         _row("agent.export_us_per_event", export_us, "us", packing_us, "JSON and gzip of the same events"),
         _row("agent.import_ms", import_ms, "ms", empty_ms, "an empty program"),
+        _row("agent.stream_us_per_chunk", chunk_us, "us", plain_chunk_us, "the same chunk without metering"),
+        _row("agent.rss_mb", rss_mb, "MB", plain_rss_mb, "the agent without metering"),
+        _row("agent.rss_growth_mb", growth_mb, "MB", plain_rss_mb, "the agent without metering"),
     ]
 
 

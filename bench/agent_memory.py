@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 CHUNKS = 2_000
 ROUNDS = 7
-CALLS = 1_000_000
+CALLS = int(os.environ.get("CALLS", "200000"))
+"""Metered calls whose memory is looked at; CALLS=1000000 takes some three minutes."""
 
 _STREAM = """
 import json, statistics, sys, time, httpx2, openai, meterhouse
@@ -47,7 +50,7 @@ print(json.dumps([statistics.median(metered) - statistics.median(plain), statist
 """
 
 _MEMORY = """
-import json, sys, httpx2, openai
+import json, sys, time, httpx2, openai
 calls, metered, completion = int(sys.argv[1]), sys.argv[2] == "metered", json.loads(sys.argv[3])
 def rss_mb():
     with open("/proc/self/statm") as file:
@@ -61,8 +64,10 @@ if metered:
     from meterhouse.otel import MeterhouseInstrumentor
     MeterhouseInstrumentor().instrument(skip_dep_check=True)
     meterhouse.customer("acme").__enter__()
-for _ in range(2_000):
+for _ in range(5_000):
     call()
+time.sleep(6 if metered else 0)  # an export later
+first = rss_mb()
 if metered:  # the rest without the SDK around it: a million calls in minutes instead of a quarter of an hour
     from meterhouse.metered import Metered, Request, start
     from meterhouse.providers.openai import OpenAI
@@ -72,7 +77,6 @@ if metered:  # the rest without the SDK around it: a million calls in minutes in
         one = start(Metered, reader, lambda: Request("openai", "chat", "gpt-5-mini"))
         one.take(completion)
         one.end(exhausted=True)
-first = rss_mb()
 marks = []
 for part in range(4):
     for _ in range(calls // 4 if metered else 0):
@@ -92,15 +96,46 @@ def stream_us_per_chunk(chunk: dict[str, Any], usage: dict[str, Any]) -> tuple[f
     return added, plain
 
 
-def rss_mb(completion: dict[str, Any], endpoint: str, calls: int = CALLS) -> tuple[float, float, float]:
-    """Memory that metering adds to an agent, that of the agent without it, and the growth over the last half, in MB."""
+def rss_mb(completion: dict[str, Any]) -> tuple[float, float, float]:
+    """Memory that metering adds to an agent that called 5,000 times, that of the agent without it, and how much more it
+    takes over the second half of CALLS made as fast as they can be, in MB."""
     found: dict[str, dict[str, Any]] = {}
+    sink = _Forgetful()
     for kind in ("plain", "metered"):
         with tempfile.TemporaryDirectory() as journals:
-            environment = {"METERHOUSE_JOURNAL_DIR": journals, "METERHOUSE_ENDPOINT": endpoint}
-            found[kind] = json.loads(_run(_MEMORY, [str(calls), kind, json.dumps(completion)], environment))
-    plain, marks = found["plain"]["first"], found["metered"]["marks"]
-    return marks[-1] - plain, plain, marks[-1] - marks[1]
+            environment = {"METERHOUSE_JOURNAL_DIR": journals, "METERHOUSE_ENDPOINT": sink.url}
+            found[kind] = json.loads(_run(_MEMORY, [str(CALLS), kind, json.dumps(completion)], environment))
+    sink.stop()
+    plain, metered, marks = found["plain"]["first"], found["metered"]["first"], found["metered"]["marks"]
+    return metered - plain, plain, marks[-1] - marks[1]
+
+
+class _Forgetful:
+    """An OTLP receiver that takes everything and keeps nothing."""
+
+    def __init__(self) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["content-length"]))
+                metrics = self.path == "/v1/metrics"
+                self.send_response(200 if metrics else 404)
+                self.send_header("content-type", "application/x-protobuf" if metrics else "application/json")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
 
 
 def _run(program: str, arguments: list[str], environment: dict[str, str]) -> str:

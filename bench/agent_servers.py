@@ -97,6 +97,7 @@ class Sink(Served):
                 if usage:
                     bodies.append(gzip.decompress(body))
                 self.send_response(200 if usage else 404)
+                self.send_header("content-type", "application/x-protobuf")
                 self.send_header("content-length", "0")
                 self.end_headers()
 

@@ -158,10 +158,11 @@ def _welcome(settings: "Settings", found: "Endpoints", how_to_stop: str) -> None
     for name, value in lines.items():
         print(f"  {name:<10} {value}")
     print(
-        "\nThis meters an agent as it is, for the customer acme (without one, its usage waits in suspense):\n\n"
+        "\nThis meters an agent as it is, for the customer acme (without one, its usage waits in suspense).\n"
+        "`meterhouse` is the one of the agent's own environment; `pip install` it there:\n\n"
         f"  export METERHOUSE_ENDPOINT={found.collector.http}\n"
         f"  export METERHOUSE_API_KEY={found.collector.api_key}\n"
         "  export METERHOUSE_CUSTOMER=acme\n"
-        f"  {_command()} run -- python agent.py\n"
+        "  meterhouse run -- python agent.py\n"
     )
     sys.stdout.flush()

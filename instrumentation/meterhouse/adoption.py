@@ -10,7 +10,7 @@ from pathlib import Path
 from meterhouse.dead_journal import DeadJournal
 from meterhouse.delivery import Outcome
 from meterhouse.events import UsageEvent
-from meterhouse.journal_records import DRAFT_SUFFIX, journals
+from meterhouse.journal_records import DAMAGED_SUFFIX, DRAFT_SUFFIX, journals
 from meterhouse.runtime import warn_once
 from meterhouse.vocabulary import STATUS, UNFINISHED
 
@@ -117,7 +117,20 @@ def _deliver(
         if dead.lost:
             warn_once(str(dead.path), "Meterhouse: %d usage events were lost, says %s.", dead.lost, dead.path)
         dead.remove()
+        if dead.unreadable_lines:
+            warn_once(
+                f"{dead.path} damaged",
+                "Meterhouse cannot read %d lines of %s: it is kept as *%s.",
+                dead.unreadable_lines,
+                dead.path,
+                DAMAGED_SUFFIX,
+            )
     return outcome
+
+
+def damaged(directory: Path) -> list[Path]:
+    """The files that were delivered as far as they could be read."""
+    return sorted(directory.glob(f"*{DAMAGED_SUFFIX}"))
 
 
 def _clear_drafts(directory: Path) -> None:
@@ -128,6 +141,6 @@ def _clear_drafts(directory: Path) -> None:
             left = DeadJournal.take(draft)
             if left is not None:
                 with left:
-                    left.remove()
+                    draft.unlink(missing_ok=True)
         except OSError:  # gone meanwhile, or another user's
             continue

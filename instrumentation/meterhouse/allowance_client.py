@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from meterhouse import leases
+from meterhouse import interrupts, leases
 from meterhouse.leases import Lease
 
 if TYPE_CHECKING:  # imported where they are used: all hosts import this module, and few ask at once
@@ -31,6 +31,7 @@ LEASES: Final = 10_000
 TASKS: Final = 10_000
 RELEASE_S: Final = 1.0
 RELEASED: Final = 100
+LONGEST_ANSWER_BYTES: Final = 1024 * 1024
 
 Key = tuple[str, str]
 """Customer and agent; an agent that is not known is the empty string."""
@@ -111,7 +112,8 @@ class Client:
                 if lease is not None:
                     lease.spend(meter, quantity)
                 if asking is not None and 0 <= quantity <= 10**15:
-                    asking.spent[meter] = asking.spent.get(meter, Decimal(0)) + Decimal(str(quantity))
+                    before = asking.spent.get(meter, Decimal(0))
+                    asking.spent[meter] = leases.total(before, Decimal(str(quantity)))
             low = lease is not None and lease.left is not None and lease.low is not None and lease.left <= lease.low
             if low and lease is not None:
                 lease.low = None
@@ -138,7 +140,8 @@ class Client:
                 return
             try:
                 _post(goal, _request(key, lease_id, release=True), left_s)
-            except Exception:  # noqa: BLE001 - nobody answers there: the leases expire by themselves
+            except Exception as error:  # noqa: BLE001 - nobody answers there: the leases expire by themselves
+                interrupts.hand_on(error)
                 return
 
     def _ask(self, key: Key, asking: _Asking, process_id: str | None) -> None:
@@ -232,7 +235,9 @@ def _lease(status: int, reply: Any, date: str | None, spent: dict[str, Decimal])
 
 
 def _post(goal: "Destination", request: dict[str, Any], timeout_s: float) -> Reply:
-    """The answer to one request. Raises what requests raises, or ValueError."""
+    """The answer to one request. Raises what requests and urllib3 raise, or ValueError."""
+    import json
+
     import requests
     from opentelemetry.instrumentation.utils import suppress_instrumentation
 
@@ -247,9 +252,16 @@ def _post(goal: "Destination", request: dict[str, Any], timeout_s: float) -> Rep
 
     url = goal.endpoint.rstrip("/") + "/v1/allowance"
     # An auth callable, or requests would prefer an entry of ~/.netrc for this host.
-    with suppress_instrumentation():
-        answer = session.post(url, json=request, auth=authorize, timeout=timeout_s, allow_redirects=False)
-    return answer.status_code, answer.json() if answer.status_code == 200 else None, answer.headers.get("Date")
+    with (
+        suppress_instrumentation(),
+        session.post(
+            url, json=request, auth=authorize, timeout=timeout_s, allow_redirects=False, stream=True
+        ) as answer,
+    ):
+        body = answer.raw.read(LONGEST_ANSWER_BYTES + 1, decode_content=True)
+    if len(body) > LONGEST_ANSWER_BYTES:
+        raise ValueError(f"the answer has more than {LONGEST_ANSWER_BYTES} bytes")
+    return answer.status_code, json.loads(body) if answer.status_code == 200 else None, answer.headers.get("Date")
 
 
 def _request(key: Key, lease_id: str, process_id: str | None = None, *, release: bool = False) -> dict[str, Any]:

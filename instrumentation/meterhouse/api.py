@@ -1,13 +1,14 @@
 """The public functions; `import meterhouse` re-exports them. OpenTelemetry is imported when something is counted."""
 
 import hashlib
+import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Context, Decimal
 
-from meterhouse import grants, limits
+from meterhouse import forks, grants, interrupts, limits
 from meterhouse.attribution import MAX_BYTES, Scope, current, identifier
 from meterhouse.events import Loose, UsageEvent
 from meterhouse.vocabulary import (
@@ -22,6 +23,9 @@ from meterhouse.vocabulary import (
     USAGE_SOURCE,
 )
 
+_EXACT = Context(prec=40, traps=[])
+"""The host's own context may round, or raise."""
+_NINE_DECIMALS = Decimal("1e-9")
 STATUSES = (OK, FAILED, ABORTED)
 DIMENSIONS = 32
 """As many as the store keeps of one event."""
@@ -70,7 +74,7 @@ class Task(Scope):
 
     def __init__(self, task_id: str | None) -> None:
         self._given = task_id
-        self.task_id = task_id or uuid.uuid4().hex
+        self.task_id = task_id or os.urandom(16).hex()
         self._failed = False
         super().__init__(task=self.task_id)
 
@@ -120,7 +124,7 @@ class Timed(Scope):
         took_ns, self._started_ns = time.monotonic_ns() - self._started_ns, None
         failed = FAILED if isinstance(error, Exception) else ABORTED
         _record(
-            self._meter.name, _seconds(took_ns), uuid.uuid4().hex, OK if error is None else failed, self._attributes
+            self._meter.name, _seconds(took_ns), os.urandom(16).hex(), OK if error is None else failed, self._attributes
         )
 
     def _push(self) -> None:
@@ -165,7 +169,7 @@ class Meter:
         known = _dimensions(attributes or {})
         if event_id is not None:
             known[ONCE] = "true"
-        name = uuid.uuid4().hex if event_id is None else event_id
+        name = os.urandom(16).hex() if event_id is None else event_id
         _record(self.name, number, name, status, known)
         return name
 
@@ -184,17 +188,22 @@ def meter(name: str) -> Meter:
 
 
 def _record(name: str, number: int | float, event_id: str, status: str, attributes: Mapping[str, str]) -> None:
-    from meterhouse.call import Caller
-    from meterhouse.runtime import runtime, warn_once
-
     try:
+        with forks.lock:
+            from meterhouse.call import Caller
+            from meterhouse.runtime import runtime
         caller = Caller.now()
         known = {**attributes, **caller.attributes, STATUS: status, USAGE_SOURCE: REPORTED}
         event = UsageEvent(name, number, event_id, time.time_ns(), known, caller.trace_id, caller.span_id)
         running = runtime()
         if running is not None:
             running.record(Loose([event]))
-    except Exception:  # noqa: BLE001 - metering must not take the host down
+    except ImportError as error:  # the interpreter ends, or a signal handler struck while this was imported
+        logging.getLogger("meterhouse").warning("Meterhouse could not record an event: %s", error)
+    except Exception as error:  # noqa: BLE001 - metering must not take the host down
+        interrupts.hand_on(error)
+        from meterhouse.runtime import warn_once
+
         warn_once("record", "Meterhouse could not record an event.", with_trace=True)
 
 
@@ -206,7 +215,7 @@ def _quantity(quantity: int | Decimal | float) -> int | float:
     exact = Decimal(str(quantity)) if number else Decimal("NaN")
     if not exact.is_finite() or not 0 <= exact <= 10**15:
         raise ValueError(f"a quantity is a number from 0 to 10^15, not {quantity!r:.80}")
-    if exact != round(exact, 9) or Decimal(repr(float(exact))) != exact:
+    if exact != exact.quantize(_NINE_DECIMALS, context=_EXACT) or Decimal(repr(float(exact))) != exact:
         raise ValueError(f"a quantity has at most nine decimals and 15 digits, not {quantity!r:.80}")
     return float(exact)
 
@@ -214,7 +223,7 @@ def _quantity(quantity: int | Decimal | float) -> int | float:
 def _seconds(took_ns: int) -> float:
     """Nine decimals as long as a double holds them exactly; microseconds from eleven days on."""
     exact = took_ns if took_ns < 10**15 else took_ns // 1000 * 1000
-    return float(Decimal(exact).scaleb(-9))
+    return float(Decimal(exact).scaleb(-9, context=_EXACT))
 
 
 def _dimensions(attributes: Mapping[str, str]) -> dict[str, str]:

@@ -46,16 +46,16 @@ class Attribution:
 
     def point_attributes(self) -> dict[str, str]:
         """The part that belongs on the data point; the environment fills in what the context does not know."""
-        name = self.agent_name or (os.environ.get(ENV_AGENT) if self.agent_id is None else None)
+        name = self.agent_name or (_from_environment(ENV_AGENT) if self.agent_id is None else None)
         return _present({CUSTOMER_ID: self.payer(), AGENT_ID: self.agent_id or name, AGENT_NAME: name})
 
     def payer(self) -> str | None:
         """The customer, the environment's where the context knows none."""
-        return self.customer or os.environ.get(ENV_CUSTOMER) or None
+        return self.customer or _from_environment(ENV_CUSTOMER)
 
     def agent(self) -> str | None:
         """The agent's id, else its name, else the environment's."""
-        return self.agent_id or self.agent_name or os.environ.get(ENV_AGENT) or None
+        return self.agent_id or self.agent_name or _from_environment(ENV_AGENT)
 
     def event_attributes(self) -> dict[str, str]:
         """The part that belongs on the single event."""
@@ -281,6 +281,22 @@ def _ending(scope: Scope) -> Iterator[None]:
 
 def _present(attributes: dict[str, str | None]) -> dict[str, str]:
     return {key: value for key, value in attributes.items() if value}
+
+
+def _from_environment(name: str) -> str | None:
+    """What the variable says; None for what is no identifier, which must not be cut into another one's."""
+    text = os.environ.get(name)
+    if not text or (text.isascii() and len(text) <= MAX_BYTES):
+        return text or None
+    try:
+        if len(text.encode()) <= MAX_BYTES:
+            return text
+    except UnicodeEncodeError:  # bytes that are no UTF-8
+        pass
+    from meterhouse.runtime import warn_once
+
+    warn_once(name, "Meterhouse cannot use %s: it is not UTF-8 of at most %d bytes.", name, MAX_BYTES)
+    return None
 
 
 def identifier(value: object, what: str) -> str:

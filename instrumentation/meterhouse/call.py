@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from opentelemetry import trace
 
-from meterhouse import attribution, limits
+from meterhouse import attribution, interrupts, limits
 from meterhouse.events import Finished, Row, cut
 from meterhouse.runtime import busy, runtime, warn_once
 from meterhouse.vocabulary import CALL_ID, GRANT, LEASE_ID, STATUS
@@ -51,9 +51,10 @@ class Call:
         self._pid = os.getpid()
         self._attributes = {CALL_ID: call_id, **self._caller.attributes, **attributes}
         self._finished = False
+        self._started_at_ns = time.time_ns()
         running = runtime()
         if running is not None and intent:
-            running.begin(call_id, time.time_ns(), self._attributes)
+            running.begin(call_id, self._started_at_ns, self._attributes)
 
     @property
     def finished(self) -> bool:
@@ -68,17 +69,18 @@ class Call:
         event_time_ns: int | None = None,
         name: str | None = None,
     ) -> None:
-        """Record the call's events; only the first finish counts. Never raises.
+        """Record the call's events; only the first finish counts. Never raises anything of its own.
 
-        `event_time_ns` (else now) and `name`, from which their ids are made (else from the call's id), are for what
-        several processes may tell of: copies of an event agree in both.
+        Their time is when the call started, as in its intent: who adopts that and tells of it as unfinished, though it
+        did finish, tells the same event. Another `event_time_ns`, and `name`, from which their ids are made (else from
+        the call's id), are for what several processes may tell of: copies of an event agree in both.
         """
         # A forked child has a copy of its parent's open calls; they are the parent's to finish.
         if self._finished or os.getpid() != self._pid:
             return
         self._finished = True
         known = {**self._attributes, **attributes, STATUS: status}
-        at = time.time_ns() if event_time_ns is None else event_time_ns
+        at = self._started_at_ns if event_time_ns is None else event_time_ns
         finished = Finished(self.call_id, at, rows, known, self._caller.trace_id, self._caller.span_id, name)
         running = runtime()
         if running is None:
@@ -88,5 +90,8 @@ class Call:
             return
         try:
             running.record(finished)
-        except Exception:  # noqa: BLE001 - the host's call went well; its intent stays open and will be told of
+        except BaseException as error:
+            if not isinstance(error, Exception) or interrupts.from_host(error):
+                running.later(lambda: running.record(finished))  # once more: the same events count once
+                raise
             warn_once("record", "Meterhouse could not record a call; it will be listed as unfinished.", with_trace=True)

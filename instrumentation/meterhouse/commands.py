@@ -60,7 +60,7 @@ def drain(argv: list[str]) -> int:
         prog="meterhouse drain",
         description="Deliver the usage that processes left behind: crashed, killed, or without a server.",
         epilog="Run it before a machine goes away. Exit codes: 0 all delivered; 1 nothing could be done; "
-        "3 something is left or was refused.",
+        "3 something is left, was refused, lost, or cannot be read.",
     )
     parser.add_argument("--journal-dir", type=Path, metavar="D", help=f"default: {ENV_JOURNAL_DIR}, else the user's")
     parser.add_argument("--json", action="store_true", help="For machines: one JSON document.")
@@ -82,6 +82,7 @@ def drain(argv: list[str]) -> int:
 
 def _drain(*, as_json: bool, refused_too: bool) -> int:
     from meterhouse import refused
+    from meterhouse.adoption import damaged
     from meterhouse.exporter import drain_now
     from meterhouse.settings import destination, journal_directory, why_nowhere
 
@@ -96,6 +97,7 @@ def _drain(*, as_json: bool, refused_too: bool) -> int:
         return 1
     goal = destination()
     still_refused = [str(path) for path in refused.files(directory)]
+    unreadable = [str(path) for path in damaged(directory)]
     found = {
         "journal_dir": str(directory),
         "endpoint": goal.endpoint if goal else None,
@@ -107,6 +109,7 @@ def _drain(*, as_json: bool, refused_too: bool) -> int:
         "unreadable_lines": drained.unreadable_lines,
         "failed": drained.failed,
         "refused": still_refused,
+        "damaged": unreadable,
     }
     if as_json:
         print(json.dumps(found))
@@ -119,4 +122,7 @@ def _drain(*, as_json: bool, refused_too: bool) -> int:
             print(f"  refused by the collector, kept in {path}")
         if still_refused and not refused_too:
             print("  once the cause is mended, `meterhouse drain --refused` sends it again")
-    return 3 if drained.left or drained.lost or drained.failed or still_refused else 0
+        for path in unreadable:
+            print(f"  has lines that cannot be read: repair and rename it to *.journal, or remove it: {path}")
+    bad = drained.left or drained.lost or drained.failed or drained.unreadable_lines or still_refused or unreadable
+    return 3 if bad else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from meterhouse.events import UsageEvent, event_name, from_line, unfinished
-from meterhouse.journal_records import LONGEST_LINE_BYTES, encoded, lock, records, unlock
+from meterhouse.journal_records import DAMAGED_SUFFIX, LONGEST_LINE_BYTES, encoded, lock, name_of, records, unlock
 from meterhouse.vocabulary import LLM_REQUESTS
 
 WINDOW_EVENTS = 10_000
@@ -27,7 +27,8 @@ class DeadJournal:
         self.lost = 0
         self._fd = fd
         self._events: dict[str, tuple[UsageEvent, int]] = {}
-        """Event id -> the event, and the offset of its line."""
+        """Name -> the event, and the offset of its line."""
+        self._whole = False
         self._open: dict[str, UsageEvent] = {}
         """The events of the calls that have not finished, by event id."""
         with open(self._fd, "rb", closefd=False) as file:
@@ -69,7 +70,13 @@ class DeadJournal:
             for record, end in records(file):
                 try:
                     self._take(record, start)
-                except (TypeError, ValueError, KeyError, AttributeError):  # valid JSON of another shape: damaged
+                except (
+                    TypeError,
+                    ValueError,
+                    KeyError,
+                    AttributeError,
+                    OverflowError,
+                ):  # valid JSON of another shape: damaged
                     self.unreadable_lines += 1
                 start = end
                 if len(self._events) >= WINDOW_EVENTS:
@@ -82,13 +89,20 @@ class DeadJournal:
 
     def acknowledge(self, events: Sequence[UsageEvent]) -> None:
         """Remember what was delivered, for whoever adopts it next should we die."""
-        note = {"acknowledged": [event.event_id for event in events]}
+        note = {"acknowledged": [name_of(event) for event in events]}
         oldest = next((offset for _, offset in self._events.values()), None)
         place = {} if oldest is None else {"delivered_before": oldest}
-        os.write(self._fd, b"\n" + encoded({**note, **place}))  # the last line may be torn
+        if not self._whole:
+            os.ftruncate(self._fd, self._torn_from())
+            self._whole = True
+        os.write(self._fd, encoded({**note, **place}))
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """All that could be read was delivered. With lines that could not be, the file is kept aside."""
+        if self.unreadable_lines:
+            self.path.rename(self.path.with_suffix(DAMAGED_SUFFIX))
+        else:
+            self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -99,25 +113,36 @@ class DeadJournal:
     def _next(self, size: int) -> list[UsageEvent]:
         batch = [event for event, _ in itertools.islice(self._events.values(), size)]
         for event in batch:
-            del self._events[event.event_id]
+            del self._events[name_of(event)]
         return batch
+
+    def _torn_from(self) -> int:
+        """Where the last line begins, if its process died while it wrote it; else the end of the file."""
+        end = os.fstat(self._fd).st_size
+        while end:
+            start = max(end - _TAIL_BYTES, 0)
+            newline = os.pread(self._fd, end - start, start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+        return 0
 
     def _take(self, record: Any, start: int) -> None:
         if "call" in record:
             recorded = from_line(record)
             if start >= self._delivered_before:
                 for event in recorded.events():
-                    self._events.setdefault(event.event_id, (event, start))
+                    self._events.setdefault(name_of(event), (event, start))
             if record["call"] is not None:
                 self._open.pop(event_name(record["call"], LLM_REQUESTS), None)
         elif "intent" in record:
             event = unfinished(record["intent"], int(record["at"]), dict(record["attributes"]))
             self._open[event.event_id] = event
         elif "acknowledged" in record:
-            for event_id in record["acknowledged"]:
-                self._events.pop(event_id, None)
+            for name in record["acknowledged"]:
+                self._events.pop(name, None)
                 # Told of by an adopter that died, or by a process that could not write that the call had finished.
-                self._open.pop(event_id, None)
+                self._open.pop(name, None)
         elif "lost" in record:
             self.lost += int(record["lost"])
         elif "process" not in record:

@@ -25,6 +25,7 @@ from meterhouse.settings import Destination
 from meterhouse.vocabulary import ENV_API_KEY
 
 TIMEOUT_S = 10.0
+PROTOBUF = "application/x-protobuf"
 REFUSED_FOR_GOOD = frozenset({400, 422})
 """The server read the batch and says that it is bad: the same bytes will be refused again."""
 
@@ -60,7 +61,7 @@ class Session(requests.Session):
     def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
         self.answer = None
         self.headers = CaseInsensitiveDict()
-        kwargs["headers"] = {"Content-Type": "application/x-protobuf", "Content-Encoding": "gzip"}
+        kwargs["headers"] = {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}
         kwargs["allow_redirects"] = False
         self.answer = super().request(method, url, *args, **kwargs)
         return self.answer
@@ -143,13 +144,13 @@ class Delivery:
         if answer.status_code in REFUSED_FOR_GOOD:
             self.why = f"HTTP {answer.status_code}: {answer.text:.200}"
             return Outcome.REFUSED
-        if result is not MetricExportResult.SUCCESS or not 200 <= answer.status_code < 300:
+        if result is not MetricExportResult.SUCCESS or answer.status_code != requests.codes.ok:
             self.why = f"HTTP {answer.status_code}"
             return Outcome.RETRY
         try:
             rejected = _rejected(answer)
         except DecodeError:  # a proxy's or another program's 200: nobody has stored anything
-            self.why = "the answer is not OTLP"
+            self.why = "HTTP 200, but the answer is not OTLP: is that the collector?"
             return Outcome.RETRY
         if rejected:
             self.why = rejected
@@ -168,7 +169,8 @@ def _unencodable(batch: MetricsData) -> str:
 
 def _rejected(answer: requests.Response) -> str:
     """What the collector did not take, in words; raises DecodeError when it was no collector that answered."""
-    if answer.content and "protobuf" not in answer.headers.get("Content-Type", ""):
+    # An empty body is a full acknowledgement in OTLP, and in nothing else: the type is what tells.
+    if answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() != PROTOBUF:
         raise DecodeError("not protobuf")
     partial = ExportMetricsServiceResponse.FromString(answer.content).partial_success
     points = partial.rejected_data_points

@@ -64,9 +64,9 @@ class UsageEvent(NamedTuple):
 
 
 def event_name(call_id: str, meter: str, modality: str = "", cache_ttl: str = "", model: str = "") -> str:
-    """The event id of one row of a call: the same arguments always give the same 32 characters."""
+    """The event id of one row of a call: the same arguments always give the same 32 characters, whatever is in them."""
     parts = (call_id, meter, modality, cache_ttl, model) if model else (call_id, meter, modality, cache_ttl)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 class Row(NamedTuple):
@@ -104,10 +104,11 @@ def of_call(
         if not row.quantity:
             continue
         quantity, own = row.quantity, _split(row)
-        if not row.decimal and math.isfinite(quantity) and quantity != int(quantity):
+        if not row.decimal and isinstance(quantity, float) and math.isfinite(quantity) and quantity != int(quantity):
             quantity, own[REPORTED_QUANTITY] = math.nan, repr(quantity)
         name = event_name(call_id, row.meter, row.modality, row.cache_ttl, row.model)
-        events.append(UsageEvent(row.meter, quantity, name, event_time_ns, {**attributes, **own}, trace_id, span_id))
+        known = {**attributes, **own} if own else attributes  # most of a call's events share theirs
+        events.append(UsageEvent(row.meter, quantity, name, event_time_ns, known, trace_id, span_id))
     return events
 
 
@@ -149,7 +150,8 @@ class Finished:
         self._name = name
         self.attributes = attributes
         self._event_time_ns = event_time_ns
-        self._rows = [row for row in rows if row.quantity]
+        # Cut now, because the journal holds only what UTF-8 can: ids made before and after it was read are the same.
+        self._rows = [_cut(row) if row.model or row.modality else row for row in rows if row.quantity]
         self._span = (trace_id, span_id)
         self._events: list[UsageEvent] | None = None
 
@@ -246,5 +248,9 @@ def _split(row: Row) -> dict[str, str]:
     if row.usage_source:
         split[USAGE_SOURCE] = row.usage_source
     if row.model:
-        split[RESPONSE_MODEL] = cut(row.model)
+        split[RESPONSE_MODEL] = row.model
     return split
+
+
+def _cut(row: Row) -> Row:
+    return row._replace(modality=cut(row.modality), model=cut(row.model))

@@ -16,6 +16,7 @@ from meterhouse.adoption import BATCH, Drained, drain
 from meterhouse.delivery import Delivery, Outcome
 from meterhouse.events import UsageEvent
 from meterhouse.journal import Journal
+from meterhouse.journal_records import name_of
 from meterhouse.pipeline import metrics_data
 from meterhouse.runtime import warn_once
 from meterhouse.settings import destination, journal_directory, why_nowhere
@@ -23,7 +24,11 @@ from meterhouse.settings import destination, journal_directory, why_nowhere
 INTERVAL_S = 5.0
 LONGEST_PAUSE_S = 60.0
 ADOPT_EVERY_S = 60.0
+SENT_AT_ONCE = 2_000
+"""Events of one request: encoded they take about a kilobyte each for a moment."""
 KEPT_BATCHES = 20
+COUNTED_AT_MOST = 10_000
+"""Events that wait in memory while nothing can be sent, where there is no journal."""
 ADOPT_AT_MOST_S = 2.0
 """So long may a pass over the journals of dead processes hold up the own usage; it goes on at the next step."""
 DIVIDED_AT_MOST = 50
@@ -69,12 +74,23 @@ class Exporter:
         """Send what is due; never raises for what a network or a server does."""
         self._tend()
         if self._pausing() or not self._connect():
+            self._let_wait()
             return
         self._send_counted()
         if self._behind and not self._pausing():
             self._follow_journal()
         if not self._pausing() and not self._stopping and time.monotonic() >= self._adopt_at:
             self._adopt()
+
+    def _let_wait(self) -> None:
+        """Nothing can be sent now: what was counted waits in the journal; without one in memory, as far as it goes."""
+        if self._journal is not None:
+            self._behind = self._behind or bool(self._counted)
+            self._counted = []
+        elif len(self._counted) > COUNTED_AT_MOST:
+            self.lost += len(self._counted) - COUNTED_AT_MOST
+            warn_once("lost", "Meterhouse has no journal, and its memory is full: the oldest usage is lost.")
+            self._counted = self._counted[-COUNTED_AT_MOST:]
 
     def _tend(self) -> None:
         if self._journal is not None:
@@ -86,11 +102,14 @@ class Exporter:
     def _adopt(self) -> None:
         until = time.monotonic() + ADOPT_AT_MOST_S
         try:
-            directory = journal_directory()
+            directory = self._directory()
         except OSError:  # no home: this process has no journal either, and has said so
             return
         drain(directory, self.deliver, go_on=lambda: not self._stopping and time.monotonic() < until, count_rest=False)
         self._adopt_at = time.monotonic() + (0 if time.monotonic() >= until else ADOPT_EVERY_S)
+
+    def _directory(self) -> Path:
+        return journal_directory() if self._journal is None else self._journal.directory
 
     def _pausing(self) -> bool:
         """True for a while after a failure, including one in this very step."""
@@ -157,13 +176,21 @@ class Exporter:
         if not self._send_kept():
             return
         events, self._counted = self._counted, []
-        if not events or self._delivery is None or self._behind:  # behind: the journal has all of it
-            return
-        outcome = self._delivery.attempt(metrics_data(self._resource, events))
+        for start in range(0, len(events), SENT_AT_ONCE):
+            some = events[start : start + SENT_AT_ONCE]
+            if self._delivery is None or self._behind:  # behind: the journal has all of it
+                return
+            if self._pausing():  # what came before could not be sent, and there is no journal
+                self._keep(some)
+            else:
+                self._send_some(self._delivery, some)
+
+    def _send_some(self, delivery: Delivery, events: list[UsageEvent]) -> None:
+        outcome = delivery.attempt(metrics_data(self._resource, events))
         if outcome is not Outcome.DIVIDE:
             self._note(outcome)
         if outcome is Outcome.ACKNOWLEDGED:
-            self._acknowledge([event.event_id for event in events])
+            self._acknowledge(events)
         elif self._journal is not None:
             # Bad ones too: they are sent again from the journal, and set aside there.
             self._behind = True
@@ -191,7 +218,7 @@ class Exporter:
             if events and self._deliver_own(events).again:
                 self._behind = True
                 return
-            self._acknowledge([event.event_id for event in events])
+            self._acknowledge(events)
             if len(events) < BATCH:
                 return
 
@@ -202,11 +229,11 @@ class Exporter:
         finally:
             self._only_copy = False
 
-    def _acknowledge(self, event_ids: Sequence[str]) -> None:
-        if self._journal is None or not event_ids:
+    def _acknowledge(self, events: Sequence[UsageEvent]) -> None:
+        if self._journal is None or not events:
             return
         try:
-            self._journal.acknowledge(event_ids)
+            self._journal.acknowledge([name_of(event) for event in events])
         except OSError as error:  # sent again by whoever reads the journal; the id makes twice equal once
             warn_once("note", "Meterhouse could not note in its journal what was delivered: %s", error)
 
@@ -235,7 +262,7 @@ class Exporter:
         what = f"{len(bad)} usage event{'' if len(bad) == 1 else 's'}"
         why = bad[0][1]
         try:
-            path = refused.keep(journal_directory(), resource, bad)
+            path = refused.keep(self._directory(), resource, bad)
         except OSError as error:
             if self._only_copy:
                 self.lost += len(bad)

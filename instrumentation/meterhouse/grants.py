@@ -139,6 +139,10 @@ def read(token: object) -> Grant:
     identifier(customer, "the customer of a grant")
     if agent is not None:
         identifier(agent, "the agent of a grant")
+    try:
+        "".join((key_id, customer, agent or "")).encode()
+    except UnicodeEncodeError:  # what JavaScript makes of half an emoji; the collector could not keep it
+        raise ValueError("the grant names what is no text: half of a surrogate pair") from None
     return Grant(key_id, customer, agent, expires_at_s)
 
 

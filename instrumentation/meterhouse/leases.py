@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 from typing import Any, Final
 
 ALLOW: Final = "allow"
@@ -13,6 +13,13 @@ TASK: Final = "task"
 UNREACHABLE: Final = "unreachable"
 """Reason of a pause that nobody asked for: the allowance is not known, and the customer is to be stopped then."""
 USED_UP: Final = "units_used_up"
+
+_EXACT: Final = Context(prec=60, traps=[])
+"""The host's own context may round, or raise."""
+MOST: Final = 10**18
+"""More units, or units per unit of a meter, no answer may name."""
+LONGEST_TEXT: Final = 256
+METERS: Final = 1000
 
 RENEW_AT: Final = 0.5
 """After this part of its time, or of its units, a lease is renewed in the background."""
@@ -51,7 +58,17 @@ class Lease:
         """Count down what was used; a quantity that does not count costs nothing."""
         weight = self.weights.get(meter)
         if weight and self.left is not None and 0 <= quantity <= 10**15:
-            self.left -= weight * Decimal(str(quantity))
+            self.left = less(self.left, weight, Decimal(str(quantity)))
+
+
+def less(left: Decimal, weight: Decimal, quantity: Decimal) -> Decimal:
+    """What is left of the units when `quantity` was used."""
+    return _EXACT.subtract(left, _EXACT.multiply(weight, quantity))
+
+
+def total(one: Decimal, other: Decimal) -> Decimal:
+    """The sum, exactly."""
+    return _EXACT.add(one, other)
 
 
 def unlimited(now: float, again_s: float) -> Lease:
@@ -75,24 +92,25 @@ def granted(reply: Any, date: str | None, now: float, spent: Mapping[str, Decima
         raise ValueError("the answer has no decision")
     lasts_s = _lasts_s(reply.get("expires_at"), date)
     weights = _weights(reply.get("weights"))
-    units = None if reply.get("units") is None else _decimal(reply["units"])
+    units = None if reply.get("units") is None else _decimal(reply["units"], -MOST)
+    lease_id, reason = _text(reply, "lease_id"), _text(reply, "reason")
     allowed = reply["decision"] == ALLOW and (units is None or units > 0)
     lease = Lease(
         allowed=allowed,
         renew_at=now + (lasts_s * RENEW_AT if allowed else min(PAUSED_AGAIN_S, lasts_s)),
         expires_at=now + lasts_s,
-        lease_id=str(reply.get("lease_id") or ""),
+        lease_id=lease_id,
         left=units if allowed else None,
-        low=None if units is None else units * Decimal(str(RENEW_AT)),
+        low=None if units is None else _EXACT.multiply(units, Decimal(str(RENEW_AT))),
         weights=weights,
         pause_at=TASK if reply.get("pause_at") == TASK else CALL,
         on_unreachable=PAUSE if reply.get("on_unreachable") == PAUSE else ALLOW,
-        reason="" if allowed else str(reply.get("reason") or (USED_UP if reply["decision"] == ALLOW else "")),
+        reason="" if allowed else reason or (USED_UP if reply["decision"] == ALLOW else ""),
         until=None if allowed else datetime.now(UTC) + timedelta(seconds=lasts_s),
     )
     for meter, quantity in spent.items():
         if lease.left is not None:
-            lease.left -= weights.get(meter, Decimal(0)) * quantity
+            lease.left = less(lease.left, weights.get(meter, Decimal(0)), quantity)
     return lease
 
 
@@ -112,16 +130,21 @@ def _lasts_s(expires_at: object, date: str | None) -> float:
 def _weights(found: object) -> dict[str, Decimal]:
     if found is None:
         return {}
-    if not isinstance(found, Mapping):
-        raise ValueError("weights are an object: meter -> units")
+    if not isinstance(found, Mapping) or len(found) > METERS:
+        raise ValueError(f"weights are an object: meter -> units, at most {METERS}")
     return {str(meter): _decimal(weight) for meter, weight in found.items()}
 
 
-def _decimal(text: object) -> Decimal:
-    try:
-        number = Decimal(str(text))
-    except InvalidOperation:
-        raise ValueError(f"{text!r:.40} is no number") from None
-    if not number.is_finite():
-        raise ValueError(f"{text!r:.40} is no number")
+def _decimal(found: object, least: int = 0) -> Decimal:
+    text = str(found) if isinstance(found, str | int | float) and not isinstance(found, bool) else ""
+    number = _EXACT.create_decimal(text if len(text) <= LONGEST_TEXT else "")
+    if not number.is_finite() or not least <= number <= MOST:
+        raise ValueError(f"{text!r:.40} is no number from {least} to 10^18")
     return number
+
+
+def _text(reply: Mapping[str, Any], name: str) -> str:
+    found = reply.get(name) or ""
+    if not isinstance(found, str) or len(found) > LONGEST_TEXT:
+        raise ValueError(f"{name} is a text of at most {LONGEST_TEXT} characters")
+    return found

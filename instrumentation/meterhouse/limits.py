@@ -11,7 +11,7 @@ customer is never stopped.
 import os
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -80,85 +80,6 @@ def waiting(seconds: float) -> Waiting:
     return Waiting(float(seconds))
 
 
-def admit() -> None:
-    """Returns when the call may go out; raises UsageLimitExceeded, and nothing else, when the customer is paused."""
-    try:
-        who = attribution.current()
-        if not _passes(who):
-            for pause in _admission(who):
-                pause.block()
-    except UsageLimitExceeded:
-        raise
-    except Exception:  # noqa: BLE001 - the host's call must go out whatever becomes of its limits
-        _failed()
-
-
-async def admit_async() -> None:
-    """`admit` for code in an event loop."""
-    try:
-        who = attribution.current()
-        if not _passes(who):
-            for pause in _admission(who):
-                await pause.rest()
-    except UsageLimitExceeded:
-        raise
-    except Exception:  # noqa: BLE001 - the host's call must go out whatever becomes of its limits
-        _failed()
-
-
-def spend(recorded: Recorded) -> None:
-    """Count what was used against its customer's lease."""
-    if _client.counting:
-        customer = recorded.attributes.get(CUSTOMER_ID)
-        if customer:
-            key = customer, recorded.attributes.get(AGENT_ID, "")
-            _client.spend(key, [(event.meter, event.quantity) for event in recorded.events()])
-
-
-def lease_id(who: Attribution) -> str:
-    """The id of the lease that the current call is made under; empty where there is none."""
-    key = _key(who)
-    lease = _client.leases.get(key) if key else None
-    return lease.lease_id if lease is not None else ""
-
-
-def task_inside(around: Attribution, task: str) -> None:
-    """A task begins inside another: when that one may end, so may this."""
-    if around.task in _client.tasks:
-        _client.remember(task)
-
-
-def release() -> None:
-    """Give back what is left of the leases: this process ends."""
-    _client.release()
-
-
-def _failed() -> None:
-    from meterhouse.runtime import warn_once
-
-    warn_once("limits", "Meterhouse could not look after usage limits: a call goes out without.", with_trace=True)
-
-
-def _key(who: Attribution) -> Key | None:
-    customer = who.payer()
-    return (customer, who.agent() or "") if customer else None
-
-
-def _passes(who: Attribution) -> bool:
-    """True where a lease is at hand that says yes, and nothing has to be asked."""
-    key = _key(who)
-    if key is None:
-        return True
-    lease = _client.leases.get(key)
-    if lease is None or not lease.allowed or time.monotonic() >= lease.renew_at:
-        return False
-    if lease.left is not None and lease.left <= 0:
-        return False
-    if who.task and who.task not in _client.tasks:
-        _client.remember(who.task)
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class _Pause:
     """A call has to wait for an answer (None: only for time to pass), `seconds` at most."""
@@ -196,6 +117,88 @@ class _Pause:
 def _wake(loop: "asyncio.AbstractEventLoop", answered: "asyncio.Event", _: object) -> None:
     with suppress(RuntimeError):  # the loop has ended, and who waited in it as well
         loop.call_soon_threadsafe(answered.set)
+
+
+def admit() -> None:
+    """Returns when the call may go out; raises UsageLimitExceeded when the customer is paused.
+
+    Else it raises only what a signal handler of the host does.
+    """
+    waits = _waits()
+    while (pause := _next(waits)) is not None:
+        pause.block()  # where nothing is caught: what ends a wait early is the host's
+
+
+async def admit_async() -> None:
+    """`admit` for code in an event loop."""
+    waits = _waits()
+    while (pause := _next(waits)) is not None:
+        await pause.rest()
+
+
+def _waits() -> Iterator[_Pause]:
+    who = attribution.current()
+    if not _passes(who):
+        yield from _admission(who)
+
+
+def _next(waits: Iterator[_Pause]) -> _Pause | None:
+    try:
+        return next(waits, None)
+    except UsageLimitExceeded:
+        raise
+    except Exception:  # noqa: BLE001 - the host's call must go out whatever becomes of its limits
+        from meterhouse.runtime import warn_once
+
+        warn_once("limits", "Meterhouse could not look after usage limits: a call goes out without.", with_trace=True)
+        return None
+
+
+def spend(recorded: Recorded) -> None:
+    """Count what was used against its customer's lease."""
+    if _client.counting:
+        customer = recorded.attributes.get(CUSTOMER_ID)
+        if customer:
+            key = customer, recorded.attributes.get(AGENT_ID, "")
+            _client.spend(key, [(event.meter, event.quantity) for event in recorded.events()])
+
+
+def lease_id(who: Attribution) -> str:
+    """The id of the lease that the current call is made under; empty where there is none."""
+    key = _key(who)
+    lease = _client.leases.get(key) if key else None
+    return lease.lease_id if lease is not None else ""
+
+
+def task_inside(around: Attribution, task: str) -> None:
+    """A task begins inside another: when that one may end, so may this."""
+    if around.task in _client.tasks:
+        _client.remember(task)
+
+
+def release() -> None:
+    """Give back what is left of the leases: this process ends."""
+    _client.release()
+
+
+def _key(who: Attribution) -> Key | None:
+    customer = who.payer()
+    return (customer, who.agent() or "") if customer else None
+
+
+def _passes(who: Attribution) -> bool:
+    """True where a lease is at hand that says yes, and nothing has to be asked."""
+    key = _key(who)
+    if key is None:
+        return True
+    lease = _client.leases.get(key)
+    if lease is None or not lease.allowed or time.monotonic() >= lease.renew_at:
+        return False
+    if lease.left is not None and lease.left <= 0:
+        return False
+    if who.task and who.task not in _client.tasks:
+        _client.remember(who.task)
+    return True
 
 
 def _admission(who: Attribution) -> Generator[_Pause, None, None]:

@@ -4,14 +4,13 @@ A choke point calls `start` (or `await start_async`) with a `Reader`, makes the 
 `metered.running()`, hands `take` the documents of the answer, and calls `end` once or more: the first one counts.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
-from meterhouse import limits, tools
+from meterhouse import limits, tools, witness
 from meterhouse.call import Call, new_call_id
 from meterhouse.events import Row, cut
 from meterhouse.runtime import warn_once
@@ -30,11 +29,7 @@ from meterhouse.vocabulary import (
     USAGE_SOURCE,
 )
 
-ABORTS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
-"""What ends a call from outside: it was left, it did not fail."""
-
 _running: ContextVar["Metered | None"] = ContextVar("meterhouse_call", default=None)
-_witnesses: ContextVar[tuple["Witness", ...]] = ContextVar("meterhouse_witnesses", default=())
 
 
 class Reader(Protocol):
@@ -83,19 +78,24 @@ class Metered:
         self.reader = reader
         self.call = call
         self.answer = Answer()
+        self.under_way = False
+        """Its request runs: what is left of its context in tasks and threads that outlive it means nothing."""
         self._handed_back = handed_back
         self._asker = tools.payer()
+        self.elsewhere: witness.Elsewhere | None = None
         self.estimating = estimating()
         """All of a stream is to be read, because its output is estimated should its usage never be told."""
 
     @contextmanager
     def running(self) -> Iterator[Self]:
-        """Marks the context: a choke point that is reached inside belongs to this call and is not metered again."""
+        """Marks the context: a choke point of the same SDK that is reached inside belongs to this call."""
         token = _running.set(self)
+        self.under_way = True
         try:
             yield self
         finally:
-            _running.reset(token)
+            self.under_way = False
+            _left(_running, token)
 
     def take(self, document: object, event: str = "") -> None:
         """Take a parsed document of the answer; never raises, what cannot be read is left out."""
@@ -119,7 +119,7 @@ class Metered:
             warn_once("end", "Meterhouse could not read what a call used.", with_trace=True)
 
     def _end(self, error: BaseException | None, *, exhausted: bool) -> None:
-        if (error is not None and not isinstance(error, ABORTS)) or self.answer.failed:
+        if isinstance(error, Exception) or self.answer.failed:  # any other is a cancellation: it was left
             status = FAILED
         else:
             status = OK if error is None and (exhausted or self.answer.complete) else ABORTED
@@ -137,6 +137,8 @@ class Metered:
             rows = with_estimate(rows, self.answer.characters)
         known = {key: cut(value) for key, value in self.answer.attributes().items()}
         self._finish(status, rows, known)
+        if self.elsewhere is not None:
+            self.elsewhere.ended(rows)
         tools.learn(self._asker, self.answer.tool_calls)
         if self._handed_back is not None and status != FAILED:
             self._handed_back.accepted()
@@ -148,34 +150,36 @@ class Metered:
 M = TypeVar("M", bound=Metered)
 
 
-class Witness:
-    """Watches the calls made inside it, for a framework that must add no tokens which a choke point saw."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-        """How many calls choke points have metered inside."""
-
-    @contextmanager
-    def watching(self) -> Iterator["Witness"]:
-        token = _witnesses.set((*_witnesses.get(), self))
-        try:
-            yield self
-        finally:
-            _witnesses.reset(token)
-
-
 def current() -> Metered | None:
     """The call that the running code is part of."""
-    return _running.get()
+    running = _running.get()
+    return running if running is not None and running.under_way else None
 
 
-def start(kind: Callable[[Any, Call, "tools.HandedBack | None"], M], reader: Reader, request: Described) -> M | None:
+@contextmanager
+def outside() -> Iterator[None]:
+    """Around a request that is no part of the running call, and is none itself."""
+    token = _running.set(None)
+    try:
+        yield
+    finally:
+        _left(_running, token)
+
+
+def start(
+    kind: Callable[[Any, Call, "tools.HandedBack | None"], M],
+    reader: Reader,
+    request: Described,
+    *,
+    once: bool = False,
+) -> M | None:
     """The call that is about to go out, a `kind` of Metered; None where it is not metered, or could not be (logged).
 
-    `request` describes the call; it is asked only where no other choke point meters this call already, and answers None
-    for what is not billed. Raises UsageLimitExceeded, and nothing else, when the customer is paused.
+    `request` describes the call; it is asked only where no choke point of the same SDK meters this call already, and
+    answers None for what is not billed. `once`: this choke point is passed once per call, so that whoever passes it
+    inside a running one makes another. Raises UsageLimitExceeded, and nothing else, when the customer is paused.
     """
-    described = _described(request)
+    described = _described(reader, request, once)
     if described is None:
         return None
     limits.admit()
@@ -183,10 +187,14 @@ def start(kind: Callable[[Any, Call, "tools.HandedBack | None"], M], reader: Rea
 
 
 async def start_async(
-    kind: Callable[[Any, Call, "tools.HandedBack | None"], M], reader: Reader, request: Described
+    kind: Callable[[Any, Call, "tools.HandedBack | None"], M],
+    reader: Reader,
+    request: Described,
+    *,
+    once: bool = False,
 ) -> M | None:
     """`start` for code in an event loop, which must not be blocked while an allowance is asked for."""
-    described = _described(request)
+    described = _described(reader, request, once)
     if described is None:
         return None
     await limits.admit_async()
@@ -201,8 +209,15 @@ def start_further(
     return None if described is None else _begun(kind, reader, replace(described, tool_results=None))
 
 
-def _described(request: Described) -> Request | None:
-    return None if _running.get() is not None else _asked(request)
+def _described(reader: Reader, request: Described, once: bool) -> Request | None:
+    running = None if once else current()
+    # A host's hooks and transports may call other models while a call is under way, through other SDKs for one.
+    return None if running is not None and type(running.reader) is type(reader) else _asked(request)
+
+
+def _left(variable: ContextVar[Any], token: Token[Any]) -> None:
+    with suppress(ValueError):  # in another context than entered: a coroutine that the event loop, or nobody, closed
+        variable.reset(token)
 
 
 def _asked(request: Described) -> Request | None:
@@ -220,8 +235,7 @@ def _begun(kind: Callable[[Any, Call, "tools.HandedBack | None"], M], reader: Re
         )
         metered = kind(reader, Call(request.call_id, request.attributes()), handed_back)
         tools.model_called()
-        for witness in _witnesses.get():
-            witness.seen += 1
+        metered.elsewhere = witness.called(request.operation)
         return metered
     except Exception:  # noqa: BLE001 - the host's call must go out whatever becomes of its metering
         warn_once("request", "Meterhouse could not meter a call.", with_trace=True)
@@ -235,8 +249,7 @@ def witnessed(reader: Reader, request: Request, usage: Mapping[str, Any], *, sou
         answer = Answer()
         reader.read(usage, "", answer)
         tools.model_called()
-        for witness in _witnesses.get():
-            witness.seen += 1
+        witness.called(request.operation)
         known = {key: cut(value) for key, value in answer.attributes().items()}
         call.finish(status, call_rows(reader.rows(answer)), {**known, USAGE_SOURCE: source})
     except Exception:  # noqa: BLE001 - metering must not take the host down

@@ -9,6 +9,7 @@ from typing import Any
 import wrapt
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
+from meterhouse.patches import switch_off, switch_on
 from meterhouse.providers import CHOKE_POINTS
 from meterhouse.runtime import warn_once
 
@@ -22,6 +23,7 @@ class MeterhouseInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **_: Any) -> None:
         _active.add(True)
+        switch_on()
         for library in CHOKE_POINTS:
             if library in sys.modules:
                 _install(sys.modules[library])
@@ -31,6 +33,7 @@ class MeterhouseInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _uninstrument(self, **_: Any) -> None:
         _active.clear()
+        switch_off()
         for library, ours in CHOKE_POINTS.items():
             if library in sys.modules:
                 importlib.import_module(ours).remove(sys.modules[library])

@@ -27,6 +27,7 @@ from meterhouse.events import UsageEvent, counts, cut
 from meterhouse.vocabulary import EVENT_ID, GRANT, GRANTS, METRIC_PREFIX, POINT_ATTRIBUTES
 
 Series = tuple[tuple[str, str], ...]
+Own = Mapping[str, str]
 
 
 def metrics_data(resource: Mapping[str, str], events: Sequence[UsageEvent]) -> MetricsData:
@@ -35,21 +36,22 @@ def metrics_data(resource: Mapping[str, str], events: Sequence[UsageEvent]) -> M
     A point's value is the sum of its exemplars. A quantity that does not count (negative, NaN, beyond 10^15) has a
     point to itself, as a double: in a sum it would take the others with it.
     """
-    points: dict[tuple[str, Series, int], list[UsageEvent]] = {}
-    attributes: dict[tuple[str, Series, int], dict[str, str]] = {}
+    points: dict[tuple[str, Series, int], list[tuple[UsageEvent, Own]]] = {}
+    divided: dict[int, tuple[Series, Own]] = {}  # by the id of the attributes: events of a call share them
     for index, event in enumerate(events):
-        series = {key: cut(value) for key, value in event.attributes.items() if key in POINT_ATTRIBUTES}
-        key = event.meter, tuple(sorted(series.items())), 0 if counts(event.quantity) else index + 1
-        points.setdefault(key, []).append(event)
-        attributes.setdefault(key, series)
+        if (division := divided.get(id(event.attributes))) is None:
+            division = divided[id(event.attributes)] = _divided(event.attributes)
+        series, own = division
+        key = event.meter, series, 0 if counts(event.quantity) else index + 1
+        points.setdefault(key, []).append((event, own))
     of_meter: dict[str, list[NumberDataPoint]] = {}
-    for key, measured in points.items():
-        of_meter.setdefault(key[0], []).append(_point(attributes[key], measured))
+    for (meter, series, _), measured in points.items():
+        of_meter.setdefault(meter, []).append(_point(series, measured))
     metrics = [Metric(METRIC_PREFIX + meter, "", "", _sum(found)) for meter, found in of_meter.items()]
     grants = sorted({event.attributes[GRANT] for event in events if GRANT in event.attributes})
     # On the scope, once each: what reads the points passes it over, and the collector's door verifies it.
-    own = InstrumentationScope("meterhouse", attributes={GRANTS: grants} if grants else None)
-    scope = ScopeMetrics(own, metrics, "")
+    named = InstrumentationScope("meterhouse", attributes={GRANTS: grants} if grants else None)
+    scope = ScopeMetrics(named, metrics, "")
     known = Resource({key: cut(value) for key, value in resource.items()})
     return MetricsData([ResourceMetrics(known, [scope], "")])
 
@@ -58,17 +60,23 @@ def _sum(points: list[NumberDataPoint]) -> Sum:
     return Sum(points, AggregationTemporality.DELTA, True)
 
 
-def _point(series: dict[str, str], events: Sequence[UsageEvent]) -> NumberDataPoint:
-    exemplars = [_exemplar(event) for event in events]
-    times = [event.event_time_ns for event in events]
+def _divided(attributes: Mapping[str, str]) -> tuple[Series, Own]:
+    """What the series says of an event, and what its exemplar does."""
+    kept = {key: cut(value) for key, value in attributes.items() if key != GRANT}
+    series = tuple(sorted((key, value) for key, value in kept.items() if key in POINT_ATTRIBUTES))
+    return series, {key: value for key, value in kept.items() if key not in POINT_ATTRIBUTES}
+
+
+def _point(series: Series, measured: Sequence[tuple[UsageEvent, Own]]) -> NumberDataPoint:
+    exemplars = [_exemplar(event, own) for event, own in measured]
+    times = [event.event_time_ns for event, _ in measured]
     value = sum(one.value for one in exemplars)
-    return NumberDataPoint(series, min(times), max(time.time_ns(), *times), value, exemplars)
+    return NumberDataPoint(dict(series), min(times), max(time.time_ns(), *times), value, exemplars)
 
 
-def _exemplar(event: UsageEvent) -> Exemplar:
+def _exemplar(event: UsageEvent, attributes: Own) -> Exemplar:
     """The event with what its series does not say; trace and span id only where there are both."""
-    own = {key: cut(value) for key, value in event.attributes.items() if key not in POINT_ATTRIBUTES and key != GRANT}
-    own[EVENT_ID] = event.event_id
+    own = {**attributes, EVENT_ID: event.event_id}
     traced = event.trace_id and event.span_id
     span_id, trace_id = (event.span_id, event.trace_id) if traced else (None, None)
     return Exemplar(own, _value(event.quantity), event.event_time_ns, span_id, trace_id)

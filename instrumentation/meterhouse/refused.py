@@ -12,7 +12,7 @@ from typing import Any
 
 from meterhouse.adoption import BATCH, Deliver, Drained
 from meterhouse.events import UsageEvent
-from meterhouse.journal_records import lock, records, unlock
+from meterhouse.journal_records import DAMAGED_SUFFIX, DRAFT_SUFFIX, lock, records, unlock
 
 SUFFIX = ".refused"
 
@@ -20,13 +20,22 @@ SUFFIX = ".refused"
 def keep(directory: Path, resource: Mapping[str, str], bad: Sequence[tuple[UsageEvent, str]]) -> Path:
     """Write the events and why each was refused to a new file, on disk when this returns. Raises OSError."""
     path = directory / f"{time.time_ns()}-{os.getpid()}{SUFFIX}"
+    draft = path.with_suffix(DRAFT_SUFFIX)
     process = dict(resource)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(fd, "w", encoding="utf-8", errors="replace") as file:
-        for event, why in bad:
-            file.write(json.dumps({"why": why, "process": process, "event": event.as_json()}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        lock(fd)  # or it might be cleared away as a draft that a dead process left
+        with open(fd, "w", encoding="utf-8", errors="replace", closefd=False) as file:
+            for event, why in bad:
+                file.write(json.dumps({"why": why, "process": process, "event": event.as_json()}) + "\n")
+            file.flush()
+            os.fsync(fd)
+        os.rename(draft, path)  # whoever sends it again finds it whole
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    finally:
+        unlock(fd)
     return path
 
 
@@ -52,7 +61,8 @@ def send_again(directory: Path, deliver: Deliver) -> Drained:
             os.close(fd)
             continue
         try:
-            _send_file(path, fd, deliver, total)
+            if os.fstat(fd).st_nlink:  # else another one has sent it again meanwhile
+                _send_file(path, fd, deliver, total)
         finally:
             unlock(fd)
     return total
@@ -60,12 +70,13 @@ def send_again(directory: Path, deliver: Deliver) -> Drained:
 
 def _send_file(path: Path, fd: int, deliver: Deliver, total: Drained) -> None:
     of_process: dict[str, tuple[dict[str, str], list[UsageEvent]]] = {}
+    unreadable = 0
     with open(fd, "rb", closefd=False) as file:
         for record, _ in records(file):
             try:
                 resource, event = _read(record)
             except (TypeError, ValueError, KeyError, AttributeError):
-                total.unreadable_lines += 1
+                unreadable += 1
                 continue
             of_process.setdefault(json.dumps(resource), (resource, []))[1].append(event)
     left = 0
@@ -77,7 +88,10 @@ def _send_file(path: Path, fd: int, deliver: Deliver, total: Drained) -> None:
             else:
                 total.events += len(batch)
     total.left += left
-    if not left:
+    total.unreadable_lines += unreadable
+    if not left and unreadable:
+        path.rename(path.with_suffix(DAMAGED_SUFFIX))
+    elif not left:
         path.unlink(missing_ok=True)
 
 

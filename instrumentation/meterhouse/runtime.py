@@ -9,11 +9,10 @@ import os
 import sys
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from meterhouse import limits
+from meterhouse import forks, interrupts, limits
 from meterhouse.conversations import Conversations
 from meterhouse.events import Loose, Recorded
 from meterhouse.journal import Journal, MemoryFull
@@ -47,7 +46,7 @@ class Runtime:
         from meterhouse.exporter import INTERVAL_S, Exporter
 
         self.pid = os.getpid()
-        self.process_id = uuid.uuid4().hex
+        self.process_id = os.urandom(16).hex()
         resource = _resource(self.process_id)
         self._interval_s = number_of(ENV_EXPORT_INTERVAL_S, INTERVAL_S, least=0.05)
         self._export_at = number_of(ENV_EXPORT_EVENTS, EXPORT_AT_EVENTS, least=1)
@@ -96,11 +95,14 @@ class Runtime:
                 ENV_CUSTOMER,
             )
         with Busy():
-            limits.spend(recorded)
             opened = self._conversations.opened_by(recorded)
             if opened is not None:
                 self._keep(Loose([opened]))
             self._keep(recorded)
+            try:
+                limits.spend(recorded)
+            except Exception:  # noqa: BLE001 - what was used counts whatever becomes of the limits
+                warn_once("spend", "Meterhouse could not count usage against its limit.", with_trace=True)
 
     def _keep(self, recorded: Recorded) -> None:
         journalled = self._journal is not None
@@ -214,7 +216,6 @@ def busy() -> bool:
 
 
 _runtime: Runtime | None = None
-_starting = threading.RLock()
 _warned: set[str] = set()
 _disabled = False
 
@@ -224,14 +225,14 @@ def runtime() -> Runtime | None:
     global _runtime, _disabled
     if _runtime is not None or _disabled:
         return _runtime
-    with _starting, Busy():
+    with forks.lock, Busy():
         if _runtime is None and not _disabled:
             try:
                 _runtime = Runtime()
                 _end_with_multiprocessing()
             except Exception:  # noqa: BLE001 - metering must not take the host down
-                _disabled = True
                 warn_once("start", "Meterhouse could not start: this process is not metered.", with_trace=True)
+                _disabled = True
     return _runtime
 
 
@@ -243,7 +244,12 @@ def flush(timeout_s: float = EXIT_FLUSH_S) -> bool:
 
 
 def warn_once(topic: str, message: str, *arguments: object, with_trace: bool = False) -> None:
-    """One warning per process and topic."""
+    """One warning per process and topic; `with_trace`: for an exception that was caught.
+
+    It is raised again if it is no affair of ours: if a signal handler of the host raised it.
+    """
+    if with_trace:
+        interrupts.hand_on(sys.exc_info()[1])
     if topic not in _warned:
         _warned.add(topic)
         _log.warning(message, *arguments, exc_info=with_trace)
@@ -270,9 +276,8 @@ def _resource(process_id: str) -> dict[str, str]:
 
 
 def _after_fork_in_child() -> None:
-    global _runtime, _starting
+    global _runtime
     _runtime = None
-    _starting = threading.RLock()
     _busy.__dict__.clear()
     close_inherited()
 

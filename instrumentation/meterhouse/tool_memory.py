@@ -15,7 +15,9 @@ REMEMBERED = 100_000
 """Ids and names kept of each kind."""
 OUTSTANDING = 100
 """Calls of one tool for one customer that may wait for their execution at once."""
-_RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_-]{9,}\Z")
+_RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_-]{9,}\Z|(?=.*[a-z])(?=.*[A-Z])[A-Za-z]{9}\Z")
+"""Mistral draws nine letters and digits, which are all letters at times; a tool's name passes for nobody's id."""
+_NUMBERED = re.compile(r"[A-Za-z]+([_-][A-Za-z]+)*[_-]\d{1,6}\Z")
 _BETWEEN_WORDS = re.compile(r"[^a-z0-9]+")
 
 K = TypeVar("K")
@@ -23,8 +25,8 @@ V = TypeVar("V")
 
 
 def unique(tool_call_id: str) -> bool:
-    """True for ids drawn at random; some servers only number an answer's calls (`functions.search:0`, `call_1`)."""
-    return _RANDOM.match(tool_call_id) is not None
+    """True for ids drawn at random; some servers only number an answer's calls (`f.search:0`, `tool_call_1`)."""
+    return _RANDOM.match(tool_call_id) is not None and _NUMBERED.match(tool_call_id) is None
 
 
 def shown_as(name: str, shown: str) -> bool:

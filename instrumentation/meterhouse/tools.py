@@ -138,7 +138,7 @@ def _begin(name: str, tool_call_id: str, in_agent: bool) -> Execution:
 def _is_part(owner: Execution, name: str, tool_call_id: str) -> bool:
     if not owner.model_called:
         return True
-    asked_for = tool_call_id and tool_call_id != owner.tool_call_id
+    asked_for = tool_call_id and (tool_call_id != owner.tool_call_id or not unique(tool_call_id))
     return owner.name == name and not asked_for
 
 

@@ -52,7 +52,7 @@ def test_every_unit_of_the_provider_and_the_trace_is_on_an_invoice_or_free_by_ch
     # A request is one logical call, however often the SDK tried it; requests are free in the price book.
     calls = len({attempt["request_id"] for attempt in served})
     assert int(meters["llm.requests"]["unbilled"]) == calls + 200
-    # Every tool call id once: the MCP server's, which is handed back as well, and those that run in the agents' own loops.
+    # Every tool call id once: the MCP server's, handed back as well, and those that run in the agents' own loops.
     log = [json.loads(line) for line in (run / "data" / "provider.jsonl").read_text().splitlines()]
     over_mcp = (run / "data" / "tool-server.jsonl").read_text().splitlines()
     executed = {tool_call_id for attempt in log for tool_call_id in attempt["tool_results"]}

@@ -123,7 +123,10 @@ class Server:
 
 
 class Sink(Server):
-    """An OTLP/HTTP metrics receiver. `answers`: (status, headers, body) for the next requests, then 200."""
+    """An OTLP/HTTP metrics receiver. `answers`: (status, headers, body) for the next requests, then 200.
+
+    Their content type is OTLP's where the headers name no other.
+    """
 
     decode = staticmethod(decode)
 
@@ -142,13 +145,15 @@ class Sink(Server):
                     return
                 body = gzip.decompress(self.body())
                 status, headers, reply = sink.answers.pop(0) if sink.answers else (200, (), b"")
-                if status == 200 and not reply:
+                given = dict(headers)
+                kind = given.pop("content-type", "application/x-protobuf")
+                if status == 200 and not reply and "protobuf" in kind:
                     assert self.path == "/v1/metrics"
                     sink.requests.append((dict(self.headers), body))
                     reply = ExportMetricsServiceResponse().SerializeToString()
                 else:
                     sink.refused.append(body)
-                self.answer(status, reply, "application/x-protobuf", headers)
+                self.answer(status, reply, kind, given.items())
 
         super().__init__(Handler)
 

@@ -1,6 +1,7 @@
 """Meters of the host's own: durations, dimensions, and ids that count once whenever they are told."""
 
 import asyncio
+import decimal
 import threading
 import time
 from decimal import Decimal
@@ -146,3 +147,19 @@ def test_an_agent_without_an_id_of_its_own_is_known_by_its_name(metering):
     assert found == [("support", "support"), ("support", "a-7")]
     with pytest.raises(ValueError, match="an agent id"):
         meterhouse.agent("support", agent_id="")
+
+
+@pytest.mark.parametrize("context", [decimal.Context(prec=4), decimal.Context(prec=6, traps=[decimal.Inexact])])
+def test_quantities_are_exact_whatever_the_host_s_decimal_context(metering, monkeypatch, context):
+    took = iter([1_000, 1_000 + 12_345_678_901])
+    with decimal.localcontext(context), meterhouse.customer("acme"):
+        meterhouse.meter("pages").add(1.5)
+        meterhouse.meter("pages").add(decimal.Decimal("123456789.123456"))
+        with monkeypatch.context() as patched:
+            patched.setattr("meterhouse.api.time.monotonic_ns", lambda: next(took))
+            with meterhouse.meter("agent.seconds").timed():
+                pass
+        with pytest.raises(ValueError, match="nine decimals"):
+            meterhouse.meter("pages").add(decimal.Decimal("0.1234567891"))
+    values = [(one.meter, one.value) for one in metering.flush()]
+    assert sorted(values) == [("agent.seconds", 12.345678901), ("pages", 1.5), ("pages", 123456789.123456)]

@@ -17,7 +17,7 @@ from meterhouse.cli import main
 from meterhouse.dead_journal import DeadJournal
 from meterhouse.events import Finished, Loose, Row, UsageEvent
 from meterhouse.journal import Journal, MemoryFull
-from meterhouse.journal_records import journals
+from meterhouse.journal_records import journals, unlock
 from meterhouse.settings import Limits
 
 ROOMY = Limits(10**9)
@@ -189,7 +189,7 @@ def test_replacing_keeps_open_intents_spilled_events_and_what_comes_meanwhile(tm
     assert made.path.name != "p-0.journal" and len(journals(tmp_path)) == 1
     left = {one.event_id for one in made.unacknowledged(1000)}
     assert len(left) == 51 and "meanwhile" in left and not left & set(delivered)
-    made.close()
+    unlock(made._fd)  # it dies
     with DeadJournal.take(made.path) as dead:
         found = [one for batch in dead.batches(10_000) for one in batch]
     unfinished = [one for one in found if one.attributes.get("meterhouse.status") == "unfinished"]

@@ -1,6 +1,8 @@
 """Signed grants in an agent: whom they are for, and how they travel with the usage until the collector has them."""
 
 import asyncio
+import base64
+import json
 import signal
 
 import pytest
@@ -144,3 +146,11 @@ def test_the_middleware_takes_the_grant_from_a_header():
         {"HTTP_X_USAGE_GRANT": token}, None
     )
     assert seen == [("acme", token), (None, None), (None, None), ("acme", token)]
+
+
+@pytest.mark.parametrize("said", [{"c": "\ud800"}, {"a": "\udfff"}, {"k": "\ud800"}])
+def test_half_an_emoji_is_no_grant(said):
+    payload = {"k": "0" * 16, "c": "acme", "e": 2**31} | said
+    encoded = base64.urlsafe_b64encode(json.dumps(payload).encode()).decode().rstrip("=")
+    with pytest.raises(ValueError, match="surrogate"):
+        grants.read(f"mhg.{encoded}.AAAA")

@@ -1,6 +1,7 @@
 """Usage limits: who is paused is stopped before the provider is called, and nobody else notices anything."""
 
 import asyncio
+import decimal
 import json
 import os
 import pickle
@@ -397,3 +398,47 @@ def test_a_forked_child_has_leases_of_its_own(allowance, agent, sink):
     asked = [one for one in allowance.questions if not one["release"]]
     assert len(asked) == 2 and asked[0]["process_id"] != asked[1]["process_id"]
     assert sorted(event.own["meterhouse.lease.id"] for event in sink.events) == ["lease-1", "lease-1", "lease-2"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"units": "10", "weights": {"pages": "9e9999999"}},
+        {"units": "10", "weights": {"pages": "-5"}},
+        {"units": "9" * 5000},
+        {"units": True},
+        {"units": "NaN"},
+        {"weights": {f"m{number}": "1" for number in range(1001)}},
+        {"lease_id": ["x"]},
+        {"lease_id": "x" * 257},
+        {"reason": {"a": 1}},
+        {"padding": "x" * 2**20},
+    ],
+)
+def test_an_answer_beyond_all_bounds_is_no_answer_and_usage_counts(allowance, metering, monkeypatch, bad):
+    monkeypatch.setenv("METERHOUSE_ON_UNREACHABLE", "pause")
+    allowance.answer = bad
+    assert not admitted()
+    with meterhouse.customer("acme"):
+        meterhouse.meter("pages").add(7)
+    assert metering.units() == {"pages": 7}
+
+
+def test_usage_counts_before_it_counts_against_a_limit(metering, monkeypatch):
+    def fails(_recorded):
+        raise ArithmeticError
+
+    monkeypatch.setattr(limits, "spend", fails)
+    with meterhouse.customer("acme"):
+        meterhouse.meter("pages").add(7)
+    assert metering.units() == {"pages": 7}
+
+
+def test_units_are_counted_exactly_whatever_the_host_s_decimal_context(allowance):
+    allowance.answer = {"units": "1000000", "weights": {"pages": "3"}}
+    with decimal.localcontext(decimal.Context(prec=4, traps=[decimal.Inexact])):
+        assert admitted()
+        with meterhouse.customer("acme"):
+            for _ in range(9):
+                meterhouse.meter("pages").add(3)
+    assert limits._client.leases["acme", ""].left == 999_919

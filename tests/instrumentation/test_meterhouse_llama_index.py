@@ -371,7 +371,10 @@ def test_the_tokens_of_an_sdk_that_is_metered_count_once(metering, core, provide
 
 
 MCP_SERVER = """
-from mcp.server.mcpserver import MCPServer
+try:
+    from mcp.server.mcpserver import MCPServer
+except ImportError:  # mcp 1
+    from mcp.server.fastmcp import FastMCP as MCPServer
 server = MCPServer("tools")
 
 @server.tool()

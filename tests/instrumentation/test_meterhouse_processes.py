@@ -29,8 +29,12 @@ def call(*_):
     client.chat.completions.create(**ASK)
 def stream():
     return client.chat.completions.create(**ASK, stream=True)
+def call_anew():
+    global client
+    client = connect()  # or it would share its parent's connections
+    call()
 def calls_in(context, *starts):
-    children = [multiprocessing.get_context(context).Process(target=call) for _ in range(2)]
+    children = [multiprocessing.get_context(context).Process(target=call_anew) for _ in range(2)]
     for child in children: child.start()
     for child in children: child.join()
 def forked(work):

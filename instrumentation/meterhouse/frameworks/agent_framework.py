@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
@@ -33,9 +31,9 @@ _USAGE = {
 def install(module: ModuleType) -> None:
     """Patch the tools, the agents, or the chat clients: whichever this module defines."""
     if module.__name__.endswith("._tools"):
-        wrapt.wrap_function_wrapper(module, "FunctionTool._invoke_function", _execute)
+        patches.wrap(module, "FunctionTool._invoke_function", _execute)
     elif module.__name__.endswith("._agents"):
-        wrapt.wrap_function_wrapper(module, "RawAgent.run", _run)
+        patches.wrap(module, "RawAgent.run", _run)
     else:
         subclasses.wrap(module.BaseChatClient, _CLIENT)
 
@@ -43,9 +41,9 @@ def install(module: ModuleType) -> None:
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     if module.__name__.endswith("._tools"):
-        subclasses.unwrap_one(module.FunctionTool, "_invoke_function")
+        patches.unwrap(module.FunctionTool, "_invoke_function")
     elif module.__name__.endswith("._agents"):
-        subclasses.unwrap_one(module.RawAgent, "run")
+        patches.unwrap(module.RawAgent, "run")
     else:
         subclasses.unwrap(module.BaseChatClient, _CLIENT)
 

@@ -11,9 +11,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint
 from meterhouse.frameworks import streams, subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
@@ -25,7 +23,7 @@ _handing_over: ContextVar[bool] = ContextVar("meterhouse_autogen_handoff", defau
 def install(module: ModuleType) -> None:
     """Patch the tools, the model clients, the agents, or how an assistant runs a tool: what this module defines."""
     if hasattr(module, "AssistantAgent"):
-        wrapt.wrap_function_wrapper(module, "AssistantAgent._execute_tool_call", _tool_call)
+        patches.wrap(module, "AssistantAgent._execute_tool_call", _tool_call)
     else:
         subclasses.wrap(*_patched(module))
 
@@ -33,7 +31,7 @@ def install(module: ModuleType) -> None:
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     if hasattr(module, "AssistantAgent"):
-        subclasses.unwrap_one(module.AssistantAgent, "_execute_tool_call")
+        patches.unwrap(module.AssistantAgent, "_execute_tool_call")
     else:
         subclasses.unwrap(*_patched(module))
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import wrapt
 
-from meterhouse import attribution, limits, tools
+from meterhouse import attribution, limits, patches, tools
 from meterhouse.attribution import Hint
 from meterhouse.call import Call, new_call_id
 from meterhouse.events import cut
 from meterhouse.frameworks.claude_messages import LIMITS, Session, ToolEnd, ToolUse, denied, provider
-from meterhouse.frameworks.subclasses import unwrap_one
 from meterhouse.metered import Request
 from meterhouse.runtime import warn_once
 from meterhouse.usage import text
@@ -38,19 +37,19 @@ _OF_QUERY = ("__init__", "start", "stream_input", "wait_for_result_and_end_input
 def install(module: ModuleType) -> None:
     """Patch the internal query, or the client whose prompts may be for different customers."""
     if module.__name__.endswith(".client"):
-        wrapt.wrap_function_wrapper(module, "ClaudeSDKClient.query", _prompt)
+        patches.wrap(module, "ClaudeSDKClient.query", _prompt)
         return
     wrappers: tuple[Callable[..., Any], ...] = (_init, _start, _speaks, _speaks, _close)
     for name, wrapper in zip(_OF_QUERY, wrappers, strict=True):
         if hasattr(module.Query, name):  # older versions tell a string prompt to the CLI in another way
-            wrapt.wrap_function_wrapper(module, f"Query.{name}", wrapper)
+            patches.wrap(module, f"Query.{name}", wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     owner = module.ClaudeSDKClient if module.__name__.endswith(".client") else module.Query
     for name in ("query",) if module.__name__.endswith(".client") else _OF_QUERY:
-        unwrap_one(owner, name)
+        patches.unwrap(owner, name)
 
 
 class _Turns:

@@ -16,9 +16,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import attribution, tools
+from meterhouse import attribution, patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall
@@ -40,21 +38,21 @@ _told: ContextVar["dict[str, int] | None"] = ContextVar("meterhouse_crewai", def
 def install(module: ModuleType) -> None:
     """Patch the classes of the package, once it is imported as a whole."""
     for owner, name, wrapper in _patches(module):
-        wrapt.wrap_function_wrapper(owner, name, wrapper)
+        patches.wrap(owner, name, wrapper)
     for base, wrappers in _abstract():
         subclasses.wrap(base, wrappers)
     for user in _users_of_limit():
-        wrapt.wrap_function_wrapper(user, _LIMIT, _limit)
+        patches.wrap(user, _LIMIT, _limit)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for owner, name, _ in _patches(module):
-        subclasses.unwrap_one(owner, name)
+        patches.unwrap(owner, name)
     for base, wrappers in _abstract():
         subclasses.unwrap(base, wrappers)
     for user in _users_of_limit():
-        subclasses.unwrap_one(user, _LIMIT)
+        patches.unwrap(user, _LIMIT)
 
 
 def _patches(module: ModuleType) -> Iterator[tuple[type, str, Callable[..., Any]]]:

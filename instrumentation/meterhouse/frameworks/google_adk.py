@@ -9,9 +9,7 @@ thoughts, and what tools put into the prompt, are beside the other counts.
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
@@ -30,9 +28,9 @@ def install(module: ModuleType) -> None:
     """Patch what the module has: agents, the limit of an invocation, models, or tools."""
     if _is(module, "base_agent"):
         for name in _RUNS:
-            wrapt.wrap_function_wrapper(module, f"BaseAgent.{name}", _run)
+            patches.wrap(module, f"BaseAgent.{name}", _run)
     elif _is(module, "invocation_context"):
-        wrapt.wrap_function_wrapper(module, "InvocationContext.increment_llm_call_count", _count_llm_call)
+        patches.wrap(module, "InvocationContext.increment_llm_call_count", _count_llm_call)
     else:
         subclasses.wrap(*_abstract(module))
 
@@ -41,9 +39,9 @@ def remove(module: ModuleType) -> None:
     """Undo `install`."""
     if _is(module, "base_agent"):
         for name in _RUNS:
-            subclasses.unwrap_one(module.BaseAgent, name)
+            patches.unwrap(module.BaseAgent, name)
     elif _is(module, "invocation_context"):
-        subclasses.unwrap_one(module.InvocationContext, "increment_llm_call_count")
+        patches.unwrap(module.InvocationContext, "increment_llm_call_count")
     else:
         subclasses.unwrap(*_abstract(module))
 

@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
@@ -41,7 +39,7 @@ def install(module: ModuleType) -> None:
         subclasses.wrap(module.BaseChatModel, _MODEL)
         return
     for path, wrapper in _patches(module).items():
-        wrapt.wrap_function_wrapper(module, path, wrapper)
+        patches.wrap(module, path, wrapper)
 
 
 def remove(module: ModuleType) -> None:
@@ -51,7 +49,7 @@ def remove(module: ModuleType) -> None:
         return
     for path in _patches(module):
         *kind, name = path.split(".")
-        subclasses.unwrap_one(getattr(module, kind[0]) if kind else module, name)
+        patches.unwrap(getattr(module, kind[0]) if kind else module, name)
 
 
 def _patches(module: ModuleType) -> dict[str, Any]:

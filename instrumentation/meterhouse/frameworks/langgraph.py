@@ -8,11 +8,8 @@ from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
-from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.streams import Inside, stepped, stepped_async
 from meterhouse.runtime import warn_once
 
@@ -25,14 +22,14 @@ _LIMITS = ("ModelCallLimitMiddleware", "ToolCallLimitMiddleware")
 def install(module: ModuleType) -> None:
     """Patch the graph class, or the functions that run a node."""
     for path, wrapper in _patches(module).items():
-        wrapt.wrap_function_wrapper(module, path, wrapper)
+        patches.wrap(module, path, wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for path in _patches(module):
         *kind, name = path.split(".")
-        subclasses.unwrap_one(getattr(module, kind[0]) if kind else module, name)
+        patches.unwrap(getattr(module, kind[0]) if kind else module, name)
 
 
 def _patches(module: ModuleType) -> dict[str, Any]:

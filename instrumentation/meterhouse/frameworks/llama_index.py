@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import streams, subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
@@ -50,13 +48,13 @@ def remove(module: ModuleType) -> None:
         if agents:
             subclasses.unwrap(module.BaseWorkflowAgent, _STEP)
         for method in _RUNS:
-            subclasses.unwrap_one(module.BaseWorkflowAgent if agents else module.AgentWorkflow, method)
+            patches.unwrap(module.BaseWorkflowAgent if agents else module.AgentWorkflow, method)
 
 
 def _install_runs(owner: type) -> None:
     for name, wrapper in _RUNS.items():
         if name in vars(owner):  # older versions cannot generate an answer at the limit
-            setattr(owner, name, wrapt.FunctionWrapper(vars(owner)[name], wrapper))
+            patches.wrap(owner, name, wrapper)
 
 
 def _call(wrapped: Any, tool: Any, args: Any, kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from meterhouse import limits, tools
 from meterhouse.attribution import Hint
 from meterhouse.events import Row
 from meterhouse.limits import UsageLimitExceeded
-from meterhouse.metered import ABORTS, Request, Witness, witnessed
+from meterhouse.metered import Request, witnessed
 from meterhouse.runtime import warn_once
 from meterhouse.usage import Answer, by_modality, count, rest
 from meterhouse.vocabulary import (
@@ -22,6 +22,7 @@ from meterhouse.vocabulary import (
     TOKENS_OUTPUT,
     TOKENS_REASONING,
 )
+from meterhouse.witness import Witness, tokens_of
 
 Told = Mapping[str, Any]
 """`model`, `id` and `usage` of an answer. The usage has `input` and `output`, totals, and their parts: `cache_read`,
@@ -91,7 +92,7 @@ class ModelCall:
     def broken(self, error: BaseException, tell: Callable[[], Told] = dict) -> None:
         """The call raised `error`, or was left early."""
         if not isinstance(error, UsageLimitExceeded):
-            self.end(tell, ABORTED if isinstance(error, ABORTS) else FAILED)
+            self.end(tell, FAILED if isinstance(error, Exception) else ABORTED)
 
     def end(self, tell: Callable[[], Told], status: str = OK) -> None:
         """The call is over; `tell` is asked what it used only where nobody else saw it. Never raises."""
@@ -103,5 +104,13 @@ class ModelCall:
         except Exception:  # noqa: BLE001 - the host's call went well; that its usage cannot be read is said
             warn_once("tell", "Meterhouse could not read what a framework's model call used.", with_trace=True)
             told = {}
+        if self._witness.recognises(_tokens(told)):
+            return
         with self._hint.fresh():
             witnessed(Totals(), self._request, told, source=FRAMEWORK, status=status)
+
+
+def _tokens(told: Told) -> int:
+    reader, answer = Totals(), Answer()
+    reader.read(told, "", answer)
+    return tokens_of(reader.rows(answer))

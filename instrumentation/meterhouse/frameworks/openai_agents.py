@@ -12,9 +12,7 @@ from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
@@ -38,7 +36,7 @@ def install(module: ModuleType) -> None:
     """Patch the SDK; a host's own module `agents.run` is none of it."""
     if hasattr(module, "AgentRunner"):
         for owner, name, wrapper in _patches(module):
-            wrapt.wrap_function_wrapper(owner, name, wrapper)
+            patches.wrap(owner, name, wrapper)
         subclasses.wrap(sys.modules["agents.models.interface"].Model, _MODEL)
 
 
@@ -47,7 +45,7 @@ def remove(module: ModuleType) -> None:
     if hasattr(module, "AgentRunner"):
         for owner, path, _ in _patches(module):
             *kind, name = path.split(".")
-            subclasses.unwrap_one(getattr(owner, kind[0]) if kind else owner, name)
+            patches.unwrap(getattr(owner, kind[0]) if kind else owner, name)
         subclasses.unwrap(sys.modules["agents.models.interface"].Model, _MODEL)
 
 

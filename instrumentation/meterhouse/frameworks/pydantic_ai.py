@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
@@ -34,7 +32,7 @@ _NOT_EXECUTED = ("CallDeferred", "ApprovalRequired")
 def install(module: ModuleType) -> None:
     """Patch the tool manager, or the model classes there are and those to come."""
     if module.__name__.endswith("tool_manager"):
-        wrapt.wrap_function_wrapper(module, "ToolManager._raw_execute", _execute)
+        patches.wrap(module, "ToolManager._raw_execute", _execute)
     else:
         subclasses.wrap(module.Model, {"request": _request, "request_stream": _stream})
 
@@ -42,7 +40,7 @@ def install(module: ModuleType) -> None:
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     if module.__name__.endswith("tool_manager"):
-        subclasses.unwrap_one(module.ToolManager, "_raw_execute")
+        patches.unwrap(module.ToolManager, "_raw_execute")
     else:
         subclasses.unwrap(module.Model, {"request": _request, "request_stream": _stream})
 

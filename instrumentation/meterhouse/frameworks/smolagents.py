@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.carrying import carry
 from meterhouse.frameworks import streams, subclasses
@@ -25,33 +23,33 @@ def install(module: ModuleType) -> None:
     """Patch the tools, the models, the agents, or the thread that code runs in: whichever this module defines."""
     name = module.__name__.rpartition(".")[2]
     if name == "tools":
-        wrapt.wrap_function_wrapper(module, "Tool.__call__", _execute)
+        patches.wrap(module, "Tool.__call__", _execute)
         subclasses.wrap(module.Tool, _TOOL)
     elif name == "models":
         subclasses.wrap(module.Model, _MODEL)
     elif name == "agents":
-        wrapt.wrap_function_wrapper(module, "MultiStepAgent._handle_max_steps_reached", _limit_reached)
-        wrapt.wrap_function_wrapper(module, "MultiStepAgent._generate_planning_step", _steps)
-        wrapt.wrap_function_wrapper(module, "MultiStepAgent.provide_final_answer", _final_answer)
+        patches.wrap(module, "MultiStepAgent._handle_max_steps_reached", _limit_reached)
+        patches.wrap(module, "MultiStepAgent._generate_planning_step", _steps)
+        patches.wrap(module, "MultiStepAgent.provide_final_answer", _final_answer)
         subclasses.wrap(module.MultiStepAgent, _AGENT)
     elif hasattr(module, "timeout"):  # before 1.24 the code runs in the thread that called
-        wrapt.wrap_function_wrapper(module, "timeout", _in_a_thread)
+        patches.wrap(module, "timeout", _in_a_thread)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     name = module.__name__.rpartition(".")[2]
     if name == "tools":
-        subclasses.unwrap_one(module.Tool, "__call__")
+        patches.unwrap(module.Tool, "__call__")
         subclasses.unwrap(module.Tool, _TOOL)
     elif name == "models":
         subclasses.unwrap(module.Model, _MODEL)
     elif name == "agents":
         for method in ("_handle_max_steps_reached", "_generate_planning_step", "provide_final_answer"):
-            subclasses.unwrap_one(module.MultiStepAgent, method)
+            patches.unwrap(module.MultiStepAgent, method)
         subclasses.unwrap(module.MultiStepAgent, _AGENT)
     else:
-        subclasses.unwrap_one(module, "timeout")
+        patches.unwrap(module, "timeout")
 
 
 def _execute(wrapped: Any, tool: Any, args: Any, kwargs: Any) -> Any:

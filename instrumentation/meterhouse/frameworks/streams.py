@@ -21,32 +21,62 @@ class Tally:
         return {}
 
 
-def stepped(inside: Inside, pieces: Iterator[Any]) -> Generator[Any, None, Any]:
-    """The same pieces, each of them made `inside`."""
+Take = Callable[[Any], None]
+"""Is shown each piece."""
+
+
+def stepped(inside: Inside, pieces: Iterator[Any], take: Take | None = None) -> Generator[Any, None, Any]:
+    """The same pieces, each of them made `inside`. What their consumer throws in reaches `pieces`."""
+    throw: Any = getattr(pieces, "throw", None)
+    thrown: BaseException | None = None
     try:
         while True:
             with inside():
                 try:
-                    piece = next(pieces)
+                    piece = next(pieces) if thrown is None else throw(thrown)
                 except StopIteration as end:
                     return end.value
-            yield piece
+            thrown = None
+            if take is not None:
+                take(piece)
+            try:
+                yield piece
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if throw is None:
+                    raise
+                thrown = error
     finally:
         if (close := getattr(pieces, "close", None)) is not None:
             with inside():
                 close()
 
 
-async def stepped_async(inside: Inside, pieces: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+async def stepped_async(
+    inside: Inside, pieces: AsyncIterator[Any], take: Take | None = None
+) -> AsyncGenerator[Any, None]:
     """`stepped` for async generators."""
+    throw: Any = getattr(pieces, "athrow", None)
+    thrown: BaseException | None = None
     try:
         while True:
             with inside():
                 try:
-                    piece = await anext(pieces)
+                    piece = await (anext(pieces) if thrown is None else throw(thrown))
                 except StopAsyncIteration:
                     return
-            yield piece
+            thrown = None
+            if take is not None:
+                take(piece)
+            try:
+                yield piece
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if throw is None:
+                    raise
+                thrown = error
     finally:
         if (close := getattr(pieces, "aclose", None)) is not None:
             with inside():
@@ -55,13 +85,10 @@ async def stepped_async(inside: Inside, pieces: AsyncIterator[Any]) -> AsyncGene
 
 def watched(call: ModelCall, pieces: Iterator[Any], tally: Tally, *, counts_tools: bool) -> Generator[Any, None, None]:
     """The same pieces; ends the call when they end, break off, or are left early. See `ModelCall.running`."""
-    steps = stepped(lambda: call.running(counts_tools=counts_tools), pieces)
+    steps = stepped(lambda: call.running(counts_tools=counts_tools), pieces, tally.take)
     try:
-        for piece in steps:
-            tally.take(piece)
-            yield piece
+        yield from steps
     except BaseException as error:
-        steps.close()
         call.broken(error, tally.told)
         raise
     call.end(tally.told)
@@ -71,11 +98,22 @@ async def watched_async(
     call: ModelCall, pieces: AsyncIterator[Any], tally: Tally, *, counts_tools: bool
 ) -> AsyncGenerator[Any, None]:
     """`watched` for async generators."""
-    steps = stepped_async(lambda: call.running(counts_tools=counts_tools), pieces)
+    steps = stepped_async(lambda: call.running(counts_tools=counts_tools), pieces, tally.take)
     try:
-        async for piece in steps:
-            tally.take(piece)
-            yield piece
+        step = anext(steps)
+        while True:
+            try:
+                piece = await step
+            except StopAsyncIteration:
+                break
+            try:
+                yield piece
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - thrown in by its consumer, for the inner one to handle
+                step = steps.athrow(error)
+            else:
+                step = anext(steps)
     except BaseException as error:
         await steps.aclose()
         call.broken(error, tally.told)

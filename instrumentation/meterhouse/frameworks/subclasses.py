@@ -1,10 +1,9 @@
 """Patches methods of a framework's abstract class where they are defined: in each subclass, those to come as well."""
 
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
-import wrapt
+from meterhouse.patches import Patch, patched, switch_on
 
 Wrappers = Mapping[str, Callable[..., Any]]
 """Method -> a wrapper in the style of wrapt: (wrapped, instance, args, kwargs)."""
@@ -23,6 +22,7 @@ def wrap(base: Any, wrappers: Wrappers) -> None:
 
     announced._instead_of = own  # type: ignore[attr-defined]
 
+    switch_on()
     for kind in _below(base):
         _wrap(kind, wrappers)
     base.__init_subclass__ = classmethod(announced)
@@ -38,27 +38,16 @@ def unwrap(base: Any, wrappers: Wrappers) -> None:
             base.__init_subclass__ = announced._instead_of
     for kind in _below(base):
         for name, wrapper in wrappers.items():
-            if _is(vars(kind).get(name), wrapper):
-                unwrap_one(kind, name)
-
-
-def unwrap_one(owner: type | ModuleType, name: str) -> None:
-    """Undo the patch of one attribute of a class or module, where there is one."""
-    own = vars(owner).get(name)
-    if isinstance(own, wrapt.FunctionWrapper):
-        setattr(owner, name, own.__wrapped__)
+            own = vars(kind).get(name)
+            if isinstance(own, Patch) and own._self_wrapper is wrapper:
+                setattr(kind, name, own.__wrapped__)
 
 
 def _wrap(kind: type, wrappers: Wrappers) -> None:
     for name, wrapper in wrappers.items():
         own = vars(kind).get(name)
-        if own is not None and not _is(own, wrapper):
-            setattr(kind, name, wrapt.FunctionWrapper(own, wrapper))
-
-
-def _is(own: object, wrapper: Callable[..., Any]) -> bool:
-    """True for a patch of ours: frameworks wrap their methods with wrapt as well."""
-    return isinstance(own, wrapt.FunctionWrapper) and own._self_wrapper is wrapper
+        if own is not None and not patched(own, wrapper):
+            setattr(kind, name, Patch(own, wrapper))
 
 
 def _below(base: Any) -> list[Any]:

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 
 _PATCHED = ("BetaFunctionTool", "BetaAsyncFunctionTool")
 
@@ -14,14 +12,13 @@ _PATCHED = ("BetaFunctionTool", "BetaAsyncFunctionTool")
 def install(module: ModuleType) -> None:
     """Patch `call` of the function tools; the SDK's built-in tools are known by the results handed back."""
     for kind, wrapper in zip(_PATCHED, (_call, _call_async), strict=True):
-        wrapt.wrap_function_wrapper(module, f"{kind}.call", wrapper)
+        patches.wrap(module, f"{kind}.call", wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for kind in _PATCHED:
-        wrapped = getattr(module, kind).call
-        getattr(module, kind).call = getattr(wrapped, "__wrapped__", wrapped)
+        patches.unwrap(module, f"{kind}.call")
 
 
 def _call(wrapped: Callable[..., Any], tool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -4,16 +4,15 @@ Metered are the operations of `bedrock-runtime` that run a model; every other se
 (guardrails, counting tokens), passes. `start_async_invoke` counts as a request: its usage is never told to the caller.
 """
 
-import inspect
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.call import new_call_id
 from meterhouse.metered import Metered, Request, current, start, start_async
 from meterhouse.providers import bedrock_bodies, bedrock_families
@@ -105,15 +104,13 @@ def install(module: ModuleType) -> None:
     """Patch the client class of `botocore.client` or of `aiobotocore.client`."""
     call = _call_async if hasattr(module, "AioBaseClient") else _call
     for method, wrapper in zip(_PATCHED, (call, _name), strict=True):
-        wrapt.wrap_function_wrapper(module, f"{_owner(module).__name__}.{method}", wrapper)
+        patches.wrap(_owner(module), method, wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
-    owner = _owner(module)
     for method in _PATCHED:
-        wrapped = inspect.getattr_static(owner, method)
-        setattr(owner, method, getattr(wrapped, "__wrapped__", wrapped))
+        patches.unwrap(_owner(module), method)
 
 
 def _owner(module: ModuleType) -> Any:
@@ -121,9 +118,10 @@ def _owner(module: ModuleType) -> Any:
 
 
 def _call(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not _runs_a_model(client, args):
+    given = _model_call(client, args, kwargs)
+    if given is None:
         return wrapped(*args, **kwargs)
-    sending = _Sending(client, *args)
+    sending = _Sending(client, *given)
     metered = start(_Sent, READER, sending.describe)
     if metered is None:
         return wrapped(*args, **kwargs)
@@ -134,35 +132,41 @@ def _call(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwarg
     except BaseException as error:
         metered.end(error)
         raise
-    metered.attach(args[0], parsed)
+    metered.attach(given[0], parsed)
     return parsed
 
 
 def _call_async(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """No coroutine function, so that the calls of other services have no further coroutine around them."""
-    if not _runs_a_model(client, args):
+    given = _model_call(client, args, kwargs)
+    if given is None:
         return wrapped(*args, **kwargs)
-    return _metered_async(wrapped, client, args, kwargs)
+    return _metered_async(partial(wrapped, *args, **kwargs), client, *given)
 
 
-async def _metered_async(wrapped: Any, client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    sending = _Sending(client, *args)
+async def _metered_async(call: Callable[[], Any], client: Any, operation: str, params: Any) -> Any:
+    sending = _Sending(client, operation, params)
     metered = await start_async(_Sent, READER, sending.describe)
     if metered is None:
-        return await wrapped(*args, **kwargs)
+        return await call()
     sending.mark(metered)
     try:
         with metered.running():
-            parsed = await wrapped(*args, **kwargs)
+            parsed = await call()
     except BaseException as error:
         metered.end(error)
         raise
-    metered.attach(args[0], parsed)
+    metered.attach(operation, parsed)
     return parsed
 
 
-def _runs_a_model(client: Any, args: tuple[Any, ...]) -> bool:
-    return len(args) == 2 and args[0] in _OPERATIONS and _is_bedrock(client)
+def _model_call(client: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Operation and parameters of a call that runs a model."""
+    named = dict(zip(("operation_name", "api_params"), args, strict=False)) | dict(kwargs)
+    operation = named.get("operation_name")
+    if operation not in _OPERATIONS or "api_params" not in named or not _is_bedrock(client):
+        return None
+    return operation, named["api_params"]
 
 
 def _is_bedrock(client: Any) -> bool:

@@ -5,14 +5,12 @@ template around the prompt and count only where no billed units are told. `cache
 are taken out of the billed input, at most all of it.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.events import Row
 from meterhouse.providers.httpx_calls import (
     REQUEST_ID_HEADER,
@@ -134,16 +132,15 @@ READER = Cohere()
 def install(module: ModuleType) -> None:
     """Patch both clients of `cohere.core.http_client`."""
     for owner, (request, stream) in zip(_OWNERS, ((_request, _stream), (_request_async, _stream_async)), strict=True):
-        wrapt.wrap_function_wrapper(module, f"{owner}.request", request)
-        wrapt.wrap_function_wrapper(module, f"{owner}.stream", stream)
+        patches.wrap(module, f"{owner}.request", request)
+        patches.wrap(module, f"{owner}.stream", stream)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
-    for owner in (getattr(module, name) for name in _OWNERS):
+    for owner in _OWNERS:
         for method in ("request", "stream"):
-            wrapped = inspect.getattr_static(owner, method)
-            setattr(owner, method, getattr(wrapped, "__wrapped__", wrapped))
+            patches.unwrap(module, f"{owner}.{method}")
 
 
 def _request(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

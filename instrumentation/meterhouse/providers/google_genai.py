@@ -4,7 +4,6 @@ All of its families but interactions and live sessions end in four methods of on
 with the SDK's retries inside. What the SDK adds on top (chats, function calling, continuation) enters once per turn.
 """
 
-import inspect
 import json
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -14,8 +13,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.metered import Metered, Request, start, start_async
 from meterhouse.providers.google_usage import Gemini
 
@@ -37,14 +35,13 @@ def install(module: ModuleType) -> None:
     """Patch the four methods of the SDK's client."""
     wrappers = (_request, _request_streamed, _async_request, _async_request_streamed)
     for method, wrapper in zip(_PATCHED, wrappers, strict=True):
-        wrapt.wrap_function_wrapper(module, f"BaseApiClient.{method}", wrapper)
+        patches.wrap(module, f"BaseApiClient.{method}", wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for method in _PATCHED:
-        wrapped = inspect.getattr_static(module.BaseApiClient, method)
-        setattr(module.BaseApiClient, method, getattr(wrapped, "__wrapped__", wrapped))
+        patches.unwrap(module, f"BaseApiClient.{method}")
 
 
 def _request(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:

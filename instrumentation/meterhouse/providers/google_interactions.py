@@ -4,15 +4,13 @@ Until 2.x it is the base client that OpenAI's and Anthropic's SDKs have as well;
 https://ai.google.dev/api/interactions-api: the counts of generateContent under other names.
 """
 
-import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.events import Row
 from meterhouse.metered import Request, start, start_async
 from meterhouse.providers import google_usage, sdk_client
@@ -123,7 +121,7 @@ def install(module: ModuleType) -> None:
         sdk_client.install(module, READER)
         return
     for (owner, method), wrapper in zip(_PATCHED, (_do_request, _do_request_async), strict=True):
-        wrapt.wrap_function_wrapper(module, f"{owner}.{method}", wrapper)
+        patches.wrap(module, f"{owner}.{method}", wrapper)
 
 
 def remove(module: ModuleType) -> None:
@@ -132,8 +130,7 @@ def remove(module: ModuleType) -> None:
         sdk_client.remove(module)
         return
     for owner, method in _PATCHED:
-        wrapped = inspect.getattr_static(getattr(module, owner), method)
-        setattr(getattr(module, owner), method, getattr(wrapped, "__wrapped__", wrapped))
+        patches.unwrap(module, f"{owner}.{method}")
 
 
 def _do_request(wrapped: Any, _sdk: Any, args: Any, kwargs: Any) -> Any:

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 
 _PATCHED = ("invoke_function_from_dict_args", "invoke_function_from_dict_args_async")
 
@@ -15,14 +13,13 @@ def install(module: ModuleType) -> None:
     """Patch the two functions through which the SDK calls a host's; MCP tools are counted by their session."""
     for function, wrapper in zip(_PATCHED, (_invoke, _invoke_async), strict=True):
         if hasattr(module, function):  # the oldest versions run functions in one way only
-            wrapt.wrap_function_wrapper(module, function, wrapper)
+            patches.wrap(module, function, wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for function in _PATCHED:
-        if wrapped := getattr(module, function, None):
-            setattr(module, function, getattr(wrapped, "__wrapped__", wrapped))
+        patches.unwrap(module, function)
 
 
 def _invoke(wrapped: Callable[..., Any], _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.call import new_call_id
 from meterhouse.metered import Request, start, start_async
 from meterhouse.providers import openai
+from meterhouse.providers.asking import ASKING
 from meterhouse.providers.bedrock_families import METRICS, counted, model_id
 from meterhouse.providers.litellm_endpoints import Endpoint, find
 from meterhouse.providers.litellm_wire import BEDROCK, AnyShape, Wire
@@ -26,26 +26,19 @@ from meterhouse.providers.sdk_client import REQUEST_ID_HEADER
 from meterhouse.providers.streamed import listen
 
 _CLIENTS = ("HTTPHandler", "AsyncHTTPHandler")
-_TELLING = ("mistral_ai",)
-"""Providers whose streams tell their usage unasked, and that refuse to be asked."""
-_REFUSALS = (400, 422)
 _MODEL_IN_PATH = re.compile(r"/model/(.+)/(?:converse|invoke)[a-z-]*\Z|/models/([^/]+):[A-Za-z]+\Z")
-
-_refusing: set[str] = set()
-"""URLs of servers that refused a request for usage, and took the same request without."""
 
 
 def install(module: ModuleType) -> None:
     """Patch litellm's HTTP clients."""
-    wrapt.wrap_function_wrapper(module, "HTTPHandler.post", _post)
-    wrapt.wrap_function_wrapper(module, "AsyncHTTPHandler.post", _post_async)
+    patches.wrap(module, "HTTPHandler.post", _post)
+    patches.wrap(module, "AsyncHTTPHandler.post", _post_async)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for name in _CLIENTS:
-        client = getattr(module, name)
-        client.post = getattr(client.post, "__wrapped__", client.post)
+        patches.unwrap(module, f"{name}.post")
 
 
 def _post(wrapped: Callable[..., Any], _client: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,7 +89,7 @@ class _Sending:
         self._place = str(arguments["url"]).partition("?")[0]
         self._body = _parsed(arguments)
         self._asking = False
-        self._refused = False
+        self._refusal: BaseException | None = None
 
     @classmethod
     def of(cls, post: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Sending | None":
@@ -111,7 +104,7 @@ class _Sending:
         return Request(
             provider=self.endpoint.provider,
             operation=self.endpoint.operation,
-            model=_model(address.path, self._body) or self.endpoint.model,
+            model=self._model(),
             server=address.hostname or "",
             request_id=self._marked(call_id),
             call_id=call_id,
@@ -120,22 +113,30 @@ class _Sending:
 
     def attempts(self, metered: Wire) -> Iterator[dict[str, Any]]:
         """The arguments to try in turn."""
+        metered.streaming = bool(self._body.get("stream"))
         asking = self._asking_for_usage()
         if asking is not None:
             metered.unasked, self._asking = openai.unasked, True
             yield asking
-            metered.unasked, self._asking, self._refused = None, False, True
+            metered.unasked, self._asking = None, False
         yield self._arguments
 
     def gives_up(self, error: BaseException) -> bool:
         """True unless the server may have refused only what we asked for."""
-        return not self._asking or getattr(error, "status_code", None) not in _REFUSALS
+        if not self._asking or not ASKING.may_refuse(self._place, self._model(), error):
+            self._refusal = None
+            return True
+        self._refusal = error
+        return False
 
     def taken(self, metered: Wire, response: Any) -> None:
         """The last attempt went well."""
-        if self._refused:
-            _refusing.add(self._place)
-        metered.requested_model = _model(urlsplit(self._place).path, self._body) or self.endpoint.model
+        metered.requested_model = model = self._model()
+        if self._refusal is not None:
+            ASKING.refused(self._place, model, self._refusal)
+            self._refusal = None
+        elif self._asking:
+            ASKING.taken(self._place, model)
         if self.endpoint.provider == BEDROCK and (told := counted(response.headers)):
             metered.take(told, METRICS)
         listen(metered, response)
@@ -146,12 +147,15 @@ class _Sending:
         asks = isinstance(asked, Mapping) and asked.get("include_usage")
         if not body.get("stream") or asks or not urlsplit(self._place).path.endswith("/completions"):
             return None
-        if self.endpoint.provider in _TELLING or self._place in _refusing or self._signed():
+        if self._signed() or not ASKING.needed(self.endpoint.provider, self._place, self._model()):
             return None
         options = asked if isinstance(asked, Mapping) else {}
         asking = {**body, "stream_options": {**options, "include_usage": True}}
         place = "json" if self._arguments.get("json") else "data"
         return {**self._arguments, place: asking if place == "json" else json.dumps(asking)}
+
+    def _model(self) -> str:
+        return _model(urlsplit(self._place).path, self._body) or self.endpoint.model
 
     def _signed(self) -> bool:
         return isinstance(self._arguments.get("data"), bytes)

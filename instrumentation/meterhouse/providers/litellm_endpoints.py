@@ -12,9 +12,7 @@ from types import ModuleType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import wrapt
-
-from meterhouse import limits
+from meterhouse import limits, patches
 from meterhouse.runtime import warn_once
 
 OPERATIONS: Final = {
@@ -106,14 +104,13 @@ def learn(url: str, provider: str, kind: str, model: str) -> None:
 def install(module: ModuleType) -> None:
     """Listen to what litellm tells its loggers."""
     for name, wrapper in zip(_PATCHED, (_pre_call, _admitted), strict=True):
-        wrapt.wrap_function_wrapper(module, f"Logging.{name}", wrapper)
+        patches.wrap(module, f"Logging.{name}", wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for name in _PATCHED:
-        wrapped = getattr(module.Logging, name)
-        setattr(module.Logging, name, getattr(wrapped, "__wrapped__", wrapped))
+        patches.unwrap(module, f"Logging.{name}")
 
 
 def _admitted(wrapped: Callable[..., Any], logging: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

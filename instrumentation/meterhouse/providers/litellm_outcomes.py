@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.limits import UsageLimitExceeded
 from meterhouse.metered import Metered
 
@@ -33,7 +32,7 @@ def install(module: ModuleType) -> None:
     """Patch the stream, or add the limit to the errors that litellm passes on as they are."""
     if hasattr(module, "CustomStreamWrapper"):
         for name, wrapper in zip(_STEPS, (_next, _anext), strict=True):
-            wrapt.wrap_function_wrapper(module, f"CustomStreamWrapper.{name}", wrapper)
+            patches.wrap(module, f"CustomStreamWrapper.{name}", wrapper)
     elif UsageLimitExceeded not in module.LITELLM_EXCEPTION_TYPES:
         module.LITELLM_EXCEPTION_TYPES.append(UsageLimitExceeded)
 
@@ -42,8 +41,7 @@ def remove(module: ModuleType) -> None:
     """Undo `install`."""
     if hasattr(module, "CustomStreamWrapper"):
         for name in _STEPS:
-            wrapped = getattr(module.CustomStreamWrapper, name)
-            setattr(module.CustomStreamWrapper, name, getattr(wrapped, "__wrapped__", wrapped))
+            patches.unwrap(module, f"CustomStreamWrapper.{name}")
     elif UsageLimitExceeded in module.LITELLM_EXCEPTION_TYPES:
         module.LITELLM_EXCEPTION_TYPES.remove(UsageLimitExceeded)
 

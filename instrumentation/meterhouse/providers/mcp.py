@@ -4,20 +4,17 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
-from meterhouse import tools
+from meterhouse import patches, tools
 
 
 def install(module: ModuleType) -> None:
     """Patch the client session."""
-    wrapt.wrap_function_wrapper(module, "ClientSession.call_tool", _call_tool)
+    patches.wrap(module, "ClientSession.call_tool", _call_tool)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
-    wrapped = module.ClientSession.call_tool
-    module.ClientSession.call_tool = getattr(wrapped, "__wrapped__", wrapped)
+    patches.unwrap(module, "ClientSession.call_tool")
 
 
 async def _call_tool(wrapped: Callable[..., Any], _session: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,15 +5,13 @@ reasoning is part of the completion and not told apart. A conversation's connect
 model) stand beside the prompt tokens and are input as well. OCR is billed by the page, audio by the second.
 """
 
-import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.events import Row
 from meterhouse.providers.httpx_calls import REQUEST_ID_HEADER, Outgoing, answered, answered_async
 from meterhouse.providers.openai_tools import results_of_messages, take_choices
@@ -123,14 +121,13 @@ READER = Mistral()
 def install(module: ModuleType) -> None:
     """Patch the base class of the SDK's parts, `basesdk.BaseSDK`."""
     for method, wrapper in zip(_METHODS, (_request, _request_async), strict=True):
-        wrapt.wrap_function_wrapper(module, method, wrapper)
+        patches.wrap(module, method, wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
-    for method in ("do_request", "do_request_async"):
-        wrapped = inspect.getattr_static(module.BaseSDK, method)
-        setattr(module.BaseSDK, method, getattr(wrapped, "__wrapped__", wrapped))
+    for method in _METHODS:
+        patches.unwrap(module, method)
 
 
 def _request(wrapped: Callable[..., Any], _sdk: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,15 +5,13 @@ server had the prompt in its cache, and Ollama does not tell how much that was: 
 Thinking is part of `eval_count`.
 """
 
-import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, closing, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.call import new_call_id
 from meterhouse.events import Row
 from meterhouse.metered import Metered, Request, start, start_async
@@ -77,15 +75,14 @@ def install(module: ModuleType) -> None:
     """Patch both clients of `ollama._client`."""
     for owner, wrapper in zip(_OWNERS, (_request, _request_async), strict=True):
         for method in _methods(module):
-            wrapt.wrap_function_wrapper(module, f"{owner}.{method}", wrapper)
+            patches.wrap(module, f"{owner}.{method}", wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
-    for owner in (getattr(module, name) for name in _OWNERS):
+    for owner in _OWNERS:
         for method in _methods(module):
-            wrapped = inspect.getattr_static(owner, method)
-            setattr(owner, method, getattr(wrapped, "__wrapped__", wrapped))
+            patches.unwrap(module, f"{owner}.{method}")
 
 
 def _methods(module: ModuleType) -> list[str]:

@@ -119,7 +119,7 @@ class OpenAI:
             answer.noted.setdefault("usages", []).append(document.get("usage"))
         elif kind in _ENDINGS:
             answer.complete = True
-        if kind in ("response.failed", "error") or isinstance(document.get("error"), Mapping):
+        if kind in ("response.failed", "error") or document.get("error"):  # a falsy one is none to the SDK either
             answer.complete = answer.failed = True
 
     def rows(self, answer: Answer) -> list[Row]:
@@ -193,7 +193,11 @@ class OpenAI:
 
 
 def unasked(event: bytes) -> bytes:
-    """An event of a chat stream as it would have come without asking for usage; empty where it would not have come."""
+    """An event of a chat stream as it would have come without asking for usage; empty where it would not have come.
+
+    A usage beside a choice stays: servers that tell it there mostly do so unasked, and elsewhere it is only one field
+    more for the host.
+    """
     if b'"usage"' not in event:
         return event
     plain = event.replace(b',"usage":null', b"")
@@ -204,8 +208,9 @@ def unasked(event: bytes) -> bytes:
         document = json.loads(data)
     except (ValueError, RecursionError):
         return event
-    ours = isinstance(document, dict) and document.get("choices") == [] and isinstance(document.get("usage"), dict)
-    return b"" if ours else plain
+    if not isinstance(document, dict) or document.get("choices") or document.get("error"):
+        return plain
+    return b"" if isinstance(document.get("usage"), dict) else plain
 
 
 def _take_text(document: Mapping[str, Any], kind: object, answer: Answer) -> None:

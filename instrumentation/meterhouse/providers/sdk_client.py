@@ -5,7 +5,6 @@ is made from.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.call import new_call_id
-from meterhouse.metered import Request, current, start, start_async, start_further
+from meterhouse.metered import Request, current, outside, start, start_async, start_further
+from meterhouse.providers.asking import ASKING
 from meterhouse.providers.streamed import Provider, Streamed, Unasked, listen
 from meterhouse.runtime import warn_once
 
@@ -28,11 +27,6 @@ _PATCHED = (
     ("AsyncAPIClient", "request"),
     ("AsyncAPIClient", "_process_response"),
 )
-
-_REFUSALS = (400, 422)
-"""What servers answer to a field that they do not know."""
-_refusing: set[str] = set()
-"""Base URLs of servers that refused to be asked for usage, and took the same request without that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +49,18 @@ def install(module: ModuleType, sdk: Sdk | Provider) -> None:
         partial(_process_async, sdk),
     )
     for (owner, method), wrapper in zip(_PATCHED, wrappers, strict=True):
-        wrapt.wrap_function_wrapper(module, f"{owner}.{method}", wrapper)
+        patches.wrap(module, f"{owner}.{method}", wrapper)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
     for owner, method in _PATCHED:
-        wrapped = inspect.getattr_static(getattr(module, owner), method)
-        setattr(getattr(module, owner), method, getattr(wrapped, "__wrapped__", wrapped))
+        patches.unwrap(module, f"{owner}.{method}")
 
 
 def _request(sdk: Sdk, wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
     sending = _Sending(sdk, client, args, kwargs)
-    metered = start(sdk.kind, sdk.provider, sending.describe)
+    metered = start(sdk.kind, sdk.provider, sending.describe, once=True)
     if metered is None:
         with sending.followed():
             return wrapped(*args, **kwargs)
@@ -87,7 +80,7 @@ def _request(sdk: Sdk, wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any
 
 async def _request_async(sdk: Sdk, wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
     sending = _Sending(sdk, client, args, kwargs)
-    metered = await start_async(sdk.kind, sdk.provider, sending.describe)
+    metered = await start_async(sdk.kind, sdk.provider, sending.describe, once=True)
     if metered is None:
         with sending.followed():
             return await wrapped(*args, **kwargs)
@@ -133,9 +126,10 @@ class _Sending:
         self._args = args
         self._kwargs = kwargs
         self._options: Any = None
-        self._body: dict[str, Any] = {}
+        self._provider_name = ""
+        self._model = ""
         self._asking = False
-        self._refused = False
+        self._refusal: BaseException | None = None
 
     def describe(self) -> Request | None:
         """What `start` wants to know; None for what is not billed."""
@@ -145,12 +139,14 @@ class _Sending:
             return None
         call_id = new_call_id()
         self._options, request_id = _with_request_id(options, self._client, call_id)
-        self._body = body = _body(options)
+        body = _body(options)
         model = body.get("model")
+        self._model = model if isinstance(model, str) else ""
+        self._provider_name = self._sdk.provider.provider_name(self._client)
         return Request(
-            provider=self._sdk.provider.provider_name(self._client),
+            provider=self._provider_name,
             operation=operation,
-            model=model if isinstance(model, str) else "",
+            model=self._model,
             server=host(self._client),
             request_id=request_id,
             call_id=call_id,
@@ -161,11 +157,8 @@ class _Sending:
     def followed(self) -> Iterator[None]:
         """Around a request that is not billed itself: what it tells of another call is listened to."""
         following = None if current() is not None else self._following()
-        if following is None:
+        with outside() if following is None else following.running():
             yield
-        else:
-            with following.running():
-                yield
 
     def _following(self) -> Streamed | None:
         try:
@@ -183,28 +176,36 @@ class _Sending:
 
     def attempts(self, metered: Streamed) -> Iterator[tuple[Any, Any]]:
         """The arguments to try in turn."""
-        metered.requested_model = str(self._body.get("model") or "")
+        metered.requested_model = self._model
+        metered.streaming = bool(self._kwargs.get("stream"))
         asking = self._asking_for_usage()
         if asking is not None:
             options, metered.unasked = asking
             self._asking = True
             yield self._with(copy.copy(options))  # a copy: the SDK changes the options that it is given
             metered.unasked, self._asking = None, False
-            self._refused = True
         yield self._with(self._options)
 
     def taken(self) -> None:
-        """The last attempt went well: a server that refused only what we asked for is not asked again."""
-        if self._refused:
-            _refusing.add(str(self._client.base_url))
+        """The last attempt went well: it tells whether the server takes what we ask for."""
+        if self._refusal is not None:
+            ASKING.refused(str(self._client.base_url), self._model, self._refusal)
+            self._refusal = None
+        elif self._asking:
+            ASKING.taken(str(self._client.base_url), self._model)
 
     def gives_up(self, error: BaseException) -> bool:
         """True unless the server may have refused only what we asked for."""
-        return not self._asking or getattr(error, "status_code", None) not in _REFUSALS
+        if not self._asking or not ASKING.may_refuse(str(self._client.base_url), self._model, error):
+            self._refusal = None
+            return True
+        self._refusal = error
+        return False
 
     def _asking_for_usage(self) -> tuple[Any, Unasked] | None:
         try:
-            if not self._kwargs.get("stream") or str(self._client.base_url) in _refusing:
+            server = str(self._client.base_url)
+            if not self._kwargs.get("stream") or not ASKING.needed(self._provider_name, server, self._model):
                 return None
             return self._sdk.provider.ask_for_usage(self._options, urlsplit(str(self._options.url)).path)
         except Exception:  # noqa: BLE001 - the host's call must go out as it is

@@ -60,6 +60,8 @@ class Streamed(Metered):
         super().__init__(provider, call, handed_back)
         self.provider = provider
         self.requested_model = ""
+        self.streaming = False
+        """The host asked for a stream, and takes the answer for one, whatever the server calls it."""
         self.unasked: Unasked | None = None
         """Set where the stream has been asked for its usage."""
         self.answered = False
@@ -82,10 +84,17 @@ class Streamed(Metered):
         if self.provider.ends(data):
             self.answer.complete = True
         elif self._telling(data):
-            self._first = False
-            self.take(json.loads(data), event)
+            self._take_json(event, data)
         if self.answer.complete:  # now, not at the host's next read: it may never come
             self.end()
+
+    def _take_json(self, event: str, data: bytes) -> None:
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError):  # a ping may have any data; the SDK decides what is wrong
+            return
+        self._first = False
+        self.take(document, event)
 
     def _telling(self, data: bytes) -> bool:
         return self._first or self.estimating or self.provider.telling(data)
@@ -136,9 +145,13 @@ def listen(metered: Streamed, response: Any) -> None:
 
 
 def _whole(metered: Streamed, response: Any) -> None:
+    """A hook or transport of the host's has read it all: it is kept as it would have come without our question."""
     reading = _Reading(metered, response)
-    reading.take(response.content)
-    reading.done()
+    content = response.content
+    shown = reading.take(content) + reading.done()
+    if shown != content:
+        response._content = shown
+        response.__dict__.pop("_text", None)  # made from the content when it is asked for
 
 
 def _listen(metered: Streamed, response: Any) -> None:
@@ -184,6 +197,8 @@ def _pieces(method: str, response: Any, metered: Streamed, chunk_size: int | Non
     except BaseException as error:
         metered.end(error)
         raise
+    finally:
+        _leave(response)
 
 
 async def _apieces(method: str, response: Any, metered: Streamed, chunk_size: int | None) -> AsyncIterator[bytes]:
@@ -210,11 +225,19 @@ async def _apieces(method: str, response: Any, metered: Streamed, chunk_size: in
     except BaseException as error:
         metered.end(error)
         raise
+    finally:
+        _leave(response)
 
 
 def _read_once(response: Any) -> None:
     """Take our readers away again: decoded bytes are read from undecoded ones, and a body that was read is kept."""
     for method in ("iter_bytes", "aiter_bytes", "iter_raw", "aiter_raw"):
+        response.__dict__.pop(method, None)
+
+
+def _leave(response: Any) -> None:
+    """The call has ended, and the response may live on: it is the host's alone again, to be copied and pickled."""
+    for method in ("close", "aclose"):
         response.__dict__.pop(method, None)
 
 
@@ -228,24 +251,39 @@ class _Reading:
         self._metered = metered
         self._response_type = type(response)
         self._encoding = response.headers.get("content-encoding", "") if raw else ""
-        kind = response.headers.get("content-type", "")
+        self._plain = self._encoding in ("", "identity")
+        kind = response.headers.get("content-type", "").lower()
         self._streamed = metered.framed(kind)
-        readable = self._streamed or not kind or "json" in kind or kind.startswith("text/")
-        live = self._streamed and self._encoding in ("", "identity")
-        self._body: list[bytes] | None = None if live or not readable else []
+        self._readable = self._streamed or metered.streaming or not kind or "json" in kind or kind.startswith("text/")
+        self._body: list[bytes] | None = []
         self._size = 0
-        self._feed = metered.feed if live else self._keep
-        self._shown = Withheld(metered.unasked) if metered.unasked is not None and live else None
+        self._feed = self._first
+        self._shown: Withheld | None = None
 
     def take(self, chunk: bytes) -> bytes:
         """A piece that was read; gives what the host sees."""
         self._feed(chunk)
         return chunk if self._shown is None else self._shown.send(chunk)
 
+    def _first(self, chunk: bytes) -> None:
+        """What it begins with tells more than what the server calls it, and the SDKs go by neither."""
+        if not chunk:
+            return
+        document = _is_document(chunk)
+        if self._plain and self._metered.streaming and not document:
+            self._streamed = True
+        if self._streamed and self._plain:
+            self._body, self._feed = None, self._metered.feed
+            self._shown = Withheld(self._metered.unasked) if self._metered.unasked is not None else None
+        else:
+            self._body = self._body if self._readable or document else None
+            self._feed = self._keep
+        self._feed(chunk)
+
     def done(self) -> bytes:
         """It was read to its end; gives what the host has not seen yet."""
         content = self._content()
-        if self._streamed:
+        if self._streamed or (self._metered.streaming and not _is_document(content)):
             self._metered.feed(content + b"\n\n")
         elif content:
             self._metered.body(content)
@@ -269,6 +307,11 @@ class _Reading:
         except Exception:  # noqa: BLE001 - it is the host's to decode; each version has its own errors
             warn_once("encoding", "Meterhouse could not decode a body that was read raw.", with_trace=True)
             return b""
+
+
+def _is_document(content: bytes) -> bool:
+    """True for what begins as JSON: no stream of events."""
+    return content.lstrip()[:1] in (b"{", b"[")
 
 
 def _close(alive: Any, metered: Streamed) -> None:
