@@ -20,7 +20,8 @@ $(READY): pyproject.toml
 
 $(TESTABLE): $(READY)
 	@echo "Adding the SDKs and frameworks whose metering is tested (about 0.6 GB) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,demo,dev,agents]'
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --editable '.[server,demo,dev,agents]' \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,demo,dev,agents]'
 	@touch $(TESTABLE)
 
 demo: $(READY) ## run the whole way, from three agents to Stripe invoices, and prove it
