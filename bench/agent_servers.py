@@ -56,7 +56,11 @@ class Provider(Served):
                 pass
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                size = int(self.headers["content-length"])
+                sent = self.rfile.read(size)
+                if len(sent) < size:
+                    return  # killed while it sent
+                body = json.loads(sent)
                 log.append(self.headers["x-client-request-id"])
                 agents.add(self.headers["x-agent"])
                 self.send_response(200)

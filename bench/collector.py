@@ -1,4 +1,4 @@
-"""How many usage events per second the collector acknowledges and stores, and whether kill -9 loses any.
+"""How many usage events per second the collector acknowledges and stores; what kill -9 does is in collector_prove.py.
 
 Real processes: the embedded warehouse, the collector, and requests made beforehand, on the same machine. The baseline
 does in Python what ClickHouse does here itself: decode every request into columns and insert those with
@@ -6,6 +6,7 @@ clickhouse-connect.
 """
 
 import http.client
+import json
 import os
 import random
 import re
@@ -24,83 +25,172 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clickhouse_connect.driver.client import Client
+from load import request_of
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from meterhouse_store import registry, schema, sql, warehouse
 from meterhouse_store.settings import Settings
 
 EVENTS_PER_REQUEST = 500
-REQUESTS = 2000
+SUSTAINED_S, VISIBLE_S = 180, 30
+RATE = 440
+"""Requests a second at most: beyond what the engine stores the journal would only grow."""
+CONNECTIONS = 16
+SMALL_EVENTS = 20
 SENDERS = 4
 BASELINE_REQUESTS = 200
-KILL_ROUNDS = 20
 MAIN = "import sys; from meterhouse.cli import main; sys.exit(main())"
 
 
 def bench() -> list[dict[str, Any]]:
-    """`collector.events_per_s`: from the first byte sent until the last event is in `usage`."""
-    requests = [_request(EVENTS_PER_REQUEST, seed) for seed in range(REQUESTS)]
+    """The rows `collector.*` and `warehouse.*`; about half an hour, most of it for the 100 million rows."""
+    import warehouse_reads
+
+    requests = [_request(EVENTS_PER_REQUEST, seed) for seed in range(BASELINE_REQUESTS)]
     with _system() as system:
-        baseline = _python_decoder(system.client, requests[:BASELINE_REQUESTS])
+        decoded = _python_decoder(system.client, requests)
         system.client.command("TRUNCATE TABLE events")
-        started = time.perf_counter()
-        _send_all(system, requests)
-        acknowledged_s = time.perf_counter() - started
-        _wait_projected(system.client)
-        stored_s = time.perf_counter() - started
-        found = system.client.query("SELECT count() FROM usage").result_rows[0][0]
-    events = len(requests) * EVENTS_PER_REQUEST
-    if found != events:
-        raise RuntimeError(f"{events} events were acknowledged and {found} are in usage")
-    value = events / stored_s
+        rows = [*_sustained(system, decoded), *_small(system, decoded), _visible(system)]
+    with _system() as system:
+        system.kill_collector()
+        return [*rows, *warehouse_reads.bench(system.client, system.warehouse.pid)]
+
+
+def _sustained(system: "_System", decoded: float) -> list[dict[str, Any]]:
+    """Three minutes of requests of 500 events, as fast as they are answered up to RATE."""
+    peaks = {"collector": system.collector.pid, "warehouse": system.warehouse.pid}
+    started = time.perf_counter()
+    told = _load(system, events=EVENTS_PER_REQUEST, connections=CONNECTIONS, seconds=SUSTAINED_S, rate=RATE)
+    _wait_projected(system.client)
+    stored_s = time.perf_counter() - started
+    _check_all_stored(system.client, told["events"])
+    journal = sum(file.stat().st_size for file in (system.data / "journal").rglob("*") if file.is_file())
+    print(
+        f"sustained: {told['events']:,} events acknowledged in {told['seconds']:.0f} s, stored after {stored_s:.0f} s; "
+        f"{told['refused']} requests refused for overload; ack p50 {told['ack_ms']['p50']:.1f} ms, p99 "
+        f"{told['ack_ms']['p99']:.1f} ms, at most {told['ack_ms']['max']:.0f} ms; journal {journal / 1e9:.1f} GB",
+        flush=True,
+    )
+    memory = {name: peak_mb(pid) for name, pid in peaks.items()}
+    python = "requests decoded in Python, columns inserted"
     return [
-        {
-            "name": "collector.events_per_s",
-            "value": round(value),
-            "unit": "events/s acknowledged and stored",
-            "baseline": round(baseline),
-            "baseline_is": "requests decoded in Python, columns inserted",
-            "better": "higher",
-            "ratio": round(value / baseline, 2),
-        },
-        {
-            "name": "collector.acknowledged_events_per_s",
-            "value": round(events / acknowledged_s),
-            "unit": "events/s on disk in the journal",
-            "baseline": round(baseline),
-            "baseline_is": "requests decoded in Python, columns inserted",
-            "better": "higher",
-            "ratio": round(events / acknowledged_s / baseline, 2),
-        },
+        row("collector.events_per_s", told["events"] / stored_s, "events/s stored, 3 min", decoded, python, "higher"),
+        row(
+            "collector.acknowledged_events_per_s",
+            told["events"] / told["seconds"],
+            "events/s in the journal, 3 min",
+            decoded,
+            python,
+            "higher",
+        ),
+        row("collector.ack_p99_ms", told["ack_ms"]["p99"], "ms", _fsync_p99_ms(system.data), "p99 of one fdatasync"),
+        row("collector.rss_mb", memory["collector"], "MB at most", 300, "goal"),
+        row("collector.engine_rss_mb", memory["warehouse"], "MB at most", 900, "goal"),
     ]
 
 
+def _small(system: "_System", decoded: float) -> list[dict[str, Any]]:
+    """Requests of 20 events as fast as they are answered."""
+    told = _load(system, events=SMALL_EVENTS, connections=64, seconds=20)
+    _wait_projected(system.client)
+    print(f"small requests: {told['requests']:,}, ack p99 {told['ack_ms']['p99']:.1f} ms", flush=True)
+    of = "requests of 20 events decoded in Python, columns inserted"
+    value = told["requests"] / told["seconds"]
+    return [row("collector.small_requests_per_s", value, "requests/s over HTTP", decoded / SMALL_EVENTS, of, "higher")]
+
+
+def _visible(system: "_System") -> dict[str, Any]:
+    """At 10,000 events/s: how long after its reply an event is in `usage`, one probe after another."""
+    loaded = threading.Thread(
+        target=_load,
+        args=(system,),
+        kwargs={"events": 50, "connections": 8, "seconds": VISIBLE_S + 2, "rate": 200},
+    )
+    loaded.start()
+    taken: list[float] = []
+    connection = _connection(system)
+    deadline = time.monotonic() + VISIBLE_S
+    while time.monotonic() < deadline:
+        if _post(system, connection, _request(1, 1_000_000 + len(taken), customer="probe-")) != 200:
+            raise RuntimeError("a probe was refused")
+        acknowledged = time.perf_counter()
+        query = "SELECT count() FROM usage WHERE namespace = 'live' AND customer_id = 'probe-0'"
+        while system.client.query(query).result_rows[0][0] <= len(taken):
+            pass
+        taken.append(1000 * (time.perf_counter() - acknowledged))
+    loaded.join()
+    taken.sort()
+    p99 = taken[int(0.99 * len(taken))]
+    print(f"visible: {len(taken)} probes, p50 {taken[len(taken) // 2]:.0f} ms, p99 {p99:.0f} ms", flush=True)
+    started = time.perf_counter()
+    system.client.query("SELECT count() FROM usage WHERE namespace = 'live' AND customer_id = 'probe-0'")
+    return row("collector.visible_p99_ms", p99, "ms", 1000 * (time.perf_counter() - started), "one such query")
+
+
+def _load(system: "_System", **options: float) -> dict[str, Any]:
+    """Run load.py in a process of its own, as an agent would be."""
+    parts = urlsplit(system.http)
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("load.py")),
+        str(parts.hostname),
+        str(parts.port),
+        system.key,
+    ]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    told: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return told
+
+
+def _check_all_stored(client: Client, events: int) -> None:
+    found = client.query("SELECT count() FROM usage WHERE namespace = 'live'").result_rows[0][0]
+    if found != events:
+        raise RuntimeError(f"{events} events were acknowledged and {found} are in usage")
+
+
+def _fsync_p99_ms(directory: Path) -> float:
+    """What the disk itself takes for a request's bytes: appended and synced, one after the other."""
+    taken = []
+    with (directory / "fsync-probe").open("wb", buffering=0) as file:
+        for _ in range(200):
+            started = time.perf_counter()
+            file.write(bytes(65536))
+            os.fdatasync(file.fileno())
+            taken.append(1000 * (time.perf_counter() - started))
+    return sorted(taken)[198]
+
+
+def row(name: str, value: float, unit: str, baseline: float, baseline_is: str, better: str = "lower") -> dict[str, Any]:
+    digits = 0 if value >= 1000 else 1 if value >= 10 else 2
+    return {
+        "name": name,
+        "value": round(value, digits),
+        "unit": unit,
+        "baseline": round(baseline, digits),
+        "baseline_is": baseline_is,
+        "better": better,
+        "ratio": round(value / baseline, 2),
+    }
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a process has had in use, in MB."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    if found is None:
+        raise RuntimeError(f"the process {pid} tells no peak of its memory")
+    return int(found[1]) / 1024
+
+
 def prove() -> list[dict[str, Any]]:
-    """`collector.sigkill`: the collector is killed under load; each acknowledged event must be in `usage` once."""
-    rng = random.Random(1)
-    acknowledged: set[str] = set()
-    with _system() as system:
-        for number in range(KILL_ROUNDS):
-            stop = threading.Event()
-            logs: list[list[int]] = [[] for _ in range(SENDERS)]
-            senders = [
-                threading.Thread(target=_send_until, args=(system, stop, logs[n], (number * SENDERS + n) * 100_000))
-                for n in range(SENDERS)
-            ]
-            for sender in senders:
-                sender.start()
-            time.sleep(0.2 + rng.random())
-            system.kill_collector()
-            stop.set()
-            for sender in senders:
-                sender.join()
-            acknowledged |= {f"{seed}-{event}" for log in logs for seed in log for event in range(10)}
-            system.start_collector()
-        _wait_projected(system.client)
-        found = [row[0] for row in system.client.query("SELECT event_id FROM usage").result_rows]
-    violations = len(acknowledged - set(found)) + len(found) - len(set(found))
-    return [{"name": "collector.sigkill", "cases": len(acknowledged), "violations": violations}]
+    """Kill the collector at every step and at random moments under load, and fuzz what it is sent.
+
+    See collector_prove.py and collector_fuzz.py.
+    """
+    import collector_fuzz
+    import collector_prove
+
+    return [*collector_prove.prove(), *collector_fuzz.prove()]
 
 
 class _System:
@@ -171,38 +261,11 @@ def _system() -> Iterator[_System]:
             system.stop()
 
 
-def _request(events: int, seed: int) -> bytes:
-    """A request as the instrumentation sends it: 20 customers, attributes of an LLM call, ids from the seed."""
-    rng, now = random.Random(seed), time.time_ns()
-    request = ExportMetricsServiceRequest()
-    metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="meterhouse.llm.tokens.input")
-    metric.sum.aggregation_temporality, metric.sum.is_monotonic = 1, True
-    points = min(20, events)
-    for customer in range(points):
-        point = metric.sum.data_points.add(time_unix_nano=now)
-        point.attributes.extend(
-            _texts(
-                {
-                    "customer.id": f"customer-{customer}",
-                    "gen_ai.agent.name": "support",
-                    "gen_ai.provider.name": "openai",
-                    "gen_ai.response.model": "gpt-5-mini",
-                    "meterhouse.status": "ok",
-                }
-            )
-        )
-        for number in range(customer, events, points):
-            quantity = rng.randrange(1, 5000)
-            point.as_int += quantity
-            exemplar = point.exemplars.add(as_int=quantity, time_unix_nano=now)
-            call = str(uuid.UUID(int=rng.getrandbits(128)))
-            keys = {"meterhouse.event.id": f"{seed}-{number}", "meterhouse.call.id": call, "usage.source": "reported"}
-            exemplar.filtered_attributes.extend(_texts(keys))
-    return request.SerializeToString()
-
-
-def _texts(values: dict[str, str]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=AnyValue(string_value=value)) for key, value in values.items()]
+def _request(events: int, seed: int, customer: str = "customer-") -> bytes:
+    """A request of so many events, ids from the seed."""
+    rng = random.Random(seed)
+    ids = [(f"{seed}-{number}", str(uuid.UUID(int=rng.getrandbits(128)))) for number in range(events)]
+    return request_of(ids, seed=seed, customer=customer)
 
 
 def _post(system: _System, connection: http.client.HTTPConnection, request: bytes) -> int:
@@ -218,47 +281,13 @@ def _connection(system: _System) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=30)
 
 
-def _send_all(system: _System, requests: list[bytes]) -> None:
-    refused: list[int] = []
-
-    def send(mine: list[bytes]) -> None:
-        connection = _connection(system)
-        for request in mine:
-            while (status := _post(system, connection, request)) == 503:
-                time.sleep(1)
-            if status != 200:
-                refused.append(status)
-        connection.close()
-
-    threads = [threading.Thread(target=send, args=(requests[n::SENDERS],)) for n in range(SENDERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if refused:
-        raise RuntimeError(f"{len(refused)} requests were refused: {sorted(set(refused))}")
-
-
-def _send_until(system: _System, stop: threading.Event, acknowledged: list[int], first_seed: int) -> None:
-    connection = _connection(system)
-    seed = first_seed
-    while not stop.is_set():
-        seed += 1
-        try:
-            if _post(system, connection, _request(10, seed)) == 200:
-                acknowledged.append(seed)
-        except (OSError, http.client.HTTPException):
-            break
-    connection.close()
-
-
-def _wait_projected(client: Client) -> None:
+def _wait_projected(client: Client, seconds: float = 900) -> None:
     now_ns = time.time_ns()
     query = "SELECT toUnixTimestamp64Nano(projected_through) FROM watermark"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds
     while not ((rows := client.query(query).result_rows) and rows[0][0] > now_ns):
         if time.monotonic() > deadline:
-            raise RuntimeError("the journal was not projected within 120 s")
+            raise RuntimeError(f"the journal was not projected within {seconds:g} s")
         time.sleep(0.2)
 
 

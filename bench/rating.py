@@ -26,6 +26,7 @@ from meterhouse_store.sql import open_engine
 
 EVENTS = 1_000_000
 CUSTOMERS = 200
+PROOF_CASES = 10_000
 METERS = ("llm.tokens.input", "llm.tokens.cache_read", "llm.tokens.output", "llm.tokens.reasoning", "tool.calls")
 NAMESPACE = "test"
 NOW = datetime(2026, 11, 5, tzinfo=UTC)
@@ -94,6 +95,37 @@ def bench() -> list[dict[str, Any]]:
             "better": "lower",
         }
     ]
+
+
+def prove() -> list[dict[str, Any]]:
+    """Random books x usages x currencies: what tests/rating/random_books.py checks, with many more cases."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "rating"))
+    import random_books
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    violations: list[str] = []
+    count = 0
+
+    @settings(
+        max_examples=PROOF_CASES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(random_books.cases())
+    def run(case: Any) -> None:
+        nonlocal count
+        count += 1
+        try:
+            random_books.check(case)
+        except AssertionError as broken:
+            violations.append(str(broken))
+
+    run()
+    for text in violations[:5]:
+        print(text)
+    return [{"name": "rating.random_books", "cases": count, "violations": len(violations)}]
 
 
 def _one_by_one(world: World) -> int:

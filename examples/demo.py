@@ -228,6 +228,13 @@ class Demo:
         self.system.meterhouse("bill", "run", "--period", self.period, "--approve")
         money.pay_all(self.system, self.stripe, sandbox=not self.stripe_is_real)
         self.screen.block(self.system.meterhouse("bill", "reconcile", "--period", self.period))
+        self._show_margins()
+
+    def _show_margins(self) -> None:
+        """What customers pay beside what their usage cost; the models of the trace are in no price list."""
+        self.system.meterhouse("costs", "import")
+        self.system.meterhouse("costs", "set", "tool.calls", "0", "--why", "functions of the agents' own")
+        self.screen.block(self.system.meterhouse("margin", "--period", self.period, ok=(0, 3)))
 
     @property
     def period(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("bash", "cat", "dirname", "env", "mktemp", "rm", "python3", "chromium")
+TOOLS = ("bash", "cat", "dirname", "env", "mktemp", "rm", "python3", "chromium", "strace")
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from typer.main import get_command
+
+from meterhouse_store.stack import USUAL_PORTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "bench" / "README.md", ROOT / ".env.example"])
@@ -108,7 +111,7 @@ def test_what_is_started_by_make_can_be_stopped_by_make():
 
 def test_the_limits_say_what_happens_to_usage_in_suspense_and_to_late_usage():
     limits = README.partition("## Limits")[2].partition("\n## ")[0]
-    assert "Assigning it to a customer is yet to" in limits
+    assert "Suspense: quantities that are none can be discarded" in limits
     assert "arrives after its period was closed" in limits
 
 
@@ -156,4 +159,25 @@ def test_the_indented_yaml_of_the_docs_is_yaml_and_keeps_usage_safe():
         assert exporter["retry_on_failure"]["max_elapsed_time"] == "0s"
         assert exporter["sending_queue"]["storage"] == "file_storage"
         assert exporter["sending_queue"]["block_on_overflow"] is True
+        # The exporter appends /v1/metrics to a base URL, which is that of our HTTP door.
+        assert urlsplit(exporter["endpoint"]).port == USUAL_PORTS["http"] and not urlsplit(exporter["endpoint"]).path
+        assert exporter["headers"] == {"Authorization": "Bearer ${env:METERHOUSE_API_KEY}"}
     assert config["service"]["pipelines"] == {"metrics": {"receivers": ["otlp"], "exporters": ["otlp_http"]}}
+    # Agents reach it on the ports of our own doors.
+    protocols = config["receivers"]["otlp"]["protocols"]
+    ports = {name: int(told["endpoint"].rpartition(":")[2]) for name, told in protocols.items()}
+    assert ports == {name: USUAL_PORTS[name] for name in ("grpc", "http")}
+    assert set(config["service"]["extensions"]) == set(config["extensions"])
+
+
+def test_the_docs_say_of_the_usual_processors_what_they_do_to_exemplars():
+    section = (ROOT / "docs" / "otlp.md").read_text().partition("### What a Collector's processors do\n")[2]
+    table = section.partition("\n\nThis table")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+    assert rows[0] == ["processor", "to our own events (exemplars)", "to running totals"]
+    said = {name: row[1] for row in rows[2:] for name in re.findall(r"`(\w+)`", row[0])}
+    aggregating = {"deltatocumulative", "metricstransform", "interval", "groupbyattrs", "transform"}
+    assert {name for name, effect in said.items() if "`exemplars_missing`" in effect} == aggregating
+    assert set(said) - aggregating == {
+        "batch", "memory_limiter", "filter", "resource", "attributes", "resourcedetection", "cumulativetodelta"
+    }  # fmt: skip

@@ -25,7 +25,6 @@ FAILED, CALLED_WRONGLY, EXCEPTIONS = 1, 2, 3
 
 Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")]
 Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
-Live = Annotated[bool, typer.Option("--live", help="Allow a live Stripe key in a namespace that is not live.")]
 CustomerOption = Annotated[str | None, typer.Option(help="Only this customer.")]
 PeriodOption = Annotated[
     str | None,
@@ -40,19 +39,19 @@ def run(
     customer: CustomerOption = None,
     approve: Annotated[bool, typer.Option("--approve", help="Finalise what is in Stripe exactly as rated.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be invoiced; change nothing.")] = False,
-    live: Live = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
     """Make Stripe drafts of closed ratings, compare them to the minor unit and, with --approve, finalise them.
 
     Prints each step when it is done. May be stopped anywhere and run again: the same invoices come out, once. Exit
-    code 3 when an invoice needs a person; it is left as a draft. With --due and without a Stripe key nothing is done,
-    exit code 0.
+    code 3 when an invoice needs a person; it is left as a draft. With --due and without a Stripe key, or with sync
+    turned off (`meterhouse namespaces set`), nothing is done, exit code 0.
     """
     from meterhouse_billing import mirrors, records
     from meterhouse_billing.gateway import NoStripeKey
     from meterhouse_billing.run import bill as steps
+    from meterhouse_store import switches
 
     if (period is None) == (not due):
         _fail("Name a --period, or --due for all that is due.", CALLED_WRONGLY)
@@ -63,8 +62,9 @@ def run(
             _print_drafts(drafts, as_json)
             return
         try:
-            world = _world(settings, engine, live)
-        except NoStripeKey as missing:
+            switches.require(engine, settings.namespace, switches.SYNC)
+            world = _world(settings, engine)
+        except (NoStripeKey, switches.SwitchedOff) as missing:
             if not due:
                 raise
             waiting = "1 closed rating waits" if len(drafts) == 1 else f"{len(drafts)} closed ratings wait"
@@ -106,7 +106,6 @@ def status(data: Data = None, as_json: Json = False) -> None:
 def reconcile(
     period: Annotated[str, typer.Option(metavar="P", help="The period, as for `bill run`.")],
     customer: CustomerOption = None,
-    live: Live = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -117,7 +116,7 @@ def reconcile(
     with _refusals():
         settings, engine = _open(data)
         drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
-        rows = comparison.reconcile(_world(settings, engine, live), drafts)
+        rows = comparison.reconcile(_world(settings, engine), drafts)
     different = [row for row in rows if row.differences]
     if as_json:
         _print_json({"period": period, "equal": not different, "invoices": [_row_json(row) for row in rows]})
@@ -128,7 +127,7 @@ def reconcile(
 
 
 @bill.command()
-def poll(live: Live = False, data: Data = None) -> None:
+def poll(data: Data = None) -> None:
     """Ask Stripe about every invoice that may still change, for webhooks that never came; works off the inbox too."""
     from meterhouse_billing import mirrors, news
     from meterhouse_billing.gateway import NoStripeKey
@@ -137,7 +136,7 @@ def poll(live: Live = False, data: Data = None) -> None:
     with _refusals():
         settings, engine = _open(data)
         try:
-            world = _world(settings, engine, live)
+            world = _world(settings, engine)
         except NoStripeKey as missing:
             print(f"Nothing to ask: {missing}.")
             return
@@ -156,7 +155,6 @@ def poll(live: Live = False, data: Data = None) -> None:
 def webhooks(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8081,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    live: Live = False,
     data: Data = None,
 ) -> None:
     """Serve POST /webhooks/stripe: checks the signature, stores the event, answers, and works afterwards.
@@ -174,7 +172,7 @@ def webhooks(
         settings, engine = _open(data)
         secret = _webhook_secret(settings)
         try:
-            world = _world(settings, engine, live)
+            world = _world(settings, engine)
         except NoStripeKey as missing:
             print(f"Events are stored and wait: {missing}.", flush=True)
             world = None
@@ -197,6 +195,7 @@ def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
     from meterhouse_billing import records
     from meterhouse_rating.money import show
 
+    stated = records.statements(engine, namespace)
     return [
         {
             "customer_id": row["customer_id"],
@@ -212,6 +211,7 @@ def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
             "stripe_total_minor": row["stripe_total_minor"],
             "number": row["number"],
             "hosted_url": row["hosted_url"],
+            "completeness": stated[row["rating_id"]]["statement"] if row["rating_id"] in stated else None,
         }
         for row in records.all_invoices(engine, namespace)
     ]
@@ -233,6 +233,13 @@ def _print_invoices(rows: list[dict[str, Any]]) -> None:
     if pages:
         print("\nThe customers' pages")
         _print_table(pages)
+    stated = [(row["customer_id"], row["completeness"]) for row in rows if row["completeness"]]
+    if stated:
+        print("\nTheir usage, when it was closed")
+        _print_table([(name, statement["verdict"]) for name, statement in stated])
+        for name, statement in stated:
+            for exception in statement["exceptions"]:
+                print(f"! {name}: {exception}")
 
 
 def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
@@ -246,6 +253,7 @@ def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
                 "rating_id": draft.rating_id,
                 "currency": draft.currency,
                 "total_minor": draft.total_minor,
+                "completeness": draft.completeness or None,
                 "lines": [{"description": text(line), "amount_minor": line.amount_minor} for line in draft.lines],
             }
             for draft in drafts
@@ -256,6 +264,8 @@ def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
         print(f"{draft.customer_id}, {draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}, {draft.currency}")
         lines = [(f"  {text(line)}", money(line.amount_minor, draft.currency)) for line in draft.lines]
         _print_table([*lines, ("  total", money(draft.total_minor, draft.currency))], right=(1,))
+        if draft.completeness:
+            print(f"  {draft.completeness}")
     if not drafts:
         print("Nothing to invoice.")
 
@@ -320,14 +330,14 @@ def _open(data: Path | None) -> tuple["Settings", "Engine"]:
     return settings, open_engine(settings)
 
 
-def _world(settings: "Settings", engine: "Engine", live: bool) -> "World":
+def _world(settings: "Settings", engine: "Engine") -> "World":
     from meterhouse_billing.gateway import connect
     from meterhouse_billing.world import World
     from meterhouse_store.registry import namespace
 
     registered = namespace(engine, settings.namespace)
-    allowed = live or (registered is not None and registered.kind == "live")
-    return World(engine, connect(os.environ, live=allowed), settings.namespace, _operator())
+    is_live = registered is not None and registered.kind == "live"
+    return World(engine, connect(os.environ, live=is_live), settings.namespace, _operator())
 
 
 def _operator() -> str:
@@ -359,6 +369,7 @@ def _refusals() -> Iterator[None]:
     from meterhouse_rating.periods import PeriodError
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
+    from meterhouse_store.switches import SwitchedOff
 
     try:
         yield
@@ -366,7 +377,7 @@ def _refusals() -> Iterator[None]:
         _fail(str(refused))
     except PeriodError as refused:
         _fail(str(refused), CALLED_WRONGLY)
-    except (BillingError, SchemaMismatch) as refused:
+    except (BillingError, SchemaMismatch, SwitchedOff) as refused:
         _fail(f"{refused}.")
     except (ValidationError, OSError, ValueError) as refused:
         _fail(f"{type(refused).__name__}: {refused}")

@@ -16,6 +16,9 @@ LINE_ID = "meterhouse_line_id"
 INVOICE_ID = "meterhouse_invoice_id"
 NAMESPACE = "meterhouse_namespace"
 CUSTOMER_ID = "meterhouse_customer_id"
+COMPLETENESS = "meterhouse_completeness"
+MAX_METADATA = 500
+"""Characters of a value: https://docs.stripe.com/api/metadata"""
 KIND, METRIC, QUANTITY, UNIT = "kind", "metric", "quantity", "unit"
 
 MAX_LINES = 250
@@ -38,7 +41,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Draft:
-    """A closed rating to be invoiced; the period is half-open, the currency upper case."""
+    """A closed rating to be invoiced; the period is half-open, the currency upper case.
+
+    `completeness` says in a sentence whether the usage was all there when it was closed; '' where nobody asked then.
+    """
 
     rating_id: str
     namespace: str
@@ -48,6 +54,7 @@ class Draft:
     currency: str
     total_minor: int
     lines: tuple[Line, ...]
+    completeness: str = ""
 
     @property
     def invoice_id(self) -> str:
@@ -56,6 +63,11 @@ class Draft:
     def metadata(self) -> dict[str, str]:
         """What Stripe's invoice carries to be found again."""
         return {NAMESPACE: self.namespace, INVOICE_ID: self.invoice_id, CUSTOMER_ID: self.customer_id}
+
+    def described(self) -> dict[str, str]:
+        """All metadata of Stripe's invoice: `metadata`, and what its usage's completeness was."""
+        stated = {COMPLETENESS: self.completeness[:MAX_METADATA]} if self.completeness else {}
+        return self.metadata() | stated
 
     def stripe_lines(self) -> list[dict[str, Any]]:
         """The lines as parameters of `add_lines`. Raises NotPayable for an amount that Stripe cannot take."""

@@ -60,7 +60,9 @@ def connect(environment: Mapping[str, str], *, live: bool) -> "Gateway":
         if url:
             raise LiveKeyRefused("a live key is never sent to METERHOUSE_STRIPE_URL: unset one of the two")
         if not live:
-            raise LiveKeyRefused("this is a live key and the namespace is a test one: add --live if that is meant")
+            raise LiveKeyRefused(
+                "this is a live key and the namespace is a test one, which never uses it: set a test key (sk_test_...)"
+            )
     if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
         raise ValueError("METERHOUSE_STRIPE_URL must look like http://127.0.0.1:12111")
     # Otherwise the SDK writes an id file into the home directory and reports timings.

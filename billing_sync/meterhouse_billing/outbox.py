@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Engine, RowMapping, func, insert, select, update
 
-from meterhouse_billing.gateway import Gateway, StripeRefused, StripeUnavailable
+from meterhouse_billing.gateway import BillingError, Gateway, StripeRefused, StripeUnavailable
 from meterhouse_rating.ids import digest
+from meterhouse_store import switches
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import outbox
 
@@ -39,7 +40,8 @@ class Outbox:
         """The answer to the call (id, status, total, ...), now or from an earlier run.
 
         `find` looks for the call's effect in Stripe, None where there is none. A call that Stripe refused is sent
-        anew, with a new key, since its cause may have been mended. Raises StripeRefused, StripeUnavailable.
+        anew, with a new key, since its cause may have been mended. Raises StripeRefused, StripeUnavailable, and
+        BillingError where sync is turned off for the namespace.
         """
         row = self._row(operation, subject_id, request)
         if row["state"] == DONE:
@@ -89,6 +91,10 @@ class Outbox:
 
     def _send(self, row: RowMapping) -> Mapping[str, Any]:
         key = row["idempotency_key"]
+        try:  # at each call: sync may be turned off while a run is under way
+            switches.require(self.engine, self.namespace, switches.SYNC)
+        except switches.SwitchedOff as off:
+            raise BillingError(str(off)) from None
         # Before sending: a row with attempts is one whose outcome may be unknown.
         self._set(key, attempts=row["attempts"] + 1)
         try:

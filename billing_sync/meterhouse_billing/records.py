@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, func, insert, select, update
 
@@ -11,6 +11,7 @@ from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
 from meterhouse_rating import ledger, periods
 from meterhouse_rating.ids import digest
+from meterhouse_rating.ledger import Entry, Posting
 from meterhouse_store.registry import customers
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import (
@@ -21,11 +22,9 @@ from meterhouse_store.tables import (
     ledger_transactions,
     payments,
     rated_lines,
+    rating_statements,
     ratings,
 )
-
-CASH: Final = "cash"
-
 
 # ---- what is to be invoiced
 
@@ -73,6 +72,7 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
         )
         for row in connection.execute(query).mappings()
     )
+    stated = select(rating_statements.c.verdict).where(rating_statements.c.rating_id == rating["rating_id"])
     return Draft(
         rating_id=rating["rating_id"],
         namespace=rating["namespace"],
@@ -82,6 +82,7 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
         currency=rating["currency"],
         total_minor=rating["total_minor"],
         lines=lines,
+        completeness=connection.execute(stated).scalar_one_or_none() or "",
     )
 
 
@@ -98,6 +99,12 @@ def all_invoices(engine: Engine, namespace: str) -> Sequence[RowMapping]:
     """The invoices of a namespace, by customer and period."""
     query = select(invoices).where(invoices.c.namespace == namespace)
     return _rows(engine, query.order_by(invoices.c.customer_id, invoices.c.period_start))
+
+
+def statements(engine: Engine, namespace: str) -> dict[str, RowMapping]:
+    """Rating id -> verdict and statement of its usage's completeness, for the invoices of a namespace."""
+    query = select(rating_statements).join(invoices, invoices.c.rating_id == rating_statements.c.rating_id)
+    return {row["rating_id"]: row for row in _rows(engine, query.where(invoices.c.namespace == namespace))}
 
 
 def unsettled(engine: Engine, namespace: str) -> Sequence[RowMapping]:
@@ -250,41 +257,11 @@ def _pay(connection: Connection, row: RowMapping, shown: StripeInvoice, now: dat
             paid_at=paid_at,
         )
     )
-    _post(
-        connection,
-        {
-            "namespace": row["namespace"],
-            "customer_id": row["customer_id"],
-            "kind": "payment",
-            "source_id": payment_id,
-            "effective_at": paid_at,
-            "recorded_at": now,
-            "memo": f"payment of invoice {shown.number or shown.stripe_invoice_id}",
-        },
-        [(CASH, amount), (ledger.RECEIVABLE, -amount)],
-        row["currency"],
-    )
-
-
-def _post(connection: Connection, transaction: dict[str, Any], entries: list[tuple[str, int]], currency: str) -> None:
-    """One ledger transaction. Raises ValueError when it does not sum to zero."""
-    if sum(amount for _, amount in entries):
-        raise ValueError(f"a ledger transaction sums to zero, {entries} does not")
-    name = ledger.transaction_id(transaction["namespace"], transaction["kind"], transaction["source_id"])
-    connection.execute(insert(ledger_transactions).values(transaction_id=name, corrects=None, **transaction))
-    connection.execute(
-        insert(ledger_entries),
-        [
-            {
-                "transaction_id": name,
-                "position": position,
-                "account": account,
-                "amount_minor": amount,
-                "currency": currency,
-            }
-            for position, (account, amount) in enumerate(entries)
-        ],
-    )
+    currency = row["currency"]
+    memo = f"payment of invoice {shown.number or shown.stripe_invoice_id}"
+    sides = (Entry(ledger.CASH, amount, currency), Entry(ledger.RECEIVABLE, -amount, currency))
+    posting = Posting("payment", payment_id, memo, sides)
+    ledger.post(connection, row["namespace"], row["customer_id"], [posting], effective_at=paid_at, recorded_at=now)
 
 
 def receivable(engine: Engine, draft: Draft) -> int:

@@ -139,7 +139,7 @@ def _create(world: World, outbox: Outbox, draft: Draft, customer: Mapping[str, A
         "currency": draft.currency.lower(),
         "auto_advance": False,  # Stripe finalises other drafts by itself after an hour
         "description": f"Usage {draft.period_start:%Y-%m-%d} to {draft.period_end:%Y-%m-%d} (end not included)",
-        "metadata": draft.metadata(),
+        "metadata": draft.described(),
     }
     # Stripe refuses to make an invoice for sending where the customer has no e-mail address. The other method does not
     # charge anybody by itself either, as long as auto_advance is off; the customer pays on the invoice's page.

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from meterhouse_collector.refusals import FORBIDDEN, MALFORMED, OVERLOADED, Refused
-from meterhouse_store import tables
+from meterhouse_store import switches, tables
 from meterhouse_store.numbers import plain
 from meterhouse_store.registry import Credential
 
@@ -51,7 +51,9 @@ class Allowances:
         return _NO_LIMIT | found | {"lease_id": lease_id, "expires_at": expires_at}
 
     def _row(self, namespace: str, customer_id: str, agent_id: str) -> dict[str, Any]:
-        """The agent's own allowance, else the one for all agents of the customer."""
+        """The agent's own allowance, else the one for all agents of the customer; none where pausing is off."""
+        if not switches.is_on(self._engine, namespace, switches.PAUSING):
+            return {}
         table = tables.allowances
         query = (
             select(table)

@@ -3,17 +3,28 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from clickhouse_connect.driver.client import Client
+from meterhouse_collector.suspense_commands import suspense as suspense  # the command of that name
+from meterhouse_collector.terminal import (
+    DONE,
+    EXCEPTIONS,
+    Data,
+    Json,
+    client_of,
+    existing,
+    failed,
+    iso,
+    print_rows,
+    settings_of,
+    text_of,
+)
 
-    from meterhouse_store.settings import Settings
 collector = typer.Typer(
     help="Receive usage over OTLP and keep it: the journal and what projects it into ClickHouse.",
     no_args_is_help=True,
@@ -24,25 +35,25 @@ warehouse = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-suspense = typer.Typer(
-    help="Usage that was received and does not count, each with its reason.",
-    no_args_is_help=True,
-    add_completion=False,
-)
 
-Data = Annotated[Path | None, typer.Option("--data", help="Data directory of `up` (METERHOUSE_DATA).")]
-Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
-Host = Annotated[str, typer.Option(help="Address to listen on.")]
-
-# Records that could not be decoded have no namespace: they are everybody's concern.
-_SUSPENDED_COUNT = "SELECT count() FROM suspense WHERE namespace IN ({namespace:String}, '')"
-_SUSPENDED = """
-    SELECT received_at, reason, customer_id, meter, quantity, raw_value, event_time, event_id, agent_name
-    FROM suspense WHERE namespace IN ({namespace:String}, '')
-    ORDER BY received_at DESC, event_id LIMIT {limit:UInt32}
+_KEPT = [
+    "namespace",
+    "credential_id",
+    "received",
+    "counted",
+    "suspended",
+    "set_aside",
+    "duplicates",
+    "refused_requests",
+]
+_CONSERVATION = """
+    SELECT namespace, credential_id, sum(received), sum(counted), sum(suspended), sum(set_aside), sum(duplicates),
+        sum(refused_requests)
+    FROM conservation GROUP BY namespace, credential_id ORDER BY namespace, credential_id
 """
+_WRONG_HOURS = "SELECT namespace, credential_id, hour, duplicates FROM conservation WHERE duplicates < 0 ORDER BY ALL"
 
-DONE, FAILED, CALLED_WRONGLY, EXCEPTIONS = 0, 1, 2, 3
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
 
 
 @collector.callback()
@@ -64,7 +75,7 @@ def collector_serve(
     """
     from meterhouse_collector.service import serve
 
-    raise typer.Exit(serve(_settings(data), host, http_port, grpc_port))
+    raise typer.Exit(serve(settings_of(data), host, http_port, grpc_port))
 
 
 @warehouse.command("serve")
@@ -80,18 +91,41 @@ def warehouse_serve(
     """
     from meterhouse_store import embedded
 
-    settings = _settings(data)
+    settings = settings_of(data)
     embedded.serve(settings.data, host, port, _warehouse_users(settings.data))
 
 
 @warehouse.command("migrate")
-def warehouse_migrate(data: Data = None) -> None:
-    """Create the database, tables and views that are missing. May be run again."""
-    from meterhouse_store import schema
+def warehouse_migrate(
+    data: Data = None,
+    cluster: Annotated[
+        str, typer.Option(metavar="NAME", help="Make it on this cluster of ClickHouse servers: replicated, sharded.")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the statements; ask and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Create the database, tables and views that are missing. May be run again.
 
-    settings = _settings(data)
-    schema.migrate(_client(settings, database="default"), settings.warehouse_database)
-    print(f"database {settings.warehouse_database} is up to date")
+    What was applied stands in the table schema_migrations. A database that was made with --cluster stays on its
+    cluster; a database that a newer Meterhouse has written to is refused.
+    """
+    from meterhouse_store import migrations, schema
+
+    settings = settings_of(data)
+    try:
+        if dry_run:
+            print(migrations.as_text(settings.warehouse_database, cluster))
+            return
+        with closing(client_of(settings, database="default")) as client:
+            made = schema.migrate(client, settings.warehouse_database, cluster=cluster)
+            notes = migrations.missing_settings(client) if made.cluster else []
+    except (schema.SchemaRefused, ValueError) as problem:
+        raise failed(str(problem)) from None
+    if as_json:
+        print(json.dumps({name: getattr(made, name) for name in made.__slots__} | {"notes": notes}))
+        return
+    for line in [*migrations.report(made), *notes]:
+        print(line)
 
 
 @warehouse.command("rebuild")
@@ -111,18 +145,18 @@ def warehouse_rebuild(
     from meterhouse_collector.service import journal_directory
     from meterhouse_store import sql
 
-    settings = _existing(data)
+    settings = existing(data)
     try:
         result = work.rebuild(
             journal_directory(settings.data),
-            lambda name: _client(settings, database=name),
+            lambda name: client_of(settings, database=name),
             sql.open_engine(settings),
             settings.warehouse_database,
             lambda text: print(text, file=sys.stderr),
             force=force,
         )
     except work.CannotRebuild as problem:
-        raise _failed(str(problem)) from None
+        raise failed(str(problem)) from None
     if as_json:
         print(json.dumps({name: getattr(result, name) for name in result.__slots__}))
     else:
@@ -142,18 +176,59 @@ def warehouse_rebuild(
     raise typer.Exit(EXCEPTIONS if result.differences else DONE)
 
 
+@warehouse.command("verify")
+def warehouse_verify(
+    data: Data = None,
+    as_json: Json = False,
+    segment: Annotated[str | None, typer.Option(help="Only this segment of the journal.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Project again what differs.")] = False,
+) -> None:
+    """Read the journal again and compare the warehouse with it: every row, the control totals, and the decisions.
+
+    The collector may go on running. Exit code 3 when something differs (with --repair: still differs); rows that no
+    journal has are only told, `warehouse rebuild` leaves them out.
+    """
+    from meterhouse_collector import verify as work
+    from meterhouse_collector.service import journal_directory
+
+    settings = existing(data)
+    shown = work.terminal_progress() if sys.stderr.isatty() and not as_json else work.no_progress()
+    try:
+        with shown as progress:
+            result = work.verify(
+                journal_directory(settings.data),
+                lambda name: client_of(settings, database=name),
+                settings.warehouse_database,
+                progress,
+                segment=segment,
+                repair=repair,
+            )
+    except work.CannotVerify as problem:
+        raise failed(str(problem)) from None
+    if as_json:
+        print(json.dumps(result.as_json()))
+    else:
+        for difference in result.differences:
+            print(difference)
+        print(result.verdict())
+    raise typer.Exit(EXCEPTIONS if result.is_wrong else DONE)
+
+
 @warehouse.command("status")
 def warehouse_status(data: Data = None, as_json: Json = False) -> None:
-    """Show how much is in the warehouse and how far each collector's journal is projected.
+    """Show how much is in the warehouse, what came of all that was received, and how far each journal is projected.
 
-    Exit code 3 when a collector's is more than a minute behind.
+    Exit code 3 when a collector's journal is more than a minute behind, or when received does not equal counted +
+    suspended + set aside + duplicates in any hour: then `warehouse verify` says what is missing.
     """
     from meterhouse_collector.projection import BEHIND_S
 
-    client = _client(_existing(data))
+    client = client_of(existing(data))
     totals = client.query("SELECT namespace, count() FROM usage GROUP BY 1 ORDER BY 1").result_rows
     held = client.query("SELECT namespace, reason, count() FROM suspense GROUP BY 1, 2 ORDER BY 1, 2").result_rows
     marks = client.query("SELECT collector_id, segment, position, projected_through FROM watermark").result_rows
+    kept = client.query(_CONSERVATION).result_rows
+    wrong = client.query(_WRONG_HOURS).result_rows
     now = datetime.now(UTC).replace(tzinfo=None)
     behind = {row[0]: lag_s for row in marks if (lag_s := (now - row[3]).total_seconds()) > BEHIND_S}
     if as_json:
@@ -167,23 +242,35 @@ def warehouse_status(data: Data = None, as_json: Json = False) -> None:
                             "collector_id": row[0],
                             "segment": row[1],
                             "position": row[2],
-                            "projected_through": _iso(row[3]),
+                            "projected_through": iso(row[3]),
                             "behind": row[0] in behind,
                         }
                         for row in marks
                     ],
+                    "conservation": [dict(zip(_KEPT, row, strict=True)) for row in kept],
+                    "does_not_add_up": [
+                        {"namespace": row[0], "credential_id": row[1], "hour": iso(row[2]), "duplicates": row[3]}
+                        for row in wrong
+                    ],
                 }
             )
         )
-        raise typer.Exit(EXCEPTIONS if behind else DONE)
-    _table(
+        raise typer.Exit(EXCEPTIONS if behind or wrong else DONE)
+    print_rows(
         ["namespace", "state", "events"], [(r[0], "usage", r[1]) for r in totals] + [(r[0], r[1], r[2]) for r in held]
     )
     print()
-    _table(["collector", "projected through", "segment", "offset"], [(r[0], _iso(r[3]), r[1], r[2]) for r in marks])
+    print_rows(_KEPT, kept)
+    print()
+    print_rows(["collector", "projected through", "segment", "offset"], [(r[0], iso(r[3]), r[1], r[2]) for r in marks])
     for collector_id, lag_s in behind.items():
         print(f"collector {collector_id} is {lag_s:.0f} s behind: is it running, and what does its log say?")
-    raise typer.Exit(EXCEPTIONS if behind else DONE)
+    for namespace, credential_id, hour, duplicates in wrong:
+        print(
+            f"what {credential_id or 'an unknown key'} sent in the hour of {iso(hour)} ({namespace or 'no namespace'}) "
+            f"does not add up: {-duplicates} more rows are here than were received. See `meterhouse warehouse verify`"
+        )
+    raise typer.Exit(EXCEPTIONS if behind or wrong else DONE)
 
 
 @warehouse.command("query")
@@ -197,88 +284,16 @@ def warehouse_query(
     """Run one query and print its rows. On the embedded engine it runs as `reader`: views only, nothing is changed."""
     from clickhouse_connect.driver.exceptions import Error
 
-    client = _client(_existing(data), user="reader")
+    client = client_of(existing(data), user="reader")
     try:
         found = client.query(sql)
     except Error as problem:
-        raise _failed(str(problem)) from None
+        raise failed(str(problem)) from None
     if as_json:
         rows = [dict(zip(found.column_names, row, strict=True)) for row in found.result_rows]
-        print(json.dumps(rows, default=_text))
+        print(json.dumps(rows, default=text_of))
     else:
-        _table(found.column_names, found.result_rows)
-
-
-@suspense.callback()
-def _suspense() -> None:
-    """Usage that was received and does not count, each with its reason."""
-
-
-@suspense.command("list")
-def suspense_list(
-    data: Data = None,
-    as_json: Json = False,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows at most, the latest first.")] = 200,
-) -> None:
-    """List suspended usage of the namespace, and what could not be read, the latest first.
-
-    It is kept and not lost; assigning it to a customer is yet to come.
-
-    Exit code 3 when there is any.
-    """
-    settings = _existing(data)
-    client = _client(settings)
-    parameters = {"namespace": settings.namespace, "limit": limit}
-    total = client.query(_SUSPENDED_COUNT, parameters=parameters).result_rows[0][0]
-    found = client.query(_SUSPENDED, parameters=parameters)
-    names, rows = found.column_names, found.result_rows
-    if as_json:
-        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], default=_text))
-    elif not total:
-        print("nothing is suspended")
-    else:
-        _table(
-            ["received", "reason", "customer", "meter", "quantity", "as sent", "event time", "event"],
-            [(row[0], row[1], row[2] or "-", row[3], row[4], row[5][:24], row[6], row[7]) for row in rows],
-        )
-        print(f"{total} suspended" + (f", the latest {limit} shown" if total > limit else ""))
-    raise typer.Exit(EXCEPTIONS if total else DONE)
-
-
-def _settings(data: Path | None) -> "Settings":
-    from pydantic import ValidationError
-
-    from meterhouse_store.settings import load
-
-    try:
-        return load(data)
-    except ValidationError as problem:
-        print(f"the settings cannot be used: {problem}", file=sys.stderr)
-        raise typer.Exit(CALLED_WRONGLY) from None
-
-
-def _existing(data: Path | None) -> "Settings":
-    """The settings of a Meterhouse that is there: in the data directory, or wherever the environment says."""
-    from meterhouse_store.settings import NoData, load_existing
-
-    settings = _settings(data)
-    if settings.warehouse_url is not None:
-        return settings
-    try:
-        return load_existing(data)
-    except NoData as missing:
-        raise _failed(str(missing)) from None
-
-
-def _client(settings: "Settings", *, database: str | None = None, user: str = "admin") -> "Client":
-    from clickhouse_connect.driver.exceptions import Error
-
-    from meterhouse_store.warehouse import WarehouseUnavailable, connect
-
-    try:
-        return connect(settings, timeout_s=10, database=database, user=user)
-    except (WarehouseUnavailable, Error) as problem:
-        raise _failed(str(problem)) from None
+        print_rows(found.column_names, found.result_rows)
 
 
 def _warehouse_users(data: Path) -> dict[str, str]:
@@ -289,40 +304,8 @@ def _warehouse_users(data: Path) -> dict[str, str]:
         given = {user: password or secrets.get(f"warehouse_{user}") for user, password in given.items()}
     missing = [user for user, password in given.items() if not password]
     if missing:
-        raise _failed(
+        raise failed(
             "the users need passwords: set "
             + " and ".join(f"METERHOUSE_WAREHOUSE_{user.upper()}_PASSWORD" for user in missing)
         )
     return {user: password for user, password in given.items() if password}
-
-
-def _failed(text: str) -> typer.Exit:
-    print(text, file=sys.stderr)
-    return typer.Exit(FAILED)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    cells = [[_text(value) for value in row] for row in rows]
-    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
-    numeric = [all(not isinstance(row[i], str | datetime) for row in rows) for i in range(len(header))]
-    for line in [list(header), *cells]:
-        parts = [
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(line, widths, numeric, strict=True)
-        ]
-        print("  ".join(parts).rstrip())
-
-
-def _text(value: Any) -> str:
-    from decimal import Decimal
-
-    from meterhouse_store.numbers import plain
-
-    if isinstance(value, Decimal):
-        return plain(value)
-    return _iso(value) if isinstance(value, datetime) else str(value)
-
-
-def _iso(at: datetime) -> str:
-    # clickhouse-connect gives UTC columns as naive datetimes.
-    return at.replace(tzinfo=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -17,16 +17,30 @@ REFRESH_S: Final = 2.0
 UNKNOWN_REFRESH_S: Final = 0.5
 """How often at most an unknown key makes the registry be read. Such a request waits for that read: a key that was made
 just now is never refused, because a sender takes 401 for final, and a guesser costs little."""
+NOTE_S: Final = 60.0
+"""How often at most it is noted which keys were used."""
 
 log = logging.getLogger(__name__)
 
 
 class Credentials:
-    """Credentials by the hash of their key. While the registry cannot be read, the last known ones hold."""
+    """Credentials by the hash of each key that they have, with its end where it was rotated away.
 
-    def __init__(self, read: Callable[[], list[Credential]]) -> None:
-        self._read = read
-        self._known: dict[str, Credential] | None = None
+    While the registry cannot be read, the last known ones hold. `note` is given when credentials were last used, in a
+    thread, once a minute and at the end.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], list[Credential]],
+        note: Callable[[Mapping[str, datetime]], None] = lambda _used: None,
+        *,
+        note_s: float = NOTE_S,
+    ) -> None:
+        self._read, self._note, self._note_s = read, note, note_s
+        self._used: dict[str, datetime] = {}
+        self._noted_at = time.monotonic()
+        self._known: dict[str, tuple[Credential, datetime | None]] | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
@@ -39,7 +53,21 @@ class Credentials:
         """Read the registry again and again; ends by cancellation."""
         while True:
             await self._read_since(time.monotonic() - REFRESH_S / 2)
+            if time.monotonic() - self._noted_at >= self._note_s:
+                await asyncio.to_thread(self.note_uses)
             await asyncio.sleep(REFRESH_S)
+
+    def note_uses(self) -> None:
+        """Note which credentials were used since the last time; what cannot be written now is written later."""
+        self._noted_at = time.monotonic()
+        used, self._used = self._used, {}
+        if not used:
+            return
+        try:
+            self._note(used)
+        except SQLAlchemyError as problem:
+            log.warning("when keys were last used cannot be written yet: %s", type(problem).__name__)
+            self._used = used | self._used
 
     async def of(self, authorization: str | None) -> Credential:
         """The valid credential of an Authorization header. Raises Refused."""
@@ -51,12 +79,14 @@ class Credentials:
             await self._read_since(time.monotonic())
         if self._known is None:
             raise Refused(OVERLOADED, "the registry of keys cannot be read yet: send it again in a second")
-        found = self._known.get(name)
+        found, until = self._known.get(name, (None, None))
         now = datetime.now(UTC)
-        if found is None or found.valid_from > now or (found.revoked_at is not None and found.revoked_at <= now):
+        ends = [end for end in (until, found.revoked_at if found else None) if end is not None]
+        if found is None or found.valid_from > now or any(end <= now for end in ends):
             raise Refused(
                 UNAUTHENTICATED, "this key is unknown or was revoked: `meterhouse keys create NAME` makes one"
             )
+        self._used[found.credential_id] = now
         return found
 
     async def _read_since(self, moment: float) -> None:
@@ -71,4 +101,5 @@ class Credentials:
             except SQLAlchemyError as problem:
                 log.warning("the registry cannot be read, the keys known so far hold: %s", problem)
                 return
-            self._known = {credential.key_sha256: credential for credential in found}
+            retired = {name: (credential, until) for credential in found for name, until in credential.retired}
+            self._known = retired | {credential.key_sha256: (credential, None) for credential in found}

@@ -1,4 +1,4 @@
-"""From what came over HTTP to a serialized ExportMetricsServiceRequest: gzip under a cap, OTLP/JSON to Protobuf."""
+"""From what came over HTTP to a serialized OTLP request: gzip under a cap, OTLP/JSON to Protobuf."""
 
 import base64
 import binascii
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from google.protobuf.json_format import ParseDict, ParseError
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from google.protobuf.message import Message
 
 from meterhouse_collector.refusals import MALFORMED, TOO_LARGE, Refused
+from meterhouse_collector.signals import METRICS, Signal
 
 try:  # three times as fast; not on every platform
     from isal import isal_zlib
@@ -27,6 +28,7 @@ _GZIP: Final = 31  # window bits of zlib that mean gzip
 _PIECE_BYTES: Final = 64 * 2**10
 _MAX_MEMBERS: Final = 1000
 """One is usual; tools that compress in parallel make one of every 64 to 128 kB."""
+_IDS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
 _MAX_DEPTH: Final = 64
 """Nesting of JSON; a request needs about 14 levels, an attribute value may nest a few more."""
 
@@ -61,19 +63,19 @@ def gunzip(data: bytes, limit_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def json_to_protobuf(data: bytes) -> bytes:
+def json_to_protobuf(data: bytes, signal: Signal = METRICS) -> bytes:
     """OTLP/JSON as Protobuf (OTLP 1.x: ids in hex, enums as numbers, unknown fields ignored). Raises Refused."""
     try:
         found = json.loads(data, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
         if not isinstance(found, dict):
-            raise ValueError('it is an object: {"resourceMetrics": [...]}')
+            raise ValueError('it is an object: {"resourceMetrics": [...]} or {"resourceSpans": [...]}')
         _check_depth(found)
         _ids_to_base64(found)
-        message = ParseDict(found, ExportMetricsServiceRequest(), ignore_unknown_fields=True)
+        message: Message = ParseDict(found, signal.message(), ignore_unknown_fields=True)
     except RecursionError:
         raise Refused(MALFORMED, "the JSON is nested too deeply") from None
     except (ValueError, ParseError, binascii.Error) as problem:
-        raise Refused(MALFORMED, f"this is no OTLP/JSON ExportMetricsServiceRequest: {problem}") from None
+        raise Refused(MALFORMED, f"this is no OTLP/JSON {signal.message.DESCRIPTOR.name}: {problem}") from None
     return message.SerializeToString()
 
 
@@ -117,7 +119,7 @@ def _ids_to_base64(value: Any) -> None:
             _ids_to_base64(child)
     elif isinstance(value, dict):
         for name, child in value.items():
-            if name in ("traceId", "spanId", "trace_id", "span_id") and isinstance(child, str):
+            if name in _IDS and isinstance(child, str):
                 value[name] = base64.b64encode(bytes.fromhex(child)).decode()
             else:
                 _ids_to_base64(child)

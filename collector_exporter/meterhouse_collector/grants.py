@@ -13,11 +13,14 @@ REQUEST_GRANTS: Final = 1000
 REMEMBERED: Final = 50_000
 
 
-def tokens(request: Any) -> set[str]:
-    """The grants that an ExportMetricsServiceRequest carries, on its scopes. Raises Refused for too many."""
+def tokens(resources: Any) -> set[str]:
+    """The grants that a request carries, on the scopes of its ResourceMetrics or ResourceSpans.
+
+    Raises Refused for too many.
+    """
     found: set[str] = set()
-    for resource in request.resource_metrics:
-        for scope in resource.scope_metrics:
+    for resource in resources:
+        for scope in resource.scope_metrics if hasattr(resource, "scope_metrics") else resource.scope_spans:
             for attribute in scope.scope.attributes:
                 if attribute.key == GRANTS:
                     found.update(value.string_value for value in attribute.value.array_value.values)

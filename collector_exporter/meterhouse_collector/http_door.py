@@ -3,15 +3,16 @@
 import json
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from google.protobuf.json_format import MessageToJson
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from meterhouse_collector.allowance import Allowances
 from meterhouse_collector.encodings import gunzip, json_to_protobuf
-from meterhouse_collector.intake import REQUEST_BYTES, Intake
+from meterhouse_collector.extents import REQUEST_BYTES
+from meterhouse_collector.intake import Intake, Room
 from meterhouse_collector.refusals import (
     MALFORMED,
     METHOD,
@@ -21,6 +22,7 @@ from meterhouse_collector.refusals import (
     UNSUPPORTED,
     Refused,
 )
+from meterhouse_collector.signals import LOGS_PATH, METRICS, NO_LOGS, TRACES, Signal
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -30,17 +32,17 @@ Response = tuple[int, str, bytes]
 PROTOBUF: Final = "application/x-protobuf"
 JSON: Final = "application/json"
 PROBLEM: Final = "application/problem+json"
-_ACCEPTED: Final = {PROTOBUF: ExportMetricsServiceResponse().SerializeToString(), JSON: b"{}"}
+_ACCEPTED: Final = {PROTOBUF: b"", JSON: b"{}"}
 _ALLOWANCE_BYTES: Final = 16 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`accepting`: requests are taken; `trouble`: what keeps them from the warehouse; `metrics`: Prometheus text."""
+    """`accepting`: requests are taken; `trouble`: what keeps them from the warehouse; `metrics()`: Prometheus text."""
 
     accepting: bool
     trouble: str | None
-    metrics: str
+    metrics: Callable[[], str]
 
 
 class HttpDoor:
@@ -49,7 +51,8 @@ class HttpDoor:
     def __init__(self, intake: Intake, allowances: Allowances, health: Callable[[], Health]) -> None:
         self._intake, self._allowances, self._health = intake, allowances, health
         self._routes: dict[str, tuple[str, Callable[[Scope, Receive], Coroutine[Any, Any, Response]]]] = {
-            "/v1/metrics": ("POST", self._metrics),
+            METRICS.path: ("POST", partial(self._export, METRICS)),
+            TRACES.path: ("POST", partial(self._export, TRACES)),
             "/v1/allowance": ("POST", self._allowance),
             "/healthz": ("GET", self._healthz),
             "/readyz": ("GET", self._readyz),
@@ -58,8 +61,9 @@ class HttpDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request (ASGI 3, http only: the server runs without lifespan)."""
+        incoming = _Incoming(receive)
         try:
-            status, media_type, body = await self._answer(scope, receive)
+            status, media_type, body = await self._answer(scope, incoming.receive)
             headers = [(b"content-type", media_type.encode())]
         except Refused as refused:
             status, media_type, body = refused.kind.http_status, PROBLEM, _problem(refused)
@@ -68,6 +72,7 @@ class HttpDoor:
                 headers.append((b"retry-after", b"1"))
             if refused.kind is UNAUTHENTICATED:
                 headers.append((b"www-authenticate", b"Bearer"))
+        await incoming.pass_over(scope)
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -75,40 +80,45 @@ class HttpDoor:
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         route = self._routes.get(scope["path"])
         if route is None:
-            raise Refused(NOT_FOUND, "metrics go to POST /v1/metrics; traces and logs are not taken")
+            where = "metrics go to POST /v1/metrics, traces to POST /v1/traces"
+            raise Refused(NOT_FOUND, NO_LOGS if scope["path"] == LOGS_PATH else where)
         method, handler = route
         if scope["method"] != method:
             raise Refused(METHOD, f"{scope['path']} takes {method}")
         return await handler(scope, receive)
 
-    async def _metrics(self, scope: Scope, receive: Receive) -> Response:
+    async def _export(self, signal: Signal, scope: Scope, receive: Receive) -> Response:
         headers = _headers(scope)
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
-            credential = await self._intake.authenticate(headers.get("authorization"))
-            body = await self._body(headers, receive, REQUEST_BYTES)
-            if media_type not in _ACCEPTED:
-                raise Refused(UNSUPPORTED, f"Content-Type must be {PROTOBUF} or {JSON}, not {media_type!r}")
-            if media_type == JSON:
-                body = await self._intake.decoded(len(body), lambda: json_to_protobuf(body))
-            await self._intake.accept(credential, body)
+            with self._intake.counted() as outcome, self._intake.room() as room:
+                credential = outcome.credential = await self._intake.authenticate(headers.get("authorization"))
+                sent = await _sent(headers, receive, REQUEST_BYTES, room)
+                outcome.bytes = len(sent)
+                body = await self._decompressed(headers, sent, REQUEST_BYTES)
+                room.take(len(body) - len(sent))
+                if media_type not in _ACCEPTED:
+                    raise Refused(UNSUPPORTED, f"Content-Type must be {PROTOBUF} or {JSON}, not {media_type!r}")
+                if media_type == JSON:
+                    body = await self._intake.decoded(len(body), partial(json_to_protobuf, body, signal))
+                outcome.items = await self._intake.accept(credential, signal, body)
         except Refused as refused:
-            self._intake.count(refused)
             if refused.kind is not MALFORMED:
                 raise
             return 400, media_type, _status(refused, media_type)
-        self._intake.count(None)
         return 200, media_type, _ACCEPTED[media_type]
 
     async def _allowance(self, scope: Scope, receive: Receive) -> Response:
         headers = _headers(scope)
         credential = await self._intake.authenticate(headers.get("authorization"))
-        reply = await self._allowances.answer(credential, await self._body(headers, receive, _ALLOWANCE_BYTES))
+        with self._intake.room() as room:
+            sent = await _sent(headers, receive, _ALLOWANCE_BYTES, room)
+        body = await self._decompressed(headers, sent, _ALLOWANCE_BYTES)
+        reply = await self._allowances.answer(credential, body)
         return 200, JSON, json.dumps(reply).encode()
 
-    async def _body(self, headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:
-        """The request's body, decompressed."""
-        body = await _sent(headers, receive, limit_bytes)
+    async def _decompressed(self, headers: dict[str, str], body: bytes, limit_bytes: int) -> bytes:
+        """What a body says when it is decompressed."""
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding == "gzip":
             # What comes out is usually about ten times as much.
@@ -134,14 +144,41 @@ class HttpDoor:
         ).encode()
 
     async def _own_metrics(self, _scope: Scope, _receive: Receive) -> Response:
-        return 200, "text/plain; version=0.0.4", self._health().metrics.encode()
+        return 200, "text/plain; version=0.0.4", self._health().metrics().encode()
+
+
+class _Incoming:
+    """A request's body as it comes."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._ended = receive, False
+
+    async def receive(self) -> dict[str, Any]:
+        """ASGI's receive."""
+        message = await self._receive()
+        self._ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+    async def pass_over(self, scope: Scope) -> None:
+        """Take in what is left of a body and forget it: who still sends when the connection ends may miss the answer.
+
+        Not of one that is far too large, whose sender has to look up, nor where the sender waits for a 100 Continue.
+        """
+        if self._ended:
+            return
+        headers = _headers(scope)
+        stated = headers.get("content-length", "")
+        if not stated.isdecimal() or int(stated) > 2 * REQUEST_BYTES or "expect" in headers:
+            return
+        while int(stated) and not self._ended:
+            await self.receive()
 
 
 def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
-async def _sent(headers: dict[str, str], receive: Receive, limit_bytes: int) -> bytes:
+async def _sent(headers: dict[str, str], receive: Receive, limit_bytes: int, room: Room) -> bytes:
     """The request's body as it was sent."""
     # None would be a valid request without usage: what is not said to be empty must not be taken for it.
     stated, chunked = headers.get("content-length"), "transfer-encoding" in headers
@@ -158,6 +195,7 @@ async def _sent(headers: dict[str, str], receive: Receive, limit_bytes: int) -> 
             raise Refused(MALFORMED, "the connection ended before the request did")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
+        room.take(len(parts[-1]))
         if size > limit_bytes:
             raise too_large
         more = message.get("more_body", False)

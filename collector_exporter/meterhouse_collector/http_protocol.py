@@ -1,19 +1,104 @@
-"""uvicorn's HTTP/1.1 protocol without Upgrade, which a server may ignore (RFC 9110, section 7.8).
+"""uvicorn's HTTP/1.1 protocol with what a port that faces strangers needs: no Upgrade, and a limit on everything.
 
-`curl --http2` and Java's HttpClient offer h2c with their first request. The parser takes what follows such a head for
-another protocol: uvicorn would answer the request as if it had no body, and usage would be acknowledged unread.
+**Upgrade** may be ignored by a server (RFC 9110, section 7.8). `curl --http2` and Java's HttpClient offer h2c with
+their first request. The parser takes what follows such a head for another protocol: uvicorn would answer the request as
+if it had no body, and usage would be acknowledged unread.
+
+**Limits**: connections, all and per client address; bytes and time of a head; time of a body, and what its chunks may
+cost beside it; what is still read of a body whose request has been answered.
 """
+
+import asyncio
+from collections import Counter
+from http import HTTPStatus
+from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from meterhouse_collector.extents import REQUEST_BYTES
+
+HEAD_BYTES: Final = 64 * 2**10
+HEAD_S: Final = 10.0
+"""From the connection, or the first byte of a later request, to the end of the head."""
+BODY_S: Final = 60.0
+"""From the end of the head to the end of the body."""
+IDLE_S: Final = 75
+"""A connection without a request is kept so long: exporters send every 5 to 60 seconds."""
+CHUNK_COST: Final = 9
+"""A body may come in chunks of one byte; more beside it than this many times its size is no body."""
+
+
+class Connections:
+    """Counts the open ones; `limit` in all, `per_address` of one client address; `what` they are called."""
+
+    def __init__(self, limit: int, per_address: int, what: str = "connections") -> None:
+        self.limit, self.per_address, self._what = limit, per_address, what
+        self.open: Counter[str] = Counter()
+        self.total = self.refused = 0
+
+    def enter(self, address: str) -> str | None:
+        """Why one more is not taken; None where it is, and then `leave` has to follow."""
+        if self.total >= self.limit:  # a number of its own: gRPC asks with each call, for thousands of addresses
+            self.refused += 1
+            return f"the collector has its {self.limit} {self._what}: come again in a second"
+        if self.open[address] >= self.per_address:
+            self.refused += 1
+            return f"your address has its {self.per_address} {self._what}: use fewer"
+        self.open[address] += 1
+        self.total += 1
+        return None
+
+    def leave(self, address: str) -> None:
+        """One has ended."""
+        self.total -= 1
+        self.open[address] -= 1
+        if not self.open[address]:
+            del self.open[address]
+
 
 class PlainHttpProtocol(HttpToolsProtocol):
-    """Serves a request that offers an upgrade like one that does not: its head is parsed again without the offer."""
+    """One connection; `limited` makes the class for a server."""
+
+    slots: Connections
+    head_s, body_s = HEAD_S, BODY_S
+
+    @classmethod
+    def limited(cls, slots: Connections, **seconds: float) -> type["PlainHttpProtocol"]:
+        """A class whose connections share the slots."""
+        return type("LimitedHttpProtocol", (cls,), {"slots": slots, **seconds})
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._address: str | None = None  # set while it holds a slot
+        self._deadline: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._fed = self._body = self._discarded = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        address = self.client[0] if self.client else ""
+        if why := self.slots.enter(address):
+            self._end(HTTPStatus.SERVICE_UNAVAILABLE, why)
+            return
+        self._address = address
+        self._within(self.head_s, "the request's head took")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._disarm()
+        if self._address is not None:
+            self.slots.leave(self._address)
+            self._address = None
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        if self.transport.is_closing():
+            return
         self._unset_keepalive_if_required()
+        self._fed += len(data)
         rest: memoryview | None = memoryview(data)
         try:
             while rest is not None:
@@ -21,6 +106,13 @@ class PlainHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
             self.send_400_response("Invalid HTTP request received.")
+            return
+        if self._in_head and self._fed > HEAD_BYTES:
+            self._end(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a head has at most {HEAD_BYTES} bytes")
+        elif self._fed > HEAD_BYTES + CHUNK_COST * self._body:
+            self._end(HTTPStatus.BAD_REQUEST, "what stands between the body's chunks is far larger than the body")
+        elif self._discarded > REQUEST_BYTES:
+            self.transport.close()  # it was answered long ago and goes on sending
 
     def _feed(self, data: memoryview) -> memoryview | None:
         """Parse; what is left to parse, when a head with an offer stood before it. Raises HttpParserError."""
@@ -37,12 +129,50 @@ class PlainHttpProtocol(HttpToolsProtocol):
             return data[offered.args[0] :]
         return None
 
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._in_head, self._fed, self._body = True, 0, 0
+        self._within(self.head_s, "the request's head took")
+
     def on_headers_complete(self) -> None:
         """A head is whole."""
         if not self.parser.should_upgrade():
+            self._in_head, self._fed = False, 0
+            self._within(self.body_s, "the request's body took")
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body."""
+        self._body += len(body)
+        if self.cycle.response_complete:
+            # Read on, unseen, or the client might never see its answer. Only so much of it.
+            self._discarded += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request is whole."""
         if not self.parser.should_upgrade():
+            self._disarm()
             super().on_message_complete()
+
+    def _within(self, seconds: float, what: str) -> None:
+        self._disarm()
+        self._deadline = self.loop.call_later(
+            seconds, self._end, HTTPStatus.REQUEST_TIMEOUT, f"{what} longer than {seconds:g} s"
+        )
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _end(self, status: HTTPStatus, why: str) -> None:
+        """Answer where no answer has begun, and close."""
+        self._disarm()
+        if not self.transport.is_closing() and (self.cycle is None or not self.cycle.response_started):
+            self.transport.write(
+                f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
+                f"content-length: {len(why)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{why}".encode()
+            )
+        self.transport.close()

@@ -11,8 +11,10 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 
 from meterhouse.vocabulary import REASON_UNREADABLE
+from meterhouse_collector.foreign import Rows, storing
 from meterhouse_collector.projector import Checkpoint, Rejected, Unavailable, Unreadable
 from meterhouse_collector.segments import Position
+from meterhouse_store import conflicts, decided
 from meterhouse_store.schema import RECORD_PROTO
 
 T = TypeVar("T")
@@ -27,6 +29,11 @@ _POST: Final[dict[str, Any]] = _DURABLE | {
     "format_schema": re.sub(r"\s+", " ", re.sub(r"//[^\n]*", "", RECORD_PROTO)).strip(),
     "format_schema_message_name": "Rec",
     "optimize_on_insert": 0,  # merges and FINAL deduplicate; doing it here as well costs half the speed
+    # A range is one block from end to end, whatever it holds: control totals are replaced record by record, so no
+    # record may be counted in two parts.
+    "max_block_size": 2**24,
+    "max_insert_block_size": 2**24,
+    "max_insert_block_size_bytes": 0,
     "max_partitions_per_insert_block": 0,  # a range may hold more months than the default 100
     # The exploding view is analysed at every insert; these two made that three times as long and improve nothing in it:
     # the one compares whole subqueries for every AND, the other copies the expressions of its steps into one another.
@@ -39,23 +46,11 @@ _CHECKPOINT: Final = """
     FROM checkpoints FINAL WHERE collector_id = {collector_id:String}
 """
 
-# Identities that were touched in the range and have more than one quantity. The earliest received stands; within one
-# record the smaller quantity does.
-_MARK_CONFLICTS: Final = """
-    INSERT INTO conflicts (namespace, customer_id, meter, event_time, event_id, standing_quantity, first)
-    SELECT namespace, customer_id, meter, event_time, event_id,
-        argMin(quantity, (received_at, record_id, quantity)),
-        bitNot(toUInt64(toUnixTimestamp64Nano(min(received_at))))
-    FROM events
-    WHERE reason = ''
-        AND (namespace, customer_id, meter, event_time, event_id) IN (
-            SELECT namespace, customer_id, meter, event_time, event_id FROM events
-            WHERE reason = '' AND received_at BETWEEN
-                fromUnixTimestamp64Nano({from_ns:Int64}, 'UTC') AND fromUnixTimestamp64Nano({through_ns:Int64}, 'UTC')
-        )
-    GROUP BY namespace, customer_id, meter, event_time, event_id
-    HAVING min(quantity) != max(quantity)
-"""
+_TOUCHED: Final = f"""
+    SELECT {conflicts.IDENTITY} FROM events
+    WHERE reason = '' AND received_at BETWEEN
+        fromUnixTimestamp64Nano({{from_ns:Int64}}, 'UTC') AND fromUnixTimestamp64Nano({{through_ns:Int64}}, 'UTC')
+"""  # noqa: S608 - fixed parts
 
 
 class Inbox:
@@ -76,6 +71,10 @@ class Inbox:
         """Insert whole frames as they are."""
         _ask(lambda: self._client.raw_insert("inbox", insert_block=data, fmt="Protobuf", settings=_POST))
 
+    def add(self, rows: Rows) -> None:
+        """Insert rows that were decoded here."""
+        _ask(lambda: storing.insert(self._client, rows, _DURABLE))
+
     def hold(self, records: list[Unreadable]) -> None:
         """Put frames that cannot be decoded into suspense, with their bytes in base64."""
         rows = [_held(record) for record in records]
@@ -87,9 +86,17 @@ class Inbox:
         )
 
     def mark_conflicts(self, from_ns: int, through_ns: int) -> None:
-        """Find identities with several quantities among what was received in this time (both ends included)."""
+        """Find identities with several quantities among what was received in this time (both ends included).
+
+        Decisions that waited for rows of it are applied, too: nobody may rely on a watermark without them.
+        """
         parameters = {"from_ns": from_ns, "through_ns": through_ns}
-        _ask(lambda: self._client.command(_MARK_CONFLICTS, parameters=parameters, settings=_DURABLE))
+        _ask(lambda: conflicts.mark(self._client, _TOUCHED, parameters=parameters, settings=_DURABLE))
+        _ask(lambda: decided.apply_mirrored(self._client))
+
+    def settle_spans(self, from_ns: int, through_ns: int) -> None:
+        """Find spans of calls that other rows stand for, by what was received in this time (both ends included)."""
+        _ask(lambda: storing.settle_spans(self._client, from_ns, through_ns, _DURABLE))
 
     def write_checkpoint(self, collector_id: str, checkpoint: Checkpoint) -> None:
         """Say how far the collector's journal is projected."""
@@ -117,7 +124,7 @@ def _held(unreadable: Unreadable) -> dict[str, Any]:
         "credential_id": record.credential_id if record else "",
         "received_at": _time(unreadable.received_at_ns),
         "segment": unreadable.position.segment,
-        "record_id": record.record_id if record else "",
+        "record_id": record.record_id if record else name,  # control totals are kept by it
         # As in schema/02_inbox.sql: suspended rows rank in the lower half, the earliest first.
         "first": (~unreadable.received_at_ns & 2**64 - 1) >> 1,
     }

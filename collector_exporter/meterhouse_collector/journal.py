@@ -49,6 +49,14 @@ class Entry:
     metrics: bytes
     grants: tuple[Granted, ...] = ()
     customers_from: str = ""
+    traces: bytes = b""
+    mapping: str = ""
+    valid_from_ns: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request."""
+        return len(self.metrics) + len(self.traces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +102,9 @@ class Journal:
         self._changed = threading.Condition()
         self._waiting: list[tuple[Entry, Future[None]]] = []
         self._waiting_size = 0
-        self._writing = self._closed = False
+        self._writing = self._closed = self._rotating = False
+        self.appended = threading.Event()
+        """Set whenever something new is on disk; whoever waits for that clears it."""
         self._failure: Exception | None = None
         self._number = number
         self._durable, self._durable_ns, self._opened_at = START, self._last_ns, 0.0
@@ -113,10 +123,10 @@ class Journal:
         with self._changed:
             if self._failure is not None or self._closed:
                 raise Overloaded("the collector is stopping")
-            if self._waiting_size + len(entry.metrics) > self._waiting_limit:
+            if self._waiting_size + entry.size > self._waiting_limit:
                 raise Overloaded("more requests wait for the disk than the collector takes on")
             self._waiting.append((entry, done))
-            self._waiting_size += len(entry.metrics)
+            self._waiting_size += entry.size
             self._changed.notify()
         return done
 
@@ -140,6 +150,22 @@ class Journal:
                 self._durable_ns = self._last_ns
             return Horizon(self._durable, self._durable_ns)
 
+    @property
+    def segment(self) -> str:
+        """The name of the segment that is written to."""
+        return self._durable.segment
+
+    def rotate(self) -> None:
+        """Go on in a new segment soon, so that the present one is sealed; not where that is empty."""
+        with self._changed:
+            self._rotating = True
+            self._changed.notify()
+
+    @property
+    def segment_is_due(self) -> bool:
+        """The present segment holds something and has been written to for an hour."""
+        return self._durable.offset > 0 and time.monotonic() - self._opened_at >= self._segment_seconds
+
     def close(self) -> None:
         """Write what waits, stop the thread and release the directory."""
         with self._changed:
@@ -155,14 +181,17 @@ class Journal:
         while True:
             with self._changed:
                 self._writing = False
-                while not self._waiting and not self._closed:
+                while not self._waiting and not self._closed and not self._rotating:
                     self._changed.wait()
-                if not self._waiting:
+                if not self._waiting and not self._rotating:
                     return
                 batch = self._take_batch()
-                self._writing = True
+                rotating, self._rotating, self._writing = self._rotating, False, True
             try:
-                self._write_batch(batch)
+                self._check_space(batch)
+                self._rotate(rotating)
+                if batch:
+                    self._write_batch(batch)
             # Whatever it is: a writer that ended in silence would leave every request waiting.
             except Exception as problem:  # noqa: BLE001
                 if self._fail(problem, batch):
@@ -171,22 +200,25 @@ class Journal:
     def _take_batch(self) -> list[tuple[Entry, Future[None]]]:
         size = count = 0
         for entry, _ in self._waiting:
-            if count and size + len(entry.metrics) > BATCH_BYTES:
+            if count and size + entry.size > BATCH_BYTES:
                 break
-            size, count = size + len(entry.metrics), count + 1
+            size, count = size + entry.size, count + 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         self._waiting_size -= size
         return batch
 
-    def _write_batch(self, batch: list[tuple[Entry, Future[None]]]) -> None:
+    def _check_space(self, batch: list[tuple[Entry, Future[None]]]) -> None:
         space = os.statvfs(self.directory)
-        if space.f_bavail * space.f_frsize < self._reserve_bytes + sum(len(entry.metrics) for entry, _ in batch):
+        if space.f_bavail * space.f_frsize < self._reserve_bytes + sum(entry.size for entry, _ in batch):
             raise _NothingWritten("the disk is nearly full")
-        if self._durable.offset >= self._segment_bytes or (
-            self._durable.offset and time.monotonic() - self._opened_at >= self._segment_seconds
-        ):
+
+    def _rotate(self, asked: bool) -> None:
+        due = self._durable.offset >= self._segment_bytes or self.segment_is_due
+        if due or (asked and self._durable.offset):
             os.close(self._descriptor)
             self._open_segment()
+
+    def _write_batch(self, batch: list[tuple[Entry, Future[None]]]) -> None:
         data = b"".join(self._frame(entry) for entry, _ in batch)
         self._write(data)
         try:
@@ -198,6 +230,7 @@ class Journal:
             self._durable_ns = self._last_ns
         for _, done in batch:
             done.set_result(None)
+        self.appended.set()
 
     def _frame(self, entry: Entry) -> bytes:
         self._last_ns = max(self._last_ns + 1, self._clock_ns())
@@ -212,6 +245,9 @@ class Journal:
                 metrics=entry.metrics,
                 grants=entry.grants,
                 customers_from=entry.customers_from,
+                traces=entry.traces,
+                mapping=entry.mapping,
+                valid_from_ns=entry.valid_from_ns,
             )
         )
 

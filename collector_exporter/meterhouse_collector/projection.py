@@ -4,22 +4,32 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import Error
 
 from meterhouse_collector import segments
 from meterhouse_collector.inbox import Inbox
 from meterhouse_collector.journal import Journal
 from meterhouse_collector.projector import Projector
-from meterhouse_store import schema, warehouse
+from meterhouse_collector.segments import Position
+from meterhouse_store import decided, schema, sql, warehouse
 from meterhouse_store.settings import Settings
 
 HEARTBEAT_S: Final = 0.5
-"""Between two steps when nothing waits: about what a reader of `usage` is behind."""
+"""Between two steps when nothing comes."""
+GATHER_S: Final = 0.2
+"""Between two steps that caught up: what comes meanwhile is one insert, not one for each request."""
 BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
 CONNECT_S: Final = 1.0
+APPLY_S: Final = 5.0
+"""How often decisions are looked for that another process recorded and did not bring into the warehouse."""
+BESIDE_S: Final = 2.0
+"""How often `beside` is called, and once when the collector stops."""
 BEHIND_S: Final = 60.0
 """A projection that is further behind than this is not well."""
 
@@ -39,13 +49,20 @@ def projection_lock(journal_directory: Path, *, wait: bool) -> Iterator[bool]:
 
 
 class Projection:
-    """The projector of a running collector."""
+    """The projector of a running collector; `beside` is given its client now and then, to write what is no usage."""
 
-    def __init__(self, settings: Settings, journal: Journal) -> None:
+    def __init__(
+        self, settings: Settings, journal: Journal, beside: Callable[[Client], None] = lambda _client: None
+    ) -> None:
         self._settings, self._journal = settings, journal
+        self._beside, self._beside_at = beside, 0.0
+        self._client: Client | None = None
         self._projector: Projector | None = None
+        self._apply: Callable[[], object] = lambda: None
+        self._applied_at = 0.0
         self._stop = threading.Event()
         self._through_ns: int | None = None
+        self._position: Position | None = None
         self._problem: str | None = None
         self.failures = 0
         self._started_at = time.time()
@@ -58,7 +75,13 @@ class Projection:
     def stop(self) -> None:
         """Project what is left, for at most five seconds, and stop."""
         self._stop.set()
+        self._journal.appended.set()
         self._thread.join(timeout=5)
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where the journal is in the warehouse; None while that is not known."""
+        return self._position
 
     def lag_s(self) -> float:
         """Seconds since the time up to which everything is in the warehouse."""
@@ -91,19 +114,42 @@ class Projection:
                 failures, more = failures + 1, False
             if last and (failures or not more):
                 return
-            pause_s = 0 if more else BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if failures else HEARTBEAT_S
-            self._stop.wait(pause_s)
+            if failures:
+                self._stop.wait(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1])
+            elif self._projector is not None and self._projector.caught_up:
+                self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        if not self._stop.wait(GATHER_S):
+            self._journal.appended.wait(HEARTBEAT_S - GATHER_S)
+        self._journal.appended.clear()
 
     def _step(self) -> bool:
         if self._projector is None:
             self._projector = self._connect()
         with projection_lock(self._journal.directory, wait=False) as mine:
             if not mine:  # a rebuild is about to exchange the tables
+                self._stop.wait(HEARTBEAT_S)
                 return False
+            if time.monotonic() - self._applied_at > APPLY_S:
+                self._apply()
+                self._applied_at = time.monotonic()
             more = self._projector.step()
+            if self._stop.is_set() or time.monotonic() - self._beside_at > BESIDE_S:
+                self._write_beside()
         if self._projector.done is not None:
             self._through_ns = self._projector.done.through_ns
+            self._position = self._projector.done.position
         return more
+
+    def _write_beside(self) -> None:
+        self._beside_at = time.monotonic()
+        if self._client is None:
+            return
+        try:
+            self._beside(self._client)
+        except Error as problem:  # usage does not wait for it
+            log.warning("what is counted beside usage cannot be written yet: %s", type(problem).__name__)
 
     def _connect(self) -> Projector:
         database = self._settings.warehouse_database
@@ -112,6 +158,10 @@ class Projection:
         client.close()
         client = warehouse.connect(self._settings, timeout_s=CONNECT_S)
         directory = self._journal.directory
+        engine = sql.open_engine(self._settings)
+        # Before anything is projected: what was decided about rows that are still to come waits for them.
+        self._apply = lambda: decided.apply(engine, client)
+        self._client = client
         return Projector(
             self._journal.collector_id,
             Inbox(client),

@@ -5,7 +5,7 @@ exchange), during which the two positions are equal.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,24 +20,32 @@ from meterhouse_collector.journal import Horizon
 from meterhouse_collector.projection import projection_lock
 from meterhouse_collector.projector import Projector
 from meterhouse_collector.segments import START
-from meterhouse_store import mirror, schema
+from meterhouse_store import decided, mirror, schema
 from meterhouse_store.numbers import plain
 
 _TOTALS: Final = """
     SELECT namespace, customer_id, meter, reason, count() AS events, sum(quantity) AS quantity
     FROM (
-        SELECT namespace, customer_id, meter, '' AS reason, quantity FROM {database:Identifier}.usage
+        SELECT namespace, billed_customer_id AS customer_id, meter, '' AS reason, quantity
+        FROM {database:Identifier}.usage
         UNION ALL
         SELECT namespace, customer_id, meter, reason, quantity FROM {database:Identifier}.suspense
+        UNION ALL
+        SELECT namespace, customer_id, meter, reason, quantity FROM {database:Identifier}.set_aside
     )
     GROUP BY namespace, customer_id, meter, reason ORDER BY namespace, customer_id, meter, reason
 """
 _USAGE: Final = """
-    SELECT namespace, customer_id, meter, event_id, toUnixTimestamp64Nano(event_time), toString(quantity), record_id
-    FROM {database:Identifier}.usage ORDER BY namespace, customer_id, meter, event_time, event_id
+    SELECT namespace, customer_id, meter, event_id, toUnixTimestamp64Nano(event_time), toString(quantity), record_id,
+        billed_customer_id, decision_id
+    FROM {database:Identifier}.usage WHERE known_at <= toDateTime64({through:String}, 9, 'UTC')
+    ORDER BY namespace, customer_id, meter, event_time, event_id
 """
-# Those that store rows: neither views nor the inbox have a sorting key.
-_TABLES: Final = "SELECT name FROM system.tables WHERE database = {database:String} AND sorting_key != ''"
+_USAGE_TOTALS: Final = """
+    SELECT namespace, meter, count(), toString(sum(quantity)) FROM {database:Identifier}.usage
+    WHERE known_at <= toDateTime64({through:String}, 9, 'UTC') GROUP BY 1, 2 ORDER BY 1, 2
+"""
+_ALWAYS: Final = "2262-01-01 00:00:00"
 
 
 class CannotRebuild(RuntimeError):
@@ -70,22 +78,53 @@ def rebuild(
     say: Callable[[str], None],
     *,
     force: bool = False,
+    renamed: Mapping[tuple[str, str], str] | None = None,
 ) -> Rebuilt:
     """Rebuild `database` from the journal in `directory`, by way of the database `<database>_rebuild`.
 
     `connect` gives a client of the database of that name. Raises CannotRebuild before anything is changed, and
     clickhouse-connect's errors; in either case the live database is as it was, and it may be run again. A journal that
-    gives lower totals lacks something: without `force` the live tables stay.
+    gives lower totals lacks something: without `force` the live tables stay. `renamed` has the customers, as
+    (namespace, id), that the journal knows by another id now: their totals are compared under that.
     """
     shadow = f"{database}_rebuild"
     with closing(connect("default")) as admin:
         schema.migrate(admin, database)
         with closing(connect(database)) as client:
             collector_id = _check_journal(directory, client)
-            admin.command(f"DROP DATABASE IF EXISTS {shadow} SYNC")
-            schema.migrate(admin, shadow)
+            cluster = schema.cluster_of(admin, database)
+            admin.command(f"DROP DATABASE IF EXISTS {shadow}{schema.on_cluster(cluster)} SYNC")
+            schema.migrate(admin, shadow, cluster=cluster)
             with closing(connect(shadow)) as shadow_client:
-                return _rebuild(directory, collector_id, client, shadow_client, engine, say, force)
+                return _rebuild(directory, collector_id, client, shadow_client, engine, say, force, renamed or {})
+
+
+def fill(directory: Path, client: Client, engine: Engine, say: Callable[[str], None]) -> None:
+    """Project all of a journal that no collector has open into an empty database, and copy what SQL has for it."""
+    collector_id = (directory / "collector_id").read_text(encoding="ascii").strip()
+    goal = Horizon(segments.end(directory), 0)
+    projector = Projector(
+        collector_id,
+        Inbox(client),
+        horizon=lambda: goal,
+        read=lambda position, until, limit: segments.read(directory, position, until, limit),
+    )
+    mirror.push_decisions(engine, client)  # they wait for their rows
+    while projector.step():
+        if projector.done:
+            say(f"projected up to {projector.done.position.segment}:{projector.done.position.offset}")
+    mirror.push_all(engine, client)
+    decided.apply(engine, client)
+
+
+def state(client: Client, database: str, through: str) -> dict[str, Any]:
+    """What the usage that was known at a time (UTC, as text) comes to: its hash, and events and quantity per meter."""
+    rows = client.query(_USAGE_TOTALS, parameters={"database": database, "through": through}).result_rows
+    return {
+        "through": through,
+        "usage_sha256": _usage_sha256(client, database, through),
+        "totals": [[namespace, meter, events, quantity] for namespace, meter, events, quantity in rows],
+    }
 
 
 def _rebuild(
@@ -96,6 +135,7 @@ def _rebuild(
     engine: Engine,
     say: Callable[[str], None],
     force: bool,
+    renamed: Mapping[tuple[str, str], str],
 ) -> Rebuilt:
     database, shadow = str(client.database), str(shadow_client.database)
     live, store = Inbox(client), Inbox(shadow_client)
@@ -110,6 +150,11 @@ def _rebuild(
     def catch_up() -> None:
         nonlocal goal
         found = live.checkpoint(collector_id)
+        if found and (lacking := segments.missing(directory)):
+            raise CannotRebuild(
+                f"{directory} lacks {len(lacking)} segments that the live database was made of, the first is number "
+                f"{lacking[0]}: a rebuild would lose their usage. Fetch their copies with `meterhouse journal fetch`"
+            )
         if found and not segments.holds(directory, found.position):
             raise CannotRebuild(
                 f"the live database was made from a journal up to {found.position.segment}:{found.position.offset}, "
@@ -122,18 +167,23 @@ def _rebuild(
             if projector.done:
                 say(f"replayed up to {projector.done.position.segment}:{projector.done.position.offset}")
 
+    mirror.push_decisions(engine, shadow_client)  # they wait for their rows
     catch_up()
     say("copying ratings, ledger, invoices and payments from SQL")
     mirror.push_all(engine, shadow_client)
     with projection_lock(directory, wait=True):
         catch_up()
-        result = _compare(client, database, shadow)
+        decided.apply(engine, client)
+        decided.apply(engine, shadow_client)
+        result = _compare(client, database, shadow, renamed)
         if result.lower and not force:
             return replace(result, exchanged=False)
-        _exchange(client, database, shadow)
+        # Both have the same position, so that a reader in between, or a crash, sees nothing else.
+        schema.exchange(client, database, shadow)
     mirror.push_all(engine, client)  # what was rated or billed since the first copy
     if result.kept_as is None:
-        client.command(f"DROP DATABASE {shadow} SYNC")
+        on_cluster = schema.on_cluster(schema.cluster_of(client, database))
+        client.command(f"DROP DATABASE {shadow}{on_cluster} SYNC")
     return result
 
 
@@ -151,15 +201,18 @@ def _check_journal(directory: Path, client: Client) -> str:
     return own
 
 
-def _compare(client: Client, live: str, shadow: str) -> Rebuilt:
+def _compare(client: Client, live: str, shadow: str, renamed: Mapping[tuple[str, str], str]) -> Rebuilt:
     before, after = _totals(client, live), _totals(client, shadow)
+    for namespace, customer_id, *rest in [key for key in before if key[:2] in renamed]:
+        total = before.pop((namespace, customer_id, *rest))
+        before[namespace, renamed[namespace, customer_id], *rest] = total
     differences = tuple(
         f"{' '.join(part or '-' for part in key)}: live {_words(before.get(key))}, rebuilt {_words(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     )
     hashes = _usage_sha256(client, live), _usage_sha256(client, shadow)
-    if hashes[0] != hashes[1] and not differences:
+    if hashes[0] != hashes[1] and not differences and not renamed:
         differences = ("the totals are equal, the rows behind them are not",)
     return Rebuilt(
         live_sha256=hashes[0],
@@ -186,22 +239,11 @@ def _words(total: tuple[int, Any] | None) -> str:
     return f"{total[0]} events, {plain(total[1])}" if total else "nothing"
 
 
-def _usage_sha256(client: Client, database: str) -> str:
+def _usage_sha256(client: Client, database: str, through: str = _ALWAYS) -> str:
     """The hash of the usage rows in the order of their key, one line each: equal rows, equal hash."""
     digest = hashlib.sha256()
-    with client.query_row_block_stream(_USAGE, parameters={"database": database}) as stream:
+    with client.query_row_block_stream(_USAGE, parameters={"database": database, "through": through}) as stream:
         for block in stream:
             for row in block:
                 digest.update("\t".join(map(str, row)).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _exchange(client: Client, live: str, shadow: str) -> None:
-    """Table by table: both have the same position, so that a reader in between, or a crash, sees nothing else."""
-    names = [row[0] for row in client.query(_TABLES, parameters={"database": shadow}).result_rows]
-    for name in sorted(names):
-        client.command(f"EXCHANGE TABLES {live}.{name} AND {shadow}.{name}")
-    # The exploding view follows this version's schema. No record is lost in between: the projector waits.
-    client.command(f"DROP VIEW IF EXISTS {live}.explode SYNC")
-    client.command(f"DROP TABLE IF EXISTS {live}.inbox SYNC")
-    schema.migrate(client, live)

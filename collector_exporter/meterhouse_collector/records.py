@@ -18,8 +18,11 @@ _RECEIVED: Final = b"\x21"
 _RECORD_ID: Final = b"\x2a"
 _SEGMENT: Final = b"\x32"
 _METRICS: Final = b"\x3a"
+_TRACES: Final = b"\x42"
 _GRANT: Final = b"\x4a"
 _CUSTOMERS_FROM: Final = b"\x52"
+_MAPPING: Final = b"\x5a"
+_VALID_FROM: Final = b"\x61"
 _GRANT_CUSTOMER: Final = b"\x0a"
 _GRANT_AGENT: Final = b"\x12"
 _GRANT_EXPIRES: Final = b"\x19"
@@ -47,7 +50,13 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One accepted request with what the door knew; `metrics` is exactly what was received, times in ns since 1970."""
+    """One accepted request with what the door knew; times in ns since 1970.
+
+    `metrics` is exactly what was received, `traces` what spans_allowed leaves of it; one of them is empty. Where the
+    request holds anything but Meterhouse's own events, `valid_from_ns` is the time from which its credential is valid
+    and `mapping` the rules of the mapping file that speak of its metrics (JSON, '' for none); of every other request
+    they are 0 and ''.
+    """
 
     credential_id: str
     namespace: str
@@ -58,6 +67,9 @@ class Record:
     metrics: bytes
     grants: tuple[Granted, ...] = ()
     customers_from: str = ""
+    traces: bytes = b""
+    mapping: str = ""
+    valid_from_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +92,16 @@ def encode(record: Record) -> bytes:
         struct.pack("<Q", record.received_at_ns),
         _text(_RECORD_ID, record.record_id),
         _text(_SEGMENT, record.segment),
-        _METRICS,
-        _varint(len(record.metrics)),
-        record.metrics,
+        *((_METRICS, _varint(len(record.metrics)), record.metrics) if not record.traces else ()),
+        *((_TRACES, _varint(len(record.traces)), record.traces) if record.traces else ()),
         *(_field(_GRANT, _encode_granted(granted)) for granted in record.grants),
     ]
     if record.customers_from:
         parts.append(_text(_CUSTOMERS_FROM, record.customers_from))
+    if record.mapping:
+        parts.append(_text(_MAPPING, record.mapping))
+    if record.valid_from_ns:
+        parts += _VALID_FROM, struct.pack("<Q", record.valid_from_ns)
     body = b"".join(parts)
     checksum = _CRC + struct.pack("<I", zlib.crc32(body))
     return _varint(len(body) + _TRAILER_BYTES) + body + checksum
@@ -105,12 +120,20 @@ def decode(body: bytes) -> Record:
             received_at_ns=struct.unpack("<Q", fields[_RECEIVED][0])[0],
             record_id=fields[_RECORD_ID][0].decode(),
             segment=fields[_SEGMENT][0].decode(),
-            metrics=fields[_METRICS][0],
+            metrics=fields[_METRICS][0] if _TRACES not in fields else b"",
             grants=tuple(_decode_granted(granted) for granted in fields.get(_GRANT, [])),
             customers_from=fields.get(_CUSTOMERS_FROM, [b""])[0].decode(),
+            traces=fields.get(_TRACES, [b""])[0],
+            mapping=fields.get(_MAPPING, [b""])[0].decode(),
+            valid_from_ns=struct.unpack("<Q", fields.get(_VALID_FROM, [bytes(8)])[0])[0],
         )
     except (KeyError, UnicodeDecodeError) as problem:
         raise Damaged(f"the record lacks a field or its text is not UTF-8: {problem!r}") from None
+
+
+def resigned(body: bytes) -> bytes:
+    """The body of a record whose fields were overwritten, with the checksum that it has now."""
+    return body[:-4] + struct.pack("<I", zlib.crc32(body[:-_TRAILER_BYTES]))
 
 
 def frames(buffer: bytes, segment: str) -> Iterator[Frame]:

@@ -23,6 +23,8 @@ TOO_LARGE: Final = Kind("too_large", 413, 3, "The request is too large")
 UNSUPPORTED: Final = Kind("unsupported_media_type", 415, 3, "The request's encoding is not supported")
 NOT_FOUND: Final = Kind("not_found", 404, 12, "There is nothing here")
 METHOD: Final = Kind("method_not_allowed", 405, 12, "The method does not fit the address")
+TIMEOUT: Final = Kind("timeout", 408, 14, "The request took too long", retry=True)
+SERIES: Final = Kind("too_many_series", 429, 8, "The key reports more series than it may", retry=True)
 OVERLOADED: Final = Kind("overloaded", 503, 14, "The collector cannot take the request now", retry=True)
 
 

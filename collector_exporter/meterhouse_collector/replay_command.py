@@ -56,7 +56,7 @@ def replay(
         print(_unreadable(file, problem), file=sys.stderr)
         raise typer.Exit(2) from None
     if not dry_run:
-        endpoint, key = _collector_address(data)
+        endpoint, key = collector_address(data)
         try:
             _send(endpoint, key, trace, plan)
         except work.SendFailed as problem:
@@ -113,7 +113,7 @@ def _period(start: str, end: str) -> tuple[datetime, datetime]:
     return first, last
 
 
-def _collector_address(data: Path | None) -> tuple[str, str]:
+def collector_address(data: Path | None) -> tuple[str, str]:
     from meterhouse_store import endpoints, settings
 
     endpoint, key = os.environ.get("METERHOUSE_ENDPOINT"), os.environ.get("METERHOUSE_API_KEY")

@@ -1,17 +1,24 @@
 """The segment files of a journal directory: what is in them, and making the last one trustworthy at a start.
 
-Reading needs no lock: a rebuild reads beside the collector that writes.
+A segment `NAME.seg` is a file of that name, or `NAME.seg.zst` once it was compressed (sealing.py). Its name and its
+offsets are the same in both: they are those of the content. Where both files are there, either is good.
+
+Reading needs no lock: a rebuild reads beside the collector that writes and compresses.
 """
 
 import logging
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from meterhouse_collector.records import decode, frames
+from meterhouse_collector.seekable import SeekableFile
 
+COMPRESSED: Final = ".zst"
 _CLOCK: Final = struct.Struct("<QI")
 
 log = logging.getLogger(__name__)
@@ -35,21 +42,75 @@ class Position(NamedTuple):
 START: Final = Position("", 0)
 
 
+class Content(Protocol):
+    """The content of a segment, whichever file it is in."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from an offset on; fewer at the end."""
+        ...
+
+
+class InMemory:
+    """A content that was not read from a file."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.size = data, len(data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+
 def names(directory: Path) -> list[str]:
     """The names of the segments of a journal directory, in the order they were written."""
-    return sorted(file.name for file in directory.glob("*.seg"))
+    found = {name.removesuffix(COMPRESSED) for name in os.listdir(directory)}
+    return sorted(name for name in found if name.endswith(".seg"))
+
+
+@contextmanager
+def opened(directory: Path, name: str) -> Iterator[Content]:
+    """The content of a segment; it stays readable when the files are replaced meanwhile. Raises Gone, NotSeekable."""
+    descriptor, is_compressed = _open(directory, name)
+    try:
+        yield SeekableFile(descriptor, str(directory / name)) if is_compressed else _PlainFile(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def content(directory: Path, name: str) -> bytes:
+    """All bytes of a segment, about 32 MB. Raises Gone, NotSeekable."""
+    with opened(directory, name) as segment:
+        return segment.read(0, segment.size)
+
+
+def missing(directory: Path) -> list[int]:
+    """The numbers of the segments that a journal had and has no more: they are given out in order, from 1."""
+    found = {_number(name) for name in names(directory)}
+    return sorted(set(range(1, max(found, default=0))) - found)
 
 
 def end(directory: Path) -> Position:
     """Where the journal of a directory ends."""
     found = names(directory)
-    return Position(found[-1], (directory / found[-1]).stat().st_size) if found else START
+    if not found:
+        return START
+    with opened(directory, found[-1]) as segment:
+        return Position(found[-1], segment.size)
 
 
 def holds(directory: Path, position: Position) -> bool:
     """Whether the journal of a directory has a position."""
-    file = directory / position.segment
-    return position == START or (file.exists() and file.stat().st_size >= position.offset)
+    if position == START:
+        return True
+    try:
+        with opened(directory, position.segment) as segment:
+            return segment.size >= position.offset
+    except Gone:
+        return False
 
 
 def read(directory: Path, position: Position, until: Position, limit_bytes: int) -> tuple[bytes, Position]:
@@ -60,27 +121,23 @@ def read(directory: Path, position: Position, until: Position, limit_bytes: int)
     of it comes as it is, so that it can be held up as unreadable. That, and a frame larger than the limit, is more
     than the limit.
     """
-    found = names(directory)
     if not position.segment:
+        found = names(directory)
         return b"", Position(found[0], 0) if found else position
-    if position.segment not in found:
-        raise Gone(f"there is no segment {position.segment} in {directory}")
-    with open(directory / position.segment, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        last = until.offset if position.segment == until.segment else size
-        if position.offset > min(last, size):
-            raise Gone(f"{directory / position.segment} ends at {min(last, size)}, before {position.offset}")
-        file.seek(position.offset)
-        data = file.read(min(limit_bytes, last - position.offset))
+    with opened(directory, position.segment) as segment:
+        last = until.offset if position.segment == until.segment else segment.size
+        if position.offset > min(last, segment.size):
+            raise Gone(f"{directory / position.segment} ends at {min(last, segment.size)}, before {position.offset}")
+        data = segment.read(position.offset, min(limit_bytes, last - position.offset))
         length = _intact(data, position.segment)
         if data and not length:
-            data += file.read(last - position.offset - len(data))
+            data += segment.read(position.offset + len(data), last - position.offset - len(data))
             length = next((frame.end for frame in frames(data, position.segment) if frame.intact), len(data))
     if length:
         return data[:length], Position(position.segment, position.offset + length)
-    following = [name for name in found if name > position.segment]
+    following = next((name for name in names(directory) if name > position.segment), None)
     if following and position.segment < until.segment:
-        return b"", Position(following[0], 0)
+        return b"", Position(following, 0)
     return b"", position
 
 
@@ -102,9 +159,9 @@ def recover(directory: Path, prefix: str) -> tuple[int, int]:
         )
     latest_ns = read_clock(directory)
     for name in reversed(found):
-        data = (directory / name).read_bytes()
+        data = content(directory, name)
         whole = list(frames(data, name))
-        if name == found[-1]:
+        if name == found[-1] and (directory / name).exists():  # what is compressed was whole and synced before
             _replace(directory / name, data, whole[-1].end if whole else 0)
         for frame in whole:
             if not frame.intact:
@@ -167,6 +224,28 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class _PlainFile:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self.size = descriptor, os.fstat(descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        parts = []
+        while length > 0 and (part := os.pread(self._descriptor, length, offset)):
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+
+def _open(directory: Path, name: str) -> tuple[int, bool]:
+    # In this order: when the one is removed, the other is there already.
+    for suffix in ("", COMPRESSED):
+        try:
+            return os.open(directory / (name + suffix), os.O_RDONLY), bool(suffix)
+        except FileNotFoundError:
+            continue
+    raise Gone(f"there is no segment {name} in {directory}")
 
 
 def _replace(file: Path, data: bytes, length: int) -> None:

@@ -3,31 +3,49 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from meterhouse_collector import logs
 from meterhouse_collector.allowance import Allowances
 from meterhouse_collector.credentials import Credentials
+from meterhouse_collector.door_settings import DoorSettings
+from meterhouse_collector.foreign.mapping import MappingError
+from meterhouse_collector.foreign.mapping_file import MappingFile
 from meterhouse_collector.grpc_door import grpc_server
 from meterhouse_collector.http_door import Health, HttpDoor
-from meterhouse_collector.http_protocol import PlainHttpProtocol
-from meterhouse_collector.intake import Intake
+from meterhouse_collector.http_protocol import IDLE_S, Connections, PlainHttpProtocol
+from meterhouse_collector.intake import Intake, Outcome, Report
 from meterhouse_collector.journal import Journal, JournalInUse
-from meterhouse_collector.projection import Projection
+from meterhouse_collector.projection import CONNECT_S, Projection
+from meterhouse_collector.refusal_counts import RefusalCounts
 from meterhouse_collector.segments import ForeignSegments
-from meterhouse_store import registry
+from meterhouse_collector.series import SeriesLimit
+from meterhouse_collector.telemetry import Figures, Metric, Push, counter, gauge, prometheus
+from meterhouse_collector.tls import ServerTls
+from meterhouse_collector.upkeep import Upkeep
+from meterhouse_collector.warehouse_counts import WarehouseCounts
+from meterhouse_store import key_uses, registry, warehouse
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
 
 GRACE_S: Final = 5
 """How long requests under way may take to end when the collector stops."""
+OTHER_FILES: Final = 200
+"""Open files that are no connections: segments, the SQL database, libraries."""
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +57,13 @@ def journal_directory(data: Path) -> Path:
 
 def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code. Port 0 takes a free one; the ports are printed."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("urllib3", "clickhouse_connect"):  # the projector says the same in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        doors = DoorSettings()
+        tls = _tls(doors)
+    except (ValidationError, OSError) as problem:
+        print(f"the collector cannot start, its settings cannot be used: {problem}", file=sys.stderr)
+        return 2
+    logs.configure(doors.log)
     # uvicorn raises the signal again when its server has stopped; the default action would skip what follows it here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)
@@ -51,8 +73,15 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
         print(f"the collector cannot start on {host}:{http_port}: {problem}", file=sys.stderr)
         return 1
     directory = journal_directory(settings.data)
+    mapping = MappingFile(settings.mapping_file)
     try:
-        journal = Journal(directory, on_fatal=_end_process)
+        mapping.load()
+    except (MappingError, OSError) as problem:
+        print(f"the collector cannot start, the mapping file cannot be used:\n{problem}", file=sys.stderr)
+        return 1
+    figures, refusals = Figures(), RefusalCounts()
+    try:
+        journal = Journal(directory, on_fatal=_end_process, sync=figures.timed(os.fdatasync))
         engine = open_engine(settings)
     except (OSError, SQLAlchemyError) as problem:
         print(f"the collector cannot start, it must be able to write to {settings.data}: {problem}", file=sys.stderr)
@@ -60,43 +89,111 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     except (JournalInUse, ForeignSegments) as problem:
         print(f"the collector cannot start: {problem}", file=sys.stderr)
         return 1
-    projection = Projection(settings, journal)
+    projection = Projection(settings, journal, beside=refusals.write)
     projection.start()
-    credentials = Credentials(lambda: registry.credentials(engine))
-    intake = Intake(credentials, journal)
-    door = HttpDoor(intake, Allowances(engine), lambda: _health(intake, credentials, journal, projection))
+    days = settings.journal_retention_days
+    upkeep = Upkeep(
+        journal,
+        lambda: projection.position,
+        archive_url=settings.journal_archive,
+        keep=None if days is None else timedelta(days=days),
+    )
+    upkeep.start()
+    credentials = Credentials(lambda: registry.credentials(engine), partial(key_uses.note, engine))
+    intake = Intake(
+        credentials,
+        journal,
+        mapping=mapping.current,
+        series=SeriesLimit(doors.series_per_hour),
+        report=_reporter(figures, refusals),
+    )
+    slots = Connections(_within_descriptors(doors.connections), doors.connections_per_address)
+
+    rows = WarehouseCounts(partial(warehouse.connect, settings, timeout_s=CONNECT_S))
+
+    def metrics() -> list[Metric]:
+        return [*figures.metrics(), *_state(journal, projection, slots), *rows.metrics()]
+
+    door = HttpDoor(intake, Allowances(engine), lambda: _health(credentials, journal, projection, metrics))
+    push = Push(doors, metrics, journal.collector_id)
+    push.start()
     config = uvicorn.Config(
         door,
-        http=PlainHttpProtocol,
+        http=PlainHttpProtocol.limited(slots),
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing asks for the client but the connection limits, which see the true one
+        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=GRACE_S,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
     )
     try:
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve_doors(uvicorn.Server(config), listener, intake, credentials, f"{host}:{grpc_port}"))
+            make_grpc = partial(
+                grpc_server,
+                intake,
+                f"{host}:{grpc_port}",
+                None if tls is None else tls.grpc_credentials(),
+                connections=slots.limit,
+                calls_per_address=doors.connections_per_address,
+            )
+            runner.run(_serve_doors(uvicorn.Server(config), listener, make_grpc, credentials, tls))
     finally:
+        push.stop()
+        upkeep.stop()
         journal.close()  # what waits is on disk then, and the projector has a last look at it
         projection.stop()
+        credentials.note_uses()
         engine.dispose()
     return 0
 
 
 async def _serve_doors(
-    http: uvicorn.Server, listener: socket.socket, intake: Intake, credentials: Credentials, grpc_address: str
+    http: uvicorn.Server,
+    listener: socket.socket,
+    make_grpc: Callable[[], tuple[Any, int]],
+    credentials: Credentials,
+    tls: ServerTls | None,
 ) -> None:
-    server, grpc_port = grpc_server(intake, grpc_address)
-    refreshing = asyncio.create_task(credentials.refresh_forever())
+    server, grpc_port = make_grpc()
+    beside = [asyncio.create_task(credentials.refresh_forever())]
+    if tls is not None:
+        beside.append(asyncio.create_task(tls.follow_files()))
     await server.start()
     host, http_port = listener.getsockname()[:2]
-    print(f"collector: OTLP/HTTP on http://{host}:{http_port}, OTLP/gRPC on {host}:{grpc_port}", flush=True)
+    scheme = "http" if tls is None else "https"
+    print(f"collector: OTLP/HTTP on {scheme}://{host}:{http_port}, OTLP/gRPC on {host}:{grpc_port}", flush=True)
     try:
         await http.serve(sockets=[listener])
     finally:
         await server.stop(GRACE_S)
-        refreshing.cancel()
+        for task in beside:
+            task.cancel()
+
+
+def _tls(doors: DoorSettings) -> ServerTls | None:
+    if doors.tls_cert is None or doors.tls_key is None:
+        return None
+    return ServerTls(doors.tls_cert, doors.tls_key, doors.tls_client_ca)
+
+
+def _reporter(figures: Figures, refusals: RefusalCounts) -> Report:
+    def report(outcome: Outcome, code: str, retry: bool, seconds: float) -> None:
+        figures.count(code, retry, outcome.items, seconds)
+        if code:
+            who = outcome.credential
+            refusals.add(who.namespace if who else "", who.credential_id if who else "", code, outcome.bytes)
+
+    return report
+
+
+def _within_descriptors(connections: int) -> int:
+    """So many connections, or as many as the process may have files open for both doors."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return max(1, min(connections, (most - OTHER_FILES) // 2))
 
 
 def _end_process(problem: Exception) -> None:
@@ -109,20 +206,33 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _health(intake: Intake, credentials: Credentials, journal: Journal, projection: Projection) -> Health:
-    counts = intake.counts
-    figures = {
-        ("requests_accepted_total", "counter", "requests acknowledged, on disk"): counts.accepted,
-        ("requests_refused_total", "counter", "requests refused for good (key, size, encoding)"): counts.refused,
-        ("requests_failed_total", "counter", "requests to be sent again (overload, disk)"): counts.failed,
-        ("journal_waiting_bytes", "gauge", "requests that wait for the disk"): journal.waiting_bytes,
-        ("projection_lag_seconds", "gauge", "age of what is not in the warehouse yet"): projection.lag_s(),
-        ("projection_failures_total", "counter", "failed attempts to bring the journal into the warehouse"): (
-            projection.failures
+def _state(journal: Journal, projection: Projection, slots: Connections) -> list[Metric]:
+    """What is asked when somebody looks."""
+    space = os.statvfs(journal.directory)
+    return [
+        gauge("http_connections", "open connections to the HTTP door", slots.open.total()),
+        counter("http_connections_refused_total", "connections beyond a limit", slots.refused),
+        gauge("journal_waiting_bytes", "requests that wait for the disk", journal.waiting_bytes),
+        gauge("journal_bytes", "files of the journal", _bytes_in(journal.directory)),
+        gauge("disk_free_bytes", "space left where the journal is", space.f_bavail * space.f_frsize),
+        gauge("projection_lag_seconds", "age of what is not in the warehouse yet", projection.lag_s()),
+        counter(
+            "projection_failures_total",
+            "failed attempts to bring the journal into the warehouse",
+            projection.failures,
         ),
-    }
-    lines = []
-    for (name, kind, meaning), value in figures.items():
-        lines += [f"# HELP meterhouse_collector_{name} {meaning}", f"# TYPE meterhouse_collector_{name} {kind}"]
-        lines.append(f"meterhouse_collector_{name} {value}")
-    return Health(credentials.loaded and not journal.failed, projection.trouble(), "\n".join(lines) + "\n")
+    ]
+
+
+def _bytes_in(directory: Path) -> int:
+    total = 0
+    for entry in os.scandir(directory):
+        with suppress(FileNotFoundError):  # a segment that was sealed meanwhile
+            total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def _health(
+    credentials: Credentials, journal: Journal, projection: Projection, metrics: Callable[[], list[Metric]]
+) -> Health:
+    return Health(credentials.loaded and not journal.failed, projection.trouble(), lambda: prometheus(metrics()))

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from meterhouse_store import settings
+from meterhouse_store.access_log import AccessLog
 from meterhouse_store.embedded_http import Front
 from meterhouse_store.engine import Engine, EngineError
 
@@ -46,7 +47,8 @@ def serve(data: Path, host: str, port: int, users: dict[str, str]) -> None:
         engine = Engine(store, database)
     except EngineError as problem:
         raise SystemExit(f"{store} cannot be opened: {problem}") from None
-    front = Front(engine, users)
+    accesses = AccessLog(data / "logs")
+    front = Front(engine, users, accesses.write)
     server = _Server(
         uvicorn.Config(
             front,
@@ -69,6 +71,7 @@ def serve(data: Path, host: str, port: int, users: dict[str, str]) -> None:
     finally:
         front.close()
         engine.close()
+        accesses.close()
 
 
 def _in_use(store: Path) -> bool:

@@ -2,13 +2,16 @@
 
 What the real interface does and clients rely on: authentication, queries in the URL and the body, settings and
 `param_*` in the URL, sessions, compressed requests, streamed results, error codes in X-ClickHouse-Exception-Code.
-Refused with a clear code: external data (multipart), `role`, and ClickHouse's own block compression (`compress=1`).
-Answers are not compressed: the client is on the same host.
+Refused with a clear code: external data, `role`, and ClickHouse's own block compression (`compress=1`), which neither
+Grafana's datasource nor the JavaScript and Python clients use over HTTP: they ask with Accept-Encoding, and take an
+answer that is not compressed, as all are here: the client is on the same host. A client that hangs up has its
+statement killed.
 """
 
 import asyncio
 import hmac
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
@@ -17,9 +20,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from meterhouse_store import access_log, statements
 from meterhouse_store import embedded_requests as requests
 from meterhouse_store import engine as chdb_engine
-from meterhouse_store import statements
+from meterhouse_store.access_log import Entry
 from meterhouse_store.embedded_requests import (
     AUTHENTICATION_FAILED,
     NOT_IMPLEMENTED,
@@ -34,6 +38,9 @@ from meterhouse_store.embedded_requests import (
 from meterhouse_store.engine import Call, Engine, EngineError, Summary
 from meterhouse_store.statements import Refused, User
 
+log = logging.getLogger(__name__)
+
+QUERY_WAS_CANCELLED = 394
 MAX_CONCURRENT: Mapping[User, int] = {"admin": 16, "reader": 4}
 MAX_WAITING = 200
 SEND_S = 60  # for a client to take a block of its answer
@@ -106,13 +113,15 @@ class _Lane:
 
 
 class Front:
-    """The application; `users` maps `admin` and `reader` to their passwords."""
+    """The application; `users` maps `admin` and `reader` to their passwords, `log_access` is told of each request."""
 
-    def __init__(self, engine: Engine, users: Mapping[str, str]) -> None:
+    def __init__(
+        self, engine: Engine, users: Mapping[str, str], log_access: Callable[[Entry], None] = lambda _entry: None
+    ) -> None:
         unknown = set(users) - {"admin", "reader"}
         if unknown or not users or not all(users.values()):
             raise ValueError("the users of the embedded warehouse are admin and reader, each with a password")
-        self._engine = engine
+        self._engine, self._log = engine, log_access
         self._users = dict(users)
         self._lanes: dict[User, _Lane] = {"admin": _Lane("admin"), "reader": _Lane("reader")}
         self._sessions: dict[tuple[str, str], _Session] = {}
@@ -140,23 +149,34 @@ class Front:
             await _reply(send, 404, {"content-type": "text/plain"}, body)
 
     async def _query(self, scope: Scope, receive: Receive, send: Send) -> None:
+        entry = access_log.Entry(address=_address(scope))
+        try:
+            await self._answered(scope, receive, send, entry)
+        finally:
+            self._log(entry)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send, entry: Entry) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         answer: Headers = {"x-clickhouse-server-display-name": "meterhouse", "x-clickhouse-timezone": "UTC"}
         try:
             url = requests.url_fields(scope["query_string"])
-            answer["x-clickhouse-query-id"] = requests.query_id(url)
+            answer["x-clickhouse-query-id"] = entry.query_id = requests.query_id(url)
+            entry.client = headers.get("user-agent", "")
+            entry.user = requests.credentials(headers, url)[0]
             user = self._authenticate(headers, url)
             requests.refuse_unsupported(headers, url)
             body = await requests.read_body(receive, headers, requests.body_limit(user))
+            entry.received_bytes = len(body)
             async with self._lanes[user].slot():
                 # In a thread: a large body takes long to decompress and to read.
                 call = await self._lanes[user].run(self._call, user, url, headers, body, scope["method"] == "GET")
                 del body
-                await self._answer(send, call, url, answer)
+                entry.statement, entry.kind = call.statement.sql, call.statement.kind
+                await self._answer(receive, send, call, url, answer, entry)
         except _ClientGone:
-            return
+            entry.code = QUERY_WAS_CANCELLED
         except (Failure, Refused, EngineError) as problem:
-            message = str(problem)
+            message, entry.code = str(problem), problem.code
             if isinstance(problem, Refused):
                 message = f"Code: {problem.code}. DB::Exception: {message}"
             answer |= {"content-type": "text/plain; charset=UTF-8", "x-clickhouse-exception-code": str(problem.code)}
@@ -178,6 +198,8 @@ class Front:
 
     def _call(self, user: User, url: Mapping[str, str], headers: Headers, body: bytes, read_only: bool) -> Call:
         body = requests.decompressed(body, headers.get("content-encoding", ""), requests.body_limit(user))
+        if requests.is_form(headers):
+            url, body = {**url, **requests.form_fields(body, headers)}, b""
         query = url.get("query", "").encode()
         text = query if query else body
         if query and body:
@@ -212,9 +234,12 @@ class Front:
             parameters=requests.parameters(url),
             default_format=requests.default_format(url, headers),
             read_only=read_only,
+            tag=secrets.token_hex(16),
         )
 
-    async def _answer(self, send: Send, call: Call, url: Mapping[str, str], answer: Headers) -> None:
+    async def _answer(
+        self, receive: Receive, send: Send, call: Call, url: Mapping[str, str], answer: Headers, entry: Entry
+    ) -> None:
         output = call.statement.output_format or call.default_format
         if call.statement.kind not in ("INSERT", "CREATE", "ALTER", "DROP", "SET", "USE", "SYSTEM"):
             answer |= {"x-clickhouse-format": output, "content-type": _CONTENT_TYPES.get(output, "text/plain")}
@@ -223,18 +248,38 @@ class Front:
             and output in chdb_engine.STREAMED
             and url.get("wait_end_of_query", "0") != "1"
         )
-        async with self._handle(call, url) as handle:
+        async with self._handle(call, url) as handle, self._killed_with_its_client(receive, call):
             if streamed:
-                end = await self._stream(send, call, handle, answer)
+                end = await self._stream(send, call, handle, answer, entry)
             else:
                 body, summary = await self._lanes[call.user].run(self._engine.run, handle, call)
+                entry.count(summary, len(body))
         # Only now, or a client's next request would find its session busy.
         if streamed:
             await send({"type": "http.response.body", "body": end})
         else:
             await _reply(send, 200, answer | {"x-clickhouse-summary": _summary(summary)}, body)
 
-    async def _stream(self, send: Send, call: Call, handle: Any, answer: Headers) -> bytes:
+    @asynccontextmanager
+    async def _killed_with_its_client(self, receive: Receive, call: Call) -> AsyncIterator[None]:
+        """Stop the statement when its client hangs up: nobody would read the answer."""
+
+        async def watch() -> None:
+            if (await receive())["type"] != "http.disconnect":
+                return
+            try:
+                await asyncio.to_thread(self._engine.kill, call.tag)
+            except EngineError as problem:
+                log.warning("a statement whose client is gone runs on: %s", problem)
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+    async def _stream(self, send: Send, call: Call, handle: Any, answer: Headers, entry: Entry) -> bytes:
         """Send the result block by block; returns what the body ends with."""
         blocks, lane = self._engine.stream(handle, call), self._lanes[call.user]
         tag = secrets.token_hex(8)
@@ -244,10 +289,14 @@ class Front:
             started = {**answer, "x-clickhouse-exception-tag": tag, "x-clickhouse-summary": _summary(Summary())}
             await _start(send, 200, started)
             while block is not None:
-                await _send_in_time(send, {"type": "http.response.body", "body": block, "more_body": True})
+                data, rows = block
+                entry.result_bytes += len(data)
+                entry.result_rows += rows
+                await _send_in_time(send, {"type": "http.response.body", "body": data, "more_body": True})
                 try:
                     block = await lane.run(_next, blocks)
                 except EngineError as problem:
+                    entry.code = problem.code
                     return _exception_block(str(problem), tag)
             return b""
         finally:
@@ -300,6 +349,10 @@ async def _send_in_time(send: Send, message: MutableMapping[str, Any]) -> None:
         raise _ClientGone from None
 
 
+def _address(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope.get("client") else ""
+
+
 def _seconds(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 60
 
@@ -309,7 +362,7 @@ def _summary(summary: Summary) -> str:
     return json.dumps(values | {"total_rows_to_read": "0", "result_bytes": "0", "elapsed_ns": "0"})
 
 
-def _next(blocks: Iterator[bytes]) -> bytes | None:
+def _next(blocks: Iterator[tuple[bytes, int]]) -> tuple[bytes, int] | None:
     return next(blocks, None)
 
 

@@ -5,6 +5,8 @@
 
 import base64
 import binascii
+import email.parser
+import email.policy
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -138,10 +140,38 @@ def credentials(headers: Headers, url: Mapping[str, str]) -> tuple[str, str]:
     return url.get("user", "default"), url.get("password", "")
 
 
+def is_form(headers: Headers) -> bool:
+    """Whether the body is a form of fields, as clients send a statement with long parameters."""
+    return headers.get("content-type", "").lower().startswith("multipart/form-data")
+
+
+def form_fields(body: bytes, headers: Headers) -> dict[str, str]:
+    """The fields of a multipart form; a file among them would be external data, which is not served."""
+    head = f"Content-Type: {headers['content-type']}\r\n\r\n".encode("latin-1", "replace")
+    message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
+    if not message.is_multipart():
+        raise Failure(BAD_ARGUMENTS, "the form cannot be read: it has no parts, or another boundary than it says")
+    fields: dict[str, str] = {}
+    for part in message.iter_parts():
+        name = part.get_param("name", header="content-disposition")
+        if not isinstance(name, str) or part.get_filename() is not None:
+            raise Failure(NOT_IMPLEMENTED, "external data is not served by the embedded engine")
+        if len(fields) >= MAX_URL_FIELDS:
+            raise Failure(BAD_ARGUMENTS, f"a form has at most {MAX_URL_FIELDS} fields")
+        try:
+            fields[name] = bytes(part.get_payload(decode=True) or b"").decode()
+        except UnicodeDecodeError:
+            raise Failure(BAD_ARGUMENTS, f"the form's field {name[:64]!r} is not UTF-8") from None
+    if outside := [name for name in fields if name != "query" and not name.startswith("param_")]:
+        # Who asks, and with which settings, is in the URL and the head alone.
+        raise Failure(NOT_IMPLEMENTED, f"the form's field {outside[0][:64]!r} is not served: put it into the URL")
+    return fields
+
+
 def refuse_unsupported(headers: Headers, url: Mapping[str, str]) -> None:
     """Raise Failure for what the embedded engine does not serve."""
-    if headers.get("content-type", "").startswith("multipart/"):
-        raise Failure(NOT_IMPLEMENTED, "external data and form-encoded queries are not served by the embedded engine")
+    if headers.get("content-type", "").startswith("multipart/") and not is_form(headers):
+        raise Failure(NOT_IMPLEMENTED, "of multipart bodies only multipart/form-data is served")
     for name in ("compress", "decompress"):
         if url.get(name, "0") not in ("0", "false", ""):
             raise Failure(NOT_IMPLEMENTED, f"{name}=1 (block compression) is not served: use Content-Encoding")

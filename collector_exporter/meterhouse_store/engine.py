@@ -35,9 +35,12 @@ READER_SETTINGS = frozenset(
     | {"output_format_json_quote_denormals", "output_format_json_named_tuples_as_objects", "session_timezone"}
     | {"output_format_arrow_string_as_string", "output_format_parquet_string_as_string", "log_comment"}
     | {"date_time_output_format", "http_write_exception_in_output_format", "join_use_nulls", "extremes"}
+    # Rows of the answer, at most and from which on: Grafana's datasource sends its row limit with every query.
+    | {"limit", "offset"}
 )
 # Formats whose blocks, one after the other, are one well-formed stream.
 STREAMED = frozenset({"Native", "TabSeparated", "TSV", "CSV", "RowBinary", "JSONEachRow"})
+_TAG = "log_comment"  # a setting that does nothing but stand beside the statement in system.processes
 READONLY = 164
 UNKNOWN_SETTING = 115
 UNKNOWN_EXCEPTION = 1002
@@ -113,6 +116,8 @@ class Call:
     parameters: Mapping[str, str]
     default_format: str
     read_only: bool
+    tag: str = ""
+    """What `Engine.kill` finds the statement by while it runs."""
 
 
 @dataclass(frozen=True)
@@ -169,14 +174,26 @@ class Engine:
                 result_rows=result.rows_read(),
             )
 
-    def stream(self, handle: Any, call: Call) -> Iterator[bytes]:
-        """The result of a query in blocks; its format must be one of STREAMED. Raises EngineError, maybe in between."""
+    def kill(self, tag: str) -> None:
+        """Have the statement of this tag stop, if it still runs. Raises EngineError."""
+        handle = self.handle()
+        try:
+            with _errors():
+                handle.query(f"KILL QUERY WHERE Settings['{_TAG}'] = {_quoted(tag)} ASYNC")
+        finally:
+            close_handle(handle)
+
+    def stream(self, handle: Any, call: Call) -> Iterator[tuple[bytes, int]]:
+        """The result of a query in blocks, each with its rows; its format must be one of STREAMED.
+
+        Raises EngineError, maybe in between.
+        """
         self._prepare(handle, call)
         with _errors():
             blocks = handle.send_query(call.statement.sql, call.default_format, params=dict(call.parameters))
             try:
                 for block in blocks:
-                    yield block.bytes()
+                    yield block.bytes(), block.rows_read()
             finally:
                 blocks.close()
 
@@ -188,6 +205,8 @@ class Engine:
                     raise EngineError(
                         f"Code: {UNKNOWN_SETTING}. DB::Exception: Unknown setting {name!r} (UNKNOWN_SETTING)"
                     )
+            if call.tag:
+                settings[_TAG] = call.tag
             if settings:
                 handle.query("SET " + ", ".join(f"{name} = {_quoted(value)}" for name, value in settings.items()))
             if call.database:

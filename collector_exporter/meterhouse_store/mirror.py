@@ -6,7 +6,7 @@ is read in one transaction, so that a rating and its lines belong together.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Context, Decimal
 from itertools import islice
 from typing import Any
@@ -52,6 +52,12 @@ _PAYMENTS = {
     "namespace": _NAME, "customer_id": "String", "payment_id": "String", "invoice_id": "String",
     "amount_minor": "Int64", "currency": _NAME, "paid_at": _TIME,
 }  # fmt: skip
+_DECISIONS = {
+    "namespace": _NAME, "decision_id": "String", "kind": _NAME, "row_id": "String", "customer_id": "String",
+    "meter": _NAME, "event_time": "DateTime64(9, 'UTC')", "event_id": "String", "quantity": "Decimal(38, 9)",
+    "reason": _NAME, "billed_customer_id": "String", "original_reason": _NAME, "follows": "String", "why": "String",
+    "who": _NAME, "decided_at": _TIME, "version": "UInt8",
+}  # fmt: skip
 
 
 def push(
@@ -82,12 +88,37 @@ def push(
             _push_invoices(sql, client, namespace)
 
 
+def push_ledger(engine: Engine, client: Client, namespace: str) -> None:
+    """Copy the namespace's whole ledger: what is posted outside of ratings and invoices comes with none of them."""
+    with engine.connect() as sql:
+        _push_ledger(sql, client, namespace, None)
+
+
 def push_all(engine: Engine, client: Client) -> None:
     """Copy every namespace: for a warehouse that was rebuilt."""
     with engine.connect() as sql:
         names = list(sql.execute(select(tables.namespaces.c.namespace)).scalars())
     for name in names:
         push(engine, client, name)
+
+
+def push_decisions(engine: Engine, client: Client) -> None:
+    """Copy the decisions about usage that are not in the mirror; there they wait to be applied (decided.py)."""
+    decisions = tables.decisions
+    mirrored, last = client.query("SELECT count(), max(decided_at) FROM mirror_decisions FINAL").result_rows[0]
+    last = last.replace(tzinfo=UTC)
+    with engine.connect() as sql:
+        total = sql.execute(select(func.count()).select_from(decisions)).scalar_one()
+        if total == mirrored:
+            return
+        older = sql.execute(select(func.count()).where(decisions.c.decided_at <= last)).scalar_one()
+        query = select(decisions).order_by(decisions.c.decided_at)
+        # They come in the order in which they were decided; where one is missing before the last, all are copied again.
+        # Those that were applied stay so: theirs is a higher version.
+        if older == mirrored:
+            query = query.where(decisions.c.decided_at > last)
+        rows = ({**row, "event_time": row["event_time_ns"], "version": 0} for row in _rows(sql, query))
+        _insert(client, "mirror_decisions", _DECISIONS, rows)
 
 
 def _customer_of(sql: Connection, table: Any, is_it: Any, namespace: str, name: str) -> str:

@@ -16,10 +16,11 @@ from meterhouse_store.tables import price_books
 
 @dataclass(frozen=True)
 class Offer:
-    """The plans of price book `version`, each with its currency."""
+    """The plans of price book `version`, each with its currency; `rates` are the pairs that the book converts."""
 
     version: int
     currencies: dict[str, str]
+    rates: frozenset[tuple[str, str]] = frozenset()
 
 
 class PlanRefused(ValueError):
@@ -37,11 +38,13 @@ def offered(engine: Engine, namespace: str, at: datetime) -> Offer | None:
         return None
     book = yaml.safe_load(row.source)  # checked when it was published
     currency = book.get("currency", "USD")
-    return Offer(row.version, {name: (plan or {}).get("currency", currency) for name, plan in book["plans"].items()})
+    rates = frozenset((str(it["from"]), str(it["to"])) for it in book.get("rates") or ())
+    currencies = {name: (plan or {}).get("currency", currency) for name, plan in book["plans"].items()}
+    return Offer(row.version, currencies, rates)
 
 
 def check(offer: Offer, customer_id: str, plan: str, currency: str | None) -> str:
-    """The currency of a customer on `plan`: the plan's own.
+    """The currency of a customer on `plan`: the plan's own, or one that the price book converts it to.
 
     Raises PlanRefused for a plan that is not offered, and for a `currency` that is not the plan's.
     """
@@ -51,6 +54,8 @@ def check(offer: Offer, customer_id: str, plan: str, currency: str | None) -> st
             "name one of these, or publish a book that has it first"
         )
     own = offer.currencies[plan]
+    if currency is not None and (own, currency) in offer.rates:
+        return currency
     if currency not in (None, own):
         raise PlanRefused(
             f"plan {plan} is in {own}, {customer_id} in {currency}: `meterhouse customers add {customer_id} "

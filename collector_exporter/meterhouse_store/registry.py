@@ -8,7 +8,7 @@ import hashlib
 import re
 import secrets
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -53,6 +53,8 @@ class Customer:
     stripe_customer_id: str | None
     origin: str
     registered_at: datetime
+    reference: str | None = None
+    """What the operator calls the customer elsewhere, where the id is a pseudonym."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Contract:
 class Credential:
     """A key, without its text; `customers` None: it may report for any customer.
 
-    `grant_keys` None: it needs no grants; else the keys, not revoked, that verify the grants it needs.
+    `grant_keys` None: it needs no grants; else the keys, not revoked, that verify the grants it needs. `retired`: the
+    hashes of keys that were rotated away, with the time until which each is taken.
     """
 
     credential_id: str
@@ -82,6 +85,7 @@ class Credential:
     valid_from: datetime
     revoked_at: datetime | None
     grant_keys: tuple[str, ...] | None = field(default=None, repr=False)
+    retired: tuple[tuple[str, datetime], ...] = ()
 
 
 def ensure_namespace(
@@ -119,6 +123,12 @@ def namespace(engine: Engine, name: str) -> Namespace | None:
         return _one(connection, Namespace, tables.namespaces, tables.namespaces.c.namespace == name)
 
 
+def namespaces(engine: Engine) -> list[Namespace]:
+    """All namespaces, by name."""
+    table = tables.namespaces
+    return _all(engine, Namespace, table, table.c.namespace.is_not(None), table.c.namespace)
+
+
 def add_customer(
     engine: Engine,
     namespace: str,
@@ -129,6 +139,7 @@ def add_customer(
     time_zone: str | None = None,
     email: str | None = None,
     stripe_customer_id: str | None = None,
+    reference: str | None = None,
     plan: str | None = None,
     valid_from: datetime | None = None,
     origin: str = OPERATOR,
@@ -149,6 +160,7 @@ def add_customer(
         "time_zone": time_zone,
         "email": email,
         "stripe_customer_id": stripe_customer_id,
+        "reference": reference,
     }
     table = tables.customers
     is_it = (table.c.namespace == namespace) & (table.c.customer_id == customer_id)
@@ -167,6 +179,7 @@ def add_customer(
                 "time_zone": "UTC",
                 "email": None,
                 "stripe_customer_id": None,
+                "reference": None,
             }
             found = Customer(
                 namespace=namespace, customer_id=customer_id, origin=origin, registered_at=now, **(defaults | values)
@@ -182,6 +195,11 @@ def add_customer(
         if plan is not None:
             _add_contract(connection, found, plan, valid_from, now)
     return found
+
+
+def new_pseudonym() -> str:
+    """A customer id that says nothing about anybody: whom it stands for is known to the registry alone."""
+    return f"cus_{secrets.token_hex(10)}"
 
 
 def withdraw_contract(
@@ -253,9 +271,12 @@ def create_key(
     _refuse(mistakes)
     table = tables.credentials
     with begin_write(engine) as connection:
-        row = connection.execute(select(table).where(table.c.key_sha256 == digest)).mappings().one_or_none()
+        old = tables.retired_keys
+        rotated = select(old.c.credential_id).where(old.c.key_sha256 == digest)
+        is_it = (table.c.key_sha256 == digest) | table.c.credential_id.in_(rotated)
+        row = connection.execute(select(table).where(is_it)).mappings().one_or_none()
         if row is not None:
-            return _credential(row, _grant_keys(connection)), key_text
+            return _credential(row, _Keys(connection)), key_text
         made = Credential(
             credential_id=f"cred_{digest[:24]}",
             namespace=namespace,
@@ -312,8 +333,32 @@ def credentials(engine: Engine, namespace: str | None = None) -> list[Credential
     with engine.connect() as connection:
         found = list(connection.execute(query).mappings())
         # Read after the credentials: none is taken for one that needs no grants because its key came in between.
-        grant_keys = _grant_keys(connection)
-    return [_credential(row, grant_keys) for row in found]
+        keys = _Keys(connection)
+    return [_credential(row, keys) for row in found]
+
+
+def rotate_key(
+    engine: Engine, credential_id: str, overlap: timedelta, *, now: datetime | None = None
+) -> tuple[Credential, str]:
+    """A new key for a credential, with its text; the one it has is taken for `overlap` more, and then no longer.
+
+    All else stays: id, name, customers, grants, and from when it is valid. Raises RegistryError where there is no such
+    credential, where it is revoked, and for an overlap below 0 or above 90 days.
+    """
+    if not timedelta(0) <= overlap <= timedelta(days=90):
+        raise RegistryError("the old key goes on for 0 to 90 days")
+    now = now or datetime.now(UTC)
+    text = "mh_" + secrets.token_urlsafe(32)
+    table = tables.credentials
+    with begin_write(engine) as connection:
+        found = _existing_credential(connection, credential_id)
+        if found.revoked_at is not None:
+            raise RegistryError(f"{credential_id} was revoked: `meterhouse keys create NAME` makes another one")
+        old = {"key_sha256": found.key_sha256, "credential_id": credential_id, "valid_until": now + overlap}
+        connection.execute(insert(tables.retired_keys).values(**old))
+        changed = update(table).where(table.c.credential_id == credential_id)
+        connection.execute(changed.values(key_sha256=hash_key(text)))
+        return _existing_credential(connection, credential_id), text
 
 
 def revoke_key(engine: Engine, credential_id: str, *, now: datetime | None = None) -> Credential:
@@ -351,9 +396,11 @@ def _add_contract(
                 f"{customer.customer_id} is on plan {same.plan!r} from {valid_from.isoformat()}; a contract that has "
                 f"begun is not changed: give {plan!r} a later --valid-from"
             )
+        _refuse_closed(connection, customer, valid_from)
         is_same = table.c.contract_id == same.contract_id
         connection.execute(update(table).where(is_same).values(plan=plan, recorded_at=now))
         return
+    _refuse_closed(connection, customer, valid_from)
     identity = "\n".join((customer.namespace, customer.customer_id, valid_from.isoformat(timespec="microseconds")))
     connection.execute(
         insert(table).values(
@@ -365,6 +412,22 @@ def _add_contract(
             recorded_at=now,
         )
     )
+
+
+def _refuse_closed(connection: Connection, customer: Customer, valid_from: datetime) -> None:
+    """A closed period stays on the plan that it was rated by: its fees would be neither billed anew nor given back."""
+    ratings = tables.ratings
+    ends = select(ratings.c.period_end).where(
+        ratings.c.namespace == customer.namespace,
+        ratings.c.customer_id == customer.customer_id,
+        ratings.c.state == "closed",
+    )
+    closed = max(connection.execute(ends).scalars(), default=None)
+    if closed is not None and valid_from < closed:
+        raise RegistryError(
+            f"a period of {customer.customer_id} up to {closed.isoformat()} is closed: let the plan begin then or "
+            "later, --valid-from"
+        )
 
 
 def _changes(connection: Connection, found: Customer, given: dict[str, str | None]) -> dict[str, str]:
@@ -430,11 +493,23 @@ def _refuse(mistakes: list[str]) -> None:
         raise RegistryError("; ".join(mistakes))
 
 
-def _credential(row: Any, grant_keys: dict[str, tuple[str, ...]]) -> Credential:
+class _Keys:
+    """What belongs to credentials, by their ids: grant keys, as `_grant_keys` says, and keys that were rotated away."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.grant_keys = _grant_keys(connection)
+        self.retired: dict[str, tuple[tuple[str, datetime], ...]] = {}
+        table = tables.retired_keys
+        for row in connection.execute(select(table).order_by(table.c.valid_until, table.c.key_sha256)).mappings():
+            known = self.retired.get(row["credential_id"], ())
+            self.retired[row["credential_id"]] = (*known, (row["key_sha256"], row["valid_until"]))
+
+
+def _credential(row: Any, keys: _Keys) -> Credential:
     values = dict(row)
-    allowed = values["customers"]
-    bound = grant_keys.get(values["credential_id"])
-    return Credential(**(values | {"customers": None if allowed is None else tuple(allowed), "grant_keys": bound}))
+    allowed, name = values["customers"], values["credential_id"]
+    more = {"grant_keys": keys.grant_keys.get(name), "retired": keys.retired.get(name, ())}
+    return Credential(**(values | {"customers": None if allowed is None else tuple(allowed)} | more))
 
 
 def _existing_credential(connection: Connection, credential_id: str) -> Credential:
@@ -442,7 +517,7 @@ def _existing_credential(connection: Connection, credential_id: str) -> Credenti
     row = connection.execute(select(table).where(table.c.credential_id == credential_id)).mappings().one_or_none()
     if row is None:
         raise RegistryError(f"there is no key {credential_id!r}: `meterhouse keys list` shows them")
-    return _credential(row, _grant_keys(connection))
+    return _credential(row, _Keys(connection))
 
 
 def _grant_keys(connection: Connection) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +10,7 @@ import typer
 from meterhouse_store.terminal import (
     Data,
     Json,
+    duration,
     existing,
     explained,
     instant,
@@ -34,8 +35,16 @@ Ed25519 = Annotated[
 
 @customers.command("add")
 def _customers_add(
-    customer_id: Annotated[str, typer.Argument(metavar="ID", help="The id that agents report, customer.id.")],
+    given_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="The id that agents report, customer.id.")
+    ] = None,
     data: Data = None,
+    pseudonym: Annotated[
+        bool, typer.Option("--pseudonym", help="Make an id that says nothing about the customer, instead of ID.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="What you call the customer elsewhere; kept here only, and erasable.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What stands on invoices; the id where it is not given.")] = None,
     plan: Annotated[str | None, typer.Option(help="A plan of the price book.")] = None,
     currency: Annotated[str | None, typer.Option(help="ISO 4217, such as USD. [the plan's]")] = None,
@@ -56,9 +65,16 @@ def _customers_add(
 
     The plan is one of the price book in force. A contract that has not begun
     yet is replaced by another plan with the same --valid-from.
+
+    With --pseudonym agents, usage, ledger and Stripe's metadata know a made-up
+    id; name, e-mail and reference stand in the registry alone, and go with
+    `customers erase`.
     """
     from meterhouse_store import registry
 
+    if pseudonym == (given_id is not None):
+        raise typer.BadParameter("name the ID that agents report, or --pseudonym for a made-up one")
+    customer_id = given_id or registry.new_pseudonym()
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
         currency = _checked_currency(engine, settings.namespace, customer_id, plan, currency, valid_from)
@@ -71,6 +87,7 @@ def _customers_add(
             currency=currency,
             time_zone=time_zone,
             email=email,
+            reference=reference,
             valid_from=valid_from,
         )
         found = _customers(engine, settings.namespace, customer.customer_id)
@@ -200,17 +217,47 @@ def _keys_grant_key(
 
 @keys.command("list")
 def _keys_list(data: Data = None, as_json: Json = False) -> None:
-    """List the keys, without their text. Times are UTC."""
-    from meterhouse_store import registry
+    """List the keys, without their text, and when each was last used, to about a minute. Times are UTC."""
+    from meterhouse_store import key_uses, registry
 
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
         found = [plain(vars(credential)) for credential in registry.credentials(engine, settings.namespace)]
+        used = key_uses.last(engine)
     for credential in found:
+        at = used.get(credential["credential_id"])
+        credential["last_used_at"] = None if at is None else at.isoformat(timespec="seconds")
         del credential["key_sha256"]
         bound = credential.pop("grant_keys")
         credential["grant_keys"] = None if bound is None else _grant_key_ids(bound)
+        until = max((until for _, until in credential.pop("retired")), default=None)
+        credential["old_key_until"] = None if until is None else until.isoformat(timespec="seconds")
     print_table(found, _key_row, as_json, "No keys yet: `meterhouse keys create NAME`.")
+
+
+@keys.command("rotate")
+def _keys_rotate(
+    credential_id: Annotated[str, typer.Argument(metavar="KEY", help="The id that `keys list` shows.")],
+    data: Data = None,
+    overlap: Annotated[
+        timedelta,
+        typer.Option(
+            parser=duration, metavar="T", help="How long the old text is taken, too: 30m, 24h, 7d; 0: no longer."
+        ),
+    ] = "24h",  # type: ignore[assignment]
+    as_json: Json = False,
+) -> None:
+    """Give a key another text. Its text is shown now and never again; id, name and customers stay."""
+    from meterhouse_store import registry
+
+    with explained(), opened_registry(existing(data)) as engine:
+        changed, text = registry.rotate_key(engine, credential_id, overlap)
+    until = changed.retired[-1][1]
+    if as_json:
+        print(json.dumps({"credential_id": credential_id, "key": text, "old_key_until": until.isoformat()}))
+        return
+    print(f"{credential_id} ({changed.name}): the old text is taken until {until:%Y-%m-%d %H:%M:%S} UTC")
+    print(f"\nexport METERHOUSE_API_KEY={text}\n\nThis is the only time it is shown.")
 
 
 @keys.command("revoke")
@@ -252,9 +299,12 @@ def _taken_grant_key(text: str) -> "Key":
     from meterhouse_store.registry import RegistryError
 
     try:
-        return Key.parse(text)
+        taken = Key.parse(text)
     except ValueError as problem:
         raise RegistryError(str(problem)) from None
+    if taken.is_weak:
+        raise RegistryError("anybody can sign for this Ed25519 key, its point has a small order: make another one")
+    return taken
 
 
 def _grant_key_ids(keys: Iterable[str] | None) -> list[str]:
@@ -284,7 +334,7 @@ def _customer_row(customer: dict[str, Any]) -> dict[str, str]:
         plans.append(contract["plan"] if always else f"{contract['plan']} from {moment(contract['valid_from'])}")
     return {
         "customer": customer["customer_id"],
-        "name": customer["name"],
+        "name": customer["name"] + (f" ({customer['reference']})" if customer["reference"] else ""),
         "plans": "\n".join(plans) or "none",
         "currency": customer["currency"],
         "time zone": customer["time_zone"],
@@ -300,5 +350,7 @@ def _key_row(credential: dict[str, Any]) -> dict[str, str]:
         "customers": "any" if credential["customers"] is None else ", ".join(credential["customers"]),
         "grants of": "" if credential["grant_keys"] is None else ", ".join(credential["grant_keys"]) or "nobody",
         "valid from": moment(credential["valid_from"]),
+        "last used": moment(credential["last_used_at"] or ""),
+        "old text until": moment(credential["old_key_until"] or ""),
         "revoked at": moment(credential["revoked_at"] or ""),
     }

@@ -24,6 +24,12 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of SQLite or PostgreSQL; by default a SQLite file in the data directory."""
     meters_file: Path | None = Field(default=None, validation_alias="METERHOUSE_METERS")
     """Further meters, in the format of meters.yaml."""
+    journal_archive: str | None = Field(default=None, pattern=r"^(s3|file)://.+")
+    """Where sealed segments of the journal are copied: s3://bucket/prefix or file:///directory; None: nowhere."""
+    journal_retention_days: int | None = Field(default=None, ge=1)
+    """Segments whose records were all received longer ago are removed; None: the journal is kept for ever."""
+    mapping_file: Path | None = Field(default=None, validation_alias="METERHOUSE_MAPPING")
+    """Which meter and customer the metrics and spans of other sources are."""
 
     @field_validator("data")
     @classmethod
@@ -31,7 +37,9 @@ class Settings(BaseSettings):
         # Child processes are given this path and may have another working directory.
         return data.expanduser().absolute()
 
-    @field_validator("warehouse_url", "meters_file", mode="before")
+    @field_validator(
+        "warehouse_url", "meters_file", "mapping_file", "journal_archive", "journal_retention_days", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         # docker compose passes a variable that is not set as the empty string.

@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import URL, Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, make_url, select
 from sqlalchemy import inspect as inspect_database
 
+from meterhouse_store import sql_migrations
 from meterhouse_store.settings import Settings
 from meterhouse_store.tables import metadata
 
-SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30
 _BEGIN = "meterhouse_begin"
 _ADVISORY_LOCK = 0x6D65_7465_72  # any number will do, as long as every Meterhouse uses the same
@@ -21,13 +21,13 @@ _versions = Table("schema_version", MetaData(), Column("version", Integer, prima
 
 
 class SchemaMismatch(RuntimeError):
-    """The database was written by another version of Meterhouse."""
+    """The database was written by a newer version of Meterhouse."""
 
 
 def open_engine(settings: Settings) -> Engine:
-    """The database of `settings.sql_url`, with its schema; many processes may do this at the same time.
+    """The database of `settings.sql_url`, with its schema brought up to date; many processes may do this at once.
 
-    Raises SchemaMismatch for a database of another schema version, ValueError for another kind of database.
+    Raises SchemaMismatch for a database of a newer schema version, ValueError for another kind of database.
     """
     url = make_url(settings.sql_url)
     if url.get_backend_name() == "sqlite":
@@ -106,13 +106,15 @@ def _ensure_schema(engine: Engine) -> None:
         if not inspect_database(connection).has_table(_versions.name):
             _versions.create(connection)
             metadata.create_all(connection)
-            connection.execute(_versions.insert().values(version=SCHEMA_VERSION))
+            connection.execute(_versions.insert().values(version=sql_migrations.VERSION))
             return
         found = connection.execute(select(_versions.c.version)).scalar_one()
-        if found == SCHEMA_VERSION:
-            metadata.create_all(connection)  # tables that came later
-        else:
+        if found > sql_migrations.VERSION:
             raise SchemaMismatch(
-                f"the SQL database has schema version {found}, this Meterhouse works with {SCHEMA_VERSION}: "
-                "use the Meterhouse that wrote it, or another METERHOUSE_SQL_URL"
+                f"the SQL database has schema version {found}, this Meterhouse knows versions up to "
+                f"{sql_migrations.VERSION}: use the newer Meterhouse that wrote it, or another METERHOUSE_SQL_URL"
             )
+        if found < sql_migrations.VERSION:
+            sql_migrations.apply(connection, found)
+            connection.execute(_versions.update().values(version=sql_migrations.VERSION))
+        metadata.create_all(connection)  # tables that came without a version of their own

@@ -86,7 +86,9 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class _Token:
+class Token:
+    """A piece of a statement; `kind` is a group of the lexer's pattern."""
+
     kind: str
     text: str  # a quoted identifier without its quotes
     sql: bytes  # as the engine gets it
@@ -109,37 +111,38 @@ def unsafe_functions(table_functions: frozenset[str]) -> frozenset[str]:
 
 def inspect(text: bytes, user: User, unsafe: frozenset[str]) -> Statement:
     """The outline of the one statement in `text`; raises Refused where the user may not run it or it cannot be read."""
-    tokens: list[_Token] = []
-    pieces: list[_Token] = []  # with blanks and comments
+    significant: list[Token] = []
+    pieces: list[Token] = []  # with blanks and comments
     depth = 0
     evaluated = False
-    for token in _tokens(text):
+    for token in tokens(text):
         pieces.append(token)
         if len(pieces) > MAX_TOKENS:
             raise Refused(ACCESS_DENIED, f"a statement has at most {MAX_TOKENS} tokens: insert data with FORMAT")
         if token.kind in ("space", "comment"):
             continue
-        if tokens and tokens[-1].is_sign(";"):
+        if significant and significant[-1].is_sign(";"):
             raise Refused(SYNTAX_ERROR, "Multi-statements are not allowed: send one statement at a time")
-        _check_call(tokens, token, unsafe)
-        tokens.append(token)
-        if len(tokens) == 1:
+        _check_call(significant, token, unsafe)
+        significant.append(token)
+        if len(significant) == 1:
             _check_kind(token, user)
-        elif len(tokens) == 2:
-            _check_second(tokens, user)
+        elif len(significant) == 2:
+            _check_second(significant, user)
         depth += _depth(token)
-        if depth == 0 and not evaluated and _is_inserted_format(tokens):
-            return _insert(text, tokens, pieces)
+        if depth == 0 and not evaluated and _is_inserted_format(significant):
+            return _insert(text, significant, pieces)
         # VALUES data and SELECTs are read to their end, as SQL: their expressions are evaluated.
         evaluated = evaluated or token.is_word("SELECT", "VALUES", "WITH")
-    if not tokens:
+    if not significant:
         raise Refused(SYNTAX_ERROR, "Empty query")
     if user == "reader":
-        _check_reader(tokens)
-    return Statement(kind=tokens[0].text.upper(), sql=_sql(pieces), output_format=_output_format(tokens))
+        _check_reader(significant)
+    return Statement(kind=significant[0].text.upper(), sql=_sql(pieces), output_format=_output_format(significant))
 
 
-def _tokens(text: bytes) -> Iterator[_Token]:
+def tokens(text: bytes) -> Iterator[Token]:
+    """The pieces of a statement, blanks and comments too; raises Refused where it cannot be read."""
     position = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -154,27 +157,27 @@ def _tokens(text: bytes) -> Iterator[_Token]:
         position = match.end()
 
 
-def _token(match: re.Match[bytes]) -> _Token:
+def _token(match: re.Match[bytes]) -> Token:
     raw = match.group()
     kind = "heredoc" if match["heredoc"] is not None else str(match.lastgroup)
     if kind in ("space", "comment"):
-        return _Token(kind, "", raw if kind == "space" else b" ", match.end())
+        return Token(kind, "", raw if kind == "space" else b" ", match.end())
     text = raw.decode(errors="replace")
     if kind == "quoted":
         text = text[1:-1].replace(text[0] * 2, text[0])
     elif kind == "heredoc":
         raw = b"'" + match["content"].replace(b"\\", b"\\\\").replace(b"'", b"\\'") + b"'"
-    return _Token(kind, text, raw, match.end())
+    return Token(kind, text, raw, match.end())
 
 
-def _sql(pieces: list[_Token]) -> str:
+def _sql(pieces: list[Token]) -> str:
     try:
         return b"".join(piece.sql for piece in pieces).decode()
     except UnicodeDecodeError:
         raise Refused(SYNTAX_ERROR, "the statement is not UTF-8") from None
 
 
-def _check_kind(token: _Token, user: User) -> None:
+def _check_kind(token: Token, user: User) -> None:
     kind = token.text.upper() if token.kind in ("word", "sign") else ""
     if kind in _READING:
         return
@@ -184,7 +187,7 @@ def _check_kind(token: _Token, user: User) -> None:
         raise Refused(READONLY, f"{user}: Cannot execute query in readonly mode: {kind} is not for this user")
 
 
-def _check_second(tokens: list[_Token], user: User) -> None:
+def _check_second(tokens: list[Token], user: User) -> None:
     first, second = tokens
     if first.is_word("SYSTEM") and not second.is_word(*_SYSTEM):
         raise Refused(ACCESS_DENIED, f"{user}: Not enough privileges: of SYSTEM only {', '.join(sorted(_SYSTEM))}")
@@ -192,7 +195,7 @@ def _check_second(tokens: list[_Token], user: User) -> None:
         raise Refused(ACCESS_DENIED, f"{user}: Not enough privileges: roles are not changed here")
 
 
-def _check_call(before: list[_Token], token: _Token, unsafe: frozenset[str]) -> None:
+def _check_call(before: list[Token], token: Token, unsafe: frozenset[str]) -> None:
     previous = before[-1] if before else None
     if token.is_word("OUTFILE", "INFILE"):
         raise Refused(ACCESS_DENIED, f"Not enough privileges: {token.text.upper()} reads or writes files of this host")
@@ -218,7 +221,7 @@ def _check_call(before: list[_Token], token: _Token, unsafe: frozenset[str]) -> 
             raise Refused(ACCESS_DENIED, f"Not enough privileges: ENGINE = {token.text} is not allowed here")
 
 
-def _check_reader(tokens: list[_Token]) -> None:
+def _check_reader(tokens: list[Token]) -> None:
     for before, token in pairwise([tokens[0], *tokens]):
         if token.kind in ("word", "quoted") and token.text.lower() in _OTHERS_QUERIES:
             raise Refused(ACCESS_DENIED, f"reader: Not enough privileges: {token.text} shows what other users do")
@@ -228,19 +231,19 @@ def _check_reader(tokens: list[_Token]) -> None:
             raise Refused(ACCESS_DENIED, "reader: Not enough privileges: a name cannot be a parameter, write it out")
 
 
-def _depth(token: _Token) -> int:
+def _depth(token: Token) -> int:
     if token.kind != "sign":
         return 0
     return {"(": 1, ")": -1}.get(token.text, 0)
 
 
-def _is_inserted_format(tokens: list[_Token]) -> bool:
+def _is_inserted_format(tokens: list[Token]) -> bool:
     """Whether the tokens so far are `INSERT ... FORMAT name`."""
     named = len(tokens) > 2 and tokens[-2].is_word("FORMAT") and tokens[-1].kind == "word"
     return named and tokens[0].is_word("INSERT")
 
 
-def _insert(text: bytes, tokens: list[_Token], pieces: list[_Token]) -> Statement:
+def _insert(text: bytes, tokens: list[Token], pieces: list[Token]) -> Statement:
     clause, name = tokens[-2], tokens[-1]
     if name.text.lower() == "values":
         raise Refused(SYNTAX_ERROR, "write INSERT INTO ... VALUES (...) without FORMAT")
@@ -254,7 +257,7 @@ def _insert(text: bytes, tokens: list[_Token], pieces: list[_Token]) -> Statemen
     )
 
 
-def _output_format(tokens: list[_Token]) -> str | None:
+def _output_format(tokens: list[Token]) -> str | None:
     depth = 0
     found = None
     for token, following in pairwise(tokens):

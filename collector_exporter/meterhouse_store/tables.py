@@ -17,6 +17,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Numeric,
     String,
@@ -26,6 +27,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.types import TypeEngine
+
+from meterhouse_store import ledger_rules
 
 metadata = MetaData()
 
@@ -99,6 +102,24 @@ customers = Table(
     Column("stripe_customer_id", String(64)),
     Column("origin", String(16), nullable=False),  # operator | auto
     Column("registered_at", UtcTime, nullable=False),
+    # What the operator calls the customer elsewhere, where the id is a pseudonym; erasing removes it.
+    Column("reference", String(256)),
+)
+
+# Customers whose personal data was removed. `customer_id` is the id that the customer has now; while an erasure of
+# bytes is under way, `former_id` is the one that is being replaced.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("erasure_id", String(64), primary_key=True),  # by chance
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("former_id", String(256)),
+    Column("bytes", String(8), nullable=False),  # kept | begun | erased
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+    Column("begun_at", UtcTime, nullable=False),
+    Column("done_at", UtcTime),
 )
 
 contracts = Table(
@@ -113,6 +134,66 @@ contracts = Table(
     UniqueConstraint("namespace", "customer_id", "valid_from"),
 )
 
+# What a customer agreed to beside its plan. Rows are added and ended, never changed otherwise.
+customer_addons = Table(
+    "customer_addons",
+    metadata,
+    Column("agreement_id", String(64), primary_key=True),  # hash of namespace, customer, add-on, valid_from
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("addon", String(64), nullable=False),
+    Column("quantity", Exact, nullable=False),
+    Column("valid_from", UtcTime, nullable=False),
+    Column("valid_until", UtcTime),  # exclusive; null: open
+    Column("recorded_at", UtcTime, nullable=False),
+    Index("customer_addons_by_customer", "namespace", "customer_id"),
+)
+
+price_overrides = Table(
+    "price_overrides",
+    metadata,
+    Column("agreement_id", String(64), primary_key=True),  # hash of namespace, customer, component, valid_from
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("component", String(64), nullable=False),
+    Column("source", Text, nullable=False),  # the component, YAML as in a price book
+    Column("valid_from", UtcTime, nullable=False),
+    Column("valid_until", UtcTime),
+    Column("recorded_at", UtcTime, nullable=False),
+    Index("price_overrides_by_customer", "namespace", "customer_id"),
+)
+
+customer_discounts = Table(
+    "customer_discounts",
+    metadata,
+    Column("agreement_id", String(64), primary_key=True),  # hash of namespace, customer, name, valid_from
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("percent", Exact),  # one of percent and amount
+    Column("amount", Exact),  # in major units of the customer's currency
+    Column("components", JSON, nullable=False),  # names; empty: all
+    Column("months", Integer),  # calendar months from valid_from's on; null: until it is ended
+    Column("before_minimum", Integer, nullable=False),  # 1: a minimum commitment is compared with what it leaves
+    Column("valid_from", UtcTime, nullable=False),
+    Column("valid_until", UtcTime),
+    Column("recorded_at", UtcTime, nullable=False),
+    Index("customer_discounts_by_customer", "namespace", "customer_id"),
+)
+
+customer_quantities = Table(
+    "customer_quantities",
+    metadata,
+    Column("agreement_id", String(64), primary_key=True),  # hash of namespace, customer, name, valid_from
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("name", String(64), nullable=False),  # seats, ...
+    Column("quantity", Exact, nullable=False),  # so many from valid_from on, until the next row
+    Column("valid_from", UtcTime, nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
+    Index("customer_quantities_by_customer", "namespace", "customer_id"),
+)
+
 credentials = Table(
     "credentials",
     metadata,
@@ -125,6 +206,23 @@ credentials = Table(
     Column("revoked_at", UtcTime),
 )
 
+# Keys that were replaced by a new one of the same credential, and until when they are taken all the same.
+retired_keys = Table(
+    "retired_keys",
+    metadata,
+    Column("key_sha256", String(64), primary_key=True),
+    Column("credential_id", String(32), ForeignKey("credentials.credential_id"), nullable=False),
+    Column("valid_until", UtcTime, nullable=False),
+)
+
+# Written by collectors, once a minute at most: a request never waits for it.
+key_uses = Table(
+    "key_uses",
+    metadata,
+    Column("credential_id", String(32), ForeignKey("credentials.credential_id"), primary_key=True),
+    Column("last_used_at", UtcTime, nullable=False),
+)
+
 # Keys that sign usage grants. A credential that has any, revoked ones too, may report only for customers of a grant.
 grant_keys = Table(
     "grant_keys",
@@ -134,6 +232,18 @@ grant_keys = Table(
     Column("key", Text, nullable=False),  # what verifies: a public key, or of an HMAC key the key itself
     Column("valid_from", UtcTime, nullable=False),
     Column("revoked_at", UtcTime),
+)
+
+# Every time somebody turned rating, sync or pausing of a namespace on or off; the latest counts. None: on.
+namespace_switches = Table(
+    "namespace_switches",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("switch", String(16), primary_key=True),  # rating | sync | pausing
+    Column("changed_at", UtcTime, primary_key=True),
+    Column("state", String(4), nullable=False),  # on | off
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
 )
 
 # ---- price books and rating -----------------------------------------------------------------------------------------
@@ -175,13 +285,35 @@ ratings = Table(
     UniqueConstraint("namespace", "customer_id", "period_start"),
 )
 
+# What was known of the usage's completeness when the period was closed; no amount depends on it.
+rating_statements = Table(
+    "rating_statements",
+    metadata,
+    Column("rating_id", String(64), ForeignKey("ratings.rating_id"), primary_key=True),
+    Column("verdict", Text, nullable=False),  # a sentence
+    Column("statement", JSON, nullable=False),  # as `meterhouse completeness --json`, without the customer
+    Column("stated_at", UtcTime, nullable=False),
+)
+
+# The last runs of commands that are scheduled, one row per command: for alarms when they stop coming.
+command_runs = Table(
+    "command_runs",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("command", String(64), primary_key=True),  # rate run --due, rate close --period, ...
+    Column("started_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),  # before started_at, or none: it is under way, or was killed
+    Column("exit_code", Integer),  # of the one that finished last
+    Column("succeeded_at", UtcTime),  # the last end with exit code 0 or 3
+)
+
 rated_lines = Table(
     "rated_lines",
     metadata,
     Column("line_id", String(64), primary_key=True),  # hash of rating_id, component, dimensions
     Column("rating_id", String(64), ForeignKey("ratings.rating_id"), nullable=False, index=True),
     Column("position", Integer, nullable=False),
-    Column("kind", String(16), nullable=False),  # usage | flat | credit_pack | credit_applied
+    Column("kind", String(16), nullable=False),  # usage | flat | minimum | credit_pack | discount | credit_applied
     Column("component", String(64), nullable=False),
     Column("metric", String(64)),  # billable metric of the book, for usage
     Column("description", String(256), nullable=False),
@@ -207,7 +339,8 @@ unrated_usage = Table(
     Column("dimensions", JSON, nullable=False),
     Column("events", BigInteger, nullable=False),
     Column("quantity", Exact, nullable=False),
-    # customer_not_registered | meter_not_declared | no_price, or by choice: unbilled_meter | unbilled_status
+    # customer_not_registered | meter_not_declared | no_price | cost_unknown | formula_failed | too_many_groups |
+    # negative_quantity, or by choice: unbilled_meter | unbilled_status | unbilled_task | unbilled_trial
     Column("reason", String(32), nullable=False),
     Column("hint", Text, nullable=False),  # the line to add, or why it is free
 )
@@ -235,6 +368,189 @@ ledger_entries = Table(
     Column("account", String(64), nullable=False),  # receivable | revenue | deferred_credits | cash | ...
     Column("amount_minor", BigInteger, nullable=False),  # debit positive, credit negative; a transaction sums to 0
     Column("currency", String(3), nullable=False),
+    Column("grant_id", String(64)),  # whose credits, in deferred_credits
+)
+
+# The seals of the transactions, one after the other in each namespace (ledger_chain.py). Triggers hold what they say.
+ledger_chain = Table(
+    "ledger_chain",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3, ...
+    Column("transaction_id", String(64), ForeignKey("ledger_transactions.transaction_id"), nullable=False, unique=True),
+    Column("personal_salt", String(32)),  # null: erased
+    Column("personal_sha256", String(64), nullable=False),  # of salt, customer and memo
+    Column("previous_hash", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+ledger_chain.add_is_dependent_on(ledger_entries)
+ledger_rules.attach(ledger_chain)
+
+# Credits that a customer was granted; what is left of a grant is the fold of its entries in deferred_credits.
+credit_grants = Table(
+    "credit_grants",
+    metadata,
+    Column("grant_id", String(64), primary_key=True),  # hash of what made it
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("kind", String(16), nullable=False),  # bought | promotional
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("priority", Integer, nullable=False),  # lower ones are used first
+    Column("granted_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),  # exclusive; null: never
+    Column("rollover_minor", BigInteger, nullable=False),  # so much of a rest is carried over when it expires
+    Column("source", String(16), nullable=False),  # operator | pack | rollover
+    Column("source_id", String(128), nullable=False),  # '', line_id, grant_id
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
+    Index("credit_grants_by_customer", "namespace", "customer_id"),
+)
+
+# By which rule a customer buys more credits; the last row that begins before a period's end counts.
+credit_top_ups = Table(
+    "credit_top_ups",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("customer_id", String(256), primary_key=True),
+    Column("valid_from", UtcTime, primary_key=True),
+    Column("below_minor", BigInteger, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),  # 0: none any more
+    Column("times", Integer, nullable=False),  # at most, in a period
+    Column("currency", String(3), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
+)
+
+# The usage that a closed rating and its corrections account for: replaced when a correction is closed.
+accounted_usage = Table(
+    "accounted_usage",
+    metadata,
+    Column("rating_id", String(64), ForeignKey("ratings.rating_id"), primary_key=True),
+    Column("meter", String(128), primary_key=True),  # '' with quantity 0: none at all
+    Column("quantity", Exact, nullable=False),
+    Column("as_of", UtcTime, nullable=False),
+)
+
+# What becomes of usage that changes after its period was closed; the row recorded last counts. None: next_invoice.
+correction_policies = Table(
+    "correction_policies",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("customer_id", String(256), primary_key=True),
+    Column("recorded_at", UtcTime, primary_key=True),
+    Column("policy", String(16), nullable=False),  # next_invoice | credit_note | none
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+)
+
+# Corrections in the customer's favour, where they are not lines of the next rating.
+credit_notes = Table(
+    "credit_notes",
+    metadata,
+    Column("credit_note_id", String(64), primary_key=True),  # hash of the rating, and of the one it was closed with
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("rating_id", String(64), ForeignKey("ratings.rating_id"), nullable=False),  # what is corrected
+    Column("currency", String(3), nullable=False),
+    Column("total_minor", BigInteger, nullable=False),  # negative
+    Column("lines", JSON, nullable=False),  # as rows of rated_lines; exact numbers are text
+    Column("as_of", UtcTime, nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
+)
+
+# ---- cost: what providers, tools and one's own units ask -------------------------------------------------------------
+
+# Price lists of providers, each kept as it was imported; costs are worked out from these texts alone.
+cost_catalogues = Table(
+    "cost_catalogues",
+    metadata,
+    Column("catalogue_id", String(64), primary_key=True),  # hash of namespace, sha256, valid_from, how often retracted
+    Column("namespace", String(64), nullable=False),
+    Column("package", String(64), nullable=False),  # genai-prices
+    Column("version", String(32), nullable=False),  # of the package
+    Column("sha256", String(64), nullable=False),  # of the text
+    Column("snapshot", LargeBinary, nullable=False),  # the text (UTF-8), zlib
+    Column("valid_from", UtcTime, nullable=False),  # prices usage from then on, until the next one's
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+)
+ledger_rules.append_only(cost_catalogues, "catalogue_id namespace version sha256 snapshot valid_from recorded_at")
+
+# Single costs: negotiated with a provider, one's own (tools, self-hosted models, other units), or declared to be none.
+# In what says which usage a cost is of, '' is any, and a * at the end any rest.
+cost_entries = Table(
+    "cost_entries",
+    metadata,
+    Column("entry_id", String(64), primary_key=True),  # hash of namespace, all that it says, how often retracted
+    Column("namespace", String(64), nullable=False),
+    Column(
+        "source", String(16), nullable=False
+    ),  # negotiated | own | declared (none: only where nothing else is known)
+    Column("meter", String(256), nullable=False),
+    Column("provider", String(256), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("modality", String(256), nullable=False),
+    Column("cache_ttl", String(256), nullable=False),
+    Column("service_tier", String(256), nullable=False),  # '': the standard tier
+    Column("tool", String(256), nullable=False),
+    Column("agent_id", String(256), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("price", Exact, nullable=False),
+    Column("per", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("valid_from", UtcTime, nullable=False),
+    Column("valid_until", UtcTime),  # exclusive; null: open
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+    Index("cost_entries_by_namespace", "namespace", "recorded_at"),
+)
+ledger_rules.append_only(
+    cost_entries, "entry_id namespace source price per currency valid_from valid_until recorded_at"
+)
+
+# Entries and catalogues that are taken back: from then on they price nothing, as if they had not been.
+cost_retractions = Table(
+    "cost_retractions",
+    metadata,
+    Column("retracted_id", String(64), primary_key=True),  # entry_id or catalogue_id
+    Column("namespace", String(64), nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+)
+ledger_rules.append_only(cost_retractions, "retracted_id namespace recorded_at")
+
+# ---- decisions about usage -------------------------------------------------------------------------------------------
+
+# What people decided about single rows of `events`, in the order they decided it; never deleted, and changed only where
+# the erasure of a customer gives a row another name (renaming.py).
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("decision_id", String(64), primary_key=True),  # hash of row_id, follows, kind, reason, billed_customer_id
+    Column("namespace", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),  # assign | release | discard | retract | undo
+    Column("row_id", String(64), nullable=False),  # hash of the row's key, the next six
+    # The sorting key of `events`; event_time_ns is 0 for an event whose identity has no time.
+    Column("customer_id", String(256), nullable=False),
+    Column("meter", String(256), nullable=False),
+    Column("event_time_ns", BigInteger, nullable=False),
+    Column("event_id", String(256), nullable=False),
+    Column("quantity", Exact, nullable=False),
+    # What the row is from then on: '' counts, for billed_customer_id or, where that is '', the customer as claimed.
+    Column("reason", String(32), nullable=False),
+    Column("billed_customer_id", String(256), nullable=False),
+    Column("original_reason", String(32), nullable=False),  # before any decision
+    Column("follows", String(64), nullable=False),  # the decision about this row before; '' for the first
+    Column("why", Text, nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("decided_at", UtcTime, nullable=False),  # rises with every command of a namespace
+    UniqueConstraint("row_id", "follows"),  # of two people who decide at once, one is told
+    Index("decisions_in_order", "decided_at"),
 )
 
 # ---- billing --------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """What the commands of the store share: options, errors in sentences, tables. Heavy imports happen inside."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,15 @@ def instant(text: str) -> datetime:
     except ValueError:
         raise typer.BadParameter("an ISO date or instant: 2026-10-01 or 2026-10-01T00:00:00+02:00") from None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def duration(text: str) -> timedelta:
+    """A length of time such as 30m, 24h or 7d."""
+    found = re.fullmatch(r"([0-9]{1,6})([smhd]?)", text)
+    if found is None or (found[2] == "" and found[1].strip("0")):
+        raise typer.BadParameter("a length of time: 90s, 30m, 24h or 7d")
+    units = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    return timedelta(**{units[found[2]]: int(found[1])})
 
 
 def existing(data: Path | None) -> "Settings":
@@ -108,7 +118,7 @@ def print_table(
     as_json: bool,
     when_empty: str = "",
 ) -> None:
-    """A table of `row_of` each, or JSON."""
+    """A table of `row_of` each, without columns in which nothing stands, or JSON."""
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -121,10 +131,12 @@ def print_table(
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     rows = [row_of(one) for one in found]
-    for heading in rows[0]:
-        table.add_column(heading, overflow="fold")
+    shown = [heading for heading in rows[0] if any(row[heading] for row in rows)]
+    for number, heading in enumerate(shown):
+        # The first column names the row: whoever copies it must not find it in pieces.
+        table.add_column(heading, overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(row[heading] for heading in shown))
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     with console.capture() as drawn:
         console.print(table)

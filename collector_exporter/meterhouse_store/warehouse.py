@@ -6,10 +6,15 @@ import urllib.request
 from urllib.parse import quote, unquote, urlsplit
 
 import clickhouse_connect
+from clickhouse_connect.driver import options
 from clickhouse_connect.driver.client import Client
 
 from meterhouse_store import endpoints
 from meterhouse_store.settings import Settings
+
+# At its first insert the client asks whether it was given a data frame, and imports pandas to ask, which chDB brings
+# along: 0.9 s and 60 MB for every process. Nothing here has data frames; it is as where pandas is not installed.
+options.pd = options.pd_time_test = options.np = None
 
 ADMIN = "admin"
 READER = "reader"

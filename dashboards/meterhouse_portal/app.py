@@ -14,13 +14,13 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from meterhouse_portal import health, overview, page
 from meterhouse_portal.overview import Month
 from meterhouse_portal.page import Address
-from meterhouse_store import endpoints, meters, registry, sql, warehouse
+from meterhouse_store import endpoints, last_runs, meters, registry, sql, warehouse
 from meterhouse_store.settings import Settings
 
 COOKIE: Final = "meterhouse_portal"
@@ -46,7 +46,7 @@ def now_utc() -> datetime:
 
 
 def build(settings: Settings, token: str, *, now: Callable[[], datetime] = now_utc) -> Starlette:
-    """The application: `/` for whoever has the token, `/healthz` and `/style.css` for everybody.
+    """The application: `/` for whoever has the token, `/healthz`, `/metrics` and `/style.css` for everybody.
 
     The token comes once as `/?token=...` and is exchanged for an HttpOnly cookie that does not contain it.
     """
@@ -55,6 +55,7 @@ def build(settings: Settings, token: str, *, now: Callable[[], datetime] = now_u
         routes=[
             Route("/", portal.index),
             Route("/healthz", portal.healthz),
+            Route("/metrics", portal.metrics),
             Route("/style.css", portal.style),
         ],
         exception_handlers={404: _not_found},
@@ -156,6 +157,15 @@ class _Portal:
     def healthz(self, _request: Request) -> Response:
         states = health.check(self._settings)
         return JSONResponse(states, 200 if states["status"] == health.OK else 503, headers=HEADERS)
+
+    def metrics(self, _request: Request) -> Response:
+        """When scheduled commands ran last; nothing of anybody's usage."""
+        try:
+            text = last_runs.prometheus(last_runs.last_runs(self._open()))
+        except (SQLAlchemyError, OSError, sql.SchemaMismatch) as problem:
+            _log.warning("the metrics could not be read: %s", problem)
+            return PlainTextResponse("the SQL database does not answer\n", 503, headers=HEADERS)
+        return PlainTextResponse(text, headers=HEADERS, media_type="text/plain; version=0.0.4")
 
     def style(self, _request: Request) -> Response:
         return Response(self._style, media_type="text/css", headers={**HEADERS, "Cache-Control": "max-age=300"})

@@ -9,6 +9,7 @@ from meterhouse_portal.overview import HINTS_SHOWN, Cost, CustomerMonth, Month, 
 from meterhouse_portal.wording import breakable, class_if, day_of, duration, escape, marked, month_name, time_of
 from meterhouse_rating.layout import counted, money, number
 from meterhouse_store.meters import Meter
+from meterhouse_store.reasons import sentence
 
 BEHIND = timedelta(seconds=60)
 """A watermark older than this is shown as a warning: the projector writes one every second."""
@@ -183,7 +184,7 @@ def _costs(customer: CustomerMonth, overview: Overview) -> str:
     late = _late_events(overview, customer.customer_id)
     marks = [
         f'<span class="tag warn">{counted(events, "event")} {what}</span>'
-        for events, what in ((customer.unpriced, "without a price"), (late, "too late to be billed"))
+        for events, what in ((customer.unpriced, "without a price"), (late, "too late for their invoice"))
         if events
     ]
     return shown + (f'<p class="labels">{"".join(marks)}</p>' if marks else "")
@@ -221,7 +222,7 @@ def _suspense(overview: Overview) -> str:
     if overview.warehouse is None:
         return ""
     rows = "".join(
-        f'<tr><th scope="row"><code>{escape(reason)}</code></th><td>{events:,}</td></tr>'
+        f'<tr><th scope="row"><code>{escape(reason)}</code>{_meaning(reason)}</th><td>{events:,}</td></tr>'
         for reason, events in overview.warehouse.suspense.items()
     )
     content = (
@@ -233,6 +234,11 @@ def _suspense(overview: Overview) -> str:
     if overview.warehouse.suspense_elsewhere:
         content += f"<p>Of other months: {counted(overview.warehouse.suspense_elsewhere, 'event')}.</p>"
     return f'<section aria-labelledby="suspense"><h2 id="suspense">Suspense</h2>{content}</section>'
+
+
+def _meaning(reason: str) -> str:
+    words = sentence(reason)
+    return f"<br>{escape(words)}" if words else ""
 
 
 def _unrated(overview: Overview) -> str:
@@ -265,7 +271,7 @@ def _late(overview: Overview) -> str:
         '<section aria-labelledby="late"><h2 id="late">Arrived too late</h2><table><thead><tr>'
         '<th scope="col">Customer and meter</th><th scope="col">Quantity</th></tr></thead>'
         f"<tbody>{rows}</tbody></table><p>It came after its period was closed: it is in the usage above and on no "
-        "invoice. Nothing is lost; billing it afterwards is yet to come.</p></section>"
+        "invoice yet. The customer's next rating corrects it, unless agreed otherwise.</p></section>"
     )
 
 

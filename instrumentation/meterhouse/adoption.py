@@ -4,6 +4,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -31,6 +32,9 @@ class Drained:
     journals: int = 0
     events: int = 0
     unfinished: int = 0
+    """Of the events, the requests of calls that never ended."""
+    refused: int = 0
+    """Events that the collector said are bad: set aside, not among `events`."""
     left: int = 0
     """Events that could not be delivered; they are still in their journals."""
     lost: int = 0
@@ -104,7 +108,10 @@ def _deliver(
         if done:
             total.events += len(batch)
             total.unfinished += sum(event.attributes.get(STATUS) == UNFINISHED for event in batch)
-            dead.acknowledge(batch)
+            # No room for the note: the next adopter sends these again, and the same events count once. What follows
+            # goes on, because a full disk gets room again when the journal is delivered and removed.
+            with suppress(OSError):
+                dead.acknowledge(batch)
         elif count_rest:
             total.left += len(batch)
         else:

@@ -4,7 +4,6 @@ Nothing here blocks whoever calls it but `release`. An answer that does not come
 as it holds; after that the customer's `on_unreachable` decides, and is tried again in the background.
 """
 
-import os
 import queue
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterhouse import interrupts, leases
 from meterhouse.leases import Lease
+from meterhouse.settings import tls_options
 
 if TYPE_CHECKING:  # imported where they are used: all hosts import this module, and few ask at once
     from concurrent.futures import Future
@@ -23,9 +23,12 @@ if TYPE_CHECKING:  # imported where they are used: all hosts import this module,
 ENV_LIMITS: Final = "METERHOUSE_LIMITS"
 ENV_TIMEOUT_S: Final = "METERHOUSE_ALLOWANCE_TIMEOUT"
 ENV_ON_UNREACHABLE: Final = "METERHOUSE_ON_UNREACHABLE"
-OFF: Final = ("off", "0", "false", "no")
+SWITCH: Final = {"on": ("1", "true", "yes"), "off": ("0", "false", "no")}
+POLICIES: Final[dict[str, tuple[str, ...]]] = {leases.ALLOW: (), leases.PAUSE: ()}
 TIMEOUT_S: Final = 1.0
-THREADS: Final = 4
+THREADS: Final = 32
+"""Questions under way at once. They only wait, and end when idle; with few, many customers' first calls at the same
+moment would wait for each other until their time is over, and be let."""
 IDLE_S: Final = 30.0
 LEASES: Final = 10_000
 TASKS: Final = 10_000
@@ -80,7 +83,8 @@ class Client:
             if asking is not None:
                 return asking.answer
             asking = _Asking()
-            if os.environ.get(ENV_LIMITS, "").lower() in OFF:
+            _policy()  # now, not when nobody answers: what is spelled wrongly is told before it matters
+            if not _limiting():
                 lease = leases.unlimited(time.monotonic(), leases.UNSUPPORTED_AGAIN_S)
                 self._keep(key, lease)
                 asking.answer.set_result(lease)
@@ -97,7 +101,7 @@ class Client:
             now = time.monotonic()
             lease = self.leases.get(key)
             if lease is None or lease.over(now):
-                policy = self._policies.get(key[0]) or os.environ.get(ENV_ON_UNREACHABLE, leases.ALLOW)
+                policy = self._policies.get(key[0]) or _policy()
                 lease = leases.unreachable(now, policy)
                 self._keep(key, lease)
             else:
@@ -220,6 +224,19 @@ class _Workers:
                         return
 
 
+def _limiting() -> bool:
+    from meterhouse.settings import choice_of
+
+    return choice_of(ENV_LIMITS, SWITCH, "on") == "on"
+
+
+def _policy() -> str:
+    """What to do with a customer of whom nothing is known while nobody answers."""
+    from meterhouse.settings import choice_of
+
+    return choice_of(ENV_ON_UNREACHABLE, POLICIES, leases.ALLOW)
+
+
 _sessions = threading.local()
 
 
@@ -255,7 +272,13 @@ def _post(goal: "Destination", request: dict[str, Any], timeout_s: float) -> Rep
     with (
         suppress_instrumentation(),
         session.post(
-            url, json=request, auth=authorize, timeout=timeout_s, allow_redirects=False, stream=True
+            url,
+            json=request,
+            auth=authorize,
+            timeout=timeout_s,
+            allow_redirects=False,
+            stream=True,
+            **tls_options(),
         ) as answer,
     ):
         body = answer.raw.read(LONGEST_ANSWER_BYTES + 1, decode_content=True)

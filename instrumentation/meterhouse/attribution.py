@@ -111,7 +111,12 @@ class Scope:
         self._changes = changes
 
     def __enter__(self) -> Self:
-        self._push()
+        try:
+            self._push()
+        # A signal handler raised, after it was set perhaps: nobody will leave what is not entered.
+        except BaseException:
+            self._pop()
+            raise
         return self
 
     def __exit__(
@@ -138,6 +143,9 @@ class Scope:
         return self
 
     def __call__(self, function: Function) -> Function:
+        """Decorate. TypeError for a class: its instances would be made inside the scope, and work outside of it."""
+        if inspect.isclass(function):
+            raise TypeError(f"a scope decorates functions and methods, not the class {function.__name__}")
         if inspect.isasyncgenfunction(function):
             wrapper: Callable[..., Any] = _around_async_generator(self, function)
         elif inspect.isgeneratorfunction(function):
@@ -301,6 +309,14 @@ def _from_environment(name: str) -> str | None:
 
 def identifier(value: object, what: str) -> str:
     """`value` as an identifier; raises ValueError when it is not a string of 1 to 256 bytes."""
-    if not isinstance(value, str) or not value or len(value.encode(errors="replace")) > MAX_BYTES:
-        raise ValueError(f"{what} must be a string of 1 to {MAX_BYTES} bytes, not {value!r:.80}")
+    if not isinstance(value, str) or not 0 < _bytes(value) <= MAX_BYTES:
+        raise ValueError(f"{what} must be a string of 1 to {MAX_BYTES} bytes of UTF-8, not {value!r:.80}")
     return value
+
+
+def _bytes(text: str) -> int:
+    """Its length in UTF-8; 0 for what has none: half a character would be replaced, and two names become one."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return 0

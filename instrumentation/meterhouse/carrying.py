@@ -37,12 +37,14 @@ def carrier() -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def carried(mapping: Mapping[str, Any]) -> Scope:
-    """A scope with what `carrier` gave elsewhere; other keys are passed over, so that it may be a message's headers.
+def carried(mapping: Mapping[str, Any] | None) -> Scope:
+    """A scope with what `carrier` gave elsewhere; other keys are passed over, so that it may be a message's headers,
+    None where the message has none.
 
     Raises ValueError for a value that is no identifier, or no grant.
     """
     changes = {}
+    mapping = mapping or {}
     for name, field in _FIELDS.items():
         if mapping.get(name) is not None:
             value = mapping[name]

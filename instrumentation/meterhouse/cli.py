@@ -34,9 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"meterhouse {version('meterhouse')}")
         return 0
-    parser = argparse.ArgumentParser(prog="meterhouse", add_help=False)
-    parser.add_argument("command", choices=sorted(commands))
-    name = parser.parse_args(arguments[:1]).command
+    name = arguments[0]
+    if name not in commands:
+        parser = argparse.ArgumentParser(prog="meterhouse", usage="meterhouse COMMAND ...", add_help=False)
+        parser.error(f"there is no command {name!r}; there are {', '.join(sorted(commands))}")
     try:
         command = commands[name].load()
     except ModuleNotFoundError as missing:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -27,7 +28,9 @@ def run(argv: list[str]) -> int:
     if not command:
         parser.error("say what to run, e.g. meterhouse run -- python agent.py")
     if shutil.which(command[0]) is None:
-        print(f"meterhouse run: there is no program {command[0]!r}", file=sys.stderr)
+        a_file = os.path.isfile(command[0])
+        hint = f"; it is a file: meterhouse run -- python {shlex.join(command)}" if a_file else ""
+        print(f"meterhouse run: there is no program {command[0]!r}{hint}", file=sys.stderr)
         return 1
     environment = dict(os.environ)
     environment["PYTHONPATH"] = _python_path()
@@ -80,6 +83,18 @@ def drain(argv: list[str]) -> int:
         return 1
 
 
+_SHOWN = {
+    "delivered": "events delivered",
+    "refused_events": "events refused now",
+    "left": "events left",
+    "lost": "events lost",
+    "unfinished": "calls that never ended",
+    "unreadable_lines": "unreadable lines",
+    "failed": "journals that failed",
+}
+"""What `drain` found -> what a person reads. Delivered, refused and left are all events that there were."""
+
+
 def _drain(*, as_json: bool, refused_too: bool) -> int:
     from meterhouse import refused
     from meterhouse.adoption import damaged
@@ -104,6 +119,7 @@ def _drain(*, as_json: bool, refused_too: bool) -> int:
         "journals": drained.journals,
         "delivered": drained.events,
         "unfinished": drained.unfinished,
+        "refused_events": drained.refused,
         "left": drained.left,
         "lost": drained.lost,
         "unreadable_lines": drained.unreadable_lines,
@@ -116,8 +132,8 @@ def _drain(*, as_json: bool, refused_too: bool) -> int:
     else:
         plural = "" if drained.journals == 1 else "s"
         print(f"{drained.journals} journal{plural} of ended processes in {directory}")
-        for what in ("delivered", "unfinished", "left", "lost", "unreadable_lines", "failed"):
-            print(f"  {what.replace('_', ' '):<17}{found[what]:>8}")
+        for what, name in _SHOWN.items():
+            print(f"  {name:<24}{found[what]:>8}")
         for path in still_refused:
             print(f"  refused by the collector, kept in {path}")
         if still_refused and not refused_too:

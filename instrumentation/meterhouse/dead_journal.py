@@ -1,5 +1,6 @@
 """Reading and adopting the journal of a dead process, whatever its size: no more than a window of it is in memory."""
 
+import errno
 import itertools
 import json
 import os
@@ -88,14 +89,17 @@ class DeadJournal:
             yield left[first : first + size]
 
     def acknowledge(self, events: Sequence[UsageEvent]) -> None:
-        """Remember what was delivered, for whoever adopts it next should we die."""
+        """Remember what was delivered, for whoever adopts it next should we die. OSError: the disk has no room."""
         note = {"acknowledged": [name_of(event) for event in events]}
         oldest = next((offset for _, offset in self._events.values()), None)
         place = {} if oldest is None else {"delivered_before": oldest}
         if not self._whole:
             os.ftruncate(self._fd, self._torn_from())
             self._whole = True
-        os.write(self._fd, encoded({**note, **place}))
+        written = encoded({**note, **place})
+        if os.write(self._fd, written) < len(written):  # the last room of a disk: half a line would be damage
+            self._whole = False
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def remove(self) -> None:
         """All that could be read was delivered. With lines that could not be, the file is kept aside."""

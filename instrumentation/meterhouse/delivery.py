@@ -21,8 +21,8 @@ from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from requests.structures import CaseInsensitiveDict
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from meterhouse.settings import Destination
-from meterhouse.vocabulary import ENV_API_KEY
+from meterhouse.settings import Destination, tls_options
+from meterhouse.vocabulary import ENV_API_KEY, ENV_ENDPOINT
 
 TIMEOUT_S = 10.0
 PROTOBUF = "application/x-protobuf"
@@ -55,15 +55,22 @@ class Session(requests.Session):
         super().__init__()
         self._destination = destination
         self.answer: requests.Response | None = None
+        self.failure: Exception | None = None
+        """Why there is no answer."""
         # An auth callable of our own, or requests would prefer an entry of ~/.netrc for this host.
         self.auth = self._authorize
 
     def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        self.answer = None
+        self.answer = self.failure = None
         self.headers = CaseInsensitiveDict()
         kwargs["headers"] = {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}
         kwargs["allow_redirects"] = False
-        self.answer = super().request(method, url, *args, **kwargs)
+        kwargs |= tls_options()
+        try:
+            self.answer = super().request(method, url, *args, **kwargs)
+        except Exception as error:
+            self.failure = error
+            raise
         return self.answer
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -77,7 +84,7 @@ class Unreachable(requests.RequestException):
 
 
 class _ImpatientSession(Session):
-    """Fails at once where nobody listens.
+    """Fails at once where nobody listens, or nobody that speaks TLS.
 
     The stock exporter would wait and try again for seconds, and a process that ends would wait with it. Ours is tried
     again by the loop that owns it, from the journal.
@@ -87,6 +94,8 @@ class _ImpatientSession(Session):
         try:
             return super().request(method, url, *args, **kwargs)
         except requests.exceptions.ConnectionError as error:
+            if isinstance(error, requests.exceptions.SSLError):  # a wrong address or certificate stays one for seconds
+                raise Unreachable(str(error)) from error
             # Only this one: a connection that was kept open and has gone stale is rightly made again at once.
             cause = error.args[0] if error.args else None
             if isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError):
@@ -132,7 +141,7 @@ class Delivery:
         if answer is None:
             # The stock exporter fails in the same words for a batch that it could not even encode.
             unencodable = _unencodable(batch)
-            self.why = unencodable or "nobody answers there"
+            self.why = unencodable or _unanswered(self._session.failure)
             return Outcome.DIVIDE if unencodable else Outcome.UNREACHABLE
         if answer.status_code == requests.codes.unauthorized:
             key = "it does not know the key" if self.destination.api_key else "no key is set"
@@ -144,6 +153,9 @@ class Delivery:
         if answer.status_code in REFUSED_FOR_GOOD:
             self.why = f"HTTP {answer.status_code}: {answer.text:.200}"
             return Outcome.REFUSED
+        if answer.status_code == requests.codes.not_found:
+            self.why = f"HTTP 404: {ENV_ENDPOINT} is the collector's address, without a path"
+            return Outcome.RETRY
         if result is not MetricExportResult.SUCCESS or answer.status_code != requests.codes.ok:
             self.why = f"HTTP {answer.status_code}"
             return Outcome.RETRY
@@ -156,6 +168,18 @@ class Delivery:
             self.why = rejected
             return Outcome.REFUSED
         return Outcome.ACKNOWLEDGED
+
+
+def _unanswered(failure: Exception | None) -> str:
+    """Why no answer came. Never in the words of an error about headers: they show the key."""
+    if isinstance(failure, requests.exceptions.SSLError):
+        cause = failure.args[0] if failure.args else failure
+        return f"no TLS connection: {getattr(cause, 'reason', cause)!s:.200}"
+    if isinstance(failure, ValueError) and not isinstance(failure, requests.RequestException):  # http.client's
+        return f"the key cannot be sent as a header: see {ENV_API_KEY}"
+    if isinstance(failure, OSError) and not isinstance(failure, requests.RequestException):
+        return f"{failure!s:.200}"  # a file of the TLS settings is not there
+    return "nobody answers there"
 
 
 def _unencodable(batch: MetricsData) -> str:

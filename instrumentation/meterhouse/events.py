@@ -167,16 +167,12 @@ class Finished:
         return self._events
 
     def as_json(self) -> dict[str, Any]:
-        rows = [
-            [row.meter, row.quantity, row.modality, row.cache_ttl, row.usage_source, row.model, row.decimal]
-            for row in self._rows
-        ]
         span = [f"{number:x}" for number in self._span]
         line = {
             "call": self.call_id,
             "at": self._event_time_ns,
             "attributes": self.attributes,
-            "rows": rows,
+            "rows": self._rows,  # a named tuple is a list of its values in JSON
             "span": span,
         }
         return {**line, "name": self._name} if self._name else line

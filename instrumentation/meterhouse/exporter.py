@@ -8,7 +8,8 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from meterhouse import refused
@@ -24,13 +25,15 @@ from meterhouse.settings import destination, journal_directory, why_nowhere
 INTERVAL_S = 5.0
 LONGEST_PAUSE_S = 60.0
 ADOPT_EVERY_S = 60.0
-SENT_AT_ONCE = 2_000
+SENT_AT_ONCE = 500
 """Events of one request: encoded they take about a kilobyte each for a moment."""
 KEPT_BATCHES = 20
 COUNTED_AT_MOST = 10_000
 """Events that wait in memory while nothing can be sent, where there is no journal."""
 ADOPT_AT_MOST_S = 2.0
 """So long may a pass over the journals of dead processes hold up the own usage; it goes on at the next step."""
+ADOPT_AT_END_S = 1.0
+"""The same for a process that ends before its first pass, and holds up its end."""
 DIVIDED_AT_MOST = 50
 """Refusals that finding the bad events of one batch may take: then, what is refused together is set aside together. One
 bad event among 500 takes 10 of them."""
@@ -44,6 +47,8 @@ class Exporter:
     def __init__(self, journal: Journal | None, resource: Mapping[str, str]) -> None:
         self.lost = 0
         """Events that there was no room for in memory, where there is no journal."""
+        self.refused = 0
+        """Events that were bad and were set aside."""
         self._journal = journal
         self._resource = resource
         self._counted: list[UsageEvent] = []
@@ -67,7 +72,7 @@ class Exporter:
         self._behind = True
 
     def stop(self) -> None:
-        """The process ends: only its own usage matters now."""
+        """The process ends: its own usage comes first now."""
         self._stopping = True
 
     def step(self) -> None:
@@ -80,7 +85,7 @@ class Exporter:
         if self._behind and not self._pausing():
             self._follow_journal()
         if not self._pausing() and not self._stopping and time.monotonic() >= self._adopt_at:
-            self._adopt()
+            self._adopt(ADOPT_AT_MOST_S, lambda: not self._stopping)
 
     def _let_wait(self) -> None:
         """Nothing can be sent now: what was counted waits in the journal; without one in memory, as far as it goes."""
@@ -99,13 +104,18 @@ class Exporter:
             except OSError as error:
                 warn_once("journal", "Meterhouse cannot write its journal (%s): a crash loses usage now.", error)
 
-    def _adopt(self) -> None:
-        until = time.monotonic() + ADOPT_AT_MOST_S
+    def adopt_at_end(self) -> None:
+        """For processes of a moment, which would never come to it: all that a machine runs may be such."""
+        if self._adopt_at == 0.0:
+            self._adopt(ADOPT_AT_END_S, lambda: True)
+
+    def _adopt(self, at_most_s: float, go_on: Callable[[], bool]) -> None:
+        until = time.monotonic() + at_most_s
         try:
             directory = self._directory()
         except OSError:  # no home: this process has no journal either, and has said so
             return
-        drain(directory, self.deliver, go_on=lambda: not self._stopping and time.monotonic() < until, count_rest=False)
+        drain(directory, self.deliver, go_on=lambda: go_on() and time.monotonic() < until, count_rest=False)
         self._adopt_at = time.monotonic() + (0 if time.monotonic() >= until else ADOPT_EVERY_S)
 
     def _directory(self) -> Path:
@@ -271,6 +281,7 @@ class Exporter:
             if self._delivery is not None:
                 self._delivery.why = f"{what} cannot be set aside: {error}"
             return False
+        self.refused += len(bad)
         _log.error("Meterhouse: %s cannot be delivered (%s); kept in %s", what, why, path)
         return True
 
@@ -285,4 +296,6 @@ def drain_now(directory: Path, *, refused_too: bool = False) -> Drained | None:
     exporter = Exporter(None, {})
     exporter._connect()
     before = refused.send_again(directory, exporter.deliver) if refused_too else Drained()
-    return before + drain(directory, exporter.deliver)
+    total = before + drain(directory, exporter.deliver)
+    # A pass is done with what was set aside; delivered it is not.
+    return replace(total, events=total.events - exporter.refused, refused=exporter.refused)

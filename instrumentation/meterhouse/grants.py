@@ -25,6 +25,18 @@ LONGEST_BYTES: Final = 1024
 _PREFIX = "mhg."
 _KEY = re.compile(r"mhgk\.(hmac|ed25519|ed25519-public)\.([0-9a-f]{16})\.([A-Za-z0-9_-]{43})\Z")
 _FAR_S = 2**33
+_P = 2**255 - 19
+_SMALL_Y = frozenset(
+    {0, 1, _P - 1}
+    | {
+        int.from_bytes(bytes.fromhex(y), "little")
+        for y in (
+            "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+            "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        )
+    }
+)
+"""The y of the points of Ed25519 whose order divides 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,12 @@ class Key:
         public = _ed25519().Ed25519PrivateKey.from_private_bytes(self.material).public_key().public_bytes_raw()
         return Key(ED25519_PUBLIC, self.key_id, public)
 
+    @property
+    def is_weak(self) -> bool:
+        """True for a public key whose point has a small order: anybody can make signatures that it verifies."""
+        y = int.from_bytes(self.material, "little") % 2**255 % _P
+        return self.kind == ED25519_PUBLIC and y in _SMALL_Y
+
     def signature(self, signed: bytes) -> bytes:
         """Raises ValueError for a key that cannot sign."""
         if self.kind == HMAC:
@@ -79,6 +97,8 @@ class Key:
             import hmac
 
             return hmac.compare_digest(_hmac(self.material, signed), signature)
+        if self.is_weak:
+            return False
         from cryptography.exceptions import InvalidSignature
 
         try:

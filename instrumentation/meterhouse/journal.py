@@ -179,6 +179,10 @@ class Journal:
                 for event in some:
                     self._pop_unwritten(name_of(event))
                     self._held[name_of(event)] = event
+            if self.lost > self._lost_written:
+                with suppress(OSError):  # where not even this fits, the log alone says it
+                    self._write(encoded({"lost": self.lost - self._lost_written}))
+                    self._lost_written = self.lost
             if not self._closed and self._is_ours() and not os.fstat(self._fd).st_nlink:  # somebody removed it
                 self.lost += len(self._held) + self._fresh_events
 

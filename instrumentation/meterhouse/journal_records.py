@@ -44,8 +44,11 @@ def encoded(record: Mapping[str, Any]) -> bytes:
     return _json(record) + b"\n"
 
 
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # `json.dumps` makes one each time
+
+
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+    return _compact(value).encode(errors="replace")
 
 
 def name_of(event: UsageEvent) -> str:

@@ -16,7 +16,7 @@ from meterhouse.events import Row, cut
 from meterhouse.runtime import warn_once
 from meterhouse.settings import estimating
 from meterhouse.tools import ToolResult
-from meterhouse.usage import Answer, call_rows, unreadable, with_estimate
+from meterhouse.usage import MAPPING, Answer, call_rows, unreadable, with_estimate
 from meterhouse.vocabulary import (
     ABORTED,
     FAILED,
@@ -97,9 +97,19 @@ class Metered:
             self.under_way = False
             _left(_running, token)
 
+    @contextmanager
+    def requesting(self) -> Iterator[Self]:
+        """`running` around the whole of the SDK's own call: what it raises is the end of this one."""
+        with self.running():
+            try:
+                yield self
+            except BaseException as error:
+                self.end(error)
+                raise
+
     def take(self, document: object, event: str = "") -> None:
         """Take a parsed document of the answer; never raises, what cannot be read is left out."""
-        if not isinstance(document, Mapping):
+        if not isinstance(document, MAPPING):
             return
         try:
             reported = dict(self.answer.usage) if self.estimating else None

@@ -69,7 +69,7 @@ class CustomerFromHeader(CustomerFrom):
     def _value(self, scope: ASGIMessage) -> str | None:
         values = [value for name, value in scope["headers"] if name.lower() == self._header]
         # Given twice, the front end and the client disagree: nobody is charged on a guess.
-        return values[0].decode("utf-8", errors="replace") if len(values) == 1 else None
+        return _text(values[0]) if len(values) == 1 else None
 
 
 class GrantFromHeader(CustomerFromHeader):
@@ -115,7 +115,7 @@ class WSGICustomerFromHeader(WSGICustomerFrom):
 
     def __init__(self, app: WSGIApp, header: str = CUSTOMER_HEADER) -> None:
         key = "HTTP_" + header.upper().replace("-", "_")
-        super().__init__(app, lambda environ: environ.get(key))
+        super().__init__(app, lambda environ: _of_environ(environ.get(key)))
 
 
 class WSGIGrantFromHeader(WSGICustomerFromHeader):
@@ -147,6 +147,25 @@ class _Body:
         close = getattr(self._body, "close", None)
         if close is not None:
             self._context.run(close)
+
+
+def _text(value: bytes) -> str:
+    """A header's text: UTF-8, or else Latin-1, as which some clients send it. Never with characters replaced: two
+    customers would become one."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _of_environ(value: object) -> str | None:
+    """The same of what WSGI hands on, which is the bytes as Latin-1 (PEP 3333)."""
+    if not isinstance(value, str):
+        return None
+    try:
+        return _text(value.encode("latin-1"))
+    except UnicodeEncodeError:  # a server that has decoded it already
+        return value
 
 
 def _is_file(body: object, environ: dict[str, Any]) -> bool:

@@ -11,6 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 from meterhouse import forks, interrupts, limits
 from meterhouse.conversations import Conversations
@@ -37,6 +39,7 @@ LOST = "Meterhouse has room for usage neither on disk nor in memory (%s): it is 
 
 _log = logging.getLogger("meterhouse")
 _busy = threading.local()
+_MARKED: Final = nullcontext()
 
 
 class Runtime:
@@ -76,7 +79,7 @@ class Runtime:
         """Journal that a provider call is about to start."""
         if self._journal is None or busy():  # busy: a signal handler struck while this thread held a lock of ours
             return
-        with Busy():
+        with marked_busy():
             try:
                 self._journal.intent(call_id, started_at_ns, attributes)
             except OSError as error:
@@ -94,7 +97,7 @@ class Runtime:
                 "meterhouse.customer(...) around the work.",
                 ENV_CUSTOMER,
             )
-        with Busy():
+        with marked_busy():
             opened = self._conversations.opened_by(recorded)
             if opened is not None:
                 self._keep(Loose([opened]))
@@ -143,7 +146,6 @@ class Runtime:
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._exporter.interrupt()
-            return False
         return self._flushed
 
     def tell_what_is_left(self) -> None:
@@ -172,16 +174,25 @@ class Runtime:
             self._wake.clear()
             self._step()
         self._run_late()
-        with Busy():
+        with marked_busy():
             self._count()
             self._flushed = self._exporter.flush()
             if self._flushed and self._journal is not None:
                 self._journal.close()
+            if self._flushed:
+                self._adopt()
+
+    def _adopt(self) -> None:
+        try:
+            self._exporter.adopt_at_end()
+        except Exception:  # noqa: BLE001 - the own usage is delivered; theirs is in their journals
+            if not sys.is_finalizing():
+                warn_once("exporter", "Meterhouse failed while exporting and will try again.", with_trace=True)
 
     def _step(self) -> None:
         try:
             self._run_late()
-            with Busy():
+            with marked_busy():
                 self._count()
                 self._exporter.step()
         except Exception:  # noqa: BLE001 - the thread must live: everything unsent is in the journal
@@ -200,19 +211,22 @@ class Runtime:
             self._late.popleft()()
 
 
-class Busy:
-    """Marks a thread that holds, or may soon hold, a lock of ours or of the SDK."""
+def marked_busy() -> AbstractContextManager[object]:
+    """Marks this thread as one that holds, or may soon hold, a lock of ours or of the SDK.
 
-    def __enter__(self) -> None:
-        _busy.depth = getattr(_busy, "depth", 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        _busy.depth -= 1
+    The mark is a lock that nobody else takes: no signal handler can strike between its being left and its being
+    released, as it could in an `__exit__` written in Python, after which the thread would stay marked for ever.
+    """
+    mark = getattr(_busy, "mark", None)
+    if mark is None:
+        _busy.mark = mark = threading.Lock()
+    return _MARKED if mark.locked() else mark
 
 
 def busy() -> bool:
     """True inside our own code: a finaliser that runs here must not take a lock."""
-    return bool(getattr(_busy, "depth", 0))
+    mark = getattr(_busy, "mark", None)
+    return mark is not None and mark.locked()
 
 
 _runtime: Runtime | None = None
@@ -225,7 +239,7 @@ def runtime() -> Runtime | None:
     global _runtime, _disabled
     if _runtime is not None or _disabled:
         return _runtime
-    with forks.lock, Busy():
+    with forks.lock, marked_busy():
         if _runtime is None and not _disabled:
             try:
                 _runtime = Runtime()

@@ -5,20 +5,18 @@ import asyncio
 from types import ModuleType
 from typing import Any
 
-import wrapt
-
+from meterhouse import patches
 from meterhouse.runtime import flush, warn_once
 
 
 def install(module: ModuleType) -> None:
     """Patch `uvicorn.server`."""
-    wrapt.wrap_function_wrapper(module, "Server.shutdown", _shutdown)
+    patches.wrap(module, "Server.shutdown", _shutdown)
 
 
 def remove(module: ModuleType) -> None:
     """Undo `install`."""
-    wrapped = module.Server.shutdown
-    module.Server.shutdown = getattr(wrapped, "__wrapped__", wrapped)
+    patches.unwrap(module, "Server.shutdown")
 
 
 async def _shutdown(wrapped: Any, _server: Any, args: Any, kwargs: Any) -> Any:

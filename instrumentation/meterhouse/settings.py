@@ -7,8 +7,10 @@ import errno
 import json
 import math
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from meterhouse.vocabulary import (
@@ -18,11 +20,29 @@ from meterhouse.vocabulary import (
     ENV_JOURNAL_DIR,
     ENV_JOURNAL_FSYNC,
     ENV_JOURNAL_MAX_BYTES,
+    ENV_TLS_CA,
+    ENV_TLS_CLIENT_CERT,
+    ENV_TLS_CLIENT_KEY,
 )
 
 JOURNAL_MAX_BYTES = 1024**3
 JOURNAL_LEAST_BYTES = 64 * 1024
 ENDPOINTS_FILE = Path("run") / "endpoints.json"
+
+
+def tls_options() -> dict[str, Any]:
+    """What `requests` is told of certificates: a private CA, and a certificate of the agent's own, where they are set.
+
+    Without METERHOUSE_TLS_CA an https endpoint is checked as by any other program with requests: certifi's list, or
+    REQUESTS_CA_BUNDLE.
+    """
+    found: dict[str, Any] = {}
+    if authority := os.environ.get(ENV_TLS_CA):
+        found["verify"] = authority
+    if certificate := os.environ.get(ENV_TLS_CLIENT_CERT):
+        key = os.environ.get(ENV_TLS_CLIENT_KEY)
+        found["cert"] = (certificate, key) if key else certificate
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +67,11 @@ class Destination:
 
 def destination() -> Destination | None:
     """Where usage goes now; None: nowhere yet (`why_nowhere`), it stays in the process journal."""
-    endpoint = os.environ.get(ENV_ENDPOINT)
-    api_key = os.environ.get(ENV_API_KEY) or None
+    endpoint = os.environ.get(ENV_ENDPOINT, "").strip()
+    api_key = os.environ.get(ENV_API_KEY, "").strip() or None  # read from a file it ends in a newline
     if endpoint:
-        return Destination(endpoint, api_key) if _is_url(endpoint) else None
+        base = endpoint.rstrip("/").removesuffix("/v1/metrics")  # as OTEL_EXPORTER_OTLP_METRICS_ENDPOINT has it
+        return Destination(base, api_key) if _is_url(endpoint) else None
     try:
         collector = json.loads((_data() / ENDPOINTS_FILE).read_bytes())["collector"]
         return Destination(str(collector["http"]), api_key or str(collector["api_key"]))
@@ -60,7 +81,7 @@ def destination() -> Destination | None:
 
 def why_nowhere() -> str:
     """Why `destination` is None, and what to set, as the beginning of a sentence."""
-    endpoint = os.environ.get(ENV_ENDPOINT)
+    endpoint = os.environ.get(ENV_ENDPOINT, "").strip()
     if endpoint and not _is_url(endpoint):
         return f"{ENV_ENDPOINT} is {endpoint!r:.80}, which is not a URL such as http://127.0.0.1:4318"
     data = _data().absolute()
@@ -127,6 +148,21 @@ def number_of(name: str, default: float, least: float = 0.0) -> float:
     from meterhouse.runtime import warn_once
 
     warn_once(name, "Meterhouse takes %s=%g: %r is no number from %g.", name, default, text, least)
+    return default
+
+
+def choice_of(name: str, choices: Mapping[str, Collection[str]], default: str) -> str:
+    """The choice that an environment variable says, in any of its spellings; the default, with a warning, for none."""
+    text = os.environ.get(name, "").strip().lower()
+    if not text:
+        return default
+    for choice, spellings in choices.items():
+        if text == choice or text in spellings:
+            return choice
+    from meterhouse.runtime import warn_once
+
+    known = ", ".join(choices)
+    warn_once(name, "Meterhouse takes %s=%s: %r is none of %s.", name, default, os.environ[name][:80], known)
     return default
 
 

@@ -3,12 +3,14 @@
 Kept in this process only, the oldest forgotten first. Safe for threads; no I/O.
 """
 
+import itertools
 import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 REMEMBERED = 100_000
@@ -35,7 +37,13 @@ def shown_as(name: str, shown: str) -> bool:
 
 
 class ToolMemory:
-    """One process's memory. `payer`: whom the work is for; the tools of one customer never hide those of another."""
+    """One process's memory. `payer`: whom the work is for; the tools of one customer never hide those of another.
+
+    Layers that know no tool call id are matched with calls of that name by guess: with the newest that waits. Where
+    several agents of one customer work at once the guess may be another agent's call. It is corrected when the result
+    of a call comes that nothing was guessed for: of the executions since it was asked for whose results are yet to
+    come, the oldest is its own, and the call that was guessed waits again.
+    """
 
     def __init__(self) -> None:
         self.after_fork()
@@ -43,6 +51,7 @@ class ToolMemory:
         self._names: OrderedDict[str, str] = OrderedDict()
         self._asked: OrderedDict[tuple[str, str], deque[_Asked]] = OrderedDict()
         self._credits: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._ticks = itertools.count(1)
 
     def after_fork(self) -> None:
         """A lock of its own for this process: a thread of the parent's may have held the old one."""
@@ -56,12 +65,20 @@ class ToolMemory:
             _remember(self._told, tool_call_id, True)
             return first
 
+    def first_result(self, payer: str, name: str, tool_call_id: str) -> bool:
+        """`first_time` for the result of a call with a unique id: from here on no other call's execution is its own."""
+        with self._lock:
+            asked = self._called(payer, name, tool_call_id)
+            if asked is not None and asked.ran:
+                asked.returned = True
+            return self.first_time(tool_call_id)
+
     def learn(self, payer: str, names: Mapping[str, str]) -> None:
         """A model asked for these tools: tool call id -> the name that it was shown."""
         with self._lock:
             for tool_call_id, name in names.items():
                 _remember(self._names, tool_call_id, name)
-                asked = _Asked(tool_call_id, _words(name))
+                asked = _Asked(tool_call_id, _words(name), next(self._ticks))
                 for words in _names_behind(name):
                     waiting = self._asked.get((payer, words)) or deque(maxlen=OUTSTANDING)
                     waiting.append(asked)
@@ -82,9 +99,12 @@ class ToolMemory:
             words = _words(name)
             asked = self._waiting(payer, words)
             if asked is not None:
-                asked.answered, words = True, asked.words
+                asked.ran, asked.ran_as = next(self._ticks), words
+                words = asked.words
                 if unique(asked.tool_call_id):
                     _remember(self._told, asked.tool_call_id, True)
+                if asked.tool_call_id:
+                    asked.returned = not credited
                     return partial(self._not_executed, asked, None)
             credit = (payer, words) if credited else None
             if credit is not None:
@@ -96,21 +116,44 @@ class ToolMemory:
             if credit is not None:
                 self._claim(credit)
             if asked is not None:
-                asked.answered = False
-                self._told.pop(asked.tool_call_id, None)
+                self._wait_again(asked)
 
     def claim(self, payer: str, name: str, tool_call_id: str = "", *, prefixed: bool = False) -> bool:
-        """True when an execution was counted whose result this may be, once for each.
+        """True when an execution was counted whose result this may be, once for each; or when it came before.
 
         `prefixed`: under this name or a part of it. Not for calls known to have been asked for: their executions were
         recognised when they happened, and a shorter name that is left over is another tool's.
         """
         with self._lock:
             if not prefixed:
-                return self._claim((payer, _words(name)))
+                asked = self._called(payer, name, tool_call_id) if tool_call_id else None
+                return (asked is not None and self._claim_of(payer, asked)) or self._claim((payer, _words(name)))
             if _words(self._names.get(tool_call_id, "")) == _words(name):
                 return False
             return any(self._claim((payer, words)) for words in _names_behind(name))
+
+    def _claim_of(self, payer: str, asked: "_Asked") -> bool:
+        """`claim` for the result of a call that a model is known to have asked for."""
+        if asked.returned or asked.ran:  # a model asks once under an id that is numbered: the same history again
+            asked.returned = True
+            return True
+        guessed = [
+            other
+            for words in _names_behind(asked.words)
+            for other in self._asked.get((payer, words), ())
+            if other.ran > asked.at and not other.returned and other.ran_as == words
+        ]
+        asked.returned = True
+        if not guessed:
+            return False
+        other = min(guessed, key=attrgetter("ran"))
+        asked.ran, asked.ran_as = other.ran, other.ran_as
+        self._wait_again(other)
+        return True
+
+    def _wait_again(self, asked: "_Asked") -> None:
+        asked.ran, asked.returned = 0, False
+        self._told.pop(asked.tool_call_id, None)
 
     def _claim(self, key: tuple[str, str]) -> bool:
         left = self._credits.pop(key, 0)
@@ -118,11 +161,21 @@ class ToolMemory:
             _remember(self._credits, key, left - 1)
         return left > 0
 
+    def _called(self, payer: str, name: str, tool_call_id: str) -> "_Asked | None":
+        """The call that this is the result of: of those under one number, one whose result is yet to come."""
+        words = _words(name)
+        under_id = [
+            one
+            for one in self._asked.get((payer, words), ())
+            if one.tool_call_id == tool_call_id and one.words == words
+        ]
+        return max(under_id, key=lambda one: (not one.returned, one.ran > 0, one.at), default=None)
+
     def _waiting(self, payer: str, words: str) -> "_Asked | None":
         """The newest call that waits for this tool; one that named it in full goes first."""
         newest = None
         for asked in reversed(self._asked.get((payer, words), ())):
-            if asked.answered or asked.tool_call_id in self._told:
+            if asked.ran or asked.returned or asked.tool_call_id in self._told:
                 continue
             if asked.words == words:
                 return asked
@@ -132,9 +185,16 @@ class ToolMemory:
 
 @dataclass(slots=True)
 class _Asked:
+    """A call that a model asked for; `at`, `ran`: when it did and when a layer executed it, in ticks (0: not yet)."""
+
     tool_call_id: str
     words: str
-    answered: bool = False
+    at: int
+    ran: int = 0
+    ran_as: str = ""
+    """Under which name, in words: a part of its own."""
+    returned: bool = False
+    """Its result was handed back; or will be by a framework, which counts it itself."""
 
 
 def _words(name: str) -> str:

@@ -212,16 +212,19 @@ class HandedBack:
         # Begun now, for whom the request is: `accepted` may come from anywhere, the garbage collector for one.
         self._without_id = [(one, self._begun(one)) for one in results if not (one.earlier or unique(one.tool_call_id))]
         with_id = [one for one in results if unique(one.tool_call_id) and (not one.earlier or _asked_for(one))]
-        self._count([(one, self._begun(one)) for one in with_id if _memory.first_time(one.tool_call_id)])
+        self._count([(one, self._begun(one)) for one in with_id if self._is_first(one)])
 
     def accepted(self) -> None:
         """The model took the request: results without an id are counted here, so that a repeated try is not."""
         results, self._without_id = self._without_id, []
         self._count(results)
 
+    def _is_first(self, result: ToolResult) -> bool:
+        return _memory.first_result(self._payer, _name(result), result.tool_call_id)
+
     def _count(self, results: Sequence[tuple[ToolResult, Call]]) -> None:
         # Names that agree first: where `search` ran by MCP and `web_search` as a function, each keeps its own.
-        left = [(one, call) for one, call in results if not _memory.claim(self._payer, _name(one))]
+        left = [(one, call) for one, call in results if not _memory.claim(self._payer, _name(one), one.tool_call_id)]
         for one, call in left:
             if not _memory.claim(self._payer, _name(one), one.tool_call_id, prefixed=True):
                 call.finish(FAILED if one.failed else OK, [Row(TOOL_CALLS, 1)], {USAGE_SOURCE: SDK_LOOP})

@@ -29,6 +29,8 @@ from meterhouse.vocabulary import (
 
 Quantity = int | float
 """An int from -10^15 to 10^15; a float is what does not count: beyond that, not integral, or NaN for no number."""
+MAPPING = (dict, Mapping)
+"""For isinstance: the abstract class alone takes its time, and JSON has nothing but dicts."""
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{1,400})?")
 
 
@@ -108,10 +110,12 @@ def count(usage: Mapping[str, Any], *path: str) -> Quantity | None:
     """What the provider reports at `path`, as the number it is; None where it reports nothing, NaN for no number."""
     value: Any = usage
     for key in path:
-        if not isinstance(value, dict | Mapping):  # dict first: the abstract class takes its time
+        if type(value) is not dict and not isinstance(value, MAPPING):
             return math.nan if value else None
         value = value.get(key)
-    if value is None or (type(value) is int and -MOST <= value <= MOST):
+        if value is None:
+            return None
+    if type(value) is int and -MOST <= value <= MOST:
         return value
     return _number(value)
 
@@ -134,9 +138,13 @@ def rest(total: Quantity | None, *parts: Quantity | None) -> Quantity | None:
 
 def together(*addends: Quantity | None) -> Quantity | None:
     """The sum of what was reported; the first that is no count, so that a sum with it does not pass for a count."""
-    reported = [addend for addend in addends if addend is not None]
-    bad = [addend for addend in reported if not is_count(addend)]
-    return bad[0] if bad else sum(reported) if reported else None
+    total: Quantity | None = None
+    for addend in addends:
+        if addend is not None:
+            if not is_count(addend):
+                return addend
+            total = addend if total is None else total + addend
+    return total
 
 
 def text(document: Mapping[str, Any], key: str) -> str | None:
@@ -151,9 +159,9 @@ def by_modality(meter: str, total: Quantity | None, bucket: Quantity | None, **p
     The parts are those of the total, so some may lie outside the bucket (cached audio): each is taken as far as the
     bucket goes. Parts that not even the total holds are taken as reported. Without parts, no modality is claimed.
     """
-    told = {modality: quantity for modality, quantity in parts.items() if quantity}
-    if not told:
+    if not any(parts.values()):
         return [Row(meter, bucket)]
+    told = {modality: quantity for modality, quantity in parts.items() if quantity}
     fits = total is not None and is_count(total) and _sum(told.values()) <= total
     rows, left = [], bucket
     for modality, quantity in told.items():
@@ -166,7 +174,7 @@ def by_modality(meter: str, total: Quantity | None, bucket: Quantity | None, **p
 
 
 def _sum(parts: Iterable[Quantity | None]) -> int:
-    return sum(part for part in parts if isinstance(part, int) and is_count(part))
+    return sum([part for part in parts if isinstance(part, int) and part >= 0])
 
 
 def _number(value: object) -> Quantity:

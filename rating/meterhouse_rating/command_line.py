@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -23,8 +24,8 @@ Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON docum
 
 
 def print_json(value: Any) -> None:
-    """One document, indented."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """One document, indented; times in ISO 8601."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=_iso))
 
 
 @contextmanager
@@ -37,7 +38,10 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
     from pydantic import ValidationError
 
     from meterhouse_rating.book import BookRefused
+    from meterhouse_rating.costs_book import CostsRefused
+    from meterhouse_rating.credit_changes import CreditsRefused
     from meterhouse_rating.layout import counted
+    from meterhouse_rating.ledger_books import AdjustmentRefused
     from meterhouse_rating.periods import PeriodError
     from meterhouse_rating.run import NotYet
     from meterhouse_rating.settle import WatermarkWentBack
@@ -45,6 +49,7 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
     from meterhouse_store.meters import MetersError
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
+    from meterhouse_store.switches import SwitchedOff
     from meterhouse_store.warehouse import WarehouseUnavailable
 
     try:
@@ -62,10 +67,27 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
         fail(str(refused), CALLED_WRONGLY)
     except NotThere as refused:
         fail(str(refused.args[0]))
-    except (NoData, NotYet, WatermarkWentBack, MetersError, SchemaMismatch, WarehouseUnavailable) as refused:
+    except (
+        AdjustmentRefused,
+        CostsRefused,
+        CreditsRefused,
+        NoData,
+        NotYet,
+        WatermarkWentBack,
+        MetersError,
+        SchemaMismatch,
+        SwitchedOff,
+        WarehouseUnavailable,
+    ) as refused:
         fail(str(refused))
     except (ClickHouseError, ValidationError, OSError) as refused:
         fail(f"{type(refused).__name__}: {refused}")
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def fail(text: str, code: int = FAILED) -> NoReturn:

@@ -20,6 +20,7 @@ MAX_DEPTH: Final = 12
 MAX_NODES: Final = 100_000
 
 _NUMBER = re.compile(r"-?[0-9]+(_[0-9]{3})*(\.[0-9]+)?\Z")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")
 _MAX_DIGITS: Final = 24
 _MAX_DECIMALS: Final = 12
 _SUGGESTIONS: Final = 8
@@ -200,6 +201,29 @@ class Block:
         """The number at `key`, not negative (or above zero), exactly as written."""
         node = self._get(key, required=default is None)
         return default if node is None else self._number(node, key, positive)
+
+    def number_or_name(self, key: str, *, default: Decimal | None = None) -> Decimal | str | None:
+        """The number at `key`, or a name that stands for one."""
+        node = self._get(key, required=default is None)
+        if node is None:
+            return default
+        if isinstance(node, Scalar) and _NAME.match(node.text):
+            return node.text
+        return self._number(node, key, True)
+
+    def mapping(self, key: str) -> dict[str, str]:
+        """The mapping name -> text at `key`."""
+        inner = self.block(key)
+        if inner is None:
+            return {}
+        if not inner._node.entries:
+            self.wrong("empty", "Name at least one.", key=key)
+        found = {name: inner.text(name) for name in inner._node.entries}
+        return {name: text for name, text in found.items() if text is not None}
+
+    def is_text(self, key: str) -> bool:
+        """Whether there is one value at `key`, not a mapping or list."""
+        return isinstance(self._node.entries.get(key), Scalar)
 
     def texts(self, key: str, *, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """The list of texts at `key`; a single text counts as a list of one."""

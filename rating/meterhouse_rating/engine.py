@@ -4,47 +4,74 @@ The same inputs give the same bytes at any later time. Every unit of usage ends 
 the book leaves free by choice, or in what has no price; `rate` checks that before it returns.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
+from meterhouse_rating import discounts
+from meterhouse_rating.agreements import Agreement, Discount
 from meterhouse_rating.book import Book, Plan
-from meterhouse_rating.charges import Before, Charge, Dimensions, Portion
+from meterhouse_rating.charges import NO_PRICE, Before, Charge, Component, Dimensions, Setting, Unpriced, step
+from meterhouse_rating.credit_lines import grants_told, pack_grants, used_told
+from meterhouse_rating.credits import Grant, TopUp, burn, order, usable
+from meterhouse_rating.facts import decimal_of
 from meterhouse_rating.ids import digest
-from meterhouse_rating.money import exact, show, smallest, to_minor
+from meterhouse_rating.models.minimum import Minimum
+from meterhouse_rating.money import exact, of_minor, show, smallest, to_minor
+from meterhouse_rating.rates import Rate
+from meterhouse_rating.sorting import (
+    BY_CHOICE,
+    NOT_DECLARED,
+    TOO_MANY_GROUPS,
+    UNBILLED_METER,
+    UNBILLED_STATUS,
+    ConservationError,
+    Leftover,
+    Measure,
+    UsageRow,
+    options_of,
+    sort_out,
+)
 from meterhouse_store.numbers import plain
 
+__all__ = [
+    "BY_CHOICE",
+    "NOT_DECLARED",
+    "NOT_REGISTERED",
+    "NO_PRICE",
+    "TOO_MANY_GROUPS",
+    "UNBILLED_METER",
+    "UNBILLED_STATUS",
+    "ConservationError",
+    "Inputs",
+    "Leftover",
+    "Rated",
+    "RatedLine",
+    "UsageRow",
+    "left_over",
+    "rate",
+]
+
 NOT_REGISTERED: Final = "customer_not_registered"
-NOT_DECLARED: Final = "meter_not_declared"
-NO_PRICE: Final = "no_price"
-UNBILLED_METER: Final = "unbilled_meter"
-UNBILLED_STATUS: Final = "unbilled_status"
-BY_CHOICE: Final = frozenset({UNBILLED_METER, UNBILLED_STATUS})
-"""Reasons why usage is free because the price book says so; all other reasons are exceptions to look at."""
+CORRECTION: Final = "correction"
+CREDIT_RESTORED: Final = "credit_restored"
+"""Kinds of lines about a period that was closed before."""
 
-
-class ConservationError(AssertionError):
-    """Usage went in that came out nowhere, or twice: a defect of a price model, never of data."""
-
-
-@dataclass(frozen=True)
-class UsageRow:
-    """Aggregated usage of one customer: one meter, status and combination of the book's dimensions."""
-
-    meter: str
-    status: str
-    dimensions: Dimensions
-    events: int
-    quantity: Decimal
+TOP_UP: Final = "top_up"
+"""The component of what is bought by a rule; no component of a plan is called so in earlier ratings' memory."""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """All that a rating depends on.
 
-    `contract_id` names the agreement that put the customer on the plan, `declared` the declared meters, `before` what
-    was settled earlier per component, `credit_minor` the credit balance before this period.
+    `contract_id` names the agreement that put the customer on the plan, `plan` is the plan with the customer's add-ons
+    and own prices in it, `overrides` names the latter by component. `declared` are the declared meters, `before` what
+    was settled earlier per component, `credits` the customer's grants with what is left of them before this period,
+    `top_up` the rule by which more are bought, `corrections` lines about closed periods that this rating bills. `rate`
+    converts from the plan's currency to `currency`, where they differ.
     """
 
     contract_id: str
@@ -54,19 +81,45 @@ class Inputs:
     plan: Plan
     usage: tuple[UsageRow, ...]
     declared: frozenset[str]
+    setting: Setting
     before: Mapping[str, Before] = field(default_factory=dict)
-    credit_minor: int = 0
+    credits: tuple[Grant, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    agreement: Agreement = field(default_factory=Agreement)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    rate: Rate | None = None
+    top_up: TopUp | None = None
+    corrections: "tuple[RatedLine, ...]" = ()
 
     def sha256(self) -> str:
         """The hash of everything that can change the result."""
-        before = {
-            name: {"charged": it.charged, "quantities": {key: plain(it.quantities[key]) for key in it.quantities}}
-            for name, it in self.before.items()
-        }
-        usage = [[r.meter, r.status, [list(d) for d in r.dimensions], r.events, plain(r.quantity)] for r in self.usage]
+        usage = [
+            [
+                *(row.meter, row.status, [list(d) for d in row.dimensions], row.events, plain(row.quantity)),
+                *(row.task, row.trial, None if row.cost is None else plain(row.cost)),
+            ]
+            for row in self.usage
+        ]
+        measures = [
+            [it.measurement.metric.name, [list(d) for d in it.dimensions], it.events, plain(it.value)]
+            for it in self.measures
+        ]
         book = [self.book.sha256, self.version, self.plan.name]
+        credits = [it.canonical() for it in order(self.credits)]
+        top_up = None if self.top_up is None else list(vars(self.top_up).values())
+        money = [self.currency, credits, top_up, {name: _before_json(it) for name, it in self.before.items()}]
         return digest(
-            [self.contract_id, self.currency, book, sorted(usage), sorted(self.declared), before, self.credit_minor]
+            [
+                self.contract_id,
+                book,
+                sorted(usage, key=digest),
+                sorted(measures, key=digest),
+                sorted(self.declared),
+                money,
+                _setting_json(self.setting),
+                self.agreement.canonical(),
+                *([] if not self.corrections else [[_plain(asdict(it)) for it in self.corrections]]),
+            ]
         )
 
 
@@ -87,18 +140,6 @@ class RatedLine:
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """Usage that is on no line, why, and what to do about it (or why it is free)."""
-
-    meter: str
-    dimensions: Dimensions
-    events: int
-    quantity: Decimal
-    reason: str
-    hint: str
-
-
-@dataclass(frozen=True)
 class Rated:
     """A rated period of one customer. The total is the sum of the lines."""
 
@@ -114,18 +155,20 @@ class Rated:
 def rate(inputs: Inputs) -> Rated:
     """Rate one customer's period. Raises ConservationError where a price model lost or doubled usage."""
     with exact():
-        portions, leftovers = _sort_out(inputs)
-        lines: list[RatedLine] = []
-        granted = 0
+        found = sort_out(inputs.book, inputs.plan, inputs.usage, inputs.measures, inputs.declared, inputs.before)
+        bill = _Bill(inputs, leftovers=found.leftovers)
+        last = [component for component in inputs.plan.components if isinstance(component, Minimum)]
         for component in inputs.plan.components:
-            mine = [portion for portion in portions if portion.metric in component.metrics]
-            charged = component.charge(mine, inputs.before.get(component.name, Before()))
-            lines += [_line(inputs, component.name, charge) for charge in charged.charges]
-            granted += sum(_minor(inputs, charge.credits) for charge in charged.charges)
-            leftovers += [_unpriced(portion, hint) for portion, hint in charged.unpriced]
-        lines += _apply_credits(inputs, lines, inputs.credit_minor + granted)
-        _check_conservation(inputs.usage, lines, leftovers)
-    return Rated(tuple(lines), _merge(leftovers), sum(line.amount_minor for line in lines))
+            if component not in last:
+                bill.charge(component, found.portions[component.name])
+        bill.discount(it for it in inputs.agreement.discounts if it.before_minimum)
+        for component in last:
+            bill.charge(component, found.portions[component.name])
+        bill.discount(it for it in inputs.agreement.discounts if not it.before_minimum)
+        bill.correct()
+        bill.apply_credits()
+        _check_conservation(inputs.usage, bill.lines, bill.leftovers)
+    return Rated(tuple(bill.lines), _merge(bill.leftovers), sum(line.amount_minor for line in bill.lines))
 
 
 def left_over(usage: Iterable[UsageRow], reason: str, hint: str) -> tuple[Leftover, ...]:
@@ -133,83 +176,198 @@ def left_over(usage: Iterable[UsageRow], reason: str, hint: str) -> tuple[Leftov
     return _merge(Leftover(row.meter, (), row.events, row.quantity, reason, hint) for row in usage)
 
 
-def _sort_out(inputs: Inputs) -> tuple[list[Portion], list[Leftover]]:
-    """Usage that a component charges, and usage that is free, undeclared or without a component."""
-    book, plan = inputs.book, inputs.plan
-    charged = {name for component in plan.components for name in component.metrics}
-    metric_of = {meter: book.metrics[name] for name in charged for meter in book.metrics[name].meters}
-    portions, leftovers = [], []
-    for row in inputs.usage:
-        metric = metric_of.get(row.meter)
-        if row.meter not in inputs.declared:
-            reason, hint = NOT_DECLARED, _declaration(row.meter)
-        elif row.status in book.unbilled_statuses:
-            reason, hint = UNBILLED_STATUS, f"the price book {book.name} does not bill calls that are {row.status}"
-        elif row.meter in book.unbilled_meters or row.meter in plan.unbilled:
-            reason, hint = UNBILLED_METER, f"listed as unbilled in the price book {book.name}"
-        elif metric is None:
-            reason, hint = NO_PRICE, _component_to_add(inputs, row.meter)
-        else:
-            portions.append(Portion(metric.name, row.meter, metric.unit, row.dimensions, row.events, row.quantity))
-            continue
-        leftovers.append(Leftover(row.meter, (), row.events, row.quantity, reason, hint))
-    return portions, leftovers
+@dataclass
+class _Bill:
+    """The lines as they come about; `reduced` is what discounts took off each of them."""
+
+    inputs: Inputs
+    leftovers: list[Leftover]
+    lines: list[RatedLine] = field(default_factory=list)
+    reduced: list[int] = field(default_factory=list)
+    amounts: dict[str, Decimal] = field(default_factory=dict)
+    granted: list[Grant] = field(default_factory=list)
+
+    def charge(self, component: Component, portions: Sequence[Any]) -> None:
+        """Charge a component, with what the components before it come to."""
+        inputs = self.inputs
+        before = inputs.before.get(component.name, Before())
+        setting = replace(inputs.setting, amounts=dict(self.amounts))
+        charged = component.charge(portions, before, setting)
+        amount = Decimal(0)
+        for charge in charged.charges:
+            _check_steps(component.name, charge)
+            line, granted = _line(inputs, component, charge)
+            self.lines.append(line)
+            self.reduced.append(0)
+            self.granted += granted
+            amount += _in_plan_currency(inputs, charge.amount)
+        self.amounts[component.name] = self.amounts.get(component.name, Decimal(0)) + amount
+        self.leftovers += [_unpriced(it) for it in charged.unpriced]
+
+    def discount(self, found: Iterable[Discount]) -> None:
+        """Apply the discounts that hold, each to what is left of the lines."""
+        inputs = self.inputs
+        for it in sorted(found, key=lambda it: (it.valid_from, it.agreement_id)):
+            if not discounts.applies(it, inputs.setting.period, inputs.setting.zone):
+                continue
+            open_lines = [
+                discounts.Open(line.component, line.description, line.amount_minor + taken)
+                for line, taken in zip(self.lines, self.reduced, strict=True)
+            ]
+            taken = discounts.take(it, open_lines, inputs.currency, inputs.book.rounding)
+            if taken is None:
+                continue
+            self.lines.append(_discount_line(inputs, it, taken))
+            self.reduced = [old - new for old, new in zip(self.reduced, taken.of_lines, strict=True)] + [-taken.total]
+            for line, share in zip(self.lines, taken.of_lines, strict=False):
+                if share:
+                    off = _taken_in_plan_currency(inputs, share)
+                    self.amounts[line.component] = self.amounts.get(line.component, Decimal(0)) - off
+
+    def correct(self) -> None:
+        """The corrections of closed periods, as they are: no discount or minimum of this period is about them."""
+        self.lines += self.inputs.corrections
+        self.reduced += [0] * len(self.inputs.corrections)
+
+    def apply_credits(self) -> None:
+        """Top up where the rule says so; then one negative line that pays the usage lines, as far as credits reach."""
+        inputs, period = self.inputs, self.inputs.setting.period
+        payable = [
+            line.amount_minor + taken if line.kind == "usage" or _late_usage(line) else 0
+            for line, taken in zip(self.lines, self.reduced, strict=True)
+        ]
+        grants = usable([*inputs.credits, *self.granted], period)
+        if inputs.top_up is not None:
+            wanted = sum(amount for amount in payable if amount > 0)
+            times = inputs.top_up.times(sum(it.left_minor for it in grants), wanted)
+            if times:
+                line, granted = _top_up_line(inputs, inputs.top_up.amount_minor, times)
+                self.lines.append(line)
+                self.reduced.append(0)
+                grants = usable([*grants, *granted], period)
+        uses = burn(grants, payable)
+        spent, balance = sum(it.amount_minor for it in uses), sum(it.left_minor for it in grants)
+        if not spent:
+            return
+        explanation = {
+            "balance_before": show(balance, inputs.currency),
+            **used_told(uses, [line.description for line in self.lines], inputs.currency),
+            "balance_after": show(balance - spent, inputs.currency),
+            "amount": show(-spent, inputs.currency),
+        }
+        amount = of_minor(-spent, inputs.currency)
+        words = ("credit_applied", "credits", None, "Credits applied", Decimal(1), "")
+        self.lines.append(RatedLine(*words, (), amount, -spent, explanation))
+        self.reduced.append(0)
 
 
-def _line(inputs: Inputs, component: str, charge: Charge) -> RatedLine:
-    amount_minor = _minor(inputs, charge.amount)
-    explanation = {
+def _late_usage(line: RatedLine) -> bool:
+    return line.kind == CORRECTION and line.metric is not None
+
+
+def _line(inputs: Inputs, component: Component, charge: Charge) -> tuple[RatedLine, list[Grant]]:
+    amount = _converted(inputs, charge.amount)
+    amount_minor = _minor(inputs, amount)
+    options = options_of(inputs.plan, component)
+    explanation: dict[str, Any] = {
         "price": {
             "book": inputs.book.name,
             "version": inputs.version,
             "plan": inputs.plan.name,
-            "component": component,
+            "component": component.name,
             "line": charge.book_line,
             "contract": inputs.contract_id,
         },
         "meters": {meter: plain(quantity) for meter, quantity in charge.meters.items()},
         "steps": [dict(step) for step in charge.steps],
-        "amount_exact": plain(charge.amount),
+        "amount_exact": plain(amount),
         "rounding": f"{inputs.book.rounding} to {smallest(inputs.currency)} {inputs.currency}",
         "amount": show(amount_minor, inputs.currency),
     }
+    if component.name in inputs.overrides:
+        explanation["price"]["override"] = inputs.overrides[component.name]
+    grants: list[Grant] = []
     if charge.credits:
-        explanation["credits"] = show(_minor(inputs, charge.credits), inputs.currency)
-    return RatedLine(
+        credits = _minor(inputs, _converted(inputs, charge.credits))
+        grants = pack_grants(
+            [inputs.contract_id, component.name, inputs.setting.period.start.isoformat()],
+            amount_minor,
+            credits,
+            inputs.setting.period.start,
+            expires_days=charge.credits_expire_days,
+            priority=charge.credits_priority,
+        )
+        explanation |= {"credits": show(credits, inputs.currency), "grants": grants_told(grants, inputs.currency)}
+    if charge.quantities:
+        explanation["quantities"] = {name: plain(quantity) for name, quantity in charge.quantities.items()}
+    if charge.events is not None:
+        explanation["events"] = charge.events
+    if charge.service is not None:
+        explanation["service"] = str(charge.service)
+    if inputs.rate is not None:
+        explanation["conversion"] = {
+            "amount": plain(charge.amount),
+            "currency": inputs.rate.source,
+            "rate": plain(inputs.rate.rate),
+            "to": inputs.rate.target,
+            "valid_from": inputs.rate.valid_from.isoformat(),
+            "line": inputs.rate.line,
+        }
+    tax = {
+        "behaviour": options.tax.behaviour or inputs.book.tax.behaviour,
+        "code": options.tax.code or inputs.book.tax.code,
+    }
+    if any(tax.values()):
+        explanation["tax"] = tax
+    line = RatedLine(
         charge.kind,
-        component,
+        component.name,
         charge.metric,
-        charge.description,
+        f"{options.title}{charge.description.removeprefix(component.name)}",
         charge.quantity,
         charge.unit,
         charge.dimensions,
-        charge.amount,
+        amount,
         amount_minor,
         explanation,
     )
+    return line, grants
 
 
-def _apply_credits(inputs: Inputs, lines: list[RatedLine], balance: int) -> list[RatedLine]:
-    """One negative line that pays the usage lines in their order, as far as the balance reaches."""
-    left, steps = balance, []
-    for line in lines:
-        paid = min(left, line.amount_minor) if line.kind == "usage" else 0
-        if paid > 0:
-            left -= paid
-            steps.append({"pays": line.description, "amount": show(paid, inputs.currency)})
-    spent = balance - left
-    if spent <= 0:
-        return []
-    amount = Decimal(show(-spent, inputs.currency))
+def _top_up_line(inputs: Inputs, each_minor: int, times: int) -> tuple[RatedLine, list[Grant]]:
+    total, start, currency = each_minor * times, inputs.setting.period.start, inputs.currency
+    grants = pack_grants([inputs.contract_id, TOP_UP, start.isoformat()], total, total, start)
+    amount = of_minor(total, currency)
     explanation = {
-        "balance_before": show(balance, inputs.currency),
-        "steps": steps,
-        "balance_after": show(left, inputs.currency),
-        "amount": show(-spent, inputs.currency),
+        "steps": [step(Decimal(times), of_minor(each_minor, currency), Decimal(1))],
+        "amount_exact": plain(amount),
+        "amount": show(total, currency),
+        "credits": show(total, currency),
+        "grants": grants_told(grants, currency),
     }
-    return [
-        RatedLine("credit_applied", "credits", None, "Credits applied", Decimal(1), "", (), amount, -spent, explanation)
-    ]
+    words = ("credit_pack", TOP_UP, None, "Credit top-up", Decimal(times), "top-up")
+    return RatedLine(*words, (), amount, total, explanation), grants
+
+
+def _discount_line(inputs: Inputs, discount: Discount, taken: discounts.Taken) -> RatedLine:
+    explanation = {
+        "discount": discount.agreement_id,
+        "order": "before the minimum commitment" if discount.before_minimum else "after the minimum commitment",
+        "steps": [dict(step) for step in taken.steps],
+        "amount_exact": plain(taken.exact),
+        "rounding": f"{inputs.book.rounding} to {smallest(inputs.currency)} {inputs.currency}",
+        "amount": show(taken.total, inputs.currency),
+    }
+    key = (("discount", discount.agreement_id),)
+    words = ("discount", "discounts", None, discount.name, Decimal(1), "")
+    return RatedLine(*words, key, taken.exact, taken.total, explanation)
+
+
+def _check_steps(component: str, charge: Charge) -> None:
+    """The arithmetic that is shown is the arithmetic that was done."""
+    shown = sum((Decimal(step.get("amount", "0")) for step in charge.steps), Decimal(0))
+    if shown != charge.amount:
+        raise ConservationError(f"the steps of {component} add up to {plain(shown)}, not to {plain(charge.amount)}")
 
 
 def _check_conservation(usage: Iterable[UsageRow], lines: Iterable[RatedLine], left: Iterable[Leftover]) -> None:
@@ -244,25 +402,43 @@ def _minor(inputs: Inputs, amount: Decimal) -> int:
     return to_minor(amount, inputs.currency, inputs.book.rounding)
 
 
-def _unpriced(portion: Portion, hint: str) -> Leftover:
-    return Leftover(portion.meter, portion.dimensions, portion.events, portion.quantity, NO_PRICE, hint)
+def _converted(inputs: Inputs, amount: Decimal) -> Decimal:
+    return amount if inputs.rate is None else amount * inputs.rate.rate
 
 
-def _component_to_add(inputs: Inputs, meter: str) -> str:
-    metrics = [metric.name for metric in inputs.book.metrics.values() if meter in metric.meters]
-    if metrics:
-        return (
-            f"the plan {inputs.plan.name} (line {inputs.plan.line}) has no price for {metrics[0]}: below `components` "
-            f"add a component with metric: {metrics[0]}, or add {meter} to the plan's `unbilled`"
-        )
-    return f"add {meter} to a metric of the price book {inputs.book.name}, or to `unbilled: {{meters: [{meter}]}}`"
+def _in_plan_currency(inputs: Inputs, amount: Decimal) -> Decimal:
+    """The amount as it stands on a line in the plan's currency, which other components compare with."""
+    currency = inputs.plan.currency
+    return of_minor(to_minor(amount, currency, inputs.book.rounding), currency)
 
 
-def _declaration(meter: str) -> str:
-    return (
-        f'declare it in the file that METERHOUSE_METERS names: meters: {{{meter}: {{unit: "1", counts: what one of it '
-        "is, values: integer, step: 1}}"
-    )
+def _taken_in_plan_currency(inputs: Inputs, share: int) -> Decimal:
+    amount = of_minor(share, inputs.currency)
+    if inputs.rate is None:
+        return amount
+    # Only compared with a minimum; the quotient need not be exact.
+    return decimal_of(Fraction(amount) / Fraction(inputs.rate.rate))
+
+
+def _unpriced(it: Unpriced) -> Leftover:
+    portion = it.portion
+    return Leftover(portion.meter, portion.dimensions, portion.events, portion.quantity, it.reason, it.hint)
+
+
+def _before_json(before: Before) -> dict[str, Any]:
+    return {
+        "charged": before.charged,
+        "quantities": {name: plain(it) for name, it in before.quantities.items()},
+        "cells": sorted([[name, [list(d) for d in key], plain(it)] for (name, key), it in before.cells.items()]),
+        "events": dict(before.events),
+        "billed": {name: plain(it) for name, it in before.billed.items()},
+    }
+
+
+def _setting_json(setting: Setting) -> list[Any]:
+    earlier = {name: plain(it) for name, it in setting.earlier.items()}
+    until = None if setting.until is None else setting.until.isoformat()
+    return [str(setting.period), str(setting.month), setting.zone, setting.since.isoformat(), until, earlier]
 
 
 def _plain(value: Any) -> Any:

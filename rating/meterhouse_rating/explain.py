@@ -1,7 +1,7 @@
 """A rated line's explanation in sentences: where its price stands, the arithmetic, the rounding, the credits."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from meterhouse_rating.layout import money, number, unit
 from meterhouse_rating.periods import Period
@@ -22,7 +22,8 @@ def as_text(line: Row) -> str:
     if price := explanation.get("price"):
         text.append(
             f"  Priced by {price['component']} of the plan {price['plan']}: price book {price['book']}, "
-            f"version {price['version']}, line {price['line']}."
+            f"version {price['version']}, line {price['line']}"
+            + (f" of the customer's own price {price['override'][:12]}." if "override" in price else ".")
         )
     text += [
         f"  {number(D(part))} of it {'is' if D(part) == 1 else 'are'} {meter}."
@@ -30,11 +31,20 @@ def as_text(line: Row) -> str:
     ]
     if "balance_before" in explanation:
         text.append(f"  Credits before: {number(D(explanation['balance_before']))} {currency}.")
-    text += [f"  {_step(step, currency)}" for step in explanation["steps"]]
+    conversion = explanation.get("conversion")
+    priced_in = currency if conversion is None else conversion["currency"]
+    text += [f"  {_step(step, priced_in)}" for step in explanation["steps"]]
+    if conversion is not None:
+        rate = f"{conversion['rate']} {currency} (line {conversion['line']}, from {conversion['valid_from'][:10]} on)"
+        text.append(f"  {number(D(conversion['amount']))} {priced_in} at {rate}.")
     if "balance_after" in explanation:
         text.append(f"  Credits left: {number(D(explanation['balance_after']))} {currency}.")
     if "credits" in explanation:
         text.append(f"  Grants credits of {number(D(explanation['credits']))} {currency}.")
+    if "discount" in explanation:
+        text.append(f"  Taken off {explanation['order']}, by agreement {explanation['discount'][:12]}.")
+    if tax := explanation.get("tax"):
+        text.append(f"  Tax: {tax['behaviour'] or 'unspecified'}, code {tax['code'] or 'none'}.")
     if "amount_exact" in explanation:
         exact = number(D(explanation["amount_exact"]))
         text.append(f"  Exactly {exact} {currency}, rounded {explanation['rounding']}: {explanation['amount']}.")
@@ -42,18 +52,90 @@ def as_text(line: Row) -> str:
 
 
 def _step(step: Mapping[str, Any], currency: str) -> str:
-    if "pays" in step:
-        return f"Pays {step['amount']} {currency} of {step['pays']}."
-    if "already_rated_this_month" in step:
-        return f"{number(D(step['already_rated_this_month']))} were rated earlier this month."
+    """One step in words: the first of its keys that says what kind of step it is."""
+    for key, say in _SAYINGS.items():
+        if key in step:
+            return say(step, currency)
+    return _units(step, currency)
+
+
+def _amount(step: Mapping[str, Any], currency: str) -> str:
+    return f"{number(D(step['amount']))} {currency}"
+
+
+def _units(step: Mapping[str, Any], currency: str) -> str:
     quantity = number(D(step["quantity"]))
-    if "included" in step:
-        return f"{quantity} are within the included {number(D(step['included']))}: 0 {currency}."
     per = "" if step["per"] == "1" else f" per {number(D(step['per']))}"
-    lower, dots, upper = str(step.get("tier", "")).partition("..")
-    where = ""
-    if dots:
-        beyond = f"beyond {number(D(lower))}"
-        where = f", {beyond}" if not upper else f", {beyond} up to {number(D(upper))}"
     line = f" (line {step['book_line']})" if "book_line" in step else ""
-    return f"{quantity} at {step['price']} {currency}{per}{where}: {number(D(step['amount']))} {currency}{line}."
+    cost = f"Costs {number(D(step['cost']))} {currency}: " if "cost" in step else ""
+    return f"{cost}{quantity} at {step['price']} {currency}{per}{_tier(step)}: {_amount(step, currency)}{line}."
+
+
+def _tier(step: Mapping[str, Any]) -> str:
+    lower, dots, upper = str(step.get("tier", "")).partition("..")
+    if not dots:
+        return ""
+    beyond = f"beyond {number(D(lower))}"
+    return f", {beyond}" if not upper else f", {beyond} up to {number(D(upper))}"
+
+
+def _share(step: Mapping[str, Any], currency: str) -> str:
+    if "minimum" in step:
+        return f"{_amount(step, currency)} of the minimum of {step['minimum']} {currency}, for {step['share']}."
+    what = f"{number(D(step['quantity']))} at {step['price']} {currency}"
+    return f"{what} from {step['from']} to {step['to']}, {step['share']}: {_amount(step, currency)}."
+
+
+def _packages(step: Mapping[str, Any], currency: str) -> str:
+    packages = f"{number(D(step['packages']))} packages of {number(D(step['size']))} at {step['price']} {currency}"
+    return f"{number(D(step['quantity']))} in {packages}: {_amount(step, currency)} (line {step['book_line']})."
+
+
+def _formula(step: Mapping[str, Any], currency: str) -> str:
+    inputs = ", ".join(f"{name} {number(D(value))}" for name, value in step["inputs"].items())
+    return f"{step['formula']} with {inputs}: {_amount(step, currency)}."
+
+
+def _no_quantity(step: Mapping[str, Any], _currency: str) -> str:
+    name = step["no_quantity"]
+    return f"No quantity of {name} is recorded: `meterhouse contracts quantity CUSTOMER {name} NUMBER`."
+
+
+def _off(step: Mapping[str, Any], currency: str) -> str:
+    percent = f"{step['percent']} % of {step['money']} {currency} " if "percent" in step else ""
+    return f"Off {step['off']}: {percent}{_amount(step, currency)}."
+
+
+def _included(step: Mapping[str, Any], currency: str) -> str:
+    return f"{number(D(step['quantity']))} are within the included {number(D(step['included']))}: 0 {currency}."
+
+
+_SAYINGS: Final[dict[str, Callable[[Mapping[str, Any], str], str]]] = {
+    "comes_to": lambda it, money: f"{it['comes_to']} comes to {_amount(it, money)} by what is known now.",
+    "billed_so_far": lambda it, money: f"Less what was billed of it so far: {_amount(it, money)}.",
+    "restored": lambda it, money: f"Grant {it['restored'][:12]} gets {_amount(it, money)} back.",
+    "pays": lambda it, money: f"Pays {it['amount']} {money} of {it['pays']}.",
+    "already_rated_this_month": lambda it, _: (
+        f"{number(D(it['already_rated_this_month']))} were rated earlier this month."
+    ),
+    "earlier_this_month": lambda it, money: (
+        f"Less what {number(D(it['earlier_this_month']))} came to earlier this month: {_amount(it, money)}."
+    ),
+    "billed_before": lambda it, money: f"Less what was billed before for {it['billed_before']}: {_amount(it, money)}.",
+    "no_quantity": _no_quantity,
+    "included": _included,
+    "fee": lambda it, money: f"The fee of the tier{_tier(it)}: {_amount(it, money)} (line {it['book_line']}).",
+    "packages": _packages,
+    "share": _share,
+    "minimum": lambda it, money: f"The minimum is {_amount(it, money)}.",
+    "spent": lambda it, money: f"The other components come to {number(D(it['spent']))} {money}.",
+    "formula": _formula,
+    "off": _off,
+    "percent": lambda it, money: f"{it['percent']} % of {number(D(it['money']))} {money}: {_amount(it, money)}.",
+    "fixed": lambda it, money: f"{it['times']} times {it['fixed']} {money}: {_amount(it, money)}.",
+    "at_least": lambda it, money: f"At least {it['at_least']} {money}: {_amount(it, money)} more.",
+    "at_most": lambda it, money: f"At most {it['at_most']} {money}: {_amount(it, money)}.",
+    "per": _units,
+    "cost": lambda it, money: f"The provider asks {_amount(it, money)}.",
+}
+"""Key of a step -> what it says, in a currency; the first key that a step has decides."""

@@ -3,14 +3,16 @@
 from typing import Final
 
 from clickhouse_connect.driver.client import Client
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select
 
 from meterhouse_rating.settled import standings
 from meterhouse_store import mirror
+from meterhouse_store.tables import ledger_transactions
 
 _ONE_BY_ONE: Final = 20
 """Up to so many ratings are copied singly; beyond that the whole namespace in large inserts is cheaper."""
 
+POSTED: Final = "SELECT uniqExact(transaction_id) FROM mirror_ledger_entries WHERE namespace = {namespace:String}"
 COPIED: Final = "SELECT rating_id, state, result_sha256 FROM mirror_ratings FINAL WHERE namespace = {namespace:String}"
 
 
@@ -26,7 +28,18 @@ def catch_up(engine: Engine, client: Client, namespace: str) -> int:
     removed = {rating_id for rating_id, _, result in there if result} - {rating_id for rating_id, _, _ in here}
     if removed or len(missing) > _ONE_BY_ONE:
         mirror.push(engine, client, namespace)
+    elif not missing and _ledger_lacks(engine, client, namespace):  # credits, adjustments, payments
+        mirror.push_ledger(engine, client, namespace)
     else:
         for rating_id in missing:
             mirror.push(engine, client, namespace, rating_id=rating_id)
     return len(missing) + len(removed)
+
+
+def _ledger_lacks(engine: Engine, client: Client, namespace: str) -> bool:
+    transactions = ledger_transactions
+    with engine.connect() as connection:
+        chosen = select(func.count()).select_from(transactions).where(transactions.c.namespace == namespace)
+        there = connection.execute(chosen).scalar_one()
+    found = client.query(POSTED, parameters={"namespace": namespace}).result_rows
+    return bool(there != found[0][0])

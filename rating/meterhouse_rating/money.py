@@ -3,24 +3,10 @@
 import decimal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, ROUND_UP, Decimal
 from typing import Final
 
-# ISO 4217 (list one, 2026-01): the digits after the point of each active currency that is not a fund or a metal.
-_NO_DIGITS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF"
-_THREE_DIGITS = "BHD IQD JOD KWD LYD OMR TND"
-_TWO_DIGITS = """
-AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BRL BSD BTN BWP BYN BZD CAD CDF CHF CNY COP CRC CUP CVE
-CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR
-KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD PAB
-PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY
-TTD TWD TZS UAH USD UYU UZS VES WST XCD YER ZAR ZMW
-"""
-MINOR_DIGITS: Final[dict[str, int]] = {
-    **dict.fromkeys(_NO_DIGITS.split(), 0),
-    **dict.fromkeys(_TWO_DIGITS.split(), 2),
-    **dict.fromkeys(_THREE_DIGITS.split(), 3),
-}
+from meterhouse_store.currencies import MINOR_DIGITS
 
 # What can be charged is coarser than ISO 4217 in a few currencies: Stripe takes three-decimal amounts only in tens of
 # the minor unit, and the ariary only whole (https://docs.stripe.com/currencies, three- and zero-decimal). Rounding to
@@ -31,8 +17,13 @@ _CHARGED_DIGITS: Final[dict[str, int]] = {
     "MGA": 0,
 }
 
-ROUNDING: Final[dict[str, str]] = {"half_even": ROUND_HALF_EVEN, "half_up": ROUND_HALF_UP}
-"""The rounding modes a price book may choose; half_even is the default."""
+ROUNDING: Final[dict[str, str]] = {
+    "half_even": ROUND_HALF_EVEN,
+    "half_up": ROUND_HALF_UP,
+    "up": ROUND_UP,
+    "down": ROUND_DOWN,
+}
+"""The rounding modes a price book may choose; half_even is the default. `up` and `down`: away from zero, towards it."""
 
 
 @contextmanager
@@ -51,7 +42,17 @@ def to_minor(amount: Decimal, currency: str, rounding: str) -> int:
     charged = _CHARGED_DIGITS[currency]
     with decimal.localcontext(decimal.Context(prec=120)):
         units = int(amount.scaleb(charged).quantize(Decimal(1), rounding=ROUNDING[rounding]))
-    return int(units * 10 ** (MINOR_DIGITS[currency] - charged))
+    return units * quantum(currency)
+
+
+def quantum(currency: str) -> int:
+    """The smallest amount that can be charged, in minor units: 1, and 10 for KWD."""
+    return int(10 ** (MINOR_DIGITS[currency] - _CHARGED_DIGITS[currency]))
+
+
+def of_minor(amount_minor: int, currency: str) -> Decimal:
+    """The amount in major units: 1234 of USD is 12.34."""
+    return Decimal(amount_minor).scaleb(-MINOR_DIGITS[currency])
 
 
 def chargeable(amount: Decimal, currency: str) -> bool:
@@ -62,7 +63,7 @@ def chargeable(amount: Decimal, currency: str) -> bool:
 
 def show(amount_minor: int, currency: str) -> str:
     """The amount for people: 1234 of USD is `12.34`, 1234 of JPY is `1234`."""
-    return format(Decimal(amount_minor).scaleb(-MINOR_DIGITS[currency]), "f")
+    return format(of_minor(amount_minor, currency), "f")
 
 
 def smallest(currency: str) -> str:

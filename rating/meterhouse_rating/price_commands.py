@@ -38,7 +38,7 @@ def prices_check(file: Annotated[Path, typer.Argument(help="The price book, YAML
 
     with refusals():
         # Only the declared meters are read: a book can be checked where there is no Meterhouse.
-        checked = check(_read(file), units(load(data)))
+        checked = check(read_text(file), units(load(data)))
         for note in checked.notes:
             print(f"note: {note}")
         plans = ", ".join(checked.book.plans)
@@ -47,8 +47,13 @@ def prices_check(file: Annotated[Path, typer.Argument(help="The price book, YAML
 
 @prices.command("publish")
 def prices_publish(
-    file: Annotated[Path | None, typer.Argument(help="The price book, YAML.")] = None,
-    starter: Annotated[bool, typer.Option("--starter", help="The starter book that ships with Meterhouse.")] = False,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="The price book, YAML; with --starter a name.")
+    ] = None,
+    starter: Annotated[
+        bool,
+        typer.Option("--starter", help="A book that ships with Meterhouse: `--starter NAME`, or the one of `up`."),
+    ] = False,
     valid_from: Annotated[str | None, typer.Option(metavar="T", help="ISO date or instant.")] = None,
     author: Annotated[str | None, typer.Option(help="Who publishes it.")] = None,
     data: Data = None,
@@ -65,18 +70,19 @@ def prices_publish(
     from meterhouse_rating import periods, versions
     from meterhouse_store import registry
 
-    if (file is None) == (not starter):
+    if file is None and not starter:
         fail("Name a FILE, or --starter for the book that ships with Meterhouse.", CALLED_WRONGLY)
     with refusals("; nothing was published"):
         settings = existing(data)
-        text = versions.starter() if file is None else _read(file)
+        text = versions.starter() if file is None else _starter(str(file)) if starter else read_text(file)
+        of_up = starter and file is None
         engine = engine_of(settings)
         version, new = versions.publish(
             engine,
             settings.namespace,
             text,
             units(settings),
-            author=versions.STARTER_AUTHOR if starter else author or getpass.getuser(),
+            author=versions.STARTER_AUTHOR if of_up else author or getpass.getuser(),
             valid_from=None if valid_from is None else periods.instant(valid_from),
         )
         known = versions.versions(engine, settings.namespace)
@@ -87,8 +93,23 @@ def prices_publish(
         left_out = versions.plans_left_out(version, known, contracts, default)
         if left_out:
             print(_warning(version, left_out, default), file=sys.stderr)
-            if not starter:  # which is what a system begins with, and takes no price from anybody
+            if not of_up:  # which is what a system begins with, and takes no price from anybody
                 raise typer.Exit(EXCEPTIONS)
+
+
+@prices.command("starters")
+def prices_starters(
+    name: Annotated[str | None, typer.Argument(help="Print this one, to begin your own book with.")] = None,
+) -> None:
+    """List the starter books that ship with Meterhouse, or print one of them."""
+    from meterhouse_rating import starters
+    from meterhouse_rating.layout import table
+
+    if name is not None:
+        sys.stdout.write(_starter(name))
+    else:
+        print(table([("name", "what it is"), *starters.names().items()]))
+        print("\n`meterhouse prices starters NAME > book.yaml` begins your own book with one of them.")
 
 
 @prices.command("list")
@@ -162,7 +183,17 @@ def _warning(version: "Version", left_out: dict[str, int], default: str | None) 
     )
 
 
-def _read(file: Path) -> str:
+def _starter(name: str) -> str:
+    from meterhouse_rating import starters
+
+    try:
+        return starters.text(name)
+    except KeyError:
+        fail(f"There is no starter book {name}: `meterhouse prices starters` lists them.", CALLED_WRONGLY)
+
+
+def read_text(file: Path) -> str:
+    """The text of a price book's file; ends the command where there is none."""
     from meterhouse_rating.document import MAX_BYTES
 
     try:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
 from sqlalchemy import Engine, select
 
-from meterhouse_rating import results
+from meterhouse_rating import recorrect, results
 from meterhouse_rating.causes import causes
-from meterhouse_rating.engine import BY_CHOICE
+from meterhouse_rating.engine import BY_CHOICE, CORRECTION, CREDIT_RESTORED
 from meterhouse_rating.late import LateUsage
 from meterhouse_rating.layout import money, number, table, unit
 from meterhouse_rating.money import show
@@ -18,6 +19,7 @@ from meterhouse_rating.results import Moment, Row
 from meterhouse_rating.settle import Outcome
 from meterhouse_rating.settled import CLOSED
 from meterhouse_store import registry
+from meterhouse_store.last_runs import LastRun
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import rated_lines, ratings, unrated_usage
 
@@ -77,6 +79,40 @@ def stored(
     return Report(found[0], lines, found[1], late)
 
 
+def corrections(engine: Engine, namespace: str, customer: str | None) -> list[dict[str, Any]]:
+    """The corrections of closed periods, by customer: on which rating they stand, or in which credit note."""
+    of_rating = (ratings.c.customer_id, ratings.c.state, ratings.c.period_start, ratings.c.period_end)
+    query = select(rated_lines, *of_rating).join(ratings, ratings.c.rating_id == rated_lines.c.rating_id)
+    query = query.where(ratings.c.namespace == namespace, rated_lines.c.kind.in_((CORRECTION, CREDIT_RESTORED)))
+    found = []
+    with engine.connect() as connection:
+        for row in connection.execute(query.order_by(ratings.c.period_start, rated_lines.c.position)).mappings():
+            period = Period(row["period_start"], row["period_end"])
+            found.append(_correction(row, row["customer_id"], f"{period} ({row['state']})"))
+        for note in recorrect.notes(connection, namespace):
+            on = f"credit note {note['credit_note_id'][:SHORT_ID]}"
+            found += [_correction(line, note["customer_id"], on) for line in note["lines"]]
+    found = [it for it in found if customer is None or it["customer_id"] == customer]
+    return sorted(found, key=lambda it: (it["customer_id"], it["period"]))
+
+
+def _correction(line: Mapping[Any, Any], customer_id: str, on: str) -> dict[str, Any]:
+    corrects = line["explanation"]["corrects"]
+    quantity = line["quantity"]
+    return {
+        "customer_id": customer_id,
+        "line_id": line["line_id"],
+        "corrects_line": corrects["line"] or None,
+        "period": corrects["period"],
+        "description": line["description"],
+        "quantity": quantity if isinstance(quantity, str) else plain(quantity),
+        "amount_minor": line["amount_minor"],
+        "amount": show(line["amount_minor"], line["currency"]),
+        "currency": line["currency"],
+        "on": on,
+    }
+
+
 def lines_named(engine: Engine, namespace: str, beginning: str) -> Sequence[Row]:
     """Up to two lines whose id begins so, each with its rating's customer, period and state."""
     of_rating = (ratings.c.customer_id, ratings.c.period_start, ratings.c.period_end, ratings.c.state)
@@ -117,6 +153,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "meter": it.meter,
                 "events": it.events,
                 "quantity": plain(it.quantity),
+                "policy": it.policy,
             }
             for it in report.late
         ],
@@ -133,9 +170,23 @@ def as_text(report: Report, *, line_ids: bool = False, empty: str = "Nothing is 
     if left:
         blocks.append("Unrated usage (what to do)\n" + "\n".join(str(cause) for cause in left))
     if report.late:
-        rows_late = [(it.customer_id, str(it.period), it.meter, number(it.quantity)) for it in report.late]
-        blocks.append("Arrived after the period was closed (not billed)\n" + table(rows_late, right={3}))
+        rows_late = [(it.customer_id, str(it.period), it.meter, number(it.quantity), it.becomes) for it in report.late]
+        blocks.append("Arrived after the period was closed\n" + table(rows_late, right={3}))
     return "\n\n".join(blocks) if blocks else empty
+
+
+def runs_as_text(runs: Sequence[LastRun]) -> str:
+    """When commands were last run, how that ended, and when it last went well."""
+    rows = [("Last runs", "began", "ended", "exit code", "succeeded")]
+    for it in runs:
+        ended = "not yet, or killed" if it.unfinished else _minute(it.finished_at)
+        code = "" if it.exit_code is None or it.unfinished else str(it.exit_code)
+        rows.append((it.command, _minute(it.started_at), ended, code, _minute(it.succeeded_at)))
+    return table(rows, right={3})
+
+
+def _minute(moment: datetime | None) -> str:
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _rating_text(report: Report, rating: Row, line_ids: bool) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, insert, select
 
-from meterhouse_rating import ledger
-from meterhouse_rating.engine import Inputs, Leftover, Rated
+from meterhouse_rating import credit_book, ledger
+from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period
-from meterhouse_rating.settled import CLOSED, OPEN, Standing, credits_minor
+from meterhouse_rating.settled import CLOSED, OPEN, Standing
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import rated_lines, ratings, unrated_usage
 
@@ -54,8 +54,9 @@ def write(
     if rows:
         connection.execute(insert(rated_lines), rows)
     if close:
-        posted = [it | {"credits_minor": credits_minor(it["explanation"], it["currency"])} for it in rows]
-        ledger.post(connection, namespace, customer_id, posted, effective_at=period.end, recorded_at=moment.rated_at)
+        credit_book.keep_line_grants(connection, namespace, customer_id, rows, moment.rated_at)
+        postings = ledger.of_lines(rows, namespace)
+        ledger.post(connection, namespace, customer_id, postings, effective_at=period.end, recorded_at=moment.rated_at)
 
 
 def rating_row(
@@ -149,11 +150,14 @@ def _compared(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def line_rows(rating: str, currency: str, rated: Rated) -> list[dict[str, Any]]:
     """The lines as rows of `rated_lines`."""
+    return line_rows_of(rating, currency, rated.lines)
+
+
+def line_rows_of(rating: str, currency: str, lines: Iterable[RatedLine]) -> list[dict[str, Any]]:
+    """Lines of a rating, or of a credit note, as rows of `rated_lines`."""
     return [
         {
-            "line_id": digest(
-                ["line", rating, line.kind, line.component, line.metric, [list(d) for d in line.dimensions]]
-            ),
+            "line_id": _line_id(rating, line),
             "rating_id": rating,
             "position": position,
             "kind": line.kind,
@@ -168,5 +172,14 @@ def line_rows(rating: str, currency: str, rated: Rated) -> list[dict[str, Any]]:
             "currency": currency,
             "explanation": dict(line.explanation),
         }
-        for position, line in enumerate(rated.lines, 1)
+        for position, line in enumerate(lines, 1)
     ]
+
+
+def _line_id(rating: str, line: RatedLine) -> str:
+    name = ["line", rating, line.kind, line.component, line.metric, [list(d) for d in line.dimensions]]
+    # A fee in advance has two lines on a rating: one for the month, one for the next.
+    service = line.explanation.get("service")
+    # Of several closed periods the same component may be corrected.
+    corrects = [line.explanation["corrects"]["name"]] if "corrects" in line.explanation else []
+    return digest([*name, *corrects] if service is None else [*name, service, *corrects])

@@ -5,25 +5,23 @@ what is not is done. The generators do the work; printing and exit codes are the
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy.exc import IntegrityError
 
-from meterhouse_rating import mirrors, usage, windows
-from meterhouse_rating.engine import UsageRow
+from meterhouse_rating import costs_rates, known, mirrors, restated, statements, windows
 from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
-from meterhouse_rating.periods import Period, PeriodError
-from meterhouse_rating.results import Moment
-from meterhouse_rating.settle import Outcome, Terms, WatermarkWentBack, settle
-from meterhouse_rating.usage import Watermark, watermark
-from meterhouse_rating.versions import NotThere, versions
+from meterhouse_rating.periods import Period
+from meterhouse_rating.results import Moment, rating_id
+from meterhouse_rating.settle import Outcome, Restated, Terms, WatermarkWentBack, settle
+from meterhouse_rating.usage import Found, Watermark, watermark
 from meterhouse_rating.world import World
-from meterhouse_store import registry
+from meterhouse_store import decided, decisions, registry
 from meterhouse_store.sql import begin_write
 
 ATTEMPTS: Final = 4
@@ -49,6 +47,8 @@ class Step:
     text: str
     outcome: Outcome | None = None
     late: tuple[LateUsage, ...] = ()
+    customers: int = 0
+    """How many customers are looked at next, where a period begins."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.text}".rstrip()
@@ -67,6 +67,7 @@ class _Run:
     terms: Terms
     mark: Watermark
     close: bool = False
+    restated: Mapping[str, Sequence[Restated]] = field(default_factory=dict)
 
     @property
     def moment(self) -> Moment:
@@ -79,8 +80,10 @@ def run(world: World, request: Request) -> Iterator[Step]:
 
     Raises PeriodError, WatermarkWentBack, NotThere when there is no price book.
     """
-    it = _Run(world, request, _terms(world), watermark(world.client))
+    it = _Run(world, request, known.terms(world), watermark(world.client))
     moment = it.moment
+    _apply_decisions(world)
+    it.restated = restated.changed(world, request.customer, moment.as_of)
     asked = windows.asked_for(world, request.period, request.customer, it.terms, moment.as_of)
     yield _watermark_step(it, moment)
     for window in asked:
@@ -92,20 +95,24 @@ def run(world: World, request: Request) -> Iterator[Step]:
 
 def close(world: World, request: Request, *, grace: timedelta, wait_s: float) -> Iterator[Step]:
     """Rate a period for good: wait until the warehouse has all that was received up to its end and the grace, then
-    freeze each customer's lines and post them to the ledger.
+    freeze each customer's lines and post them to the ledger. Without a period: every month that is over and not closed.
 
     Raises what `run` raises, and NotYet for a period that is not over or a warehouse that does not get there in time.
     """
-    if request.period is None:
-        raise PeriodError("name the period to close, such as 2026-10.")
-    terms = _terms(world)
+    terms = known.terms(world)
     moment_known = world.now()
     asked = list(windows.asked_for(world, request.period, request.customer, terms, moment_known))
+    if request.period is None:
+        asked = [window for window in asked if window.period.end + grace <= moment_known]
+        if not asked:
+            return
     due = max(window.period.end for window in asked) + grace
     if moment_known < due:
         raise NotYet(f"{request.period} can be closed from {due.isoformat()} on: its end and {grace} of grace")
     it = _Run(world, request, terms, _wait_for(world, due, wait_s), close=True)
     moment = it.moment
+    _apply_decisions(world)
+    it.restated = restated.changed(world, request.customer, moment.as_of)
     yield _watermark_step(it, moment)
     for window in asked:
         yield from _settle_window(it, window, moment)
@@ -114,16 +121,10 @@ def close(world: World, request: Request, *, grace: timedelta, wait_s: float) ->
         yield from _mirror(it)
 
 
-def _terms(world: World) -> Terms:
-    published = versions(world.engine, world.namespace)
-    if not published:
-        raise NotThere("no price book is published: `meterhouse prices publish FILE`, or --starter instead of a file")
-    contracts: dict[str, list[registry.Contract]] = {}
-    for contract in registry.contracts(world.engine, world.namespace):
-        contracts.setdefault(contract.customer_id, []).append(contract)
-    known = {customer.customer_id: customer for customer in registry.customers(world.engine, world.namespace)}
-    books = {version.version: version.book for version in published}
-    return Terms(world.namespace, known, contracts, published, books, frozenset(world.meters))
+def _apply_decisions(world: World) -> None:
+    """Bring what was decided up to the moment that is rated into the warehouse: else it were neither rated nor late."""
+    decisions.wait_for_others(world.engine)
+    decided.apply(world.engine, world.client)
 
 
 def _wait_for(world: World, due: datetime, wait_s: float) -> Watermark:
@@ -149,18 +150,21 @@ def _watermark_step(it: _Run, moment: Moment) -> Step:
 
 def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator[Step]:
     only = None if it.request.customer is None else [it.request.customer]
-    found = usage.aggregates(
-        it.world.client, it.world.namespace, window.period, it.terms.dimensions, as_of=moment.as_of, customers=only
-    )
+    found = known.gather(it.world, it.terms, window.period, moment.as_of, only)
     mine = window.customers(found, it.request.customer)
-    events = sum(row.events for name in mine for row in found.get(name, ()))
+    events = sum(row.events for name in mine if name in found for row in found[name].rows)
     users = sum(name in found for name in mine)
-    yield Step("usage", f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}")
+    text = f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}"
+    yield Step("usage", text, customers=len(mine))
     for customer_id in mine:
-        rows = found.get(customer_id, ())
+        used = found.get(customer_id, Found())
         if customer_id not in it.terms.customers:
             yield from _register(it, customer_id)
-        outcome = _settle(it, customer_id, window.period, rows, moment)
+            if it.terms.trial_end(customer_id, window.period) is not None:
+                used = known.gather(it.world, it.terms, window.period, moment.as_of, [customer_id]).get(
+                    customer_id, Found()
+                )
+        outcome = _settle(it, customer_id, window.period, used, moment)
         if outcome.what != "nothing":
             yield _customer_step(outcome, it.request.dry_run)
 
@@ -197,17 +201,24 @@ def _add(world: World, customer_id: str, plan: str) -> registry.Customer:
     raise AssertionError("the loop above returns or raises")
 
 
-def _settle(it: _Run, customer_id: str, period: Period, rows: tuple[UsageRow, ...], moment: Moment) -> Outcome:
+def _settle(it: _Run, customer_id: str, period: Period, used: Found, moment: Moment) -> Outcome:
     world, mark = it.world, it.mark
+    late = it.restated.get(customer_id, ())
+    stated = None
+    if it.close and not it.request.dry_run:
+        stated = statements.gather(world, customer_id, period, moment.rated_at)
     for attempt in range(1, ATTEMPTS + 1):
+        what = (it.terms, customer_id, period, used)
         try:
             if it.request.dry_run:
                 with world.engine.connect() as connection:
-                    return settle(
-                        connection, it.terms, customer_id, period, rows, moment, mark, close=it.close, write=False
-                    )
+                    return settle(connection, *what, moment, mark, close=it.close, write=False, restated=late)
             with begin_write(world.engine) as connection:
-                return settle(connection, it.terms, customer_id, period, rows, moment, mark, close=it.close)
+                outcome = settle(connection, *what, moment, mark, close=it.close, restated=late)
+                if outcome.what == "closed" and stated is not None:
+                    closed = rating_id(world.namespace, customer_id, period)
+                    statements.keep(connection, closed, stated, moment.rated_at)
+                return outcome
         except IntegrityError:
             # Another run wrote the same rows first; they are looked at again.
             if attempt == ATTEMPTS:
@@ -219,15 +230,7 @@ def _settle(it: _Run, customer_id: str, period: Period, rows: tuple[UsageRow, ..
                 raise
             it.mark = mark
             moment = replace(it.moment, rated_at=moment.rated_at)
-            found = usage.aggregates(
-                world.client,
-                world.namespace,
-                period,
-                it.terms.dimensions,
-                as_of=moment.as_of,
-                customers=[customer_id],
-            )
-            rows = found.get(customer_id, ())
+            used = known.gather(it.world, it.terms, period, moment.as_of, [customer_id]).get(customer_id, Found())
     raise AssertionError("the loop above returns or raises")
 
 
@@ -251,7 +254,8 @@ def _late(it: _Run, moment: Moment) -> Iterator[Step]:
     found = look(it.world, it.request.period, it.request.customer, zones, moment.as_of)
     if found:
         events = sum(late.events for late in found)
-        text = f"{counted(events, 'event')} arrived after the period was closed, not billed"
+        becomes = " or ".join(sorted({late.becomes for late in found}, reverse=True))
+        text = f"{counted(events, 'event')} arrived after the period was closed, {becomes}"
         yield Step("late", text, late=found)
 
 
@@ -259,3 +263,7 @@ def _mirror(it: _Run) -> Iterator[Step]:
     copied = mirrors.catch_up(it.world.engine, it.world.client, it.world.namespace)
     if copied:
         yield Step("mirrored", f"{counted(copied, 'rating')} copied to the warehouse")
+    # After all that is about revenue: what is wrong with costs never stands in its way.
+    told = costs_rates.keep_up(it.world)
+    if told:
+        yield Step("costs", told)

@@ -1,20 +1,39 @@
 """Settles one customer's period in one transaction: reads what stands, rates, and writes only what changed."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
 
 from sqlalchemy import Connection, select
 
-from meterhouse_rating import engine, results
-from meterhouse_rating.book import Book
-from meterhouse_rating.engine import Inputs, Leftover, Rated, UsageRow
-from meterhouse_rating.periods import Period, PeriodError, overlaps, short
+from meterhouse_rating import credit_book, engine, recorrect, results
+from meterhouse_rating.agreements import Agreement
+from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.charges import Before, Setting
+from meterhouse_rating.effective import AgreementRefused, Effective, effective
+from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
+from meterhouse_rating.ledger import Upto
+from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps, short
+from meterhouse_rating.rates import Rate, rate_at
 from meterhouse_rating.results import Moment
-from meterhouse_rating.settled import CLOSED, OPEN, Standing, contract_in_force, settled_before, standings
-from meterhouse_rating.usage import Watermark
+from meterhouse_rating.settled import (
+    CLOSED,
+    OPEN,
+    Standing,
+    contract_in_force,
+    remembered,
+    settled_before,
+    span_of,
+    standings,
+)
+from meterhouse_rating.sorting import measurements, needs_tasks
+from meterhouse_rating.usage import Found, Wanted, Watermark
 from meterhouse_rating.versions import Version, in_force
-from meterhouse_store.registry import Contract, Customer
+from meterhouse_store.registry import ALWAYS, Contract, Customer
 from meterhouse_store.tables import customers
 
 
@@ -32,7 +51,9 @@ class WatermarkWentBack(RuntimeError):
 
 @dataclass(frozen=True)
 class Terms:
-    """What all customers of one run share: who is registered, on what contract, and the published price books."""
+    """What all customers of one run share: who is registered, on what contract, with what agreed beside it, and the
+    published price books.
+    """
 
     namespace: str
     customers: Mapping[str, Customer]
@@ -40,19 +61,91 @@ class Terms:
     versions: Sequence[Version]
     books: Mapping[int, Book]
     declared: frozenset[str]
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
 
     def book(self, version: Version) -> Book:
         """The book of a version."""
         return self.books[version.version]
 
-    @property
-    def dimensions(self) -> tuple[str, ...]:
-        """What usage has to be grouped by, whichever version prices it."""
-        return tuple(sorted({name for book in self.books.values() for name in book.dimensions}))
+    def wanted(self, period: Period) -> Wanted:
+        """What has to be asked of the warehouse to rate a period: what the prices in force then depend on."""
+        version = in_force(self.versions, period)
+        if version is None:
+            return Wanted()
+        book = self.book(version)
+        plans = [*book.plans.values(), *book.addons.values(), *self._own_plans(book, period)]
+        parts = (component for plan in plans for component in plan.components)
+        dimensions = tuple(sorted({name for component in parts for name in component.dimensions}))
+        return Wanted(dimensions, needs_tasks(book, plans), measurements(book, plans))
+
+    def trial_end(self, customer_id: str, period: Period) -> datetime | None:
+        """When the customer's trial ends, where that is after the period's start."""
+        customer, version = self.customers.get(customer_id), in_force(self.versions, period)
+        contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+        if customer is None or contract is None or version is None:
+            return None
+        plan = self.book(version).plans.get(contract.plan)
+        if plan is None or not plan.trial_days:
+            return None
+        # A contract that holds from ever begins with the registration.
+        began = customer.registered_at if contract.valid_from == ALWAYS else contract.valid_from
+        end = began + timedelta(days=plan.trial_days)
+        return end if end > period.start else None
+
+    def parts(self, customer_id: str, period: Period, closed: Iterable[Period] = ()) -> list[Period]:
+        """The period, cut where the customer's plan changes at once; never inside of what is closed."""
+        version = in_force(self.versions, period)
+        if version is None or not self.book(version).plan_changes.at_once:
+            return [period]
+        known = sorted(self.contracts.get(customer_id, ()), key=lambda it: it.valid_from)
+        moments = {later.valid_from for one, later in pairwise(known) if later.plan != one.plan}
+        settled = list(closed)
+        edges = [
+            it
+            for it in sorted(moments)
+            if period.start < it < period.end and not any(one.start < it < one.end for one in settled)
+        ]
+        return [Period(start, end) for start, end in pairwise((period.start, *edges, period.end))]
+
+    def _own_plans(self, book: Book, period: Period) -> list[Plan]:
+        found = []
+        for customer_id, agreement in self.agreements.items():
+            contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+            plan = None if contract is None else book.plans.get(contract.plan)
+            if plan is None or not agreement.overrides:
+                continue
+            try:
+                found.append(effective(book, plan, agreement, period).plan)
+            except AgreementRefused:
+                continue  # said, with what to do, when the customer is settled
+        return found
 
     def with_customer(self, customer: Customer, contracts: Sequence[Contract]) -> "Terms":
         key = customer.customer_id
         return replace(self, customers={**self.customers, key: customer}, contracts={**self.contracts, key: contracts})
+
+
+@dataclass(frozen=True)
+class Restated:
+    """A closed rating whose usage is not what it was: what it is now, and the terms that its closing knew."""
+
+    standing: Standing
+    terms: Terms
+    found: Found
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """A rating that is not stored; `for_long`: the components that later months go on from, too."""
+
+    name: str
+    period: Period
+    lines: tuple[Mapping[str, Any], ...]
+    for_long: frozenset[str]
+
+    def after_its_month(self) -> "Imagined":
+        """What of it still matters in later months."""
+        return replace(self, lines=tuple(line for line in self.lines if line["component"] in self.for_long))
 
 
 @dataclass(frozen=True)
@@ -81,17 +174,21 @@ def settle(
     terms: Terms,
     customer_id: str,
     period: Period,
-    usage: tuple[UsageRow, ...],
+    found: Found,
     moment: Moment,
     mark: Watermark,
     *,
     close: bool = False,
     write: bool = True,
+    restated: Sequence[Restated] = (),
 ) -> Outcome:
     """Rate the customer's period on the open connection; with `write` false only compute.
 
+    Of `restated`, closed ratings before the period are corrected on it, unless another open rating does that.
+
     Raises PeriodError for a period that overlaps a closed one or is closed before an earlier one; WatermarkWentBack.
     """
+    usage = found.rows
     is_it = (customers.c.namespace == terms.namespace) & (customers.c.customer_id == customer_id)
     if write:
         # The customer's row is the lock: two runs settle one customer one after the other (SQLite has locked by now).
@@ -105,7 +202,7 @@ def settle(
         if gone := mark.went_backwards(dict(it.watermark)):
             raise WatermarkWentBack(gone, it)
     replaced = [it for it in standing if overlaps(it.period, period)]
-    basis = _basis(terms, customer_id, period)
+    basis = _basis(terms, customer_id, period, found)
     if isinstance(basis, _Unpriced):
         left = engine.left_over(usage, basis.reason, basis.hint)
         changed = write and _replace_unrated(connection, terms, customer_id, period, left)
@@ -113,11 +210,15 @@ def settle(
             results.remove_open(connection, replaced)
         what = "unrated" if usage else "rated" if changed else "nothing"
         return Outcome(what, customer_id, period, leftovers=left, usage=usage)
-    inputs = _inputs(connection, terms, basis, customer_id, period, usage, standing)
+    corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, standing, restated, rerate)
+    lines = tuple(line for it in corrected for line in it.on_rating)
+    inputs = replace(_inputs(connection, terms, basis, period, found, standing), corrections=lines)
     rated = engine.rate(inputs)
     left = tuple(_with_remedy(it, period) for it in rated.leftovers)
     outcome = Outcome("rated", customer_id, period, rated, inputs, left, usage)
-    if not usage and not rated.lines and not replaced:
+    if not usage and not rated.lines and not replaced and not corrected:
+        if close and write:
+            _expire(connection, basis.customer, period, moment)
         return replace(outcome, what="nothing")
     unchanged = replaced == [same] and same is not None and same.inputs_sha256 == inputs.sha256()
     if unchanged and not close:
@@ -126,7 +227,89 @@ def settle(
         results.remove_open(connection, replaced)
         results.write(connection, terms.namespace, customer_id, period, inputs, rated, moment, close=close)
         _replace_unrated(connection, terms, customer_id, period, left)
+        if close:
+            mine = results.rating_id(terms.namespace, customer_id, period)
+            recorrect.account(connection, mine, usage, moment.as_of)
+            for found_late in corrected:
+                recorrect.keep(connection, terms.namespace, customer_id, found_late, mine, moment)
+                left = engine.rate(found_late.inputs).leftovers
+                _replace_unrated(connection, terms, customer_id, found_late.restated.standing.period, left)
+            _expire(connection, basis.customer, period, moment)
     return replace(outcome, what="closed") if close else outcome
+
+
+def _expire(connection: Connection, customer: Customer, period: Period, moment: Moment) -> None:
+    where = (customer.namespace, customer.customer_id, customer.currency)
+    credit_book.expire(connection, *where, period.end, moment.rated_at)
+
+
+def as_known(
+    connection: Connection,
+    terms: Terms,
+    customer_id: str,
+    period: Period,
+    found: Found,
+    standing: Sequence[Standing],
+    upto: Upto,
+    corrections: tuple[RatedLine, ...],
+) -> Outcome:
+    """The customer's period rated by what is given, with the credits that were there then; nothing is written."""
+    basis = _basis(terms, customer_id, period, found)
+    if isinstance(basis, _Unpriced):
+        left = engine.left_over(found.rows, basis.reason, basis.hint)
+        return Outcome("unrated", customer_id, period, leftovers=left, usage=found.rows)
+    where = (connection, terms.namespace, customer_id, basis.customer.currency)
+    inputs = replace(
+        _inputs(connection, terms, basis, period, found, standing),
+        credits=credit_book.at_start(credit_book.standing(*where, upto=upto), period.start),
+        top_up=credit_book.top_up_in_force(*where, period.end, upto.recorded_at),
+        corrections=corrections,
+    )
+    rated = engine.rate(inputs)
+    left = tuple(_with_remedy(it, period) for it in rated.leftovers)
+    return Outcome("rated", customer_id, period, rated, inputs, left, found.rows)
+
+
+def imagine(
+    terms: Terms, customer_id: str, period: Period, found: Found, history: Sequence[Imagined], made: str
+) -> tuple[Outcome, Imagined | None]:
+    """The customer's period rated by the terms alone, without credits and SQL, after an imagined `history`.
+
+    The second is what has to be appended to the history for later periods; `made` names the rating in it.
+    """
+    basis = _basis(terms, customer_id, period, found)
+    if isinstance(basis, _Unpriced):
+        left = engine.left_over(found.rows, basis.reason, basis.hint)
+        return Outcome("unrated", customer_id, period, leftovers=left, usage=found.rows), None
+    month = month_of(period.start, basis.customer.time_zone)
+    this_month = {it.name for it in history if it.period.start >= month.start}
+    lines = [line for it in history for line in it.lines]
+    plan, carried = basis.terms.plan, basis.book.carried_on()
+    before, earlier = remembered(lines, this_month, basis.contract, plan, carried)
+    inputs = _inputs_of(terms, basis, period, found, before, earlier)
+    rated = engine.rate(inputs)
+    left = tuple(_with_remedy(it, period) for it in rated.leftovers)
+    outcome = Outcome("rated", customer_id, period, rated, inputs, left, found.rows)
+    for_long = frozenset(part.name for part in plan.components if part.memory == "contract")
+    rows = tuple(results.line_rows_of(made, inputs.currency, rated.lines))
+    return outcome, Imagined(made, period, rows, for_long)
+
+
+def rerate(connection: Connection, it: Restated) -> Inputs | None:
+    """The inputs of a closed rating at its own time, with the usage of now; None where it cannot be priced any more."""
+    customer_id, period = it.standing.customer_id, it.standing.period
+    basis = _basis(it.terms, customer_id, period, it.found)
+    if isinstance(basis, _Unpriced):
+        return None
+    then = [
+        other
+        for other in standings(connection, it.terms.namespace, customer_id)
+        if other.closed_at is not None
+        and it.standing.closed_at is not None
+        and (other.closed_at, other.period) < (it.standing.closed_at, period)
+    ]
+    inputs = _inputs(connection, it.terms, basis, period, it.found, then)
+    return inputs if inputs.currency == it.standing.currency else None
 
 
 @dataclass(frozen=True)
@@ -146,7 +329,20 @@ def _check_order(customer_id: str, period: Period, standing: Sequence[Standing],
             raise PeriodError(f"{customer_id}: close {it.period} before {period}.")
 
 
-def _basis(terms: Terms, customer_id: str, period: Period) -> tuple[Customer, Contract, Version, Book] | _Unpriced:
+@dataclass(frozen=True)
+class _Basis:
+    """What a customer is rated by; `rate` converts from the plan's currency to the customer's."""
+
+    customer: Customer
+    contract: Contract
+    version: Version
+    book: Book
+    terms: Effective
+    agreement: Agreement
+    rate: Rate | None
+
+
+def _basis(terms: Terms, customer_id: str, period: Period, found: Found) -> _Basis | _Unpriced:
     name = shlex.quote(customer_id)
     customer = terms.customers.get(customer_id)
     contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
@@ -165,13 +361,27 @@ def _basis(terms: Terms, customer_id: str, period: Period) -> tuple[Customer, Co
             f"add the plan, then {_publish(period)}; or "
             f"meterhouse customers add {name} --plan PLAN --valid-from {short(period.start)}",
         )
-    if plan.currency != customer.currency:
+    rate = rate_at(book.rates, plan.currency, customer.currency, period.start)
+    if plan.currency != customer.currency and rate is None:
         return _Unpriced(
             engine.NO_PRICE,
             f"plan {plan.name} is priced in {plan.currency}, the customer pays in {customer.currency}: "
-            f"meterhouse customers add {name} --currency {plan.currency}, or give it a plan in {customer.currency}",
+            f"meterhouse customers add {name} --currency {plan.currency}, give it a plan in {customer.currency}, or "
+            f"add to the price book: rates: [{{from: {plan.currency}, to: {customer.currency}, rate: ..., "
+            f"valid_from: {short(period.start)}}}]",
         )
-    return customer, contract, version, book
+    if found.too_many:
+        return _Unpriced(
+            engine.TOO_MANY_GROUPS,
+            f"more than 10,000 combinations of {', '.join(found.too_many)} in one period: each would be a line. "
+            "Take what differs from call to call out of the prices' `by`, and publish the book again",
+        )
+    agreement = terms.agreements.get(customer_id, Agreement())
+    try:
+        offer = effective(book, plan, agreement, period)
+    except AgreementRefused as refused:
+        return _Unpriced(engine.NO_PRICE, f"{refused}")
+    return _Basis(customer, contract, version, book, offer, agreement, rate)
 
 
 def _publish(period: Period) -> str:
@@ -188,25 +398,57 @@ def _with_remedy(left: Leftover, period: Period) -> Leftover:
 def _inputs(
     connection: Connection,
     terms: Terms,
-    basis: tuple[Customer, Contract, Version, Book],
-    customer_id: str,
+    basis: _Basis,
     period: Period,
-    usage: tuple[UsageRow, ...],
+    found: Found,
     standing: Sequence[Standing],
 ) -> Inputs:
-    customer, contract, version, book = basis
-    plan = book.plans[contract.plan]
-    before, balance = settled_before(connection, customer, contract, plan, period, standing)
+    customer, contract, plan = basis.customer, basis.contract, basis.terms.plan
+    carried = basis.book.carried_on()
+    before, earlier, credits = settled_before(connection, customer, contract, plan, period, standing, carried)
+    top_up = credit_book.top_up_in_force(
+        connection, terms.namespace, customer.customer_id, customer.currency, period.end
+    )
+    return replace(_inputs_of(terms, basis, period, found, before, earlier), credits=credits, top_up=top_up)
+
+
+def _inputs_of(
+    terms: Terms,
+    basis: _Basis,
+    period: Period,
+    found: Found,
+    before: Mapping[str, Before],
+    earlier: Mapping[str, Decimal],
+) -> Inputs:
+    customer, contract, plan = basis.customer, basis.contract, basis.terms.plan
+    at_once = basis.book.plan_changes.at_once
+    since, until = span_of(terms.contracts[customer.customer_id], contract, customer.time_zone, period, at_once)
+    trial_end = terms.trial_end(customer.customer_id, period)
+    month = month_of(period.start, customer.time_zone)
+    setting = Setting(
+        period=period,
+        month=month,
+        next_month=month_of(month.end, customer.time_zone),
+        zone=customer.time_zone,
+        since=since if trial_end is None else max(since, trial_end),
+        until=until,
+        facts=basis.terms.facts,
+        earlier=earlier,
+    )
     return Inputs(
         contract_id=contract.contract_id,
-        currency=plan.currency,
-        book=book,
-        version=version.version,
+        currency=customer.currency if basis.rate is not None else plan.currency,
+        book=basis.book,
+        version=basis.version.version,
         plan=plan,
-        usage=usage,
+        usage=found.rows,
         declared=terms.declared,
+        setting=setting,
         before=before,
-        credit_minor=balance,
+        measures=found.measures,
+        agreement=basis.agreement,
+        overrides=basis.terms.overrides,
+        rate=basis.rate,
     )
 
 

@@ -1,6 +1,6 @@
 """What is settled already: a customer's ratings in SQL, and what they mean for the next one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -9,9 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, select
 
 from meterhouse_rating.book import Plan
-from meterhouse_rating.charges import Before
-from meterhouse_rating.ledger import credit_balance
-from meterhouse_rating.money import MINOR_DIGITS
+from meterhouse_rating.charges import Before, Dimensions
+from meterhouse_rating.credit_book import at_start
+from meterhouse_rating.credit_book import standing as standing_grants
+from meterhouse_rating.credits import Grant
+from meterhouse_rating.money import of_minor, to_minor
 from meterhouse_rating.periods import Period, month_of, overlaps
 from meterhouse_store.numbers import D
 from meterhouse_store.registry import Contract, Customer
@@ -35,6 +37,8 @@ class Standing:
     result_sha256: str
     total_minor: int
     currency: str
+    closed_at: datetime | None = None
+    book_version: int = 0
 
 
 def standings(connection: Connection, namespace: str, customer_id: str | None = None) -> list[Standing]:
@@ -53,6 +57,8 @@ def standings(connection: Connection, namespace: str, customer_id: str | None = 
             "result_sha256",
             "total_minor",
             "currency",
+            "closed_at",
+            "book_version",
         )
     ]
     query = select(*columns).where(ratings.c.namespace == namespace)
@@ -82,10 +88,13 @@ def settled_before(
     plan: Plan,
     period: Period,
     standing: Sequence[Standing],
-) -> tuple[dict[str, Before], int]:
-    """Per component what earlier ratings settled, and the credit balance, in minor units, that they leave.
+    carried: frozenset[str] = frozenset(),
+) -> tuple[dict[str, Before], dict[str, Decimal], tuple[Grant, ...]]:
+    """Per component what earlier ratings settled and what those of this month come to, in major units of the plan's
+    currency, and the credit grants with what they leave of them.
 
-    Closed ratings count, and open ones of earlier periods, as if they were closed as they are.
+    Closed ratings count, and open ones of earlier periods, as if they were closed as they are. Of the `carried` metrics
+    counts what the month's earlier plans rated, too.
     """
     counted = [
         it
@@ -94,8 +103,23 @@ def settled_before(
     ]
     month = month_of(period.start, customer.time_zone)
     this_month = {it.rating_id for it in counted if overlaps(it.period, month) and it.period.start >= month.start}
-    lines = _lines(connection, [it.rating_id for it in counted])
-    before = {}
+    lines = lines_of(connection, [it.rating_id for it in counted])
+    before, earlier = remembered(lines, this_month, contract, plan, carried)
+    open_ids = {it.rating_id for it in counted if it.state == OPEN}
+    pending = [line for line in lines if line["rating_id"] in open_ids]
+    grants = standing_grants(connection, customer.namespace, customer.customer_id, customer.currency, pending)
+    return before, earlier, at_start(grants, period.start)
+
+
+def remembered(
+    lines: Sequence[Mapping[Any, Any]],
+    this_month: Collection[str],
+    contract: Contract,
+    plan: Plan,
+    carried: frozenset[str] = frozenset(),
+) -> tuple[dict[str, Before], dict[str, Decimal]]:
+    """What lines of earlier ratings settled, and those of this month come to; `this_month`: ids of its ratings."""
+    before, earlier = {}, {}
     for component in plan.components:
         mine = [
             line
@@ -104,38 +128,84 @@ def settled_before(
             and line["explanation"].get("price", {}).get("contract") == contract.contract_id
             and (component.memory == "contract" or line["rating_id"] in this_month)
         ]
-        if mine:
-            before[component.name] = _before(mine)
-    open_ids = {it.rating_id for it in counted if it.state == OPEN}
-    pending = sum(_credits_of(line) for line in lines if line["rating_id"] in open_ids)
-    balance = credit_balance(connection, customer.namespace, customer.customer_id, customer.currency)
-    return before, balance + pending
+        others = [
+            line
+            for line in lines
+            if line["kind"] == "usage"
+            and line["metric"] in carried.intersection(component.metrics)
+            and line["explanation"].get("price", {}).get("contract") != contract.contract_id
+            and component.memory == "month"
+            and line["rating_id"] in this_month
+        ]
+        if mine or others:
+            before[component.name] = _before([*mine, *others])
+        now = [line for line in mine if line["rating_id"] in this_month]
+        if now:
+            earlier[component.name] = sum((_amount(line, plan.currency) for line in now), Decimal(0))
+    return before, earlier
 
 
-def credits_minor(explanation: Mapping[str, Any], currency: str) -> int:
-    """What a credit pack's line grants, from its explanation."""
-    return int(D(explanation.get("credits", "0")).scaleb(MINOR_DIGITS[currency]))
+def span_of(
+    contracts: Iterable[Contract], contract: Contract, zone: str, period: Period, at_once: bool
+) -> tuple[datetime, datetime | None]:
+    """From when and until when (None: open) the contract is billed.
+
+    Where plans do not change `at_once` its successor prices whole months: it goes on to the end of the month in which
+    that begins; and where it is a successor itself, it starts with a month.
+    """
+    known = sorted(contracts, key=lambda it: it.valid_from)
+    at = next(index for index, it in enumerate(known) if it.contract_id == contract.contract_id)
+    since, until = contract.valid_from, None if at + 1 == len(known) else known[at + 1].valid_from
+    # A period that is closed was not cut at what was agreed later: it is billed to its end.
+    if until is not None and (not at_once or period.start < until < period.end):
+        until = _next_start(until, zone)
+    if at > 0 and not at_once and period.start != since:
+        since = _next_start(since, zone)
+    return since, until
 
 
-def _before(lines: Iterable[RowMapping]) -> Before:
+def _next_start(moment: datetime, zone: str) -> datetime:
+    """The start of a month at or after the moment."""
+    month = month_of(moment, zone)
+    return month.start if moment == month.start else month.end
+
+
+def _before(lines: Iterable[Mapping[Any, Any]]) -> Before:
     quantities: dict[str, Decimal] = {}
+    cells: dict[tuple[str, Dimensions], Decimal] = {}
+    events: dict[str, int] = {}
+    billed: dict[str, Decimal] = {}
     charged = False
     for line in lines:
-        if line["metric"] is None:
+        explanation, metric = line["explanation"], line["metric"]
+        if "service" in explanation:
+            service, conversion = explanation["service"], explanation.get("conversion")
+            exact = D(explanation["amount_exact"] if conversion is None else conversion["amount"])
+            billed[service] = billed.get(service, Decimal(0)) + exact
+        if metric is None:
             charged = True
-        else:
-            quantities[line["metric"]] = quantities.get(line["metric"], Decimal(0)) + line["quantity"]
-    return Before(dict(sorted(quantities.items())), charged)
+            continue
+        used = {name: D(it) for name, it in explanation.get("quantities", {}).items()} or {metric: line["quantity"]}
+        for name, quantity in used.items():
+            quantities[name] = quantities.get(name, Decimal(0)) + quantity
+        cell = (metric, tuple(line["dimensions"].items()))
+        cells[cell] = cells.get(cell, Decimal(0)) + line["quantity"]
+        events[metric] = events.get(metric, 0) + explanation.get("events", 0)
+    return Before(
+        dict(sorted(quantities.items())), charged, dict(sorted(cells.items())), dict(sorted(events.items())), billed
+    )
 
 
-def _credits_of(line: RowMapping) -> int:
-    """What the line adds to the credit balance."""
-    if line["kind"] == "credit_applied":
-        return int(line["amount_minor"])
-    return credits_minor(line["explanation"], line["currency"])
+def _amount(line: Mapping[Any, Any], currency: str) -> Decimal:
+    """What the line comes to, in the plan's currency."""
+    conversion = line["explanation"].get("conversion")
+    if conversion is None:
+        return of_minor(line["amount_minor"], currency)
+    return of_minor(to_minor(D(conversion["amount"]), currency, "half_even"), currency)
 
 
-def _lines(connection: Connection, rating_ids: Sequence[str]) -> Sequence[RowMapping]:
+def lines_of(connection: Connection, rating_ids: Sequence[str]) -> Sequence[RowMapping]:
+    """The lines of ratings, by rating and position."""
     if not rating_ids:
         return []
     query = select(rated_lines).where(rated_lines.c.rating_id.in_(rating_ids))

@@ -1,65 +1,106 @@
-"""What ClickHouse tells rating: usage aggregates, and how far the collectors' records are in it.
+"""What ClickHouse tells rating: usage aggregates, measures, and how far the collectors' records are in it.
 
-The queries are built from fixed parts: column names come from a closed list, values are bound by the server.
+The queries are built in `queries.py`, from fixed parts; values are bound by the server.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
-from meterhouse_rating.engine import UsageRow
-from meterhouse_rating.models.dimensions import DIMENSIONS
+from meterhouse_rating.facts import decimal_of
+from meterhouse_rating.metrics import TIME_WEIGHTED
 from meterhouse_rating.periods import Period
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-_WINDOW: Final = (
-    "namespace = {namespace:String} "
-    "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
-    "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC') "
-    "AND received_at > fromUnixTimestamp64Nano({after_ns:Int64}, 'UTC') "
-    "AND received_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC')"
+from meterhouse_rating.queries import (
+    EPOCH,
+    FIRST_USAGE,
+    MAX_GROUPS,
+    TOTALS,
+    USAGE,
+    WATERMARK,
+    aggregate_query,
+    measure_parameters,
+    measure_query,
+    nanoseconds,
+    window_parameters,
 )
-"""Half-open in event_time; in received_at what came after one moment, up to another."""
+from meterhouse_rating.sorting import Measure, Measurement, UsageRow
 
-FIRST_USAGE: Final = (
-    "SELECT billed_customer_id, min(event_time) FROM usage WHERE namespace = {namespace:String} "
-    "AND received_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') GROUP BY billed_customer_id"
-)
+__all__ = ["Found", "Wanted", "Watermark", "aggregates", "first_usage", "gather", "watermark"]
 
-WATERMARK: Final = "SELECT collector_id, segment, position, projected_through FROM watermark ORDER BY collector_id"
+_NANOSECONDS: Final = 10**9
 
 
-def aggregate_query(dimensions: Sequence[str], customers: Sequence[str] | None) -> str:
-    """The aggregate of a period: one row per customer, meter, status and the dimensions that prices depend on.
+@dataclass(frozen=True)
+class Wanted:
+    """What the prices of a period depend on: dimensions, whether tasks matter, and what has to be measured."""
 
-    `customers` None: of the whole namespace, in one pass. Raises ValueError for a dimension that is no column.
+    dimensions: tuple[str, ...] = ()
+    tasks: bool = False
+    measurements: tuple[Measurement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """One customer's usage of a period. `too_many`: by these dimensions it has more groups than are rated."""
+
+    rows: tuple[UsageRow, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    too_many: tuple[str, ...] = ()
+
+    def joined(self, trial: "Found") -> "Found":
+        """This usage, and that of a trial before it, which is marked and measured by nothing."""
+        return Found(
+            tuple(replace(row, trial=True) for row in trial.rows) + self.rows,
+            self.measures,
+            self.too_many or trial.too_many,
+        )
+
+
+@dataclass
+class _Gathered:
+    rows: dict[str, list[UsageRow]] = field(default_factory=dict)
+    measures: dict[str, list[Measure]] = field(default_factory=dict)
+    too_many: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def gather(
+    client: Client,
+    namespace: str,
+    period: Period,
+    wanted: Wanted,
+    *,
+    as_of: datetime,
+    customers: Sequence[str] | None = None,
+    source: str = USAGE,
+) -> dict[str, Found]:
+    """Usage per customer: rows, measures, and whose usage has too many groups to be rated by its dimensions.
+
+    `source`: queries.USAGE, or WOUND_BACK for what it was at `as_of`: decisions of later are taken back.
     """
-    strange = sorted(set(dimensions) - set(DIMENSIONS))
-    if strange:
-        raise ValueError(f"no dimensions of usage: {strange}")
-    keys = ", ".join(["billed_customer_id", "meter", "status", *dimensions])
-    only = "" if customers is None else " AND billed_customer_id IN {customers:Array(String)}"
-    # Every part is a constant of this module or a name of the closed list above.
-    return f"SELECT {keys}, count(), sum(quantity) FROM usage WHERE {_WINDOW}{only} GROUP BY {keys} ORDER BY {keys}"  # noqa: S608
-
-
-def window_parameters(
-    namespace: str, period: Period, *, as_of: datetime, after: datetime = _EPOCH, customers: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """The parameters of `aggregate_query`."""
-    parameters: dict[str, Any] = {
-        "namespace": namespace,
-        "start_ns": nanoseconds(period.start),
-        "end_ns": nanoseconds(period.end),
-        "after_ns": nanoseconds(after),
-        "as_of_ns": nanoseconds(as_of),
+    found = _Gathered()
+    asked = _Asked(client, namespace, period, as_of, EPOCH, customers, source)
+    for customer, row in _rows(asked, wanted):
+        found.rows.setdefault(customer, []).append(row)
+    _set_aside(found, found.rows, wanted.dimensions)
+    for measurement in wanted.measurements:
+        per_customer: dict[str, list[Measure]] = {}
+        for customer, measure in _measures(asked, measurement):
+            per_customer.setdefault(customer, []).append(measure)
+        _set_aside(found, per_customer, measurement.dimensions)
+        for customer, measures in per_customer.items():
+            found.measures.setdefault(customer, []).extend(measures)
+    if found.too_many:
+        whole = _grouped(_rows(replace(asked, customers=sorted(found.too_many)), Wanted()))
+        found.rows |= {customer: list(rows) for customer, rows in whole.items()}
+    return {
+        name: Found(tuple(found.rows.get(name, ())), tuple(found.measures.get(name, ())), found.too_many.get(name, ()))
+        for name in {*found.rows, *found.measures}
     }
-    return parameters if customers is None else parameters | {"customers": list(customers)}
 
 
 def aggregates(
@@ -69,19 +110,23 @@ def aggregates(
     dimensions: Sequence[str],
     *,
     as_of: datetime,
-    after: datetime = _EPOCH,
+    after: datetime = EPOCH,
     customers: Sequence[str] | None = None,
 ) -> dict[str, tuple[UsageRow, ...]]:
     """Usage per customer: events in the period, received after `after` and up to `as_of`. Quantities are exact."""
-    parameters = window_parameters(namespace, period, as_of=as_of, after=after, customers=customers)
-    result = client.query(aggregate_query(dimensions, customers), parameters=parameters)
-    rows: dict[str, list[UsageRow]] = {}
-    for customer, meter, status, *values, events, quantity in result.result_rows:
-        if not isinstance(quantity, Decimal):
-            raise TypeError(f"the warehouse answered the quantity {quantity!r}, which is not an exact number")
-        pairs = tuple(zip(dimensions, values, strict=True))
-        rows.setdefault(customer, []).append(UsageRow(meter, status, pairs, events, quantity))
-    return {customer: tuple(found) for customer, found in rows.items()}
+    asked = _Asked(client, namespace, period, as_of, after, customers)
+    return _grouped(_rows(asked, Wanted(tuple(dimensions))))
+
+
+def totals(
+    client: Client, namespace: str, period: Period, *, as_of: datetime
+) -> dict[str, dict[str, tuple[Decimal, datetime]]]:
+    """Per customer and meter the quantity of a period, and when the last of it became known."""
+    found: dict[str, dict[str, tuple[Decimal, datetime]]] = {}
+    parameters = window_parameters(namespace, period, as_of=as_of)
+    for customer, meter, quantity, last in client.query(TOTALS, parameters=parameters).result_rows:
+        found.setdefault(customer, {})[meter] = (_exact(quantity), _aware(last))
+    return found
 
 
 def first_usage(client: Client, namespace: str, *, as_of: datetime) -> dict[str, datetime]:
@@ -125,9 +170,70 @@ def watermark(client: Client) -> Watermark:
     return Watermark(positions, {collector: _aware(through) for collector, _, _, through in rows})
 
 
-def nanoseconds(moment: datetime) -> int:
-    """Nanoseconds since 1970 of an aware datetime, exactly."""
-    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+@dataclass(frozen=True)
+class _Asked:
+    """What every query of a gathering is about."""
+
+    client: Client
+    namespace: str
+    period: Period
+    as_of: datetime
+    after: datetime = EPOCH
+    customers: Sequence[str] | None = None
+    source: str = USAGE
+
+
+def _rows(asked: _Asked, wanted: Wanted) -> list[tuple[str, UsageRow]]:
+    query = aggregate_query(wanted.dimensions, asked.customers, tasks=wanted.tasks, source=asked.source)
+    parameters = window_parameters(
+        asked.namespace,
+        asked.period,
+        wanted.dimensions,
+        as_of=asked.as_of,
+        after=asked.after,
+        customers=asked.customers,
+    )
+    found = asked.client.query(query, parameters=parameters).result_rows
+    rows = []
+    for customer, meter, status, *values, events, quantity in found:
+        task = values.pop() if wanted.tasks else ""
+        pairs = tuple(zip(wanted.dimensions, values, strict=True))
+        rows.append((customer, UsageRow(meter, status, pairs, events, _exact(quantity), task)))
+    return rows
+
+
+def _grouped(rows: Iterable[tuple[str, UsageRow]]) -> dict[str, tuple[UsageRow, ...]]:
+    found: dict[str, list[UsageRow]] = {}
+    for customer, row in rows:
+        found.setdefault(customer, []).append(row)
+    return {customer: tuple(theirs) for customer, theirs in found.items()}
+
+
+def _measures(asked: _Asked, measurement: Measurement) -> list[tuple[str, Measure]]:
+    query = measure_query(measurement, asked.customers, source=asked.source)
+    parameters = measure_parameters(
+        asked.namespace, asked.period, measurement, as_of=asked.as_of, customers=asked.customers
+    )
+    measures = []
+    for customer, *values, events, value in asked.client.query(query, parameters=parameters).result_rows:
+        pairs = tuple(zip(measurement.dimensions, values, strict=True))
+        number = Decimal(value) if isinstance(value, int) else _exact(value)
+        if measurement.metric.aggregate == TIME_WEIGHTED:
+            number = decimal_of(Fraction(number) / (Fraction(measurement.metric.per) * _NANOSECONDS))
+        measures.append((customer, Measure(measurement, pairs, events, number)))
+    return measures
+
+
+def _set_aside(found: _Gathered, groups: Mapping[str, Sequence[object]], dimensions: tuple[str, ...]) -> None:
+    for customer, rows in groups.items():
+        if len(rows) > MAX_GROUPS:
+            found.too_many[customer] = dimensions
+
+
+def _exact(quantity: Any) -> Decimal:
+    if not isinstance(quantity, Decimal):
+        raise TypeError(f"the warehouse answered the quantity {quantity!r}, which is not an exact number")
+    return quantity
 
 
 def _aware(moment: datetime) -> datetime:

@@ -51,25 +51,33 @@ def _of_text(world: World, text: str, members: Iterable[str], terms: Terms) -> l
     registered = frozenset(terms.customers)
     strangers = periods.parse(text, _STRANGERS_ZONE)
     found = {strangers: Window(strangers, set(), True, registered)}
+    closed = _closed(world)
     for name in members:
         period = periods.parse(text, terms.customers[name].time_zone)
-        found.setdefault(period, Window(period, registered=registered)).members.add(name)
+        for part in terms.parts(name, period, closed.get(name, ())):
+            found.setdefault(part, Window(part, registered=registered)).members.add(name)
     # What was listed as unrated is looked at again even when its usage is gone.
     found[strangers].members |= _listed(world, strangers) - registered
-    _refuse_overlaps(world, found.values())
+    _refuse_overlaps(closed, found.values())
     return list(found.values())
 
 
-def _refuse_overlaps(world: World, found: Iterable[Window]) -> None:
-    period_of = {name: window.period for window in found for name in window.members}
+def _closed(world: World) -> dict[str, list[Period]]:
+    found: dict[str, list[Period]] = {}
     with world.engine.connect() as connection:
-        closed = [it for it in standings(connection, world.namespace) if it.state == CLOSED]
+        for it in standings(connection, world.namespace):
+            if it.state == CLOSED:
+                found.setdefault(it.customer_id, []).append(it.period)
+    return found
+
+
+def _refuse_overlaps(closed: Mapping[str, Iterable[Period]], found: Iterable[Window]) -> None:
     clashes = [
-        f"{it.customer_id} {it.period}"
-        for it in closed
-        if it.customer_id in period_of
-        and it.period != period_of[it.customer_id]
-        and overlaps(it.period, period_of[it.customer_id])
+        f"{name} {it}"
+        for window in found
+        for name in sorted(window.members)
+        for it in closed.get(name, ())
+        if it != window.period and overlaps(it, window.period)
     ]
     if clashes:
         more = f" and {len(clashes) - 5} more" if len(clashes) > 5 else ""
@@ -82,11 +90,7 @@ def _refuse_overlaps(world: World, found: Iterable[Window]) -> None:
 def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, as_of: datetime) -> list[Window]:
     """Every calendar month since a customer began, without what is closed of it."""
     first = usage.first_usage(world.client, world.namespace, as_of=as_of)
-    closed: dict[str, list[Period]] = {}
-    with world.engine.connect() as connection:
-        for it in standings(connection, world.namespace):
-            if it.state == CLOSED:
-                closed.setdefault(it.customer_id, []).append(it.period)
+    closed = _closed(world)
     found: dict[Period, Window] = {}
     strangers = set(first) - set(terms.customers) if only is None else set()
     for name in {*members, *strangers}:
@@ -95,8 +99,9 @@ def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, a
             continue
         zone = terms.customers[name].time_zone if name in terms.customers else _STRANGERS_ZONE
         for month in periods.months(since, max(world.now(), since), zone):
-            for part in periods.without(month, closed.get(name, ())):
-                found.setdefault(part, Window(part)).members.add(name)
+            for rest in periods.without(month, closed.get(name, ())):
+                for part in terms.parts(name, rest):
+                    found.setdefault(part, Window(part)).members.add(name)
     return list(found.values())
 
 

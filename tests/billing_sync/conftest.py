@@ -170,7 +170,7 @@ class Books:
                 connection,
                 "test",
                 customer_id,
-                [row | {"credits_minor": row["amount_minor"]} for row in rows],
+                ledger.of_lines(rows),
                 effective_at=NOVEMBER,
                 recorded_at=NOVEMBER,
             )

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 from typer.testing import CliRunner
 
+from meterhouse_billing import records
+from meterhouse_billing import run as bill_run
 from meterhouse_billing.commands import bill
-from meterhouse_store import tables
+from meterhouse_store import switches, tables
 
 USAGE = [("flat", "", "1", 4900), ("usage", "input", "1500000", 225)]
 
@@ -101,12 +104,39 @@ def test_without_a_key_the_schedule_goes_on_and_a_person_is_told(books, call, mo
     assert "set STRIPE_API_KEY" in result.output
 
 
-def test_a_live_key_in_a_test_namespace_needs_the_option(books, call, monkeypatch):
+def test_a_live_key_is_never_used_in_a_test_namespace(books, call, monkeypatch):
     monkeypatch.setenv("STRIPE_API_KEY", "sk_live_1")
     monkeypatch.delenv("METERHOUSE_STRIPE_URL")
     result = call("run", "--due")
     assert result.exit_code == 1
-    assert "--live" in result.output
+    assert "a live key and the namespace is a test one, which never uses it" in result.output
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("--due",), 0), (("--period", "2026-10"), 1)])
+def test_with_sync_turned_off_nothing_is_sent_to_stripe(books, sandbox, call, arguments, code):
+    books.rating("acme", USAGE)
+    turn(books, "off")
+    result = call("run", *arguments)
+    assert result.exit_code == code
+    assert "is off since" in result.output and "restored from a backup" in result.output
+    assert sandbox.client.v1.invoices.list().data == []
+    turn(books, "on")
+    assert call("run", "--period", "2026-10").exit_code == 0
+    assert len(sandbox.client.v1.invoices.list().data) == 1
+
+
+def test_sync_that_is_turned_off_while_a_run_is_under_way_stops_it_before_the_next_call(books, sandbox, world):
+    books.rating("acme", USAGE)
+    steps = bill_run.bill(world, records.drafts(books.engine, "test", period="2026-10"), approve=True)
+    assert "draft recorded" in str(next(steps))
+    turn(books, "off")
+    assert [step.failed for step in steps] == [True]
+    assert sandbox.client.v1.customers.list().data == []
+
+
+def turn(books, state):
+    now = datetime.now(UTC)
+    switches.turn(books.engine, "test", {"sync": state}, who="ann", why="restored from a backup", now=now)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--period", "2026-13"), ("--period", "2026-10", "--due")])
@@ -141,6 +171,7 @@ def test_reconcile_names_what_differs(books, sandbox, call):
     call("run", "--due")
     entries = tables.ledger_entries
     with begin_write(books.engine) as connection:
+        connection.exec_driver_sql("DROP TRIGGER ledger_entries_kept")
         is_it = (entries.c.account == "receivable") & (entries.c.amount_minor == 225)
         connection.execute(update(entries).where(is_it).values(amount_minor=224))
     result = call("reconcile", "--period", "2026-10")

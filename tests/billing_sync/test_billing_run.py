@@ -5,11 +5,13 @@ from datetime import UTC, datetime
 
 import pytest
 import stripe
+from sqlalchemy import insert
 
 from meterhouse_billing import records
 from meterhouse_billing.gateway import StripeUnavailable
 from meterhouse_billing.run import bill
 from meterhouse_store import registry, tables
+from meterhouse_store.sql import begin_write
 
 USAGE = [
     ("flat", "", "1", 4900),
@@ -71,6 +73,25 @@ def test_a_closed_rating_becomes_one_finalised_invoice_line_by_line(books, sandb
     assert sorted(moves) == [("approved", "finalised", "anna"), ("draft", "approved", "anna")]
     assert len(steps) == 7
     assert steps[0] == "acme: draft recorded for 2026-10-01..2026-11-01: 5 lines, 50.00 USD"
+
+
+def test_stripes_invoice_says_what_the_completeness_of_its_usage_was(books, sandbox, world):
+    rating_id = books.rating("acme", USAGE)
+    books.rating("globex", USAGE)  # closed before there were statements
+    verdict = "Not certain to be complete: 32 events of 1 streams, 2 to look at."
+    with begin_write(books.engine) as connection:
+        row = {
+            "rating_id": rating_id,
+            "verdict": verdict,
+            "statement": {"verdict": verdict},
+            "stated_at": datetime(2026, 11, 1, tzinfo=UTC),
+        }
+        connection.execute(insert(tables.rating_statements).values(**row))
+    run(world)
+    run(world)
+    found = [invoice.metadata.to_dict() for invoice in sandbox.client.v1.invoices.list({"limit": 100}).data]
+    told = {one["meterhouse_customer_id"]: one.get("meterhouse_completeness") for one in found}
+    assert len(found) == 2 and told == {"acme": verdict, "globex": None}
 
 
 def test_without_approval_it_stays_a_draft_and_approval_comes_later(books, sandbox, world):

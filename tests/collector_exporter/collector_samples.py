@@ -174,4 +174,4 @@ def wait_projected(client):
     """Until everything received before now is projected."""
     now = datetime.now(UTC).replace(tzinfo=None)
     query = "SELECT projected_through FROM watermark"
-    wait_for(lambda: (rows := client.query(query).result_rows) and rows[0][0] > now, what="the projection")
+    wait_for(lambda: (rows := client.query(query).result_rows) and rows[0][0] > now, within_s=60, what="the projection")

@@ -16,9 +16,15 @@ from meterhouse_store.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def collector_warehouse(tmp_path_factory):
+def collector_warehouse_data(tmp_path_factory):
+    """Where the embedded warehouse has its files."""
+    return tmp_path_factory.mktemp("warehouse")
+
+
+@pytest.fixture(scope="session")
+def collector_warehouse(collector_warehouse_data):
     """The URL of an embedded warehouse, with the admin's name and password."""
-    data = tmp_path_factory.mktemp("warehouse")
+    data = collector_warehouse_data
     port = samples.free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("METERHOUSE_")} | {
         "METERHOUSE_WAREHOUSE_ADMIN_PASSWORD": samples.ADMIN,
@@ -36,10 +42,10 @@ def collector_warehouse(tmp_path_factory):
 
 def migrated(url, name):
     """A client of a database with the schema."""
-    admin = warehouse.connect(Settings(warehouse_url=url), timeout_s=30, database="default")
+    admin = warehouse.connect(Settings(warehouse_url=url), timeout_s=120, database="default")
     schema.migrate(admin, name)
     admin.close()
-    return warehouse.connect(Settings(warehouse_url=url), timeout_s=30, database=name)
+    return warehouse.connect(Settings(warehouse_url=url), timeout_s=120, database=name)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +59,9 @@ def only_database(collector_warehouse):
 @pytest.fixture
 def database(only_database):
     """A client whose database is empty."""
-    for table in ("events", "conflicts", "checkpoints"):
+    tables = "events conflicts checkpoints mirror_decisions assigned_claims cumulative_points decided_increases spans"
+    tables += " segment_totals refusals counted_increases sequence_counts sequence_ends"
+    for table in tables.split():
         only_database.command(f"TRUNCATE TABLE {table}")
     return only_database
 

@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert
 import meterhouse
 from meterhouse import limits
 from meterhouse.allowance_client import Client
-from meterhouse_store import registry, tables
+from meterhouse_store import registry, switches, tables
 
 
 @pytest.fixture
@@ -51,6 +51,22 @@ def test_without_a_row_there_is_no_limit_and_a_lease_all_the_same(agent):
     admitted("free")
     lease = limits._client.leases["free", "any"]
     assert lease.allowed and lease.left is None and len(lease.lease_id) == 32
+
+
+def test_where_pausing_is_turned_off_nobody_is_stopped(agent, shared_collector):
+    agent("spared", decision="pause", reason="hard_cap", units=Decimal(0))
+
+    def turn(state):
+        now = datetime.now(UTC)
+        switches.turn(shared_collector.engine, "live", {"pausing": state}, who="ann", why="limits are wrong", now=now)
+
+    turn("off")
+    try:
+        admitted("spared", "first")
+    finally:
+        turn("on")
+    with pytest.raises(meterhouse.UsageLimitExceeded):
+        admitted("spared", "second")
 
 
 def test_a_paused_customer_is_stopped_and_its_other_agent_is_not(agent):

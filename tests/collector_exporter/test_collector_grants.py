@@ -145,7 +145,7 @@ def test_a_grant_is_verified_once(monkeypatch):
 def test_too_many_grants_are_refused_with_what_to_do():
     request = carrying(at(0, "a"), *(f"mhg.{number}.x" for number in range(REQUEST_GRANTS + 1)))
     with pytest.raises(Refused, match="at most 1000 grants: send smaller batches"):
-        tokens(request)
+        tokens(request.resource_metrics)
 
 
 def test_the_registry_keeps_what_verifies_and_a_credential_stays_bound(tmp_path):
@@ -214,6 +214,9 @@ def test_a_second_front_end_key_is_added_and_one_key_serves_two_credentials(shar
     assert taken.stdout == f"{two} (two) takes grants of {made['grant_key_id']}.\n"
     refused = shared_collector.command("keys", "grant-key", two, "--take", "nonsense")
     assert refused.returncode == 1 and "this is no grant key" in refused.stderr
+    weak = grants.Key(grants.ED25519_PUBLIC, "0123456789abcdef", (1).to_bytes(32, "little"))
+    refused = shared_collector.command("keys", "grant-key", two, "--take", str(weak))
+    assert refused.returncode == 1 and "anybody can sign" in refused.stderr
 
 
 def test_attributes_of_scopes_cost_nothing_in_the_warehouse(database):

@@ -10,7 +10,7 @@ from meterhouse_collector.records import frames
 from meterhouse_collector.segments import Gone, Position
 
 SEGMENT = "a-00000001.seg"
-STEPS = ("checkpoint", "post", "mark_conflicts", "write_checkpoint")
+STEPS = ("checkpoint", "post", "mark_conflicts", "settle_spans", "write_checkpoint")
 
 
 class Killed(Exception):
@@ -90,7 +90,7 @@ def test_a_step_projects_and_the_next_one_is_only_a_heartbeat(database):
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("fail_at", range(1, 9))
+@pytest.mark.parametrize("fail_at", range(1, 11))
 def test_killed_at_every_step_and_started_again_the_totals_are_the_same(database, fail_at, after):
     parts = three_records()
     source = Source(parts[0])

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from meterhouse_rating.money import MINOR_DIGITS
+from meterhouse import vocabulary
+from meterhouse_store.currencies import MINOR_DIGITS
+from meterhouse_store.reasons import SENTENCES
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "dashboards" / "grafana" / "overview.json").read_text())
@@ -60,6 +62,7 @@ def test_the_dashboard_has_the_panels_that_operations_need():
         "Usage by customer and meter",
         "Suspense by reason",
         "Revenue of ratings",
+        "What is in suspense, and why",
     ]
 
 
@@ -108,6 +111,15 @@ def test_the_minor_units_of_the_revenue_panel_are_those_of_rating():
     assert zero == {currency for currency, digits in MINOR_DIGITS.items() if digits == 0}
     assert three == {currency for currency, digits in MINOR_DIGITS.items() if digits == 3}
     assert set(MINOR_DIGITS.values()) == {0, 2, 3}
+
+
+def test_every_reason_of_the_vocabulary_has_its_sentence_in_the_dashboard():
+    codes = {value for name, value in vars(vocabulary).items() if name.startswith("REASON_")}
+    codes -= {vocabulary.REASON_TWIN, vocabulary.REASON_DISCARDED, vocabulary.REASON_RETRACTED}
+    assert set(SENTENCES) == codes
+    told, meant = re.findall(r"\[([^]]*)\]", sql_of("What is in suspense, and why"))
+    words = [re.findall(r"'((?:[^']|'')*)'", part) for part in (told, meant)]
+    assert dict(zip(*([word.replace("''", "'") for word in part] for part in words), strict=True)) == SENTENCES
 
 
 def test_grafana_is_provisioned_with_this_dashboard_and_a_reading_user():
@@ -211,6 +223,15 @@ def test_usage_by_customer_and_meter_sums_exactly(ask):
     ]
     assert ask("Usage by customer and meter", ["globex", "it's"])[1] == [
         ("globex", "agent.seconds", Decimal("1.125"), 1)
+    ]
+
+
+def test_what_is_in_suspense_is_told_in_sentences(ask):
+    columns, rows = ask("What is in suspense, and why")
+    assert columns == ("events", "reason", "meaning")
+    assert rows == [
+        (2, "bad_quantity", "its quantity is no number that can be counted"),
+        (1, "customer_missing", "nobody says which customer it was for"),
     ]
 
 

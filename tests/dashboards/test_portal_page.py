@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from html import escape
 
 import pytest
 
@@ -11,6 +12,7 @@ from meterhouse_portal.page import Address, message_page, overview_page
 from meterhouse_rating.late import LateUsage
 from meterhouse_rating.periods import Period
 from meterhouse_store.meters import Meter
+from meterhouse_store.reasons import SENTENCES
 
 NOW = datetime(2026, 11, 21, 3, 30, tzinfo=UTC)
 START, END = datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)
@@ -111,8 +113,15 @@ def test_suspense_is_listed_by_reason_and_summed_above():
     shown = text_of(page(customer(), warehouse=FromWarehouse({}, {"customer_missing": 12, "bad_quantity": 1})))
 
     assert "In suspense 13" in shown
-    assert "customer_missing 12" in shown
+    assert "customer_missing nobody says which customer it was for 12" in shown
     assert "meterhouse suspense list" in shown
+
+
+def test_every_reason_of_suspense_is_named_in_a_sentence_on_the_page():
+    shown = text_of(page(customer(), warehouse=FromWarehouse({}, dict.fromkeys(SENTENCES, 3))))
+
+    for code, sentence in SENTENCES.items():
+        assert f"{code} {escape(sentence)} 3" in shown
 
 
 def test_usage_without_a_price_comes_with_the_line_to_add():
@@ -143,7 +152,7 @@ def test_usage_that_came_too_late_is_shown_with_what_becomes_of_it():
     )
 
     assert "Arrived too late 1,200" in shown
-    assert "1,200 events too late to be billed" in shown
+    assert "1,200 events too late for their invoice" in shown
     assert "acme llm.requests 1,200 It came after its period was closed" in shown
 
 

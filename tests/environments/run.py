@@ -87,7 +87,11 @@ def _built(file: Path) -> tuple[str | None, str]:
 
 
 def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Meterhouse's server, where a test needs one, runs in the environment of this program.
+    environment = os.environ | {"METERHOUSE_SERVER_PYTHON": sys.executable}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def _comment(file: Path, word: str) -> list[str]:

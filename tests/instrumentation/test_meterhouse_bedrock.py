@@ -297,6 +297,82 @@ def test_the_body_of_invoke_model_is_metered_in_whatever_way_it_is_read(client, 
     assert {event.own["gen_ai.response.id"] for event in metering.sink.events} == {"req-1"}
 
 
+def without_length(provider, framing):
+    """Answers MESSAGE in pieces whose number the headers do not tell."""
+    content = json.dumps(MESSAGE).encode()
+
+    def reply(handler, _):
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("content-type", "application/json")
+        for name, value in COUNTED:
+            handler.send_header(name, value)
+        if framing == "chunked":
+            handler.send_header("transfer-encoding", "chunked")
+        handler.send_header("connection", "close")
+        handler.end_headers()
+        for start in range(0, len(content), 100):
+            piece = content[start : start + 100]
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if framing == "chunked" else piece)
+        handler.wfile.write(b"0\r\n\r\n" if framing == "chunked" else b"")
+        handler.close_connection = True
+
+    provider.replies.append(reply)
+
+
+def of_raw(read):
+    """The same with what `with` hands out: the HTTP response below."""
+
+    def way(body):
+        with body as raw:
+            return read(raw)
+
+    way.__name__ = f"raw_{read.__name__}"
+    return way
+
+
+def streamed(raw):
+    return b"".join(raw.stream(9))
+
+
+def read_in_ones(raw):
+    return b"".join(iter(lambda: raw.read1(9), b""))
+
+
+def read_line_by_line(raw):
+    return b"".join(iter(raw.readline, b""))
+
+
+def read_into_pieces(raw):
+    found, buffer = b"", bytearray(64)
+    while size := raw.readinto(buffer):
+        found += buffer[:size]
+    return found
+
+
+RAW = [of_raw(one) for one in (read_whole, read_in_pieces, streamed, read_in_ones, read_all_lines, read_iterated)]
+RAW += [of_raw(one) for one in (read_line_by_line, read_into_pieces, read_as_json)]
+
+
+@pytest.mark.parametrize("framing", ["chunked", "until the connection closes", "length"])
+@pytest.mark.parametrize("read", [*WAYS, read_line_by_line, *RAW])
+def test_a_body_is_metered_in_whatever_way_it_is_read_even_where_nothing_tells_its_length(
+    client, provider, metering, read, framing
+):
+    if framing == "length":
+        body_reply(provider, MESSAGE, headers=COUNTED)
+    else:
+        without_length(provider, framing)
+    if read is read_into and not hasattr(StreamingBody, "readinto"):
+        pytest.skip("this version has no readinto")
+    body = invoke(client)["body"]
+    found = read(body)
+    assert json.loads(found) == MESSAGE
+    body.close()
+    assert metering.units() == MESSAGE_BUCKETS
+    assert statuses(metering) == {"ok"}
+
+
 def test_a_body_that_is_never_read_counts_what_the_headers_told(client, provider, metering):
     for leave in (lambda body: None, lambda body: body.close(), lambda body: body.read(3)):
         body_reply(provider, MESSAGE, headers=COUNTED)

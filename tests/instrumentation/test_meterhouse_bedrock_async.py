@@ -169,7 +169,20 @@ async def inside(body):
         return await opened.read()
 
 
-@pytest.mark.parametrize("read", [whole, in_pieces, chunked, inside])
+async def by_lines(body):
+    return b"\n".join([line async for line in body.iter_lines()])
+
+
+async def iterated(body):
+    return b"".join([piece async for piece in body])
+
+
+async def as_json_inside(body):
+    async with body as opened:
+        return json.dumps(await opened.json()) if hasattr(opened, "json") else await opened.read()
+
+
+@pytest.mark.parametrize("read", [whole, in_pieces, chunked, inside, by_lines, iterated, as_json_inside])
 def test_the_async_body_of_invoke_model_is_metered_in_whatever_way_it_is_read(metering, provider, read):
     body_reply(provider, MESSAGE, headers=COUNTED)
 

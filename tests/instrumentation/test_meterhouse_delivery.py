@@ -371,7 +371,7 @@ def test_one_bad_event_costs_itself_only_and_at_most_nineteen_requests(metering,
     monkeypatch.setattr(Delivery, "attempt", attempt)
     write_journal(metering.journals, "p", *(event(f"e{number}") for number in range(500)))
     found = drained(capsys)
-    assert (found["code"], found["delivered"], len(found["refused"])) == (3, 500, 1)
+    assert (found["code"], found["delivered"], found["refused_events"], len(found["refused"])) == (3, 499, 1, 1)
     assert len(attempts) <= 19
     (kept,) = metering.journals.glob("*.refused")
     (line,) = [json.loads(line) for line in kept.read_text().splitlines()]
@@ -404,7 +404,7 @@ def test_what_is_refused_again_is_kept_again(metering, capsys):
     write_journal(metering.journals, "p", event("e"))
     drained(capsys)
     found = drained(capsys, "--refused")
-    assert (found["code"], len(found["refused"])) == (3, 1)
+    assert (found["code"], found["delivered"], found["refused_events"], len(found["refused"])) == (3, 0, 1, 1)
     assert found["refused"] == [str(path) for path in metering.journals.iterdir()]
 
 

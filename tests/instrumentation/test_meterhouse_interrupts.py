@@ -2,6 +2,7 @@
 
 import functools
 import os
+import random
 import signal
 import sys
 import time
@@ -103,6 +104,34 @@ def test_a_timeout_while_a_paused_call_waits_ends_it(metering, handled, monkeypa
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(Timeout):
             limits.admit()
+
+
+def test_wherever_timeouts_strike_calls_are_journalled_afterwards():
+    """None leaves the thread marked as busy, in which no intent would be written any more."""
+    strikes = 0
+    before = signal.signal(signal.SIGALRM, plain)
+    try:
+        for _ in range(300):
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 1e-3))
+            try:
+                while True:
+                    with meterhouse.runtime.marked_busy():
+                        pass
+            except Timeout:
+                strikes += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert strikes == 300
+    assert not meterhouse.runtime.busy()
+
+
+def test_a_thread_that_is_busy_twice_is_busy_until_the_end_of_the_first():
+    with meterhouse.runtime.marked_busy():
+        with meterhouse.runtime.marked_busy():
+            assert meterhouse.runtime.busy()
+        assert meterhouse.runtime.busy()
+    assert not meterhouse.runtime.busy()
 
 
 def test_what_goes_wrong_inside_is_ours():

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import anthropic
@@ -174,6 +175,21 @@ def test_first_calls_at_the_same_time_ask_once_and_all_wait_for_the_answer(allow
     assert found == [False] * 8 and len(allowance.questions) == 1
 
 
+def test_first_calls_of_many_customers_at_once_all_wait_for_their_own_answer(allowance, sink, monkeypatch):
+    monkeypatch.setenv("METERHOUSE_ALLOWANCE_TIMEOUT", "3")
+
+    class Slow(Allowance):
+        def __call__(self, question):
+            time.sleep(0.5)
+            return super().__call__(question)
+
+    sink.allowance = slow = Slow()
+    slow.answer = {"decision": "pause"}
+    with ThreadPoolExecutor(30) as pool:
+        found = list(pool.map(admitted, [f"customer-{number}" for number in range(30)]))
+    assert found == [False] * 30 and len(slow.questions) == 30
+
+
 def test_a_valid_lease_is_renewed_in_the_background_and_nobody_waits_for_that(allowance, monkeypatch, until):
     monkeypatch.setattr(leases, "RENEW_AT", 0.0)  # at once
     assert admitted()
@@ -246,6 +262,30 @@ def test_where_nobody_answers_calls_go_out_unless_the_operator_says_otherwise(me
     with meterhouse.customer("acme"), pytest.raises(meterhouse.UsageLimitExceeded, match="unreachable") as raised:
         limits.admit()
     assert (raised.value.reason, raised.value.until) == ("unreachable", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "typo", "taken"),
+    [("METERHOUSE_ON_UNREACHABLE", "pausee", "allow"), ("METERHOUSE_LIMITS", "offf", "on")],
+)
+def test_a_setting_that_is_spelled_wrongly_is_told_once_with_what_is_taken(
+    allowance, monkeypatch, caplog, name, typo, taken
+):
+    monkeypatch.setattr("meterhouse.runtime._warned", set())
+    monkeypatch.setenv(name, typo)
+    fresh(monkeypatch)
+    assert admitted("acme") and admitted("globex")
+    (line,) = [record.message for record in caplog.records if name in record.message]
+    assert line.startswith(f"Meterhouse takes {name}={taken}: {typo!r} is none of ")
+
+
+@pytest.mark.parametrize("spelled", ["PAUSE", " pause "])
+def test_settings_of_limits_are_read_whatever_their_case(allowance, nowhere, monkeypatch, caplog, spelled):
+    monkeypatch.setenv("METERHOUSE_ENDPOINT", nowhere)
+    monkeypatch.setenv("METERHOUSE_ON_UNREACHABLE", spelled)
+    fresh(monkeypatch)
+    assert not admitted()
+    assert not [record for record in caplog.records if "METERHOUSE_ON_UNREACHABLE" in record.message]
 
 
 def test_each_customer_s_last_lease_says_what_to_do_when_nobody_answers(allowance, nowhere, monkeypatch):

@@ -185,6 +185,29 @@ def test_a_model_that_refuses_says_nothing_about_the_others_of_its_server(client
     assert metering.units() == {"llm.requests": 5, "llm.tokens.input": 30, "llm.tokens.output": 15}
 
 
+@pytest.mark.parametrize(
+    ("server", "twice"),
+    [
+        ("https://api.openai.com/v1/", False),
+        ("https://eu.api.openai.com/v1/", False),
+        ("https://notapi.openai.com.example/v1/", True),
+        ("http://localhost:8000/v1/", True),
+    ],
+)
+def test_an_unnamed_refusal_of_a_server_that_is_known_to_take_the_question_is_not_repeated(known, server, twice):
+    error = ValueError("bad request")
+    error.status_code = 400
+    assert known.may_refuse(server, "m", error) is twice
+
+
+def test_an_unnamed_refusal_of_a_model_that_took_the_question_before_is_not_repeated(client, provider):
+    provider.replies += [by_question([piece("a")]), refusing("no")]
+    assert texts(client) == ["a"]
+    with pytest.raises(openai.BadRequestError):
+        texts(client)
+    assert len(provider.log) == 2
+
+
 def test_a_refusal_is_forgotten_after_an_hour(known, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(asking.time, "monotonic", lambda: clock[0])

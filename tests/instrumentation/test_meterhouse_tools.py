@@ -258,8 +258,51 @@ def test_an_execution_that_was_none_leaves_the_call_to_the_one_that_is(counted):
                 if asked_back:
                     execution.discard()
     hand_back(ToolResult(ID), ToolResult("call_1", "pay"))
+    tools.learn("", {"call_1": "pay"})
     hand_back(ToolResult("call_1", "pay"))  # of another answer, executed by no layer
     assert counted() == [("book", "ok", "reported"), ("pay", "ok", "reported"), ("pay", "ok", "sdk_loop")]
+
+
+@pytest.mark.parametrize("first", ["call_q7Zk1000xW", "call_0"])
+@pytest.mark.parametrize("second", ["call_q7Zk2000xW", "call_0"])
+@pytest.mark.parametrize("shown", ["read", "files_read"])
+@pytest.mark.parametrize("order", list(itertools.permutations(["run 1", "run 2", "back 1", "back 2"])))
+def test_two_agents_of_one_customer_at_once_count_each_execution_once(counted, first, second, shown, order):
+    if order.index("run 1") > order.index("back 1") or order.index("run 2") > order.index("back 2"):
+        return
+    agents = {"1": (first, shown), "2": (second, "read")}
+    for tool_call_id, name in agents.values():
+        tools.learn("", {tool_call_id: name})
+    for step, agent in (one.split() for one in order):
+        if step == "run":
+            with tools.executing("read"):  # over MCP: the layer knows no tool call id
+                pass
+        else:
+            hand_back(ToolResult(*agents[agent]))
+    assert counted() == [("read", "ok", "reported")] * 2
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_the_same_history_sent_again_counts_nothing_where_ids_are_only_numbered(counted, layer):
+    tools.learn("", {"call_0": "sum", "call_1": "sum"})
+    for _ in range(2 * layer):
+        with tools.executing("sum"):
+            pass
+    for _ in range(3):
+        hand_back(ToolResult("call_0", "sum"), ToolResult("call_1", "sum"))
+    assert [name for name, *_ in counted()] == ["sum"] * 2
+    tools.learn("", {"call_0": "sum"})  # the next answer numbers from the start
+    hand_back(ToolResult("call_0", "sum"))
+    assert [name for name, *_ in counted()] == ["sum"] * 3
+
+
+def test_an_execution_before_a_call_was_asked_for_is_not_the_call_s(counted):
+    tools.learn("", {ID: "sum"})
+    with tools.executing("sum"):  # and its result is never handed back
+        pass
+    tools.learn("", {ID[::-1]: "sum"})
+    hand_back(ToolResult(ID[::-1], "sum"))
+    assert counted() == [("sum", "ok", "reported"), ("sum", "ok", "sdk_loop")]
 
 
 def test_what_was_refused_or_a_framework_counts_itself_is_not_counted_when_handed_back(counted):

@@ -27,7 +27,19 @@ sys.path.insert(0, str(Path(__file__).parent))  # for rating_samples
 
 NOW = datetime.fromisoformat("2026-11-21T12:00:00+00:00")
 
-WRITTEN = ("events", "checkpoints", "mirror_ratings", "mirror_rated_lines", "mirror_ledger_entries")
+WRITTEN = (
+    "events",
+    "checkpoints",
+    "conflicts",
+    "mirror_decisions",
+    "assigned_claims",
+    "mirror_ratings",
+    "mirror_rated_lines",
+    "mirror_ledger_entries",
+    "cost_rates",
+    "mirror_invoices",
+    "mirror_payments",
+)
 
 SERVE = """
 import sys
@@ -150,6 +162,19 @@ def house(warehouse_url: str, warehouse_database: str, sql_url: str, tmp_path: P
 def sqlite_house(warehouse_url: str, warehouse_database: str, tmp_path: Path) -> Iterator[House]:
     """The same on SQLite only, for what does not depend on the database."""
     yield from _house(warehouse_url, warehouse_database, f"sqlite:///{tmp_path / 'meterhouse.db'}", tmp_path)
+
+
+@pytest.fixture(scope="session")
+def new_house(warehouse_url: str) -> Callable[[str, Path], Iterator[House]]:
+    """Makes a Meterhouse on SQLite in a warehouse database of that name: for what a whole module may look at."""
+
+    def make(database: str, data: Path) -> Iterator[House]:
+        client = warehouse.connect(Settings(warehouse_url=warehouse_url), database="default")
+        schema.migrate(client, database)
+        client.close()
+        return _house(warehouse_url, database, f"sqlite:///{data / 'meterhouse.db'}", data)
+
+    return make
 
 
 def _house(warehouse_url: str, database: str, sql_url: str, data: Path) -> Iterator[House]:

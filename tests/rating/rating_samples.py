@@ -3,9 +3,14 @@
 from datetime import UTC, datetime
 from decimal import Decimal
 
+from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.book import Book, parse
-from meterhouse_rating.charges import Before
+from meterhouse_rating.charges import Before, Fact, Setting
+from meterhouse_rating.credits import Grant
+from meterhouse_rating.effective import effective
 from meterhouse_rating.engine import Inputs, Rated, UsageRow, rate
+from meterhouse_rating.periods import month_of
+from meterhouse_rating.periods import parse as period
 
 BOOK = """
 book: sample
@@ -40,22 +45,22 @@ def book_with(components: str) -> Book:
     return parse(BOOK % "\n".join(" " * 6 + line[cut:] for line in lines))
 
 
-def used(meter: str, quantity: str, *, status: str = "ok", events: int = 1, **dimensions: str) -> UsageRow:
-    return UsageRow(meter, status, tuple(sorted(dimensions.items())), events, Decimal(quantity))
+def used(
+    meter: str,
+    quantity: str,
+    *,
+    status: str = "ok",
+    events: int = 1,
+    task: str = "",
+    cost: str | None = None,
+    **dimensions: str,
+) -> UsageRow:
+    known = tuple(sorted((name.replace("__", "."), value) for name, value in dimensions.items()))
+    return UsageRow(meter, status, known, events, Decimal(quantity), task, cost=None if cost is None else Decimal(cost))
 
 
-def rated(
-    book: Book,
-    *usage: UsageRow,
-    plan: str = "sample",
-    currency: str = "USD",
-    before: dict[str, Before] | None = None,
-    credit_minor: int = 0,
-    declared: frozenset[str] = DECLARED,
-) -> Rated:
-    return rate(
-        inputs(book, *usage, plan=plan, currency=currency, before=before, credit_minor=credit_minor, declared=declared)
-    )
+def rated(book: Book, *usage: UsageRow, **more: object) -> Rated:
+    return rate(inputs(book, *usage, **more))
 
 
 def inputs(
@@ -66,8 +71,49 @@ def inputs(
     before: dict[str, Before] | None = None,
     credit_minor: int = 0,
     declared: frozenset[str] = DECLARED,
+    rated_period: str = "2026-10",
+    since: str = "2026-01-01",
+    until: str | None = None,
+    facts: dict[str, list[tuple[str, str]]] | None = None,
+    earlier: dict[str, str] | None = None,
+    agreement: Agreement | None = None,
+    credits: list[Grant] | None = None,
+    **more: object,
 ) -> Inputs:
-    return Inputs("contract", currency, book, 7, book.plans[plan], usage, declared, before or {}, credit_minor)
+    """What the engine is given for a period (October 2026, UTC) on a contract that began long ago."""
+    span = period(rated_period, "UTC")
+    agreed = agreement or Agreement()
+    offer = effective(book, book.plans[plan], agreed, span)
+    own = {name: tuple(Fact(at(when), Decimal(so_many)) for when, so_many in it) for name, it in (facts or {}).items()}
+    setting = Setting(
+        period=span,
+        month=month_of(span.start, "UTC"),
+        next_month=month_of(month_of(span.start, "UTC").end, "UTC"),
+        zone="UTC",
+        since=at(since),
+        until=None if until is None else at(until),
+        facts={**offer.facts, **own},
+        earlier={name: Decimal(it) for name, it in (earlier or {}).items()},
+    )
+    return Inputs(
+        "contract",
+        currency,
+        book,
+        7,
+        offer.plan,
+        usage,
+        declared,
+        setting,
+        before or {},
+        credits_of(credit_minor) if credits is None else tuple(credits),
+        agreement=agreed,
+        overrides=offer.overrides,
+        **more,
+    )
+
+
+def credits_of(amount_minor: int) -> tuple[Grant, ...]:
+    return (Grant("earlier", "bought", amount_minor, at("2026-01-01")),) if amount_minor else ()
 
 
 def at(text: str) -> datetime:

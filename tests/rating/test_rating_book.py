@@ -209,5 +209,5 @@ def test_a_refusal_reads_as_one_line_per_mistake():
     with pytest.raises(BookRefused) as refused:
         check(EXAMPLE.replace("half_even  ", "half_odd  "), None)
     assert re.fullmatch(
-        r"line 9: rounding: `half_odd` is not known\. Choose one of: half_even, half_up\.", str(refused.value)
+        r"line 9: rounding: `half_odd` is not known\. Choose one of: half_even, half_up, up, down\.", str(refused.value)
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from meterhouse_store import tables
+
 METERHOUSE = str(Path(sys.executable).parent / "meterhouse")
 BOOK = """
 book: own
@@ -144,6 +146,61 @@ def test_the_list_of_versions_lines_up(meterhouse, book):
     assert lines[0] == "  version  book  valid from            by             sha256"
 
 
+def test_a_closed_period_carries_what_was_known_of_its_completeness_to_the_invoice(sqlite_house, meterhouse):
+    house = sqlite_house
+    house.publish(BOOK)
+    house.customer("acme")
+    names = {"service_name": "shop", "credential_id": "cred_1", "process_id": "p1"}
+    for day in range(1, 32):
+        when = f"2026-10-{day:02}T22:00:00"
+        house.event("acme", "llm.tokens.input", "1000000", when, record_id=f"r{day}", **names)
+    unread = {"status": "unfinished", "usage_source": "none"}
+    house.event("acme", "llm.tokens.input", "1", "2026-10-30T21:00:00", record_id="u", **unread, **names)
+    held = {"reason": "customer_missing", "record_id": "s"}
+    house.event("", "llm.tokens.input", "5", "2026-10-09T00:00:00", **held, **names)
+    house.collected()
+    assert meterhouse("rate", "run", "--period", "2026-10")[0] == 0
+    assert house.rows(tables.rating_statements) == []  # an open rating can still become complete
+    before = house.rows(tables.ratings)[0]
+    assert meterhouse("rate", "close", "--period", "2026-10")[0] == 0
+    (rating,) = house.rows(tables.ratings)
+    # It is no part of what the rating is computed from.
+    assert (rating["state"], rating["inputs_sha256"], rating["result_sha256"]) == (
+        "closed",
+        before["inputs_sha256"],
+        before["result_sha256"],
+    )
+    verdict = "Not certain to be complete: 32 events of 1 streams, 2 to look at."
+    code, out, _ = meterhouse("bill", "run", "--due", "--dry-run")
+    assert (code, out.splitlines()[-1]) == (0, f"  {verdict}")
+    # What comes or is decided later changes nothing of what was stated.
+    house.event("acme", "llm.tokens.input", "9", "2026-10-31T23:00:00", **names)
+    (draft,) = json.loads(meterhouse("bill", "run", "--due", "--dry-run", "--json")[1])["drafts"]
+    assert draft["completeness"] == verdict
+    (kept,) = house.rows(tables.rating_statements)
+    statement = kept["statement"]
+    assert (kept["rating_id"], kept["verdict"], statement["verdict"]) == (rating["rating_id"], verdict, verdict)
+    assert statement["exceptions"] == [
+        "shop (cred_1): 1 calls died before their answer was read",
+        "1 rows of nobody, sent with the same keys are in suspense as customer_missing: "
+        "nobody says which customer it was for",
+    ]
+    (stream,) = statement["streams"]
+    assert stream == {
+        "service_name": "shop",
+        "credential_id": "cred_1",
+        "processes": 1,
+        "events": 32,
+        "unfinished": 1,
+        "estimated": 0,
+        "without_usage": 1,
+    }
+    assert statement["held"] == [{"reason": "customer_missing", "claimed": False, "rows": 1}]
+    assert statement["projected_through"] == [["c1", "2026-11-21T12:00:00+00:00"]]
+    assert (statement["start"], statement["end"]) == ("2026-10-01T00:00:00+00:00", "2026-11-01T00:00:00+00:00")
+    assert "acme" not in json.dumps(statement)  # an erasure need not look into it
+
+
 def test_status_answers_3_where_usage_is_unrated_or_late(sqlite_house, meterhouse):
     house = sqlite_house
     house.publish(BOOK)
@@ -155,12 +212,13 @@ def test_status_answers_3_where_usage_is_unrated_or_late(sqlite_house, meterhous
     code, out, _ = meterhouse("rate", "status", "--period", "2026-10")
     assert code == 3
     assert out.endswith(
-        "Arrived after the period was closed (not billed)\n  acme  2026-10-01..2026-11-01  llm.tokens.input  300\n"
+        "Arrived after the period was closed\n"
+        "  acme  2026-10-01..2026-11-01  llm.tokens.input  300  on the next invoice\n"
     )
     assert json.loads(meterhouse("rate", "status", "--json")[1])["late"][0]["quantity"] == "300"
     house.collected("2026-11-21T00:00:00", position=2000)
     code, out, _ = meterhouse("rate", "close", "--period", "2026-10")
-    assert code == 3 and "late 1 event arrived after the period was closed, not billed" in out
+    assert code == 3 and "late 1 event arrived after the period was closed, on the next invoice" in out
     code, out, err = meterhouse("rate", "status", METERHOUSE_WAREHOUSE_URL="http://a:b@127.0.0.1:9")
     assert code == 0 and "3,000.00  USD" in out
     assert err.startswith("usage that came after a period was closed is not shown: ")

@@ -140,8 +140,16 @@ def test_a_price_model_that_loses_usage_is_found_out(monkeypatch):
     from meterhouse_rating.models.per_unit import PerUnit
 
     honest = PerUnit.charge
-    monkeypatch.setattr(PerUnit, "charge", lambda self, portions, before: honest(self, portions[:-1], before))
+    monkeypatch.setattr(PerUnit, "charge", lambda self, portions, *more: honest(self, portions[:-1], *more))
     with pytest.raises(ConservationError, match=r"llm.tokens.input': '5'"):
+        rated(book_with(ONE_PRICE % "1"), used("llm.tokens.input", "5"))
+
+
+def test_a_price_model_whose_arithmetic_does_not_add_up_is_found_out(monkeypatch):
+    from meterhouse_rating.models import per_unit
+
+    monkeypatch.setattr(per_unit, "step", lambda *_: {"quantity": "5", "price": "1", "per": "1", "amount": "4"})
+    with pytest.raises(ConservationError, match="the steps of in add up to 4, not to 5"):
         rated(book_with(ONE_PRICE % "1"), used("llm.tokens.input", "5"))
 
 

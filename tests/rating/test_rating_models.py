@@ -169,7 +169,8 @@ def test_credit_pack_is_bought_and_pays_the_usage_lines_in_their_order():
         ("credit_applied", -2500),
     ]
     applied = result.lines[-1].explanation
-    assert applied["steps"] == [{"pays": "in", "amount": "10.00"}, {"pays": "out", "amount": "15.00"}]
+    # What the pack is worth beyond its price, 5.00, is promotional, and used first.
+    assert [(it["pays"], it["amount"]) for it in applied["steps"]] == [("in", "5.00"), ("in", "5.00"), ("out", "15.00")]
     assert (applied["balance_before"], applied["balance_after"]) == ("25.00", "0.00")
     assert result.total_minor == 2500
 

@@ -9,7 +9,7 @@ from rating_samples import book_with, inputs, used
 
 from meterhouse_rating import engine, ledger
 from meterhouse_rating.charges import Before
-from meterhouse_rating.settled import credits_minor
+from meterhouse_rating.credit_lines import grants_of
 
 PRICES = st.decimals(0, 1000, places=6).map(lambda price: format(price, "f"))
 PERS = st.sampled_from(["1", "8", "1000", "1_000_000"])
@@ -91,6 +91,10 @@ def test_rating_conserves_quantity_and_money(case):
     assert result.total_minor == sum(line.amount_minor for line in result.lines)
 
 
+def granted(line, currency):
+    return sum(it.left_minor for it in grants_of(line.explanation, currency))
+
+
 def round_once(amount: Decimal) -> int:
     scaled = Fraction(amount) * 100
     low = scaled.numerator // scaled.denominator
@@ -104,10 +108,10 @@ def round_once(amount: Decimal) -> int:
 @given(cases())
 def test_credits_are_spent_in_order_and_never_beyond_the_balance(case):
     lines = engine.rate(case).lines
-    granted = sum(credits_minor(line.explanation, "USD") for line in lines)
+    bought = sum(granted(line, "USD") for line in lines)
     usage = sum(line.amount_minor for line in lines if line.kind == "usage")
     spent = -sum(line.amount_minor for line in lines if line.kind == "credit_applied")
-    assert spent == min(usage, case.credit_minor + granted)
+    assert spent == min(usage, sum(it.left_minor for it in case.credits) + bought)
 
 
 @settings(max_examples=100, deadline=None)
@@ -116,7 +120,7 @@ def test_ledger_transactions_sum_to_zero_and_receivable_is_the_total(case):
     result = engine.rate(case)
     receivable = 0
     for line in result.lines:
-        accounts = ledger.entries(line.kind, line.amount_minor, credits_minor(line.explanation, "USD"))
+        accounts = ledger.entries(line.kind, line.amount_minor, granted(line, "USD"))
         assert sum(amount for _, amount in accounts) == 0
         assert all(amount for _, amount in accounts)
         receivable += sum(amount for account, amount in accounts if account == ledger.RECEIVABLE)

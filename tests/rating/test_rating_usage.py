@@ -6,7 +6,8 @@ import pytest
 from rating_samples import at
 
 from meterhouse_rating.periods import Period
-from meterhouse_rating.usage import aggregate_query, aggregates, window_parameters
+from meterhouse_rating.queries import aggregate_query, window_parameters
+from meterhouse_rating.usage import aggregates
 
 OCTOBER = Period(at("2026-10-01"), at("2026-11-01"))
 
@@ -17,10 +18,10 @@ def test_the_query_groups_by_the_priced_dimensions_only_and_binds_every_value():
         "namespace = {namespace:String} "
         "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
         "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC') "
-        "AND received_at > fromUnixTimestamp64Nano({after_ns:Int64}, 'UTC') "
-        "AND received_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') "
+        "AND known_at > fromUnixTimestamp64Nano({after_ns:Int64}, 'UTC') "
+        "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') "
         "GROUP BY billed_customer_id, meter, status, model, tool "
-        "ORDER BY billed_customer_id, meter, status, model, tool"
+        "ORDER BY billed_customer_id, meter, status, model, tool LIMIT 10001 BY billed_customer_id"
     )
 
 

@@ -41,9 +41,18 @@ CREATE TABLE IF NOT EXISTS {database}.events
     received_at DateTime64(9, 'UTC'),
     segment LowCardinality(String),
     record_id String,
-    -- The largest survives: the earliest copy, and never a suspended copy before one that counts.
+    -- The largest survives: the earliest copy, and never a suspended copy before one that counts. Versions from
+    -- 2^64 - 2^60 - 1 on supersede every copy: that one is an ambiguous span, the next a span twin, above it are decisions,
+    -- by 256 times decided_at in us.
     first UInt64,
-    INDEX by_received_at received_at TYPE minmax GRANULARITY 1
+    -- Whom the row is billed to by a decision; '': the customer as claimed.
+    billed_customer_id String,
+    -- The decision (SQL table `decisions`) that this version of the row was made by, when, and the reason before it.
+    decision_id String,
+    decided_at DateTime64(6, 'UTC'),
+    original_reason LowCardinality(String),
+    INDEX by_received_at received_at TYPE minmax GRANULARITY 1,
+    INDEX by_known_at greatest(received_at, toDateTime64(decided_at, 9, 'UTC')) TYPE minmax GRANULARITY 1
 )
 ENGINE = ReplacingMergeTree(first)
 PARTITION BY toYYYYMM(event_time)
@@ -52,8 +61,66 @@ ORDER BY (namespace, customer_id, meter, event_time, event_id, quantity)
 -- a part is one file of all columns: to fsync a few files instead of several per column halves the time to write it.
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 134217728;
 
--- For a table that was made before the column was.
-ALTER TABLE {database}.events ADD COLUMN IF NOT EXISTS once_time DateTime64(9, 'UTC') AFTER event_time;
+-- For a table that was made before the columns were.
+ALTER TABLE {database}.events
+    ADD COLUMN IF NOT EXISTS once_time DateTime64(9, 'UTC') AFTER event_time,
+    ADD COLUMN IF NOT EXISTS billed_customer_id String,
+    ADD COLUMN IF NOT EXISTS decision_id String,
+    ADD COLUMN IF NOT EXISTS decided_at DateTime64(6, 'UTC'),
+    ADD COLUMN IF NOT EXISTS original_reason LowCardinality(String);
+-- A statement of its own: on a cluster only the tables that store rows have indices.
+ALTER TABLE {database}.events
+    ADD INDEX IF NOT EXISTS by_known_at greatest(received_at, toDateTime64(decided_at, 9, 'UTC')) TYPE minmax GRANULARITY 1;
+-- A month of which nothing has come for six hours is merged into one part. FINAL has nothing to do there any more: reading
+-- it takes half as long or less. Late events make one more part, which waits another six hours.
+ALTER TABLE {database}.events
+    MODIFY SETTING min_age_to_force_merge_seconds = 21600, min_age_to_force_merge_on_partition_only = 1;
+
+-- Under which claimed customers there are rows that a decision bills to another one: what `usage` looks through for them.
+CREATE TABLE IF NOT EXISTS {database}.assigned_claims
+(
+    namespace LowCardinality(String),
+    customer_id String
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (namespace, customer_id)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+-- Control totals: how many rows each record of the journal became, and their quantity, by reason. `events` keeps one copy
+-- of each event and cannot say how many came. A replay replaces a record's totals: all rows of a record that come from one
+-- decoder (`source`) are in one block of one insert (inbox.py). Superseding versions were not received and do not count.
+CREATE TABLE IF NOT EXISTS {database}.segment_totals
+(
+    namespace LowCardinality(String),
+    credential_id LowCardinality(String),
+    segment LowCardinality(String),
+    record_id String,
+    source LowCardinality(String),
+    hour DateTime('UTC'),
+    reasons Array(LowCardinality(String)),
+    rows Array(UInt64),
+    quantities Array(Decimal(38, 9))
+)
+ENGINE = ReplacingMergeTree
+ORDER BY (namespace, credential_id, segment, record_id, source)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.count_received TO {database}.segment_totals AS
+SELECT
+    any(namespace_) AS namespace, any(credential) AS credential_id, any(segment_) AS segment, record_id, source,
+    toStartOfHour(toDateTime(min(received), 'UTC')) AS hour,
+    groupArray(reason) AS reasons, groupArray(rows_of_reason) AS rows, groupArray(quantity_of_reason) AS quantities
+FROM (
+    -- All of a record have these in common; to group by them as well would cost more than all the rest here.
+    SELECT
+        record_id, source, reason, any(namespace) AS namespace_, any(credential_id) AS credential,
+        any(segment) AS segment_, any(received_at) AS received,
+        count() AS rows_of_reason, sum(quantity) AS quantity_of_reason
+    FROM {database}.events
+    WHERE first < 17293822569102704639
+    GROUP BY record_id, source, reason
+)
+GROUP BY record_id, source;
 
 -- Identities with more than one quantity. The quantity of the earliest received copy stands, the others are losers.
 CREATE TABLE IF NOT EXISTS {database}.conflicts

@@ -15,8 +15,6 @@ CREATE TABLE IF NOT EXISTS {database}.inbox
         resource Tuple(attributes {attributes}),
         scope_metrics Array(Tuple(metrics Array(Tuple(
             name String,
-            gauge Tuple(data_points Array(Tuple(
-                attributes {attributes}, time_unix_nano UInt64, as_double Nullable(Float64), as_int Nullable(Int64)))),
             sum Tuple(
                 data_points Array(Tuple(
                     attributes {attributes}, time_unix_nano UInt64,
@@ -25,13 +23,7 @@ CREATE TABLE IF NOT EXISTS {database}.inbox
                         filtered_attributes {attributes}, time_unix_nano UInt64,
                         as_double Nullable(Float64), as_int Nullable(Int64), span_id String, trace_id String)))),
                 aggregation_temporality Int32,
-                is_monotonic Bool),
-            histogram Tuple(data_points Array(Tuple(
-                attributes {attributes}, time_unix_nano UInt64, count UInt64, sum Nullable(Float64)))),
-            exponential_histogram Tuple(data_points Array(Tuple(
-                attributes {attributes}, time_unix_nano UInt64, count UInt64, sum Nullable(Float64)))),
-            summary Tuple(data_points Array(Tuple(
-                attributes {attributes}, time_unix_nano UInt64, count UInt64, sum Nullable(Float64))))
+                is_monotonic Bool)
         ))))
     )))
 )
@@ -42,9 +34,10 @@ ALTER TABLE {database}.inbox
     ADD COLUMN IF NOT EXISTS grants Array(Tuple(customer_id String, agent_id String, expires_at_unix_nano UInt64)),
     ADD COLUMN IF NOT EXISTS customers_from String;
 
--- A total function of the record: every exemplar of ours, every gap between a point and its exemplars, and every point
--- that is not ours becomes one row, with the reason why it does not count, or ''. Nothing here may throw, and nothing
--- that parses may yield no row.
+-- Our own metrics: monotonic delta Sums named `meterhouse.<meter>`. Everything else in a record is decoded by Python, which
+-- takes exactly the complement (meterhouse_collector/foreign). A total function of the record: every exemplar and every
+-- gap between a point and its exemplars becomes one row, with the reason why it does not count, or ''. Nothing here may
+-- throw, and nothing of ours that parses may yield no row.
 --
 -- ClickHouse analyses this query again at each insert, which costs more than a small insert itself. So what several
 -- expressions use is a column of an earlier step, instead of an alias that is expanded wherever it is used; and what
@@ -95,55 +88,28 @@ WITH
             process_id, service_name,
             resource_is_bad, resource_at, scope_at, metric_at,
             metric.name AS name,
-            startsWith(name, 'meterhouse.') AND name != 'meterhouse.' AS has_our_name,
             length(name) > 256 AS name_is_bad,
-            metric.sum.aggregation_temporality = 1 AND metric.sum.is_monotonic AS is_delta,  -- metrics.proto
-            metric.sum.data_points AS sums,
-            metric.gauge.data_points AS gauges,
-            metric.histogram.data_points AS histograms,
-            metric.exponential_histogram.data_points AS exponential_histograms,
-            metric.summary.data_points AS summaries,
-            arrayConcat(histograms, exponential_histograms, summaries) AS distributions
+            toLowCardinality(leftUTF8(substring(name, 12), if(name_is_bad, 64, 256))) AS meter,
+            metric.sum.data_points AS points
         FROM scopes_of_resources
         ARRAY JOIN metrics AS metric, arrayEnumerate(metrics) AS metric_at
-    ),
-    -- All kinds in the shape of a Sum's points: of a distribution what was added up is the number, the count a note.
-    kinds_of_metrics AS (
-        SELECT
-            *,
-            toLowCardinality(
-                leftUTF8(if(has_our_name, substring(name, 12), name), if(name_is_bad, 64, 256))) AS meter,
-            arrayConcat(
-                sums,
-                arrayMap(g -> (g.attributes, g.time_unix_nano, g.as_double, g.as_int, []), gauges),
-                arrayMap(h -> (h.attributes, h.time_unix_nano, h.sum, NULL, []), distributions)) AS points,
-            arrayConcat(
-                arrayWithConstant(length(sums) + length(gauges), ''),
-                arrayMap(h -> concat(' sum of ', toString(h.count)), distributions)) AS notes,
-            arrayConcat(
-                arrayWithConstant(length(sums), 'otel.sum'),
-                arrayWithConstant(length(gauges), 'otel.gauge'),
-                arrayWithConstant(length(histograms), 'otel.histogram'),
-                arrayWithConstant(length(exponential_histograms), 'otel.exponential_histogram'),
-                arrayWithConstant(length(summaries), 'otel.summary')) AS kinds
-        FROM metrics_of_scopes
+        WHERE startsWith(name, 'meterhouse.') AND name != 'meterhouse.'
+            AND metric.sum.aggregation_temporality = 1 AND metric.sum.is_monotonic  -- metrics.proto
     ),
     points_of_metrics AS (
         SELECT
             namespace, credential_id, allowed_customers, grants, needs_grant, record_id, segment, received_ns,
             process_id, service_name,
-            resource_is_bad, name_is_bad, resource_at, scope_at, metric_at, point_at, meter, note,
-            has_our_name AND kind = 'otel.sum' AND is_delta AS is_ours,
-            toLowCardinality(if(is_ours, 'meterhouse', kind)) AS source,
+            resource_is_bad, name_is_bad, resource_at, scope_at, metric_at, point_at, meter,
             mapKeys(point.1) AS point_keys,
             mapValues(point.1) AS point_values,
             tupleElement(point_values, 'string_value') AS point_strings,
             point.2 AS point_time_ns,
             point.3 AS point_double,
             point.4 AS point_int,
-            arraySlice(point.5, 1, if(is_ours, length(point.5), 0)) AS exemplars
-        FROM kinds_of_metrics
-        ARRAY JOIN points AS point, notes AS note, kinds AS kind, arrayEnumerate(points) AS point_at
+            point.5 AS exemplars
+        FROM metrics_of_scopes
+        ARRAY JOIN points AS point, arrayEnumerate(points) AS point_at
     ),
     sums_of_points AS (
         SELECT
@@ -191,10 +157,7 @@ WITH
                 toDecimal128(0, 9)) AS gap,
             -- The reasons that follow from the point. That of overflow comes first: the SDK writes the bool true, and
             -- whatever else stands there, the series has lost its customer.
-            multiIf(
-                NOT is_ours, 'source_unsupported',
-                has(point_keys, 'otel.metric.overflow'), 'series_overflow',
-                '') AS point_reason,
+            if(has(point_keys, 'otel.metric.overflow'), 'series_overflow', '') AS point_reason,
             resource_is_bad OR name_is_bad OR length(point_keys) != arrayUniq(point_keys)
                 OR arrayExists(
                     (s, named) -> named AND is_bad_identifier(s), point_strings, is_named) AS point_is_bad,
@@ -211,14 +174,14 @@ WITH
             arrayFilter((k, other) -> other, point_keys, is_other) AS point_other_keys,
             arrayFilter((s, other) -> other, point_strings, is_other) AS point_other_values,
             -- One element more, all defaults, stands for the point as a whole.
-            arrayResize(exemplars, if(is_ours, events + has_gap, 1)) AS rows
+            arrayResize(exemplars, events + has_gap) AS rows
         FROM sums_of_points
     ),
     events_of_points AS (
         SELECT
             namespace, credential_id, record_id, segment, received_ns, process_id, service_name,
             resource_at, scope_at, metric_at, point_at, event_at,
-            meter, source, note, is_ours, gap, point_reason, point_is_bad, customer_reason, granted_until_ns,
+            meter, gap, point_reason, point_is_bad, customer_reason, granted_until_ns,
             customer_id, agent_id, agent_name, provider, model, operation, tool, modality, cache_ttl, service_tier,
             status, point_other_keys, point_other_values,
             event_at > events AS is_whole_point,
@@ -301,11 +264,11 @@ SELECT
     fromUnixTimestamp64Nano(if(is_once, 0, told_ns), 'UTC') AS event_time,
     fromUnixTimestamp64Nano(if(is_once, told_ns, 0), 'UTC') AS once_time,
     multiIf(
-        is_ours AND is_whole_point, gap,
+        is_whole_point, gap,
         NOT number_fits, toDecimal128(0, 9),
         isNotNull(as_int), toDecimal128(assumeNotNull(as_int), 9),
         ifNull(toDecimal128OrNull(number, 9), toDecimal128(0, 9))) AS quantity,
-    if(reason = '', '', concat(number, note)) AS raw_value,
+    if(reason = '', '', number) AS raw_value,
     reason, status, agent_id, agent_name, provider, model, operation, tool, modality, cache_ttl, service_tier,
     texts['meterhouse.call.id'] AS call_id,
     texts['meterhouse.task.id'] AS task_id,
@@ -317,7 +280,7 @@ SELECT
     lower(hex(span)) AS span_id,
     texts['meterhouse.lease.id'] AS lease_id,
     texts['usage.source'] AS usage_source,
-    source,
+    toLowCardinality('meterhouse') AS source,
     CAST((
         arrayConcat(if(time_fits, [], ['meterhouse.raw_time_unix_nano']), other_keys),
         arrayConcat(if(time_fits, [], [toString(time_ns)]),

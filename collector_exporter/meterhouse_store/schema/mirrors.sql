@@ -44,6 +44,17 @@ CREATE TABLE IF NOT EXISTS {database}.mirror_payments
 )
 ENGINE = ReplacingMergeTree ORDER BY (namespace, customer_id, payment_id);
 
+-- `version` is odd when the row in `events` has the version that the decision makes of it, even while that is to be done.
+CREATE TABLE IF NOT EXISTS {database}.mirror_decisions
+(
+    namespace LowCardinality(String), decision_id String, kind LowCardinality(String), row_id String,
+    customer_id String, meter LowCardinality(String), event_time DateTime64(9, 'UTC'), event_id String,
+    quantity Decimal(38, 9), reason LowCardinality(String), billed_customer_id String,
+    original_reason LowCardinality(String), follows String, why String, who LowCardinality(String),
+    decided_at DateTime64(6, 'UTC'), version UInt8
+)
+ENGINE = ReplacingMergeTree(version) ORDER BY (namespace, decided_at, decision_id);
+
 CREATE OR REPLACE VIEW {database}.rated_lines AS
 SELECT
     line_row.namespace AS namespace, line_row.customer_id AS customer_id, line_row.rating_id AS rating_id,
@@ -66,4 +77,7 @@ CREATE OR REPLACE VIEW {database}.invoices AS
 SELECT * EXCEPT (version) FROM {database}.mirror_invoices FINAL;
 
 CREATE OR REPLACE VIEW {database}.payments AS
-SELECT * FROM {database}.mirror_payments FINAL
+SELECT * FROM {database}.mirror_payments FINAL;
+
+CREATE OR REPLACE VIEW {database}.decisions AS
+SELECT * EXCEPT (version), version % 2 = 1 AS applied FROM {database}.mirror_decisions FINAL;

@@ -96,12 +96,8 @@ def _respond(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
 
 async def _whole(call: ModelCall, wrapped: Any, args: Any, kwargs: Any) -> Any:
     await call.admit_async()
-    try:
-        with call.running(counts_tools=False):
-            response = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=False):
+        response = await wrapped(*args, **kwargs)
     call.end(lambda: _told(response))
     return response
 

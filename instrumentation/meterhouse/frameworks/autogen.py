@@ -92,12 +92,8 @@ def _inside(agent: Any) -> Any:
 async def _create(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
     call = _model_call(client)
     await call.admit_async()
-    try:
-        with call.running(counts_tools=False):
-            result = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=False):
+        result = await wrapped(*args, **kwargs)
     if not getattr(result, "cached", False):
         call.end(lambda: _told(result))
     return result

@@ -173,35 +173,28 @@ def _limit(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _call(wrapped: Any, llm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _model_call(llm)
     call.admit()
-    told: dict[str, int] = {}
-    token = _told.set(told)
-    try:
-        with call.running():
-            result = wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error, lambda: {"usage": told})
-        raise
-    finally:
-        _told.reset(token)
-    call.end(lambda: {"usage": told})
-    return result
+    with _telling(call):
+        return wrapped(*args, **kwargs)
 
 
 async def _call_async(wrapped: Any, llm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _model_call(llm)
     await call.admit_async()
+    with _telling(call):
+        return await wrapped(*args, **kwargs)
+
+
+@contextmanager
+def _telling(call: ModelCall) -> Iterator[None]:
+    """Around a model call that `_track` is told the usage of."""
     told: dict[str, int] = {}
     token = _told.set(told)
     try:
-        with call.running():
-            result = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error, lambda: {"usage": told})
-        raise
+        with call.making(tell=lambda: {"usage": told}):
+            yield
     finally:
         _told.reset(token)
     call.end(lambda: {"usage": told})
-    return result
 
 
 def _model_call(llm: Any) -> ModelCall:

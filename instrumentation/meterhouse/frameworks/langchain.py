@@ -111,12 +111,8 @@ def _format_output(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str
 def _generate(wrapped: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _model_call(model, args, kwargs)
     call.admit()
-    try:
-        with call.running(counts_tools=tools.in_framework()):
-            result = wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=tools.in_framework()):
+        result = wrapped(*args, **kwargs)
     call.end(lambda: _told(result))
     return result
 
@@ -124,12 +120,8 @@ def _generate(wrapped: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str,
 async def _agenerate(wrapped: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _model_call(model, args, kwargs)
     await call.admit_async()
-    try:
-        with call.running(counts_tools=tools.in_framework()):
-            result = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=tools.in_framework()):
+        result = await wrapped(*args, **kwargs)
     call.end(lambda: _told(result))
     return result
 

@@ -114,12 +114,8 @@ async def _hint(owner: Any, context: Any) -> Hint:
 def _whole(wrapped: Any, llm: Any, args: Any, kwargs: Any) -> Any:
     call = _model_call(llm)
     call.admit()
-    try:
-        with call.running(counts_tools=False):
-            response = wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=False):
+        response = wrapped(*args, **kwargs)
     call.end(lambda: _told(response))
     return response
 
@@ -127,12 +123,8 @@ def _whole(wrapped: Any, llm: Any, args: Any, kwargs: Any) -> Any:
 async def _whole_async(wrapped: Any, llm: Any, args: Any, kwargs: Any) -> Any:
     call = _model_call(llm)
     await call.admit_async()
-    try:
-        with call.running(counts_tools=False):
-            response = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=False):
+        response = await wrapped(*args, **kwargs)
     call.end(lambda: _told(response))
     return response
 
@@ -140,12 +132,8 @@ async def _whole_async(wrapped: Any, llm: Any, args: Any, kwargs: Any) -> Any:
 def _streamed(wrapped: Any, llm: Any, args: Any, kwargs: Any) -> Any:
     call = _model_call(llm)
     call.admit()
-    try:
-        with call.running(counts_tools=False):
-            pieces = wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=False):
+        pieces = wrapped(*args, **kwargs)
     if not isinstance(pieces, Iterator):
         return pieces
     return streams.watched(call, pieces, _Tally(), counts_tools=False)
@@ -154,12 +142,8 @@ def _streamed(wrapped: Any, llm: Any, args: Any, kwargs: Any) -> Any:
 async def _streamed_async(wrapped: Any, llm: Any, args: Any, kwargs: Any) -> Any:
     call = _model_call(llm)
     await call.admit_async()
-    try:
-        with call.running(counts_tools=False):
-            pieces = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=False):
+        pieces = await wrapped(*args, **kwargs)
     if not isinstance(pieces, AsyncIterator):
         return pieces
     return streams.watched_async(call, pieces, _Tally(), counts_tools=False)

@@ -89,6 +89,16 @@ class ModelCall:
             with tools.counted_by_framework():
                 yield
 
+    @contextmanager
+    def making(self, *, counts_tools: bool = True, tell: Callable[[], Told] = dict) -> Iterator[None]:
+        """`running` for a call that is made as a whole: where it raises, the call has ended with that, see `broken`."""
+        try:
+            with self.running(counts_tools=counts_tools):
+                yield
+        except BaseException as error:
+            self.broken(error, tell)
+            raise
+
     def broken(self, error: BaseException, tell: Callable[[], Told] = dict) -> None:
         """The call raised `error`, or was left early."""
         if not isinstance(error, UsageLimitExceeded):

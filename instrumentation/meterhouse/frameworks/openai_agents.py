@@ -164,12 +164,8 @@ def _refused(context: Any, tool: Any, tool_call_id: str | None) -> bool:
 async def _get_response(wrapped: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     call = _model_call(model)
     await call.admit_async()
-    try:
-        with call.running():
-            response = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making():
+        response = await wrapped(*args, **kwargs)
     call.end(lambda: _told(response.usage, response.response_id))
     return response
 

@@ -65,12 +65,8 @@ async def _request(wrapped: Any, model: Any, args: tuple[Any, ...], kwargs: dict
     context = _run_context()
     call = _model_call(model, context)
     await call.admit_async()
-    try:
-        with call.running(counts_tools=context is not None):
-            response = await wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=context is not None):
+        response = await wrapped(*args, **kwargs)
     call.end(lambda: _told(response))
     return response
 
@@ -91,12 +87,8 @@ class _Opening:
 
     async def __aenter__(self) -> Any:
         await self._call.admit_async()
-        try:
-            with self._call.running(counts_tools=self._in_agent):
-                self._stream = await self._manager.__aenter__()
-        except BaseException as error:
-            self._call.broken(error)
-            raise
+        with self._call.making(counts_tools=self._in_agent):
+            self._stream = await self._manager.__aenter__()
         return self._stream
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:

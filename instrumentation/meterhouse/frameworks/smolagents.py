@@ -90,12 +90,8 @@ def _hint(agent: Any) -> Hint:
 def _whole(wrapped: Any, model: Any, args: Any, kwargs: Any) -> Any:
     call = _model_call(model)
     call.admit()
-    try:
-        with call.running(counts_tools=False):
-            message = wrapped(*args, **kwargs)
-    except BaseException as error:
-        call.broken(error)
-        raise
+    with call.making(counts_tools=False):
+        message = wrapped(*args, **kwargs)
     call.end(lambda: _told(message))
     return message
 

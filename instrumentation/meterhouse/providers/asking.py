@@ -12,9 +12,12 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 TELLING: Final = frozenset({"groq", "mistral_ai", "openrouter"})
 """Providers whose streams tell their usage unasked: nothing is asked, and nothing has to be taken out again."""
+TAKING: Final = ("api.openai.com", ".api.openai.com")
+"""Hosts, and ends of them, that take the question always: what they refuse without naming it has another reason."""
 REFUSALS: Final = (400, 422)
 """What servers answer to a field that they do not know."""
 REPEATED: Final = 3
@@ -77,7 +80,9 @@ class Asking:
             return True
         body = getattr(error, "body", None)
         names_another = isinstance(body, dict) and isinstance(body.get("param"), str) and bool(body["param"])
-        return not names_another and (server, model) not in self._takes
+        host = urlsplit(server).hostname or ""
+        takes = (server, model) in self._takes or host == TAKING[0] or host.endswith(TAKING[1])
+        return not names_another and not takes
 
 
 def _said(error: BaseException) -> str:

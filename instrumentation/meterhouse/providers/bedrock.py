@@ -126,12 +126,8 @@ def _call(wrapped: Callable[..., Any], client: Any, args: tuple[Any, ...], kwarg
     if metered is None:
         return wrapped(*args, **kwargs)
     sending.mark(metered)
-    try:
-        with metered.running():
-            parsed = wrapped(*args, **kwargs)
-    except BaseException as error:
-        metered.end(error)
-        raise
+    with metered.requesting():
+        parsed = wrapped(*args, **kwargs)
     metered.attach(given[0], parsed)
     return parsed
 
@@ -150,12 +146,8 @@ async def _metered_async(call: Callable[[], Any], client: Any, operation: str, p
     if metered is None:
         return await call()
     sending.mark(metered)
-    try:
-        with metered.running():
-            parsed = await call()
-    except BaseException as error:
-        metered.end(error)
-        raise
+    with metered.requesting():
+        parsed = await call()
     metered.attach(operation, parsed)
     return parsed
 

@@ -120,7 +120,9 @@ def listen_to_body(metered: Metered, body: Any, length: int | None) -> None:
             target.read = partial(_read_async, weakref.ref(target), reading)
     else:
         target = raw if hasattr(raw, "__dict__") else body
-        target.read = partial(_read, weakref.ref(target), reading)
+        for method, listening in _READING.items():
+            if hasattr(type(target), method):
+                setattr(target, method, partial(listening, weakref.ref(target), reading))
         body.close = partial(_close, weakref.ref(body), reading.left)
     weakref.finalize(raw, reading.left)
 
@@ -134,6 +136,35 @@ def _read(alive: Any, reading: Body, *args: Any, **kwargs: Any) -> Any:
         raise
     reading.took(chunk, _amount(args, kwargs))
     return chunk
+
+
+def _read1(alive: Any, reading: Body, *args: Any, **kwargs: Any) -> Any:
+    target = alive()
+    try:
+        chunk = type(target).read1(target, *args, **kwargs)
+    except BaseException as error:
+        reading.failed(error)
+        raise
+    amount = _amount(args, kwargs)
+    reading.took(chunk, 1 if amount is None or amount < 0 else amount)  # what is there, not all: only b"" is the end
+    return chunk
+
+
+def _read_chunked(alive: Any, reading: Body, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """What iterating, `readlines` and `stream` draw from where the answer's length is not told beforehand."""
+    target = alive()
+    try:
+        for chunk in type(target).read_chunked(target, *args, **kwargs):
+            reading.took(chunk, len(chunk))
+            yield chunk
+    except BaseException as error:
+        reading.failed(error)
+        raise
+    reading.took(b"", None)
+
+
+_READING = {"read": _read, "read1": _read1, "read_chunked": _read_chunked}
+"""The methods of a response that everything else in it, and in a StreamingBody, reads by; none calls another."""
 
 
 async def _read_async(alive: Any, reading: Body, *args: Any, **kwargs: Any) -> Any:

@@ -49,12 +49,8 @@ def _request(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
     metered = start(Metered, _READER, asking.describe)
     if metered is None:
         return wrapped(*args, **kwargs)
-    with metered.running():
-        try:
-            result = wrapped(*args, **kwargs)
-        except BaseException as error:
-            metered.end(error)
-            raise
+    with metered.requesting():
+        result = wrapped(*args, **kwargs)
     asking.take(metered, result)
     metered.end(exhausted=True)
     return result
@@ -65,12 +61,8 @@ async def _async_request(wrapped: Any, client: Any, args: Any, kwargs: Any) -> A
     metered = await start_async(Metered, _READER, asking.describe)
     if metered is None:
         return await wrapped(*args, **kwargs)
-    with metered.running():
-        try:
-            result = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            metered.end(error)
-            raise
+    with metered.requesting():
+        result = await wrapped(*args, **kwargs)
     asking.take(metered, result)
     metered.end(exhausted=True)
     return result
@@ -106,12 +98,8 @@ async def _async_request_streamed(wrapped: Any, client: Any, args: Any, kwargs: 
     metered = await start_async(Metered, _READER, asking.describe)
     if metered is None:
         return await wrapped(*args, **kwargs)
-    with metered.running():
-        try:
-            chunks = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            metered.end(error)
-            raise
+    with metered.requesting():
+        chunks = await wrapped(*args, **kwargs)
     stream = _chunks(asking, metered, chunks)
     weakref.finalize(stream, metered.end)  # nobody may ever ask for its first chunk
     return stream

@@ -137,12 +137,8 @@ def _do_request(wrapped: Any, _sdk: Any, args: Any, kwargs: Any) -> Any:
     metered = start(Streamed, READER, partial(_describe, *args, **kwargs))
     if metered is None:
         return wrapped(*args, **kwargs)
-    with metered.running():
-        try:
-            response = wrapped(*args, **kwargs)
-        except BaseException as error:
-            metered.end(error)
-            raise
+    with metered.requesting():
+        response = wrapped(*args, **kwargs)
     _answered(metered, response)
     return response
 
@@ -151,12 +147,8 @@ async def _do_request_async(wrapped: Any, _sdk: Any, args: Any, kwargs: Any) -> 
     metered = await start_async(Streamed, READER, partial(_describe, *args, **kwargs))
     if metered is None:
         return await wrapped(*args, **kwargs)
-    with metered.running():
-        try:
-            response = await wrapped(*args, **kwargs)
-        except BaseException as error:
-            metered.end(error)
-            raise
+    with metered.requesting():
+        response = await wrapped(*args, **kwargs)
     _answered(metered, response)
     return response
 

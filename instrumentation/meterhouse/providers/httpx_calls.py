@@ -65,12 +65,8 @@ def answered(call: Outgoing, send: Callable[[], Any]) -> Any:
     metered = start(call.kind, call.provider, call.describe)
     if metered is None:
         return send()
-    try:
-        with metered.running():
-            response = send()
-    except BaseException as error:
-        metered.end(error)
-        raise
+    with metered.requesting():
+        response = send()
     _listen(metered, call, response)
     return response
 
@@ -80,12 +76,8 @@ async def answered_async(call: Outgoing, send: Callable[[], Awaitable[Any]]) -> 
     metered = await start_async(call.kind, call.provider, call.describe)
     if metered is None:
         return await send()
-    try:
-        with metered.running():
-            response = await send()
-    except BaseException as error:
-        metered.end(error)
-        raise
+    with metered.requesting():
+        response = await send()
     _listen(metered, call, response)
     return response
 

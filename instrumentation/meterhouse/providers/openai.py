@@ -22,7 +22,7 @@ from meterhouse.providers.openai_tools import (
 )
 from meterhouse.providers.openai_usage import breakdown, merged, rows
 from meterhouse.tools import ToolResult
-from meterhouse.usage import Answer, count, seconds, text
+from meterhouse.usage import MAPPING, Answer, count, seconds, text
 from meterhouse.vocabulary import LLM_AUDIO_SECONDS, LLM_IMAGES
 
 OPERATIONS = {
@@ -80,10 +80,12 @@ class OpenAI:
     def provider_name(self, client: object) -> str:
         if any("Azure" in kind.__name__ for kind in type(client).__mro__):
             return "azure.ai.openai"
-        host = sdk_client.host(client)
-        known = (name for ending, name in HOSTS.items() if host == ending or host.endswith("." + ending))
-        regional = "gcp.vertex_ai" if host.endswith("-aiplatform.googleapis.com") else self.name
-        return next(known, regional)
+        host = ending = sdk_client.host(client)
+        while ending:
+            if ending in HOSTS:
+                return HOSTS[ending]
+            ending = ending.partition(".")[2]
+        return "gcp.vertex_ai" if host.endswith("-aiplatform.googleapis.com") else self.name
 
     def operation(self, path: str) -> str | None:
         above, _, last = path.rpartition("/")
@@ -105,7 +107,7 @@ class OpenAI:
     def read(self, document: Mapping[str, Any], event: str, answer: Answer) -> None:
         kind = document.get("type") or event
         response = document.get("response")
-        body = response if isinstance(response, Mapping) else document  # responses: the events wrap it
+        body = response if isinstance(response, MAPPING) else document  # responses: the events wrap it
         answer.identify(body)
         self._take_usage(body, answer)
         if body is response or body.get("object") == "response":
@@ -124,14 +126,14 @@ class OpenAI:
 
     def rows(self, answer: Answer) -> list[Row]:
         noted = answer.noted
-        usages = [one for one in noted.get("usages", ()) if isinstance(one, Mapping)] or [answer.usage]
+        usages = [one for one in noted.get("usages", ()) if isinstance(one, MAPPING)] or [answer.usage]
         found = breakdown(noted.get("models", ()), answer.usage) or [row for usage in usages for row in rows(usage)]
         if not answer.usage and "duration" in noted:
             found.append(Row(LLM_AUDIO_SECONDS, noted["duration"], decimal=True))
         if "images" in noted:
             found.append(Row(LLM_IMAGES, noted["images"]))
         tool = noted.get("tool_usage", {}).get("image_gen")
-        if isinstance(tool, Mapping):
+        if isinstance(tool, MAPPING):
             found += rows(tool, noted.get("image_model", ""))
         for drawing in noted.get("svg", ()):
             found += rows(drawing, text(drawing, "model") or "")
@@ -143,12 +145,12 @@ class OpenAI:
     def ask_for_usage(self, options: Any, path: str) -> tuple[Any, Callable[[bytes], bytes]] | None:
         """Chat streams report usage only where asked: a copy of the options that asks, or None if there is no need."""
         body = options.json_data
-        if not path.endswith("completions") or not isinstance(body, Mapping):
+        if not path.endswith("completions") or not isinstance(body, MAPPING):
             return None
         extra = options.extra_json
-        place = "extra_json" if isinstance(extra, Mapping) and _STREAM_OPTIONS in extra else "json_data"
+        place = "extra_json" if isinstance(extra, MAPPING) and _STREAM_OPTIONS in extra else "json_data"
         asked = (extra if place == "extra_json" else body).get(_STREAM_OPTIONS)
-        if not (asked is None or isinstance(asked, Mapping)) or (asked and asked.get("include_usage")):
+        if not (asked is None or isinstance(asked, MAPPING)) or (asked and asked.get("include_usage")):
             return None
         changed = copy.copy(options)
         setattr(changed, place, {**getattr(options, place), _STREAM_OPTIONS: {**(asked or {}), "include_usage": True}})
@@ -156,18 +158,18 @@ class OpenAI:
 
     def _take_usage(self, body: Mapping[str, Any], answer: Answer) -> None:
         groq = body.get("x_groq")  # its streams report usage there, whether or not they were asked
-        for place in (groq if isinstance(groq, Mapping) else {}, body):
-            if isinstance(place.get("usage"), Mapping):
+        for place in (groq if isinstance(groq, MAPPING) else {}, body):
+            if isinstance(place.get("usage"), MAPPING):
                 answer.usage = dict(place["usage"])
             parts = place.get("usage_breakdown")
-            if isinstance(parts, Mapping) and isinstance(parts.get("models"), list):
+            if isinstance(parts, MAPPING) and isinstance(parts.get("models"), list):
                 answer.noted["models"] = parts["models"]
         if "duration" in body:  # whisper's verbose answers, whose usage older servers leave out
             answer.noted["duration"] = seconds(body, "duration")
         made = body.get("data")
-        if isinstance(made, list) and made and all(isinstance(one, Mapping) and _is_image(one) for one in made):
+        if isinstance(made, list) and made and all(isinstance(one, MAPPING) and _is_image(one) for one in made):
             answer.noted["images"] = len(made)
-        if isinstance(body.get("svg_usage"), Mapping):
+        if isinstance(body.get("svg_usage"), MAPPING):
             answer.noted["svg"] = [body["svg_usage"]]
 
     def _take_response(self, body: Mapping[str, Any], answer: Answer) -> None:
@@ -183,12 +185,12 @@ class OpenAI:
         if body.get("output"):
             noted.pop("hosted", None)
             take_items(body["output"], answer)
-            items = [item for item in body["output"] if isinstance(item, Mapping)]
-            noted["svg"] = [item["svg_usage"] for item in items if isinstance(item.get("svg_usage"), Mapping)]
-        if isinstance(body.get("tool_usage"), Mapping):
+            items = [item for item in body["output"] if isinstance(item, MAPPING)]
+            noted["svg"] = [item["svg_usage"] for item in items if isinstance(item.get("svg_usage"), MAPPING)]
+        if isinstance(body.get("tool_usage"), MAPPING):
             noted["tool_usage"] = body["tool_usage"]
         for tool in body.get("tools") or ():
-            if isinstance(tool, Mapping) and tool.get("type") == "image_generation":
+            if isinstance(tool, MAPPING) and tool.get("type") == "image_generation":
                 noted["image_model"] = text(tool, "model") or ""
 
 
@@ -218,9 +220,9 @@ def _take_text(document: Mapping[str, Any], kind: object, answer: Answer) -> Non
     if kind in ("response.output_text.delta", "response.refusal.delta", "transcript.text.delta"):
         answer.characters += len(text(document, "delta") or "")
     for choice in document.get("choices") or ():
-        if isinstance(choice, Mapping):
+        if isinstance(choice, MAPPING):
             delta = choice.get("delta")
-            if isinstance(delta, Mapping):
+            if isinstance(delta, MAPPING):
                 answer.characters += sum(len(text(delta, key) or "") for key in ("content", "refusal"))
             answer.characters += len(text(choice, "text") or "")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from meterhouse.events import Row
 from meterhouse.tools import ToolResult
-from meterhouse.usage import Answer, count, text
+from meterhouse.usage import MAPPING, Answer, count, text
 from meterhouse.vocabulary import LLM_CODE_EXECUTIONS, LLM_FILE_SEARCHES, LLM_IMAGES, LLM_WEB_SEARCHES
 
 HOSTED = {
@@ -45,7 +45,7 @@ def take_choices(choices: object, answer: Answer) -> None:
     """Remember the tools that a chat's message, or a piece of it, asks for."""
     for choice in _mappings(choices):
         message = choice.get("message") or choice.get("delta")
-        if isinstance(message, Mapping):
+        if isinstance(message, MAPPING):
             answer.tool_calls.update(_asked_for(message))
 
 
@@ -100,7 +100,7 @@ def _asked_for(message: Mapping[str, Any]) -> dict[str, str]:
     for call in _mappings(message.get("tool_calls")):
         kind = text(call, "type") or "function"
         detail = call.get(kind)
-        name = text(detail, "name") if isinstance(detail, Mapping) else None
+        name = text(detail, "name") if isinstance(detail, MAPPING) else None
         call_id = text(call, "id")
         if call_id and name:
             asked[call_id] = name
@@ -111,9 +111,9 @@ def _billable(kind: str, item: Mapping[str, Any]) -> bool:
     if item.get("status") in ("in_progress", "searching", "interpreting", "generating", "failed"):
         return kind == "image_generation_call" and bool(item.get("result"))
     action = item.get("action")
-    return kind != "web_search_call" or not isinstance(action, Mapping) or action.get("type") in (None, "search")
+    return kind != "web_search_call" or not isinstance(action, MAPPING) or action.get("type") in (None, "search")
 
 
 def _mappings(items: object) -> list[Mapping[str, Any]]:
     # Lists only: an iterator of the host's is not ours to use up.
-    return [one for one in items if isinstance(one, Mapping)] if isinstance(items, list | tuple) else []
+    return [one for one in items if isinstance(one, MAPPING)] if isinstance(items, list | tuple) else []

@@ -28,7 +28,7 @@ def rows(usage: Mapping[str, Any], model: str = "") -> list[Row]:
     given_details, made_details = _details(usage, shape[0]), _details(usage, shape[1])
     cached = _cached(usage, given_details)
     written = count(usage, given_details, "cache_write_tokens")
-    reasoning = _first(count(usage, made_details, "reasoning_tokens"), count(usage, "reasoning_tokens"))
+    reasoning = _first(usage, (made_details, "reasoning_tokens"), ("reasoning_tokens",))
     visible = made if _beside(reasoning, given, made, count(usage, "total_tokens")) else rest(made, reasoning)
     found = [
         *by_modality(TOKENS_INPUT, given, rest(given, cached, written), **_media(usage, given_details)),
@@ -80,9 +80,7 @@ def _details(usage: Mapping[str, Any], total: str) -> str:
 
 def _cached(usage: Mapping[str, Any], details: str) -> Quantity | None:
     """OpenAI's own place for it, then that of its image tool and of Moonshot, then DeepSeek's."""
-    return _first(
-        count(usage, details, "cached_tokens"), count(usage, "cached_tokens"), count(usage, "prompt_cache_hit_tokens")
-    )
+    return _first(usage, (details, "cached_tokens"), ("cached_tokens",), ("prompt_cache_hit_tokens",))
 
 
 def _cache_reads(usage: Mapping[str, Any], cached: Quantity | None) -> list[Row]:
@@ -93,6 +91,8 @@ def _cache_reads(usage: Mapping[str, Any], cached: Quantity | None) -> list[Row]
 def _cache_writes(usage: Mapping[str, Any], details: str, written: Quantity | None) -> list[Row]:
     half_hour = count(usage, details, "cache_write_tokens_details", "ttl_30m_tokens")
     half_day = count(usage, details, "cache_write_tokens_details", "ttl_12h_tokens")
+    if half_hour is None and half_day is None:
+        return [Row(TOKENS_CACHE_WRITE, written)]
     return [
         Row(TOKENS_CACHE_WRITE, half_hour, cache_ttl="30m"),
         Row(TOKENS_CACHE_WRITE, half_day, cache_ttl="12h"),
@@ -109,10 +109,13 @@ def _beside(reasoning: Quantity | None, given: Quantity | None, made: Quantity |
 
 def _media(usage: Mapping[str, Any], details: str) -> dict[str, Quantity | None]:
     image = count(usage, details, "image_tokens")
-    if details.startswith("input"):  # what of it is cached is told apart only by the image tool
+    if image is not None and details.startswith("input"):  # what of it is cached is told apart only by the image tool
         image = rest(image, count(usage, "cached_tokens_details", "cached_image_tokens"))
     return {"audio": count(usage, details, "audio_tokens"), "image": image}
 
 
-def _first(*reported: Quantity | None) -> Quantity | None:
-    return next((one for one in reported if one is not None), None)
+def _first(usage: Mapping[str, Any], *paths: tuple[str, ...]) -> Quantity | None:
+    for path in paths:
+        if (reported := count(usage, *path)) is not None:
+            return reported
+    return None

@@ -5,7 +5,7 @@ is made from.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from meterhouse.metered import Request, current, outside, start, start_async, st
 from meterhouse.providers.asking import ASKING
 from meterhouse.providers.streamed import Provider, Streamed, Unasked, listen
 from meterhouse.runtime import warn_once
+from meterhouse.usage import MAPPING
 
 REQUEST_ID_HEADER = "X-Client-Request-Id"
 _PATCHED = (
@@ -227,12 +228,12 @@ def host(client: Any) -> str:
 def _body(options: Any) -> dict[str, Any]:
     """The fields of a request's body, as far as they are known before it is sent; the host's extra ones win."""
     parts = (options.json_data, getattr(options, "extra_json", None))
-    return {key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
+    return {key: value for part in parts if isinstance(part, MAPPING) for key, value in part.items()}
 
 
 def _with_request_id(options: Any, client: Any, call_id: str) -> tuple[Any, str]:
     """A copy of the options that names the call to the provider; a name that the host gave it stays."""
-    headers = options.headers if isinstance(options.headers, Mapping) else {}
+    headers = options.headers if isinstance(options.headers, MAPPING) else {}
     # What `default_headers` adds of the SDK's own takes longer to gather than all else here.
     for given in (headers, getattr(client, "_custom_headers", None) or {}):
         for name, value in given.items():

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from meterhouse_rating.charges import Before, Charge, Charged, Portion, by_meter, total
+from meterhouse_rating.charges import Before, Charge, Charged, Portion, Setting, step, total, usage_charge
 from meterhouse_rating.document import Block
-from meterhouse_rating.money import chargeable, smallest
+from meterhouse_rating.models.reading import Scope, read_amount
 from meterhouse_rating.tiers import Tier, graduate, read_per, read_tiers
 from meterhouse_store.numbers import plain
 
@@ -41,14 +41,16 @@ class Flat:
     allowances: tuple[Allowance, ...]
     dimensions: tuple[str, ...] = ()
     memory: str = "month"
+    depends_on: tuple[str, ...] | None = ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
         return tuple(allowance.metric for allowance in self.allowances)
 
-    def charge(self, portions: Sequence[Portion], before: Before) -> Charged:
-        """The fee, unless the month has paid it, and one charge per metric that was used."""
-        charges = [] if before.charged else [self._fee()]
+    def charge(self, portions: Sequence[Portion], before: Before, setting: Setting) -> Charged:
+        """The fee, unless the month has paid it or is all trial, and one charge per metric that was used."""
+        free = before.charged or setting.since >= setting.period.end
+        charges = [] if free else [self._fee()]
         for allowance in self.allowances:
             used = [portion for portion in portions if portion.metric == allowance.metric]
             if used:
@@ -56,8 +58,8 @@ class Flat:
         return Charged(tuple(charges))
 
     def _fee(self) -> Charge:
-        step = {"quantity": "1", "price": plain(self.price), "per": "1", "amount": plain(self.price)}
-        return Charge("flat", self.name, Decimal(1), "month", self.price, (step,), self.line)
+        one = step(Decimal(1), self.price, Decimal(1))
+        return Charge("flat", self.name, Decimal(1), "month", self.price, (one,), self.line)
 
     def _usage(self, allowance: Allowance, used: Sequence[Portion], start: Decimal) -> Charge:
         quantity = total(used)
@@ -68,24 +70,13 @@ class Flat:
             steps.insert(0, {"included": plain(allowance.included), "quantity": plain(free), "amount": "0"})
         if start:
             steps.insert(0, {"already_rated_this_month": plain(start)})
-        return Charge(
-            kind="usage",
-            description=f"{self.name}: {allowance.metric}",
-            quantity=quantity,
-            unit=used[0].unit,
-            amount=amount,
-            steps=tuple(steps),
-            book_line=allowance.line,
-            metric=allowance.metric,
-            meters=by_meter(used),
-        )
+        return usage_charge(f"{self.name}: {allowance.metric}", allowance.metric, used, amount, steps, allowance.line)
 
 
-def read(name: str, block: Block, metrics: Sequence[str], currency: str) -> Flat | None:
+def read(name: str, block: Block, scope: Scope) -> Flat | None:
     """The component, or None when it cannot be made; mistakes are collected by the block."""
-    price = block.number("price")
-    if price is not None and not chargeable(price, currency):
-        block.wrong(f"{plain(price)} is no amount of {currency}", f"Its unit is {smallest(currency)}.", key="price")
+    metrics = scope.metrics
+    price = read_amount(block, "price", scope)
     included = block.numbers("included")
     allowances = []
     for metric, inner in block.named_blocks("overage", required=False):

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import insert
 
 from meterhouse.cli import main
-from meterhouse_store import commands, endpoints
+from meterhouse_store import commands, endpoints, terminal
 from meterhouse_store.registry import credentials, hash_key
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
@@ -68,13 +68,36 @@ def test_a_customer_is_added_changed_and_listed(call):
     assert [contract["plan"] for contract in added["contracts"]] == ["team"]
     _, printed, _ = call("customers", "list")
     rows = [line.split() for line in printed.splitlines() if line.strip()]
-    assert rows[0] == ["customer", "name", "plans", "currency", "time", "zone", "email", "registered", "by"]
+    assert rows[0] == [
+        "customer",
+        "name",
+        "plans",
+        "currency",
+        "time",
+        "zone",
+        "email",
+        "registered",
+        "by",
+    ]
     assert rows[2] == ["acme", "Acme", "team", "USD", "UTC", "billing@acme.example", "operator"]
 
 
 def test_a_customer_without_a_plan_is_told_what_is_missing(call):
     _, printed, _ = call("customers", "add", "acme")
     assert "No plan yet" in printed
+
+
+def test_a_pseudonym_is_made_up_and_the_registry_alone_knows_whose_it_is(call):
+    code, printed, _ = call(
+        "customers", "add", "--pseudonym", "--name", "Jane Doe", "--reference", "crm-4711", "--json"
+    )
+    assert code == 0
+    made = json.loads(printed)[0]
+    assert made["customer_id"].startswith("cus_") and len(made["customer_id"]) == 24
+    assert (made["name"], made["reference"]) == ("Jane Doe", "crm-4711")
+    assert "Jane Doe (crm-4711)" in call("customers", "list")[1]
+    assert call("customers", "add", "acme", "--pseudonym")[0] == 2
+    assert call("customers", "add")[0] == 2
 
 
 def test_mistakes_end_with_1_and_name_all_of_them(call):
@@ -219,3 +242,12 @@ def test_what_up_prints_names_a_customer_so_that_usage_is_not_suspended(tmp_path
     start = lines.index("export METERHOUSE_ENDPOINT=http://127.0.0.1:3")
     assert lines[start + 1 : start + 3] == ["export METERHOUSE_API_KEY=mh_key", "export METERHOUSE_CUSTOMER=acme"]
     assert lines[start + 3].endswith("meterhouse run -- python agent.py")
+
+
+def test_a_list_has_ids_in_one_piece_and_no_empty_columns(capsys):
+    made = [{"name": "a name that is longer than there is room for " * 2, "until": ""}, {"name": "b", "until": ""}]
+    terminal.print_table(made, lambda one: {"key": "cred_b54fcbd64e99abac55d8013a", **one}, False)
+    heading, _, first, *rest = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["key", "name"]
+    assert first.startswith("cred_b54fcbd64e99abac55d8013a   a name that is longer")
+    assert rest[-1].split() == ["cred_b54fcbd64e99abac55d8013a", "b"]

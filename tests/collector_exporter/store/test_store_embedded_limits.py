@@ -177,7 +177,7 @@ class Endless:
     def stream(self, handle, call):
         try:
             while True:
-                yield b"block"
+                yield b"block", 1
         finally:
             self.closed = True
 

@@ -5,10 +5,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, inspect, select, text, update
+from sqlalchemy import create_engine, func, insert, inspect, make_url, select, text, update
 
+from meterhouse_store import registry, sql_migrations
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import SchemaMismatch, begin_write, open_engine
 from meterhouse_store.tables import allowances, metadata, namespaces
@@ -61,11 +63,57 @@ def test_no_opener_of_a_new_sqlite_file_finds_it_locked(tmp_path):
         open_together(round_number)
 
 
-def test_a_database_of_another_schema_version_is_refused(sql_engine, store_settings):
+def test_a_database_of_a_newer_schema_version_is_refused(sql_engine, store_settings):
     with begin_write(sql_engine) as connection:
         connection.execute(text("UPDATE schema_version SET version = 99"))
-    with pytest.raises(SchemaMismatch, match="schema version 99, this Meterhouse works with 1"):
+    with pytest.raises(SchemaMismatch, match="schema version 99, this Meterhouse knows versions up to"):
         open_engine(store_settings)
+
+
+@pytest.fixture
+def first_release(store_settings):
+    """The database as the first release made it, with a customer in it."""
+    url = make_url(store_settings.sql_url)
+    kind = url.get_backend_name()
+    script = (Path(__file__).parent / f"schema_1_{kind}.sql").read_text()
+    engine = create_engine(url if kind == "sqlite" else url.set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        for statement in script.split(";\n"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+        registered_at = "2026-10-01T12:00:00.000000+00:00"
+        connection.exec_driver_sql(f"INSERT INTO namespaces VALUES ('live', 'live', NULL, 'USD', '{registered_at}')")
+        connection.exec_driver_sql(
+            "INSERT INTO customers VALUES ('live', 'acme', 'Acme', 'USD', 'UTC', 'a@acme.example', NULL, 'operator', "
+            f"'{registered_at}')"
+        )
+    engine.dispose()
+
+
+def test_a_database_of_the_first_release_is_brought_up_to_date_and_keeps_its_data(first_release, store_settings):
+    engine = open_engine(store_settings)
+    with engine.connect() as connection:
+        version = connection.execute(text("SELECT version FROM schema_version")).scalar_one()
+    (acme,) = registry.customers(engine, "live")
+    engine.dispose()
+    assert version == sql_migrations.VERSION
+    assert (acme.name, acme.email, acme.registered_at) == ("Acme", "a@acme.example", NOW)
+
+
+def test_every_column_of_the_tables_of_today_is_in_a_database_of_the_first_release_once_it_is_migrated(
+    first_release, store_settings
+):
+    # A column that fails here needs a migration: see meterhouse_store/sql_migrations.py.
+    engine = open_engine(store_settings)
+    found = inspect(engine)
+    missing = {
+        f"{table.name}.{column.name}"
+        for table in metadata.sorted_tables
+        for column in table.columns
+        if column.name not in {one["name"] for one in found.get_columns(table.name)}
+    }
+    engine.dispose()
+    assert missing == set()
 
 
 def test_sqlite_survives_a_power_cut_and_checks_references(tmp_path):

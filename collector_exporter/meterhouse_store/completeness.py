@@ -1,0 +1,296 @@
+"""Whether a customer's usage of a period is all there: what is known of it, and a verdict in a sentence.
+
+`gather` asks the warehouse, `assess` is a pure function of what it answered; `report` is both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, Final
+
+from clickhouse_connect.driver.client import Client
+
+from meterhouse.vocabulary import ESTIMATED, NO_USAGE, UNFINISHED
+from meterhouse_store.numbers import plain
+from meterhouse_store.reasons import sentence
+
+HOUR: Final = timedelta(hours=1)
+SILENT_AT_LEAST: Final = timedelta(hours=24)
+"""A stream that sent nothing for so long, and for longer than ever between two hours before, has fallen silent."""
+
+# A stream is what one service sends with one key. Hours before the period tell what is usual for it.
+_STREAMS: Final = """
+    SELECT service_name, credential_id,
+        uniqExactIf(process_id, event_time >= {start:DateTime64(6, 'UTC')}) AS processes,
+        countIf(event_time >= {start:DateTime64(6, 'UTC')}) AS events,
+        countIf(event_time >= {start:DateTime64(6, 'UTC')} AND status = {unfinished:String}) AS unfinished,
+        countIf(event_time >= {start:DateTime64(6, 'UTC')} AND usage_source = {estimated:String}) AS estimated,
+        countIf(event_time >= {start:DateTime64(6, 'UTC')} AND usage_source = {no_usage:String}) AS without_usage,
+        arraySort(groupUniqArray(toStartOfHour(toDateTime(event_time, 'UTC')))) AS hours
+    FROM usage
+    WHERE namespace = {namespace:String} AND billed_customer_id = {customer:String}
+        AND event_time >= {before:DateTime64(6, 'UTC')} AND event_time < {end:DateTime64(6, 'UTC')}
+    GROUP BY service_name, credential_id ORDER BY service_name, credential_id
+"""
+_SUSPENSE: Final = """
+    SELECT reason, customer_id = {customer:String} AS claimed, count()
+    FROM suspense
+    WHERE namespace = {namespace:String} AND customer_id IN ({customer:String}, '')
+        AND (customer_id = {customer:String} OR credential_id IN {credentials:Array(String)})
+        AND event_time >= {start:DateTime64(6, 'UTC')} AND event_time < {end:DateTime64(6, 'UTC')}
+    GROUP BY reason, claimed ORDER BY reason, claimed
+"""
+_RESETS: Final = """
+    SELECT sum(starts - 1) FROM (
+        SELECT uniqExact(start_time) AS starts FROM cumulative_points
+        WHERE namespace = {namespace:String} AND customer_id = {customer:String}
+            AND event_time >= {start:DateTime64(6, 'UTC')} AND event_time < {end:DateTime64(6, 'UTC')}
+        GROUP BY series, part
+    )
+"""
+# A running total whose first point counts nothing: it began before its key was valid, or nobody knows when.
+_BASELINES: Final = """
+    SELECT meter, count(), sum(stood_at) FROM (
+        SELECT argMin(customer_id, at) AS customer, argMin(meter, at) AS meter, min(event_time) AS since,
+            argMin(toDecimal256(value, 9) * factor, at) AS stood_at, argMin(from_zero, at) AS counted
+        FROM (SELECT *, (event_time, bitNot(first)) AS at FROM cumulative_points FINAL)
+        WHERE namespace = {namespace:String} AND series IN (
+            SELECT series FROM cumulative_points
+            WHERE namespace = {namespace:String} AND customer_id = {customer:String}
+        )
+        GROUP BY series, part, start_time
+    )
+    WHERE NOT counted AND stood_at > 0 AND customer = {customer:String}
+        AND since >= {start:DateTime64(6, 'UTC')} AND since < {end:DateTime64(6, 'UTC')}
+    GROUP BY meter ORDER BY meter
+"""
+_CONSERVATION: Final = """
+    SELECT credential_id, sum(received), sum(counted), sum(suspended), sum(set_aside), sum(duplicates),
+        countIf(duplicates < 0)
+    FROM conservation
+    WHERE namespace = {namespace:String} AND credential_id IN {credentials:Array(String)}
+        AND hour >= {start:DateTime64(6, 'UTC')} AND hour < {end:DateTime64(6, 'UTC')}
+    GROUP BY credential_id ORDER BY credential_id
+"""
+_WATERMARK: Final = "SELECT collector_id, projected_through FROM watermark ORDER BY collector_id"
+_WAITING: Final = "SELECT count() FROM decisions WHERE NOT applied AND namespace = {namespace:String}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What one service sent with one key; `hours` in which it sent, also before the period, in order."""
+
+    service_name: str
+    credential_id: str
+    processes: int
+    events: int
+    unfinished: int
+    estimated: int
+    without_usage: int
+    hours: tuple[datetime, ...]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.service_name or 'a service without a name'} ({self.credential_id or 'no key'})"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Rows in suspense that may concern the customer: `claimed` by name, else of nobody, with the customer's keys."""
+
+    reason: str
+    claimed: bool
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Running totals of a meter that had begun before they could count: what they stood at is not in usage."""
+
+    meter: str
+    totals: int
+    stood_at: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Control totals of a key, in rows received in the period; `wrong_hours` do not add up."""
+
+    credential_id: str
+    received: int
+    counted: int
+    suspended: int
+    set_aside: int
+    duplicates: int
+    wrong_hours: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the warehouse knows."""
+
+    streams: tuple[Stream, ...]
+    held: tuple[Held, ...]
+    resets: int
+    baselines: tuple[Baseline, ...]
+    received: tuple[Received, ...]
+    projected_through: tuple[tuple[str, datetime], ...]
+    waiting_decisions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found about [start, end), and what is an exception: a sentence each."""
+
+    namespace: str
+    customer_id: str
+    start: datetime
+    end: datetime
+    found: Found
+    exceptions: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The result in a sentence."""
+        events = sum(stream.events for stream in self.found.streams)
+        seen = f"{events:,} events of {len(self.found.streams)} streams"
+        if not self.exceptions:
+            return f"Complete as far as can be known: {seen}, nothing is held back and nothing is missing."
+        return f"Not certain to be complete: {seen}, {len(self.exceptions)} to look at."
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; times in ISO 8601."""
+        told = {
+            "namespace": self.namespace,
+            "customer_id": self.customer_id,
+            "start": self.start,
+            "end": self.end,
+            "verdict": self.verdict,
+            "exceptions": list(self.exceptions),
+            **asdict(self.found),
+        }
+        return {name: _plain(value) for name, value in told.items()}
+
+
+def report(client: Client, namespace: str, customer: str, start: datetime, end: datetime, *, now: datetime) -> Report:
+    """The completeness of a customer's usage in [start, end), aware times, as the warehouse knows it now."""
+    return assess(gather(client, namespace, customer, start, end), namespace, customer, start, end, now=now)
+
+
+def gather(client: Client, namespace: str, customer: str, start: datetime, end: datetime) -> Found:
+    """Ask the warehouse; streams are looked at from one length of the period before its start."""
+    known = {
+        "namespace": namespace,
+        "customer": customer,
+        "start": start.astimezone(UTC),
+        "end": end.astimezone(UTC),
+        "before": (start - (end - start)).astimezone(UTC),
+        "unfinished": UNFINISHED,
+        "estimated": ESTIMATED,
+        "no_usage": NO_USAGE,
+    }
+    streams = tuple(
+        Stream(**{**row, "hours": tuple(_aware(hour) for hour in row["hours"])})
+        for row in client.query(_STREAMS, parameters=known).named_results()
+    )
+    known["credentials"] = sorted({stream.credential_id for stream in streams})
+    return Found(
+        streams,
+        tuple(Held(reason, bool(claimed), rows) for reason, claimed, rows in _rows(client, _SUSPENSE, known)),
+        int(_rows(client, _RESETS, known)[0][0] or 0),
+        tuple(Baseline(*row) for row in _rows(client, _BASELINES, known)),
+        tuple(Received(*row) for row in _rows(client, _CONSERVATION, known)),
+        tuple((name, _aware(through)) for name, through in _rows(client, _WATERMARK, known)),
+        int(_rows(client, _WAITING, known)[0][0]),
+    )
+
+
+def assess(found: Found, namespace: str, customer: str, start: datetime, end: datetime, *, now: datetime) -> Report:
+    """What of it is an exception."""
+    exceptions = [
+        *_of_the_watermark(found, end, now),
+        *(sentence for stream in found.streams for sentence in _of_a_stream(stream, start, min(end, now))),
+        *(_of_suspense(held, customer) for held in found.held),
+        *(_of_a_baseline(baseline) for baseline in found.baselines),
+        *(
+            f"the control totals of key {one.credential_id} do not add up in {one.wrong_hours} hours: "
+            "`meterhouse warehouse verify`"
+            for one in found.received
+            if one.wrong_hours
+        ),
+    ]
+    if found.waiting_decisions:
+        exceptions.append(f"{found.waiting_decisions} decisions wait for their rows: `meterhouse suspense apply`")
+    return Report(namespace, customer, start, end, found, tuple(exceptions))
+
+
+def _of_the_watermark(found: Found, end: datetime, now: datetime) -> list[str]:
+    if not found.projected_through:
+        return ["no collector has written to this warehouse"]
+    due = min(end, now - timedelta(minutes=1))
+    sentences = [
+        f"collector {name} is in the warehouse up to {through:%Y-%m-%d %H:%M:%S} UTC only"
+        for name, through in found.projected_through
+        if through < due
+    ]
+    return [*sentences, "the period is not over"] if end > now else sentences
+
+
+def _of_a_stream(stream: Stream, start: datetime, until: datetime) -> list[str]:
+    sentences = []
+    hours = [hour for hour in stream.hours if hour >= start - HOUR]
+    before = stream.hours[: len(stream.hours) - len(hours)]
+    usual = max([later - earlier for earlier, later in pairwise(before)], default=HOUR)
+    if not stream.events:
+        sentences.append(f"{stream.name} sent before the period, up to {stream.hours[-1]:%Y-%m-%d}, and nothing in it")
+    for earlier, later in pairwise(hours):
+        if later - earlier > max(SILENT_AT_LEAST, usual):
+            sentences.append(f"{stream.name} sent nothing between {_at(earlier)} and {_at(later)}")
+    inner = max([later - earlier for earlier, later in pairwise(hours)], default=HOUR)
+    if hours and until - hours[-1] > max(SILENT_AT_LEAST, usual, inner):
+        sentences.append(f"{stream.name} sent nothing after {_at(hours[-1])}")
+    if stream.unfinished:
+        sentences.append(f"{stream.name}: {stream.unfinished} calls died before their answer was read")
+    if stream.without_usage > stream.unfinished:
+        sentences.append(f"{stream.name}: of {stream.without_usage - stream.unfinished} calls no usage was reported")
+    if stream.estimated:
+        sentences.append(f"{stream.name}: {stream.estimated} events are estimates")
+    return sentences
+
+
+def _of_suspense(held: Held, customer: str) -> str:
+    whose = f"of {customer}" if held.claimed else "of nobody, sent with the same keys"
+    words = sentence(held.reason)
+    return f"{held.rows} rows {whose} are in suspense as {held.reason}" + (f": {words}" if words else "")
+
+
+def _of_a_baseline(baseline: Baseline) -> str:
+    return (
+        f"{baseline.totals} running totals of {baseline.meter} had begun before their key was valid, or do not say "
+        f"when: the {plain(baseline.stood_at)} that they stood at are taken for their beginning and do not count"
+    )
+
+
+def _at(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _rows(client: Client, query: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:
+    return client.query(query, parameters=parameters).result_rows
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return plain(value)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items() if name != "hours"}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

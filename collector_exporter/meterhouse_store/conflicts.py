@@ -1,0 +1,40 @@
+"""Which of several quantities of one event stands: a function of its rows in `events`, written into `conflicts`."""
+
+from typing import Any, Final
+
+from clickhouse_connect.driver.client import Client
+
+IDENTITY: Final = "namespace, customer_id, meter, event_time, event_id"
+
+# The quantity that a decision put into usage stands, the latest of them; else the earliest received of those that came
+# as usage, whatever was decided about it since; within one record the smaller. Read by FINAL, so it does not depend on
+# which superseded versions are merged away. `first` grows with what can change the answer: earlier copies, decisions.
+# Nearly all have one quantity: they are sorted out first, without FINAL.
+_MARK: Final = f"""
+    INSERT INTO conflicts ({IDENTITY}, standing_quantity, first)
+    SELECT {IDENTITY},
+        if(countIf(by_decision) > 0,
+            argMaxIf(quantity, first, by_decision),
+            argMinIf(quantity, (received_at, record_id, quantity), came_as_usage)),
+        if(max(first) > 17293822569102704640,
+            max(first), bitNot(toUInt64(toUnixTimestamp64Nano(minIf(received_at, came_as_usage)))))
+    FROM (
+        SELECT {IDENTITY}, quantity, received_at, record_id, first,
+            reason = '' AND decision_id != '' AS by_decision,
+            if(first >= 17293822569102704639, original_reason, reason) = '' AS came_as_usage
+        FROM events FINAL
+        WHERE ({IDENTITY}) IN (
+            SELECT {IDENTITY} FROM events WHERE ({IDENTITY}) IN (%s)
+            GROUP BY {IDENTITY} HAVING min(quantity) != max(quantity)
+        )
+    )
+    GROUP BY {IDENTITY}
+    HAVING uniqExactIf(quantity, came_as_usage OR by_decision) > 1
+        OR max(first) > 17293822569102704640 AND uniqExact(quantity) > 1
+    SETTINGS do_not_merge_across_partitions_select_final = 1
+"""  # noqa: S608 - fixed parts
+
+
+def mark(client: Client, touched: str, *, parameters: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Decide about the identities that the query `touched` gives (its columns are IDENTITY). Repeatable."""
+    client.command(_MARK % touched, parameters=parameters, settings=settings)

@@ -1,0 +1,153 @@
+-- What usage costs whoever runs the agents: rates that rating resolves from the cost entries and pinned catalogues in SQL
+-- (costs_rates.py), and the cost of each event. An event that no rate is known of has the cost NULL, never 0.
+
+-- For each combination of what costs depend on, as it occurs in usage, what it costs from `valid_from` on, until the
+-- combination's next row. agent_id and customer_id are set only where a cost entry names them: `scope` has their names.
+CREATE TABLE IF NOT EXISTS {database}.cost_rates
+(
+    namespace LowCardinality(String),
+    meter LowCardinality(String),
+    provider LowCardinality(String),
+    model LowCardinality(String),
+    modality LowCardinality(String),
+    cache_ttl LowCardinality(String),
+    service_tier LowCardinality(String),
+    tool LowCardinality(String),
+    agent_id LowCardinality(String),
+    customer_id String,
+    valid_from DateTime64(6, 'UTC'),
+    status LowCardinality(String),               -- known | free | unknown | gone | scope | resolved (up to entry_id; all in `reason`)
+    reason LowCardinality(String),               -- why it is unknown
+    price Decimal(38, 18),
+    per Int64,
+    currency LowCardinality(String),
+    tiers Array(Tuple(start UInt64, price Decimal(38, 18))),   -- the request's total input is above `start`
+    clock Array(Tuple(second UInt32, price Decimal(38, 18))),  -- from that second of the UTC day on
+    minimum Decimal(38, 9),
+    entry_id String,
+    version UInt64
+)
+ENGINE = ReplacingMergeTree(version)
+ORDER BY (namespace, meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, customer_id, valid_from)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+-- The columns of `usage`, and: cost (NULL where it is unknown), currency, cost_status (known | free | unknown), cost_reason,
+-- cost_entry (what priced it). Prices that depend on the size of a request go by the input tokens of its call; several
+-- requests that were reported as one have such a price only where all of them together are too small for a tier.
+CREATE OR REPLACE VIEW {database}.costs AS
+SELECT
+    * EXCEPT (rate_status, rate_reason, rate_price, rate_per, rate_currency, rate_tiers, rate_clock, rate_minimum,
+        rate_entry, request, above, combination),
+    multiIf(
+        rate_status = '', 'not_resolved',
+        meter = 'llm.requests' AND usage_source = 'none' AND status != 'failed', 'usage_unknown',
+        notEmpty(rate_tiers) AND (request = '' OR above > 0 AND usage_source IN ('framework', 'sdk_loop')),
+        'context_unknown',
+        rate_reason) AS cost_reason,
+    if(cost_reason = '', rate_status, 'unknown') AS cost_status,
+    if(cost_reason != '', NULL, toDecimal128(
+        toDecimal256(if(rate_minimum > 0 AND quantity > 0, greatest(quantity, rate_minimum), quantity), 9) * multiIf(
+            above > 0 AND notEmpty(rate_tiers),
+            if(arrayExists(step -> step.1 < above, rate_tiers),
+                tupleElement(arrayLast(step -> step.1 < above, rate_tiers), 2), rate_price),
+            notEmpty(rate_clock),
+            tupleElement(arrayLast(step -> step.1 <= dateDiff('second', toStartOfDay(event_time), event_time), rate_clock), 2),
+            rate_price) / rate_per, 18)) AS cost,
+    if(cost_reason = '', rate_currency, '') AS currency,
+    if(cost_reason = '', rate_entry, '') AS cost_entry
+FROM (
+    SELECT
+        used.*, rate.status AS rate_status, rate.reason AS rate_reason, rate.price AS rate_price, rate.per AS rate_per,
+        rate.currency AS rate_currency, rate.tiers AS rate_tiers, rate.clock AS rate_clock,
+        rate.minimum AS rate_minimum, rate.entry_id AS rate_entry
+    FROM (
+        SELECT
+            usage_row.*,
+            multiIf(usage_row.call_id != '', usage_row.call_id, usage_row.source = 'otel.span', usage_row.event_id, '')
+                AS request,
+            if(empty(big.requests), 0, tupleElement(arrayFirst(
+                it -> it.1 = cityHash64(usage_row.provider, usage_row.model, request), big.requests), 2)) AS above,
+            -- One number instead of ten texts: a join by those takes twice as long. costs_rates.py refuses two combinations
+            -- of the same number.
+            cityHash64(usage_row.namespace, usage_row.meter, usage_row.provider, usage_row.model, usage_row.modality,
+                usage_row.cache_ttl, usage_row.service_tier, usage_row.tool,
+                if((usage_row.namespace, usage_row.agent_id) IN (
+                    SELECT namespace, agent_id FROM {database}.cost_rates FINAL WHERE status = 'scope'),
+                    usage_row.agent_id, ''),
+                if((usage_row.namespace, usage_row.billed_customer_id) IN (
+                    SELECT namespace, customer_id FROM {database}.cost_rates FINAL WHERE status = 'scope'),
+                    usage_row.billed_customer_id, '')) AS combination
+        FROM {database}.usage AS usage_row
+        -- Only requests above the smallest tier matter: they are few, however much usage there is.
+        LEFT JOIN (
+            SELECT namespace, billed_customer_id, event_time, groupArray((hash, tokens)) AS requests
+            FROM (
+                SELECT
+                    namespace, billed_customer_id, event_time,
+                    cityHash64(provider, model,
+                        multiIf(call_id != '', call_id, source = 'otel.span', event_id, '')) AS hash,
+                    toUInt64(greatest(sum(quantity), 0)) AS tokens
+                FROM {database}.usage
+                WHERE meter IN ('llm.tokens.input', 'llm.tokens.cache_read', 'llm.tokens.cache_write')
+                    AND (namespace, provider, model) IN (
+                        SELECT namespace, provider, model FROM {database}.cost_rates FINAL WHERE notEmpty(tiers))
+                GROUP BY namespace, billed_customer_id, event_time, hash
+                HAVING tokens > (
+                    SELECT min(tupleElement(tiers[1], 'start')) FROM {database}.cost_rates FINAL WHERE notEmpty(tiers))
+            )
+            GROUP BY namespace, billed_customer_id, event_time
+        ) AS big
+        -- By these, so that a question about one customer and time looks for requests of those alone.
+        ON usage_row.namespace = big.namespace AND usage_row.billed_customer_id = big.billed_customer_id
+            AND usage_row.event_time = big.event_time
+    ) AS used
+    ASOF LEFT JOIN (
+        SELECT
+            cityHash64(namespace, meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, customer_id)
+                AS combination,
+            valid_from, status, reason, price, per, currency, tiers, clock, minimum, entry_id
+        FROM {database}.cost_rates FINAL
+        WHERE status IN ('known', 'free', 'unknown')
+    ) AS rate
+    ON used.combination = rate.combination AND used.event_time >= rate.valid_from
+)
+SETTINGS join_use_nulls = 0;
+
+-- Revenue beside cost of each rating's customer and period, in the rating's currency. `cost` is what is known of it; of
+-- `unknown_events` there is none, or one in another currency (`meterhouse margin` converts), and the margin is NULL.
+CREATE OR REPLACE VIEW {database}.margins AS
+SELECT
+    rated.namespace AS namespace, rated.customer_id AS customer_id, rated.period_start AS period_start,
+    rated.period_end AS period_end, rated.state AS state, rated.currency AS currency,
+    -- Minor units by ISO 4217 (money.py has the same).
+    toDecimal128(earned.minor, 6) / multiIf(
+        rated.currency IN ('BIF', 'CLP', 'DJF', 'GNF', 'ISK', 'JPY', 'KMF', 'KRW', 'PYG', 'RWF', 'UGX', 'VND', 'VUV',
+            'XAF', 'XOF', 'XPF'), 1,
+        rated.currency IN ('BHD', 'IQD', 'JOD', 'KWD', 'LYD', 'OMR', 'TND'), 1000, 100) AS revenue,
+    spent.cost AS cost, spent.cost_not_ok AS cost_not_ok, spent.events AS events,
+    spent.unknown_events AS unknown_events,
+    if(unknown_events > 0, NULL, toDecimal128(revenue, 18) - cost) AS margin
+FROM (SELECT * FROM {database}.mirror_ratings FINAL WHERE result_sha256 != '') AS rated
+LEFT JOIN (
+    SELECT namespace, customer_id, rating_id, sum(amount_minor) AS minor FROM {database}.rated_lines
+    WHERE kind IN ('usage', 'flat', 'minimum', 'discount', 'correction') GROUP BY namespace, customer_id, rating_id
+) AS earned
+    ON rated.namespace = earned.namespace AND rated.customer_id = earned.customer_id
+    AND rated.rating_id = earned.rating_id
+LEFT JOIN (
+    SELECT
+        during.namespace AS namespace, during.customer_id AS customer_id, during.rating_id AS rating_id,
+        sumIf(ifNull(used.cost, 0), used.currency = during.currency) AS cost,
+        sumIf(ifNull(used.cost, 0), used.currency = during.currency AND used.status != 'ok') AS cost_not_ok,
+        count() AS events,
+        countIf(used.cost_status = 'unknown' OR used.cost != 0 AND used.currency != during.currency) AS unknown_events
+    FROM {database}.costs AS used
+    ASOF INNER JOIN (SELECT * FROM {database}.mirror_ratings FINAL WHERE result_sha256 != '') AS during
+        ON used.namespace = during.namespace AND used.billed_customer_id = during.customer_id
+        AND used.event_time >= during.period_start
+    WHERE used.event_time < during.period_end
+    GROUP BY namespace, customer_id, rating_id
+) AS spent
+    ON rated.namespace = spent.namespace AND rated.customer_id = spent.customer_id
+    AND rated.rating_id = spent.rating_id
+SETTINGS join_use_nulls = 0;

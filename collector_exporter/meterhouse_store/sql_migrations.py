@@ -1,0 +1,47 @@
+"""How the SQL schema came to be what tables.py says: the changes of tables that existed before, in their order.
+
+A table that is new needs nothing here, `create_all` makes it. A column that is new in a table which a release has had
+needs a migration: its version, and the statements, which SQLite and PostgreSQL both understand. They run in the
+transaction that also notes the version, so a database is in one version or the next, never between.
+
+What SQL cannot say is a function: it is called with the connection, after the tables of today are there, and also on
+what an older backup brings. So it may be repeated.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from meterhouse_store.ledger_chain import seal_unsealed
+from meterhouse_store.tables import metadata
+
+MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
+    # 1 is the first release's.
+    (2, ("ALTER TABLE customers ADD COLUMN reference VARCHAR(256)",)),
+    (3, ("ALTER TABLE ledger_entries ADD COLUMN grant_id VARCHAR(64)",)),
+)
+
+FILLED: Final[tuple[tuple[int, Callable[[Connection], None]], ...]] = (
+    (3, seal_unsealed),  # the ledger's hash chain
+)
+
+VERSION: Final = MIGRATIONS[-1][0]
+"""The schema version of a database that this Meterhouse writes."""
+
+
+def apply(connection: Connection, found: int) -> None:
+    """Run what a database of version `found` lacks, in the caller's transaction."""
+    for version, statements in MIGRATIONS:
+        if version > found:
+            for statement in statements:
+                connection.execute(text(statement))
+    metadata.create_all(connection)  # tables that came later
+    fill(connection, found)
+
+
+def fill(connection: Connection, found: int) -> None:
+    """Complete the rows of version `found` in tables of today."""
+    for version, complete in FILLED:
+        if version > found:
+            complete(connection)

@@ -1,0 +1,425 @@
+"""Writes Grafana's dashboards and alert rules from the queries below: `python dashboards/grafana/build.py [--check]`.
+
+What it writes is checked in beside it, and a test runs every query. overview.json is written by hand. The files are for
+the plugin grafana-clickhouse-datasource 4.20; the data source's user reads views and nothing else.
+"""
+
+# ruff: noqa: E501, S608 - texts; what is put into the queries stands here, or is a variable that Grafana quotes
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+HERE: Final = Path(__file__).resolve().parent
+ALERTS: Final = HERE.parent / "provisioning" / "alerting" / "meterhouse.yaml"
+RUNBOOKS: Final = "docs/runbooks"
+_SOURCE: Final = {"type": "grafana-clickhouse-datasource", "uid": "${datasource}"}
+_OF: Final = "namespace = ${namespace:singlequote}"
+_CUSTOMER: Final = "$__conditionalAll(customer_id IN (${customer:singlequote}), $customer)"
+_BILLED: Final = "$__conditionalAll(billed_customer_id IN (${customer:singlequote}), $customer)"
+_AGENT: Final = "$__conditionalAll(agent_name IN (${agent:singlequote}), $agent)"
+_MODEL: Final = "$__conditionalAll(model IN (${model:singlequote}), $model)"
+_USED: Final = f"{_OF}\n  AND {_BILLED}\n  AND {_AGENT}\n  AND {_MODEL}\n  AND $__timeFilter(event_time)"
+
+
+# Where traces are looked up is the user's own: what stands before the id in an address.
+_TRACES: Final = {
+    "name": "traces", "label": "Address of traces", "type": "textbox", "query": "", "hide": 0, "options": [],
+    "current": {"text": "", "value": ""},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`kind`: stat, timeseries or table; `size` in columns (of 24) and rows; `links`: column -> address."""
+
+    title: str
+    description: str
+    kind: str
+    sql: str
+    unit: str = "short"
+    size: tuple[int, int] = (12, 8)
+    links: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """It fires where the query's number is above `above` for `minutes`."""
+
+    uid: str
+    title: str
+    summary: str
+    sql: str
+    above: float
+    minutes: int
+    severity: str
+
+
+_EVENTS_OF: Final = (
+    "/d/meterhouse-usage?var-namespace=${namespace}&var-customer=${__value.raw}&from=${__from}&to=${__to}"
+)
+
+DASHBOARDS: Final[dict[str, tuple[str, str, list[Panel]]]] = {
+    "pipeline": (
+        "Meterhouse pipeline",
+        "What came, what became of it, and how far behind the warehouse is.",
+        [
+            Panel("Rows received", "Rows that came in the chosen range, whatever became of them.", "stat",
+                f"SELECT sum(received) AS received FROM conservation\nWHERE {_OF} AND $__timeFilter(hour)",
+                size=(6, 4)),
+            Panel("Rows counted", "Rows that count as usage; received = counted + duplicates + suspended + set aside.",
+                "stat", f"SELECT sum(counted) AS counted FROM conservation\nWHERE {_OF} AND $__timeFilter(hour)",
+                size=(6, 4)),
+            Panel("Share in suspense", "Rows that wait for a decision, of all that were received in the range.", "stat",
+                "SELECT if(sum(received) = 0, 0, sum(suspended) / sum(received)) AS share FROM conservation\n"
+                f"WHERE {_OF} AND $__timeFilter(hour)", "percentunit", (6, 4)),
+            Panel("Suspense burn rate", "How many times faster than one row in a thousand goes to suspense, in the last "
+                "hour: 1 uses up the year's allowance in a year, 14 in a month.", "stat",
+                "SELECT if(sum(received) = 0, 0, sum(suspended) / sum(received) / 0.001) AS burn_rate FROM conservation\n"
+                f"WHERE {_OF} AND hour >= now() - INTERVAL 1 HOUR", size=(6, 4)),
+            Panel("What became of the rows", "Rows by the hour in which they were received.", "timeseries",
+                "SELECT $__timeInterval(hour) AS time, sum(counted) AS counted, sum(duplicates) AS duplicates,\n"
+                "  sum(suspended) AS suspended, sum(set_aside) AS set_aside\nFROM conservation\n"
+                f"WHERE {_OF} AND $__timeFilter(hour)\nGROUP BY time ORDER BY time", size=(24, 8)),
+            Panel("Refused requests", "Requests that the doors turned away, by what was wrong; of a sender that is not "
+                "known the namespace is empty.", "timeseries",
+                "SELECT $__timeInterval(hour) AS time, code, sum(requests) AS requests\nFROM refused\n"
+                f"WHERE ({_OF} OR namespace = '') AND $__timeFilter(hour)\nGROUP BY time, code ORDER BY time, code"),
+            Panel("Projection lag", "Seconds by which the warehouse is behind each collector's journal.", "table",
+                "SELECT collector_id, projected_through,\n"
+                "  dateDiff('second', projected_through, now64(9, 'UTC')) AS lag_s\nFROM watermark\n"
+                "ORDER BY lag_s DESC, collector_id", "s"),
+            Panel("From the event to the warehouse", "How long after it happened usage was received, in seconds: half of "
+                "it and nearly all of it.", "timeseries",
+                "SELECT $__timeInterval(received_at) AS time,\n"
+                "  quantile(0.5)(dateDiff('millisecond', event_time, received_at) / 1000) AS p50_s,\n"
+                "  quantile(0.99)(dateDiff('millisecond', event_time, received_at) / 1000) AS p99_s\nFROM usage\n"
+                f"WHERE {_OF} AND $__timeFilter(received_at)\nGROUP BY time ORDER BY time", "s"),
+            Panel("Keys", "What each key sent in the range; a negative number of duplicates means that a count is wrong.",
+                "table", "SELECT credential_id, sum(received) AS received, sum(counted) AS counted,\n"
+                "  sum(duplicates) AS duplicates, sum(suspended) AS suspended, sum(refused_requests) AS refused_requests\n"
+                f"FROM conservation\nWHERE {_OF} AND $__timeFilter(hour)\nGROUP BY credential_id\n"
+                "ORDER BY received DESC, credential_id LIMIT 100"),
+        ],
+    ),
+    "usage": (
+        "Meterhouse usage",
+        "Who used what, by customer, agent, model, tool and conversation.",
+        [
+            Panel("Calls", "Calls of models that counted, in the range and the choice above.", "stat",
+                f"SELECT sum(quantity) AS calls FROM usage\nWHERE meter = 'llm.requests' AND {_USED}", size=(6, 4)),
+            Panel("Calls that did not end well", "Failed, aborted and unfinished calls, of all calls of models.", "stat",
+                "SELECT if(count() = 0, 0, countIf(status != 'ok') / count()) AS share FROM usage\n"
+                f"WHERE meter = 'llm.requests' AND {_USED}", "percentunit", (6, 4)),
+            Panel("Customers", "Customers with usage in the range and the choice above.", "stat",
+                f"SELECT uniqExact(billed_customer_id) AS customers FROM usage\nWHERE {_USED}", size=(6, 4)),
+            Panel("Tool calls", "Tool executions that counted, each once.", "stat",
+                f"SELECT sum(quantity) AS calls FROM usage\nWHERE meter = 'tool.calls' AND {_USED}", size=(6, 4)),
+            Panel("Calls by status", "Calls of models over time, by how they ended.", "timeseries",
+                "SELECT $__timeInterval(event_time) AS time, status, count() AS calls FROM usage\n"
+                f"WHERE meter = 'llm.requests' AND {_USED}\nGROUP BY time, status ORDER BY time, status"),
+            Panel("Tokens by model", "Tokens over time: input, cached input, output and reasoning of each model.",
+                "timeseries", "SELECT $__timeInterval(event_time) AS time, model, sum(quantity) AS tokens FROM usage\n"
+                f"WHERE startsWith(meter, 'llm.tokens.') AND {_USED}\nGROUP BY time, model ORDER BY time, model"),
+            Panel("Customers with the most calls", "The hundred customers with the most events in the range.", "table",
+                "SELECT billed_customer_id AS customer, count() AS events,\n"
+                "  sumIf(quantity, meter = 'llm.requests') AS calls,\n"
+                "  sumIf(quantity, startsWith(meter, 'llm.tokens.')) AS tokens,\n"
+                "  sumIf(quantity, meter = 'tool.calls') AS tool_calls, countIf(status != 'ok') AS not_ok\nFROM usage\n"
+                f"WHERE {_USED}\nGROUP BY customer ORDER BY events DESC, customer LIMIT 100",
+                links={"customer": _EVENTS_OF}),
+            Panel("Agents and models", "Quantities by agent, model and meter, the largest number of events first.", "table",
+                "SELECT agent_name AS agent, model, meter, sum(quantity) AS quantity, count() AS events FROM usage\n"
+                f"WHERE {_USED}\nGROUP BY agent, model, meter ORDER BY events DESC, agent, model, meter LIMIT 200"),
+            Panel("Tools", "Tool executions by tool, and how many of them failed.", "table",
+                "SELECT tool, sum(quantity) AS calls, countIf(status != 'ok') AS not_ok FROM usage\n"
+                f"WHERE meter = 'tool.calls' AND {_USED}\nGROUP BY tool ORDER BY calls DESC, tool LIMIT 100"),
+            Panel("Conversations", "The hundred conversations with the most tokens in the range.", "table",
+                "SELECT conversation_id AS conversation, any(billed_customer_id) AS customer,\n"
+                "  sum(quantity) AS tokens, uniqExact(call_id) AS calls, max(event_time) AS last\nFROM usage\n"
+                f"WHERE startsWith(meter, 'llm.tokens.') AND conversation_id != '' AND {_USED}\n"
+                "GROUP BY conversation ORDER BY tokens DESC, conversation LIMIT 100"),
+            Panel("Last events", "The last two hundred events of the choice above, with what leads to their traces.",
+                "table", "SELECT event_time, billed_customer_id AS customer, agent_name AS agent, meter, model, tool,\n"
+                "  toString(quantity) AS quantity, status, call_id, trace_id, event_id\nFROM usage\n"
+                f"WHERE {_USED}\nORDER BY event_time DESC, event_id LIMIT 200", size=(24, 10),
+                links={"trace_id": "${traces}${__value.raw}"}),
+        ],
+    ),
+    "costs": (
+        "Meterhouse cost and margin",
+        "What usage costs, of which usage that is not known, and what is left of the revenue.",
+        [
+            Panel("Events of unknown cost", "Usage whose cost is not known, so that margins are not: never counted as 0.",
+                "stat", f"SELECT countIf(cost_status = 'unknown') AS events FROM costs\nWHERE {_USED}", size=(8, 4)),
+            Panel("Cost", "Known cost in the range, per currency.", "table",
+                f"SELECT currency, sum(cost) AS cost FROM costs\nWHERE cost_status != 'unknown' AND {_USED}\n"
+                "GROUP BY currency ORDER BY currency", size=(8, 4)),
+            Panel("Cost of calls that did not end well", "Known cost of failed, aborted and unfinished calls.", "table",
+                "SELECT currency, status, sum(cost) AS cost FROM costs\n"
+                f"WHERE cost_status != 'unknown' AND status != 'ok' AND {_USED}\nGROUP BY currency, status\n"
+                "ORDER BY currency, status", size=(8, 4)),
+            Panel("Cost over time", "Known cost by model, a series for each currency.", "timeseries",
+                "SELECT $__timeInterval(event_time) AS time, concat(model, ' ', currency) AS what,\n"
+                "  toFloat64(sum(cost)) AS cost\nFROM costs\n"
+                f"WHERE cost_status = 'known' AND {_USED}\nGROUP BY time, what ORDER BY time, what", size=(24, 8)),
+            Panel("Margin by customer and period", "Revenue beside known cost of each rating; no margin where some cost is "
+                "unknown.", "table",
+                "SELECT customer_id AS customer, period_start, state, currency, revenue, cost, cost_not_ok, margin,\n"
+                f"  unknown_events\nFROM margins\nWHERE {_OF} AND {_CUSTOMER}\n"
+                "ORDER BY period_start DESC, customer LIMIT 200", size=(24, 8), links={"customer": _EVENTS_OF}),
+            Panel("Why costs are unknown", "What has no cost, by reason: `meterhouse costs status` says what to do.",
+                "table", "SELECT cost_reason AS reason, meter, provider, model, tool, count() AS events FROM costs\n"
+                f"WHERE cost_status = 'unknown' AND {_USED}\nGROUP BY reason, meter, provider, model, tool\n"
+                "ORDER BY events DESC, reason, meter LIMIT 100"),
+            Panel("Cost by agent and step", "Known cost by agent, step and model, the largest first.", "table",
+                "SELECT agent_name AS agent, step, model, currency, sum(cost) AS cost, count() AS events FROM costs\n"
+                f"WHERE cost_status != 'unknown' AND {_USED}\nGROUP BY agent, step, model, currency\n"
+                "ORDER BY cost DESC, agent, step LIMIT 100"),
+        ],
+    ),
+    "billing": (
+        "Meterhouse billing",
+        "Revenue that is not billed yet, invoices, what is overdue, and whether all stations agree.",
+        [
+            Panel("Unbilled revenue", "What is rated and on no invoice that went out, by how far it came; of open periods "
+                "it is provisional.", "table",
+                "SELECT stage, currency, sum(amount) AS amount, uniqExact(rating_id) AS ratings FROM finance_unbilled\n"
+                f"WHERE {_OF} AND {_CUSTOMER}\nGROUP BY stage, currency ORDER BY stage, currency"),
+            Panel("Invoices by state", "All invoices, by state and currency.", "table",
+                "SELECT state, currency, count() AS invoices, sum(total) AS total, sum(outstanding) AS outstanding\n"
+                f"FROM finance_invoices\nWHERE {_OF} AND {_CUSTOMER}\nGROUP BY state, currency ORDER BY state, currency"),
+            Panel("Ratings whose stations differ", "Closed ratings whose lines, ledger, invoice, Stripe and payments do not "
+                "agree. It should be empty.", "table",
+                "SELECT customer_id AS customer, period_start, currency, differs, rated_minor, ledger_minor,\n"
+                f"  invoice_minor, stripe_minor, paid_minor\nFROM finance_reconciliation\nWHERE {_OF} AND {_CUSTOMER}\n"
+                "  AND differs != ''\nORDER BY period_start DESC, customer LIMIT 200"),
+            Panel("Overdue", "Invoices that went out more than 30 days ago and are not paid, the oldest first.", "table",
+                "SELECT customer_id AS customer, number, currency, outstanding,\n"
+                "  dateDiff('day', finalised_at, now()) AS days\nFROM finance_invoices\n"
+                f"WHERE {_OF} AND {_CUSTOMER} AND outstanding_minor > 0 AND finalised_at < now() - INTERVAL 30 DAY\n"
+                "ORDER BY days DESC, customer LIMIT 200", links={"customer": _EVENTS_OF}),
+            Panel("From the period's end to the invoice", "Hours from a period's end until it was closed and until its "
+                "invoice went out, by the period.", "table",
+                "SELECT invoice.period_end AS period_end, count() AS invoices,\n"
+                "  max(dateDiff('hour', invoice.period_end, invoice.created_at)) AS created_h,\n"
+                "  max(dateDiff('hour', invoice.period_end, invoice.finalised_at)) AS went_out_h\n"
+                f"FROM finance_invoices AS invoice\nWHERE {_OF} AND {_CUSTOMER}\nGROUP BY period_end\n"
+                "ORDER BY period_end DESC LIMIT 24", "h"),
+            Panel("Late invoices", "Periods that ended more than three days ago and whose invoice has not gone out.", "table",
+                "SELECT customer_id AS customer, period_end, stage, currency, sum(amount) AS amount\n"
+                f"FROM finance_unbilled\nWHERE {_OF} AND {_CUSTOMER} AND period_end < now() - INTERVAL 3 DAY\n"
+                "GROUP BY customer, period_end, stage, currency HAVING sum(amount_minor) > 0\n"
+                "ORDER BY period_end, customer LIMIT 200"),
+            Panel("Revenue by month", "The ledger's revenue, by month and currency.", "table",
+                "SELECT month, currency, -sum(amount) AS revenue FROM finance_entries\n"
+                f"WHERE {_OF} AND {_CUSTOMER} AND account = 'revenue'\nGROUP BY month, currency\n"
+                "ORDER BY month DESC, currency LIMIT 100"),
+            Panel("Corrections and adjustments", "What closed periods were corrected by, the last first.", "table",
+                "SELECT effective_at, customer_id AS customer, kind, description, currency, amount\nFROM finance_entries\n"
+                f"WHERE {_OF} AND {_CUSTOMER} AND account = 'receivable'\n"
+                "  AND kind IN ('correction', 'credit_restored', 'adjustment')\n"
+                "ORDER BY effective_at DESC, customer LIMIT 100"),
+        ],
+    ),
+}  # fmt: skip
+
+RULES: Final = [
+    Alert("projection-lag", "The warehouse is behind", "A collector's journal is not in the warehouse.",
+        "SELECT max(dateDiff('second', projected_through, now64(9, 'UTC'))) AS lag_s FROM watermark", 120, 5, "page"),
+    Alert("suspense", "Usage goes to suspense", "Usage of the last hour waits for a decision and is not billed.",
+        "SELECT count() AS events FROM suspense WHERE received_at >= now() - INTERVAL 1 HOUR", 0, 0, "ticket"),
+    Alert("refused", "Requests are refused", "The doors turned away requests in the last two hours.",
+        "SELECT sum(requests) AS requests FROM refused WHERE hour >= now() - INTERVAL 2 HOUR", 100, 5, "ticket"),
+    Alert("no-usage", "No usage arrives", "No usage arrived for an hour, though some did in the day before.",
+        "SELECT countIf(received_at >= now() - INTERVAL 1 HOUR) = 0 AND count() > 0 AS silent FROM usage "
+        "WHERE received_at >= now() - INTERVAL 1 DAY", 0, 10, "page"),
+    Alert("unknown-cost", "Costs are unknown", "Usage of the last day has no known cost: margins are not known.",
+        "SELECT countIf(cost_status = 'unknown') AS events FROM costs WHERE event_time >= now() - INTERVAL 1 DAY",
+        0, 60, "ticket"),
+    Alert("reconciliation", "Billing does not add up", "Lines, ledger, invoice, Stripe and payments of a rating differ.",
+        "SELECT countIf(differs != '') AS ratings FROM finance_reconciliation", 0, 30, "page"),
+    Alert("late-invoices", "Invoices are late", "A period ended three days ago and its invoice has not gone out.",
+        "SELECT uniqExact(rating_id) AS ratings FROM finance_unbilled "
+        "WHERE period_end < now() - INTERVAL 3 DAY AND amount_minor > 0", 0, 60, "ticket"),
+    Alert("overdue", "Invoices are overdue", "Invoices went out more than 30 days ago and are not paid.",
+        "SELECT count() AS invoices FROM finance_invoices "
+        "WHERE outstanding_minor > 0 AND finalised_at < now() - INTERVAL 30 DAY", 0, 60, "ticket"),
+]  # fmt: skip
+
+
+def dashboard(name: str) -> dict[str, Any]:
+    """The dashboard as Grafana imports it."""
+    title, description, panels = DASHBOARDS[name]
+    placed, x, y, height = [], 0, 0, 0
+    for number, panel in enumerate(panels, 1):
+        width, rows = panel.size
+        if x + width > 24:
+            x, y, height = 0, y + height, 0
+        placed.append(_panel(panel, number, {"x": x, "y": y, "w": width, "h": rows}))
+        x, height = x + width, max(height, rows)
+    return {
+        "uid": f"meterhouse-{name}",
+        "title": title,
+        "description": description,
+        "tags": ["meterhouse"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": False,
+        "graphTooltip": 1,
+        "timezone": "utc",
+        "refresh": "1m",
+        "time": {"from": "now-24h" if name == "pipeline" else "now-30d", "to": "now"},
+        "annotations": {"list": []},
+        "links": [{"type": "dashboards", "tags": ["meterhouse"], "title": "Meterhouse", "asDropdown": True}],
+        "templating": {"list": _variables(panels)},
+        "panels": placed,
+    }
+
+
+def alerts() -> dict[str, Any]:
+    """The rules as Grafana provisions them."""
+    return {
+        "apiVersion": 1,
+        "groups": [
+            {
+                "orgId": 1,
+                "name": "meterhouse",
+                "folder": "Meterhouse",
+                "interval": "1m",
+                "rules": [_rule(alert) for alert in RULES],
+            }
+        ],
+    }
+
+
+def files() -> dict[Path, str]:
+    """What is written where."""
+    made = {HERE / f"{name}.json": json.dumps(dashboard(name), indent=2) + "\n" for name in DASHBOARDS}
+    head = "# Written by dashboards/grafana/build.py.\n"
+    return made | {ALERTS: head + yaml.safe_dump(alerts(), sort_keys=False, width=120)}
+
+
+def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
+    series = panel.kind == "timeseries"
+    target = {
+        "refId": "A",
+        "datasource": _SOURCE,
+        "editorType": "sql",
+        "queryType": "timeseries" if series else "table",
+        "format": 0 if series else 1,
+        "pluginVersion": "4.20.0",
+        "rawSql": panel.sql,
+    }
+    defaults: dict[str, Any] = {"unit": panel.unit}
+    if series:
+        defaults |= {"min": 0, "custom": {"drawStyle": "line", "lineWidth": 2, "fillOpacity": 10, "showPoints": "auto"}}
+    overrides = [
+        {
+            "matcher": {"id": "byName", "options": column},
+            "properties": [{"id": "links", "value": [{"title": "Show", "url": address}]}],
+        }
+        for column, address in panel.links.items()
+    ]
+    options: dict[str, Any] = {"cellHeight": "sm", "showHeader": True}
+    if series:
+        legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+        options = {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
+    elif panel.kind == "stat":
+        calculated = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+        options = {"colorMode": "value", "graphMode": "none", "textMode": "auto", "reduceOptions": calculated}
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.description,
+        "gridPos": place,
+        "datasource": _SOURCE,
+        "targets": [target],
+        "fieldConfig": {"defaults": defaults, "overrides": overrides},
+        "options": options,
+    }
+
+
+def _variables(panels: list[Panel]) -> list[dict[str, Any]]:
+    queries = {
+        "namespace": "SELECT DISTINCT namespace FROM usage ORDER BY namespace",
+        "customer": f"SELECT DISTINCT billed_customer_id FROM usage WHERE {_OF} ORDER BY billed_customer_id LIMIT 1000",
+        "agent": f"SELECT DISTINCT agent_name FROM usage WHERE {_OF} ORDER BY agent_name LIMIT 1000",
+        "model": f"SELECT DISTINCT model FROM usage WHERE {_OF} ORDER BY model LIMIT 1000",
+    }
+    used = [name for name in queries if any(f"${{{name}:" in panel.sql for panel in panels)]
+    source = {
+        "name": "datasource", "label": "Data source", "type": "datasource", "query": _SOURCE["type"], "refresh": 1,
+        "hide": 0, "options": [], "current": {},
+    }  # fmt: skip
+    traces = [_TRACES] if any("${traces}" in address for panel in panels for address in panel.links.values()) else []
+    return [source, *(_variable(name, queries[name]) for name in used), *traces]
+
+
+def _variable(name: str, query: str) -> dict[str, Any]:
+    many = name != "namespace"
+    return {
+        "name": name,
+        "label": name.capitalize(),
+        "type": "query",
+        "datasource": _SOURCE,
+        "query": query,
+        "definition": query,
+        "refresh": 2,
+        "sort": 1,
+        "hide": 0,
+        "options": [],
+        "current": {"text": ["All"], "value": ["$__all"]} if many else {},
+        "multi": many,
+        "includeAll": many,
+    }
+
+
+def _rule(alert: Alert) -> dict[str, Any]:
+    source = "meterhouse-clickhouse"
+    query = {
+        "refId": "A", "editorType": "sql", "queryType": "table", "format": 1, "pluginVersion": "4.20.0",
+        "rawSql": alert.sql,
+    }  # fmt: skip
+    threshold = {
+        "refId": "B", "type": "threshold", "expression": "A",
+        "conditions": [{"evaluator": {"type": "gt", "params": [alert.above]}}],
+    }  # fmt: skip
+    window = {"from": 600, "to": 0}
+    return {
+        "uid": f"meterhouse-{alert.uid}",
+        "title": alert.title,
+        "condition": "B",
+        "for": f"{alert.minutes}m",
+        "noDataState": "Alerting" if alert.uid == "projection-lag" else "OK",
+        "execErrState": "Error",
+        "labels": {"severity": alert.severity},
+        "annotations": {"summary": alert.summary, "runbook_url": f"{RUNBOOKS}/{alert.uid}.md"},
+        "data": [
+            {"refId": "A", "relativeTimeRange": window, "datasourceUid": source, "model": query},
+            {"refId": "B", "relativeTimeRange": window, "datasourceUid": "__expr__", "model": threshold},
+        ],
+    }
+
+
+def main() -> int:
+    """Write the files, or with --check say which differ (exit code 1)."""
+    stale = [file for file, text in files().items() if not file.exists() or file.read_text() != text]
+    if "--check" in sys.argv[1:]:
+        for file in stale:
+            print(f"{file} is not what build.py writes: run it", file=sys.stderr)
+        return 1 if stale else 0
+    for file, text in files().items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    print(f"{len(files())} files, {len(stale)} of them new or changed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

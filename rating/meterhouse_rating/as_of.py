@@ -1,0 +1,112 @@
+"""What a period came to by what was known at a moment: usage, decisions, prices, contracts, credits. Writes nothing.
+
+A period that was closed by then is rated as its closing did it, from the same usage and records, and has to give the
+same bytes. One that was open is rated by all that was known at the moment.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from meterhouse_rating import known, ledger, periods
+from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, RatedLine
+from meterhouse_rating.periods import Period
+from meterhouse_rating.queries import WOUND_BACK
+from meterhouse_rating.settle import Outcome, Terms, as_known
+from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
+from meterhouse_rating.usage import Found
+from meterhouse_rating.versions import versions
+from meterhouse_rating.world import World
+from meterhouse_store.tables import ledger_chain, ledger_transactions
+
+
+@dataclass(frozen=True)
+class Known:
+    """A customer's period as it was known; `same`: whether that is what was closed, None where it was open then."""
+
+    outcome: Outcome
+    closed: Standing | None
+    same: bool | None
+
+    def __str__(self) -> str:
+        it = self.outcome
+        if self.same is None:
+            return f"{it.customer_id} {it.period}: open then"
+        told = "as it was closed, to the byte" if self.same else "NOT as it was closed"
+        return f"{it.customer_id} {it.period}: {told}"
+
+
+def rate_as_of(world: World, text: str, only: str | None, moment: datetime) -> Iterator[Known]:
+    """The period as written, of one customer or of all that are registered. Raises PeriodError, NotThere."""
+    then = known.terms(world, moment, _version_at(world, moment))
+    for name in sorted(then.customers) if only is None else [only]:
+        customer = then.customers.get(name)
+        asked = periods.parse(text, "UTC" if customer is None else customer.time_zone)
+        with world.engine.connect() as connection:
+            every = standings(connection, world.namespace, name)
+            settled = {it.period: it for it in every if _closed_by(it, moment)}
+            for period in then.parts(name, asked, settled):
+                if period in settled:
+                    found = closed_again(world, connection, settled[period], every)
+                else:
+                    found = _open(world, connection, then, name, period, every, moment)
+                if found.outcome.usage or (found.outcome.rated is not None and found.outcome.rated.lines):
+                    yield found
+
+
+def closed_again(world: World, connection: Connection, closed: Standing, every: Sequence[Standing]) -> Known:
+    """A closed rating, rated again from what its closing knew; `every`: the customer's ratings."""
+    assert closed.closed_at is not None, "it is closed"
+    terms = known.terms(world, closed.closed_at, closed.book_version)
+    used = _used(world, terms, closed.customer_id, closed.period, closed.as_of)
+    before = [
+        it for it in every if it.closed_at is not None and (it.closed_at, it.period) < (closed.closed_at, closed.period)
+    ]
+    lines = lines_of(connection, [closed.rating_id])
+    names = [line["line_id"] for line in lines]
+    first = (
+        select(func.min(ledger_chain.c.sequence))
+        .join(ledger_transactions, ledger_transactions.c.transaction_id == ledger_chain.c.transaction_id)
+        .where(ledger_transactions.c.namespace == world.namespace, ledger_transactions.c.source_id.in_(names))
+    )
+    upto = ledger.Upto(closed.closed_at, connection.execute(first).scalar_one())
+    corrections = tuple(_line(row) for row in lines if row["kind"] in (CORRECTION, CREDIT_RESTORED))
+    outcome = as_known(connection, terms, closed.customer_id, closed.period, used, before, upto, corrections)
+    same = outcome.rated is not None and outcome.rated.sha256() == closed.result_sha256
+    return Known(outcome, closed, same)
+
+
+def _open(
+    world: World,
+    connection: Connection,
+    terms: Terms,
+    name: str,
+    period: Period,
+    every: Sequence[Standing],
+    moment: datetime,
+) -> Known:
+    used = _used(world, terms, name, period, moment)
+    before = [it for it in every if _closed_by(it, moment)]
+    return Known(as_known(connection, terms, name, period, used, before, ledger.Upto(moment, None), ()), None, None)
+
+
+def _used(world: World, terms: Terms, name: str, period: Period, as_of: datetime) -> Found:
+    return known.gather(world, terms, period, as_of, [name], WOUND_BACK).get(name, Found())
+
+
+def _closed_by(it: Standing, moment: datetime) -> bool:
+    return it.state == CLOSED and it.closed_at is not None and it.closed_at <= moment
+
+
+def _version_at(world: World, moment: datetime) -> int:
+    return max((it.version for it in versions(world.engine, world.namespace) if it.recorded_at <= moment), default=0)
+
+
+def _line(row: Mapping[Any, Any]) -> RatedLine:
+    names = ("kind", "component", "metric", "description", "quantity", "unit")
+    rest = ("amount_exact", "amount_minor", "explanation")
+    values: dict[str, Any] = {name: row[name] for name in (*names, *rest)}
+    return RatedLine(**values, dimensions=tuple(row["dimensions"].items()))

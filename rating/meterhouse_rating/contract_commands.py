@@ -1,0 +1,306 @@
+"""`meterhouse contracts`: what a customer agreed to beside its plan. The records are kept by `meterhouse_store`."""
+
+import getpass
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from meterhouse_rating.command_line import Data, Json, engine_of, existing, fail, print_json, refusals
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from meterhouse_rating.book import Book, Plan
+    from meterhouse_store.settings import Settings
+
+contracts = typer.Typer(
+    help="Add-ons, own prices, discounts and quantities of customers.", no_args_is_help=True, add_completion=False
+)
+
+Customer = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")]
+From = Annotated[str | None, typer.Option("--from", metavar="T", help="ISO date or instant; now if not given.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="T", help="When it ends; open if not given.")]
+
+
+@contracts.command("add-on")
+def contracts_addon(
+    customer: Customer,
+    name: Annotated[str, typer.Argument(help="An add-on of the price book.")],
+    quantity: Annotated[str, typer.Option(help="How many of it.")] = "1",
+    since: From = None,
+    until: Until = None,
+    data: Data = None,
+) -> None:
+    """Add an add-on to a customer's plan. May be repeated: the same again changes nothing."""
+    from meterhouse_store import agreements
+
+    with refusals(), _explained():
+        settings = existing(data)
+        engine, began = engine_of(settings), _moment(since)
+        book, _ = _terms(engine, settings, customer, began)
+        if name not in book.addons:
+            fail(f"The price book has no add-on {name} (it has {', '.join(book.addons) or 'none'}).")
+        made = agreements.add_addon(
+            engine,
+            settings.namespace,
+            customer,
+            name,
+            quantity=_number(quantity),
+            valid_from=began,
+            valid_until=_end(until),
+        )
+        print(f"{customer} has {_plain(made.quantity)} of the add-on {name} {_span(made)} ({made.agreement_id[:12]}).")
+
+
+@contracts.command("price")
+def contracts_price(
+    customer: Customer,
+    component: Annotated[str, typer.Argument(help="A component of the customer's plan.")],
+    file: Annotated[Path, typer.Argument(help="The component, YAML as in a price book: `model: per_unit` ...")],
+    since: From = None,
+    until: Until = None,
+    data: Data = None,
+) -> None:
+    """Give a customer a price of its own for one component. It prices months that begin while it holds."""
+    from meterhouse_rating.book import check_component
+    from meterhouse_rating.price_commands import read_text
+    from meterhouse_store import agreements
+
+    with refusals("; nothing was recorded"), _explained():
+        settings = existing(data)
+        engine, began = engine_of(settings), _moment(since)
+        book, plan = _terms(engine, settings, customer, began)
+        if component not in {part.name for part in plan.components}:
+            known = ", ".join(part.name for part in plan.components)
+            fail(f"The plan {plan.name} of {customer} has no component {component} (it has {known}).")
+        text = read_text(file)
+        check_component(component, text, book, plan)
+        made = agreements.add_override(
+            engine, settings.namespace, customer, component, text, valid_from=began, valid_until=_end(until)
+        )
+        print(f"{customer} has a price of its own for {component} {_span(made)} ({made.agreement_id[:12]}).")
+
+
+@contracts.command("discount")
+def contracts_discount(
+    customer: Customer,
+    name: Annotated[str, typer.Argument(help="What stands on invoices.")],
+    percent: Annotated[str | None, typer.Option(help="So many percent off.")] = None,
+    amount: Annotated[str | None, typer.Option(help="So much off each month, in the customer's currency.")] = None,
+    component: Annotated[
+        list[str] | None, typer.Option(help="Only off this component; may be given again. All if not given.")
+    ] = None,
+    months: Annotated[int | None, typer.Option(help="For so many calendar months, the first included.")] = None,
+    before_minimum: Annotated[
+        bool, typer.Option("--before-minimum", help="A minimum commitment is compared with what the discount leaves.")
+    ] = False,
+    since: From = None,
+    until: Until = None,
+    data: Data = None,
+) -> None:
+    """Give a customer a discount: a coupon, a promotion, or what it gets for a commitment.
+
+    Discounts apply one after the other as they begin, after the minimum commitment if nothing else is said.
+    """
+    from meterhouse_store import agreements
+
+    with refusals(), _explained():
+        settings = existing(data)
+        engine, began = engine_of(settings), _moment(since)
+        _, plan = _terms(engine, settings, customer, began)
+        known = {part.name for part in plan.components}
+        for one in component or ():
+            if one not in known and "." not in one:
+                fail(f"The plan {plan.name} of {customer} has no component {one} (it has {', '.join(sorted(known))}).")
+        made = agreements.add_discount(
+            engine,
+            settings.namespace,
+            customer,
+            name,
+            percent=None if percent is None else _number(percent),
+            amount=None if amount is None else _number(amount),
+            components=component,
+            months=months,
+            before_minimum=before_minimum,
+            valid_from=began,
+            valid_until=_end(until),
+        )
+        print(f"{customer} has the discount {name} {_span(made)} ({made.agreement_id[:12]}).")
+
+
+@contracts.command("quantity")
+def contracts_quantity(
+    customer: Customer,
+    name: Annotated[str, typer.Argument(help="What is counted, as the price book names it: seats.")],
+    number: Annotated[str, typer.Argument(help="How many from then on.")],
+    since: From = None,
+    data: Data = None,
+) -> None:
+    """Say how many of something, such as seats, a customer has from a moment on."""
+    from meterhouse_store import agreements
+
+    with refusals(), _explained():
+        settings = existing(data)
+        engine = engine_of(settings)
+        made = agreements.add_quantity(
+            engine, settings.namespace, customer, name, _number(number), valid_from=_moment(since)
+        )
+        print(f"{customer} has {_plain(made.quantity)} {name} from {_short(made.valid_from)} on.")
+
+
+@contracts.command("corrections")
+def contracts_corrections(
+    customer: Customer,
+    policy: Annotated[str, typer.Argument(help="next_invoice, credit_note or none.")],
+    why: Annotated[str, typer.Option(help="Kept with the record.")] = "",
+    data: Data = None,
+) -> None:
+    """Say what becomes of usage that changes after its period was closed.
+
+    next_invoice (where nothing is said): a line of the next rating, whichever its sign. credit_note: the same, but what
+    is in the customer's favour becomes a credit note. none: it is listed and not billed.
+    """
+    from meterhouse_rating import recorrect
+    from meterhouse_store import registry
+
+    if policy not in recorrect.POLICIES:
+        fail(f"{policy!r} is no policy: write {', '.join(recorrect.POLICIES)}.", 2)
+    with refusals():
+        settings = existing(data)
+        engine, now = engine_of(settings), datetime.now(UTC)
+        if customer not in {it.customer_id for it in registry.customers(engine, settings.namespace)}:
+            fail(f"{customer} is not registered: `meterhouse customers add {customer}`")
+        who = getpass.getuser()
+        new = recorrect.set_policy(engine, settings.namespace, customer, policy, who=who, why=why, now=now)
+        print(f"corrections of {customer}: {policy}{'' if new else ', as before'}.")
+
+
+@contracts.command("end")
+def contracts_end(
+    agreement: Annotated[str, typer.Argument(metavar="ID", help="The beginning of an id that `show` lists.")],
+    on: Annotated[str | None, typer.Option("--on", metavar="T", help="When it ends; now if not given.")] = None,
+    data: Data = None,
+) -> None:
+    """End an add-on, a price of a customer's own, or a discount."""
+    from meterhouse_store import agreements
+
+    with refusals(), _explained():
+        settings = existing(data)
+        made = agreements.end(engine_of(settings), settings.namespace, agreement, _moment(on))
+        print(f"{made.agreement_id[:12]} of {made.customer_id} holds {_span(made)}.")
+
+
+@contracts.command("show")
+def contracts_show(customer: Customer, data: Data = None, as_json: Json = False) -> None:
+    """List what a customer agreed to beside its plan, what has ended too. Times are UTC."""
+    from meterhouse_rating.layout import table
+    from meterhouse_store import agreements
+
+    with refusals(), _explained():
+        settings = existing(data)
+        engine, namespace = engine_of(settings), settings.namespace
+        every = (agreements.addons, agreements.overrides, agreements.discounts, agreements.quantities)
+        found: list[Any] = [it for read in every for it in read(engine, namespace) if it.customer_id == customer]
+        if as_json:
+            print_json([_json(it) for it in found])
+        elif found:
+            rows = [("id", "what", "name", "terms", "holds")]
+            print(table(rows + [(it.agreement_id[:12], *_words(it), _span(it)) for it in found]))
+        else:
+            print(f"{customer} agreed to nothing beside its plan.")
+
+
+def _terms(engine: "Engine", settings: "Settings", customer: str, moment: datetime) -> "tuple[Book, Plan]":
+    """The price book and the customer's plan in the month that begins then, or is under way."""
+    from meterhouse_rating.periods import Period
+    from meterhouse_rating.settled import contract_in_force
+    from meterhouse_rating.versions import NotThere, in_force, versions
+    from meterhouse_store import registry
+
+    period = Period(moment, moment + timedelta(days=31))
+    version = in_force(versions(engine, settings.namespace), period)
+    if version is None:
+        raise NotThere("no price book is published: `meterhouse prices publish FILE`")
+    known = [it for it in registry.contracts(engine, settings.namespace) if it.customer_id == customer]
+    contract = contract_in_force(known, period)
+    if contract is None:
+        fail(f"{customer} has no plan: `meterhouse customers add {customer} --plan PLAN`")
+    plan = version.book.plans.get(contract.plan)
+    if plan is None:
+        fail(f"{customer} is on the plan {contract.plan}, which price book version {version.version} does not have.")
+    return version.book, plan
+
+
+class _explained:
+    """Refusals of the registry end the command with their sentence."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> None:
+        from meterhouse_store.registry import RegistryError
+
+        if isinstance(error, RegistryError):
+            print(error, file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+def _moment(text: str | None) -> datetime:
+    from meterhouse_rating.periods import instant
+
+    return datetime.now(UTC) if text is None else instant(text)
+
+
+def _end(text: str | None) -> datetime | None:
+    return None if text is None else _moment(text)
+
+
+def _number(text: str) -> Decimal:
+    from meterhouse_store.numbers import D
+
+    try:
+        return D(text.replace("_", ""))
+    except ValueError:
+        fail(f"{text!r} is no number. Write digits and a point, such as 12.5.", 2)
+
+
+def _plain(number: Decimal) -> str:
+    from meterhouse_store.numbers import plain
+
+    return plain(number)
+
+
+def _short(moment: datetime) -> str:
+    from meterhouse_rating.periods import short
+
+    return short(moment.replace(microsecond=0))
+
+
+def _span(record: Any) -> str:
+    until = getattr(record, "valid_until", None)
+    return f"from {_short(record.valid_from)} on" if until is None else f"{_short(record.valid_from)}..{_short(until)}"
+
+
+def _words(record: Any) -> tuple[str, str, str]:
+    if hasattr(record, "addon"):
+        return "add-on", record.addon, _plain(record.quantity)
+    if hasattr(record, "source"):
+        return "price", record.component, record.source.strip().partition("\n")[0]
+    if hasattr(record, "percent"):
+        off = f"{_plain(record.percent)} %" if record.percent is not None else _plain(record.amount)
+        of = f" of {', '.join(record.components)}" if record.components else ""
+        months = "" if record.months is None else f", {record.months} months"
+        return "discount", record.name, f"{off}{of}{months}{', before the minimum' if record.before_minimum else ''}"
+    return "quantity", record.name, _plain(record.quantity)
+
+
+def _json(record: Any) -> dict[str, Any]:
+    values = {}
+    for name, value in vars(record).items():
+        if isinstance(value, datetime):
+            value = value.isoformat()
+        values[name] = _plain(value) if isinstance(value, Decimal) else value
+    return values

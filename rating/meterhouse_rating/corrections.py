@@ -1,0 +1,196 @@
+"""Corrections: what a closed period comes to now, less what it came to, as signed lines. Pure functions.
+
+The closed rating is priced again with all that is known now of its usage, and all that was agreed when it was closed:
+its own period, tiers and price version. Each line that differs becomes a correction that names it. Where usage that
+credits had paid is taken away, the credits come back, those used last first.
+
+Recurring fees are left out: they go by contracts and dated quantities, and nothing can be agreed into a closed period.
+What was billed in advance for a month that is not closed is made up for by that month's own rating.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any, Final
+
+from meterhouse_rating.credit_lines import used_by
+from meterhouse_rating.credits import PROMOTIONAL, Grant
+from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, Rated, RatedLine, rate
+from meterhouse_rating.ids import digest
+from meterhouse_rating.money import of_minor, show
+from meterhouse_rating.periods import Period
+from meterhouse_store.numbers import D, plain
+
+_PAID: Final = "paid-then"
+_NOT_CORRECTED: Final = frozenset({CORRECTION, CREDIT_RESTORED, "credit_applied", "credit_pack"})
+
+LineRow = Mapping[str, Any]
+"""A row of `rated_lines`."""
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A rating that was closed: its lines, and the corrections of it that stand on closed ratings and credit notes."""
+
+    rating_id: str
+    period: Period
+    currency: str
+    lines: Sequence[LineRow]
+    corrected: Sequence[LineRow] = ()
+
+
+@dataclass
+class _Was:
+    """What was billed of one line so far."""
+
+    line_id: str = ""
+    quantity: Decimal = Decimal(0)
+    exact: Decimal = Decimal(0)
+    amount_minor: int = 0
+    meters: dict[str, Decimal] = field(default_factory=dict)
+    like: LineRow | None = None
+
+    def add(self, line: LineRow, meters: Mapping[str, str]) -> None:
+        self.quantity += line["quantity"]
+        self.exact += line["amount_exact"]
+        self.amount_minor += line["amount_minor"]
+        for name, quantity in meters.items():
+            self.meters[name] = self.meters.get(name, Decimal(0)) + D(quantity)
+
+
+def correct(closed: Closed, inputs: Inputs) -> tuple[RatedLine, ...]:
+    """The corrections of a closed rating, by inputs of its own time with the usage of now."""
+    paid = _paid(closed)
+    total_paid = sum(amount for _, amount in paid)
+    # What credits paid then pays first; the rest of what was there then is none of this rating's any more.
+    then = Grant(_PAID, PROMOTIONAL, total_paid, inputs.setting.period.start, priority=-1)
+    now = rate(replace(inputs, credits=(then,), top_up=None, corrections=()))
+    found = _differences(closed, now)
+    restored = total_paid - _used_of(now, closed.currency)
+    return tuple(found) if restored <= 0 else (*found, _restored(closed, paid, restored))
+
+
+def _differences(closed: Closed, now: Rated) -> list[RatedLine]:
+    was: dict[str, _Was] = {}
+    for row in closed.lines:
+        if row["kind"] in _NOT_CORRECTED or "service" in row["explanation"]:
+            continue
+        before = was.setdefault(
+            _name(closed, row["kind"], row), _Was(row["line_id"] if row["amount_minor"] else "", like=row)
+        )
+        before.add(row, row["explanation"].get("meters", {}))
+    for row in closed.corrected:
+        told = row["explanation"]["corrects"]
+        if row["kind"] == CORRECTION:
+            before = was.setdefault(told["name"], _Was(told["line"], like=row))
+            before.add(row, row["explanation"]["corrected_meters"])
+    found = []
+    for line in now.lines:
+        if line.kind in _NOT_CORRECTED or "service" in line.explanation:
+            continue
+        name = _name(closed, line.kind, {**vars(line), "dimensions": dict(line.dimensions)})
+        found.append(_correction(closed, name, was.pop(name, _Was()), line))
+    found += [_correction(closed, name, before, None) for name, before in sorted(was.items())]
+    return [line for line in found if line.amount_minor or line.quantity or line.explanation["corrected_meters"]]
+
+
+def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None) -> RatedLine:
+    like: Mapping[str, Any] = vars(line) if line is not None else was.like or {}
+    kind = line.kind if line is not None else _kind_of(was.like or {})
+    exact = line.amount_exact if line is not None else Decimal(0)
+    amount = (0 if line is None else line.amount_minor) - was.amount_minor
+    meters = {key: D(it) for key, it in (line.explanation.get("meters", {}) if line is not None else {}).items()}
+    changed = {
+        key: meters.get(key, Decimal(0)) - was.meters.get(key, Decimal(0)) for key in sorted({*meters, *was.meters})
+    }
+    explanation = {
+        "corrects": {
+            "rating": closed.rating_id,
+            "line": was.line_id,
+            "name": name,
+            "kind": kind,
+            "period": str(closed.period),
+        },
+        "price": like["explanation"].get("price", {}),
+        "steps": [
+            {"comes_to": str(closed.period), "amount": plain(exact)},
+            {"billed_so_far": str(closed.period), "amount": plain(-was.exact)},
+        ],
+        "corrected_meters": {key: plain(quantity) for key, quantity in changed.items() if quantity},
+        "amount_exact": plain(exact - was.exact),
+        "amount": show(amount, closed.currency),
+    }
+    dimensions = like["dimensions"]
+    description = str(like["description"]).partition(" (correction of ")[0]
+    return RatedLine(
+        CORRECTION,
+        like["component"],
+        like["metric"],
+        f"{description} (correction of {closed.period})",
+        (Decimal(0) if line is None else line.quantity) - was.quantity if like["metric"] else Decimal(0),
+        like["unit"],
+        tuple(dimensions.items()) if isinstance(dimensions, Mapping) else dimensions,
+        exact - was.exact,
+        amount,
+        explanation,
+    )
+
+
+def _restored(closed: Closed, paid: Sequence[tuple[str, int]], restored: int) -> RatedLine:
+    left = restored
+    used: dict[str, int] = {}
+    for name, amount in reversed(paid):
+        back = min(left, amount)
+        if back:
+            used[name] = used.get(name, 0) - back
+            left -= back
+    explanation = {
+        "corrects": {
+            "rating": closed.rating_id,
+            "line": next((row["line_id"] for row in closed.lines if row["kind"] == "credit_applied"), ""),
+            "name": digest(["restored", closed.rating_id]),
+            "kind": "credit_applied",
+            "period": str(closed.period),
+        },
+        "steps": [{"restored": name, "amount": show(-amount, closed.currency)} for name, amount in used.items()],
+        "used": {name: show(amount, closed.currency) for name, amount in used.items()},
+        "corrected_meters": {},
+        "amount": show(restored, closed.currency),
+    }
+    words = ("credits", None, f"Credits given back (correction of {closed.period})", Decimal(1), "")
+    return RatedLine(CREDIT_RESTORED, *words, (), of_minor(restored, closed.currency), restored, explanation)
+
+
+def _paid(closed: Closed) -> list[tuple[str, int]]:
+    """What credits paid of the rating and did not come back, in the order of use."""
+    back: dict[str, int] = {}
+    for row in closed.corrected:
+        for name, amount in used_by(row["explanation"], closed.currency).items():
+            back[name] = back.get(name, 0) - amount
+    paid = []
+    for row in closed.lines:
+        if row["kind"] == "credit_applied":
+            used = used_by(row["explanation"], closed.currency)
+            paid += [(name, amount - back.get(name, 0)) for name, amount in used.items()]
+    return [(name, amount) for name, amount in paid if amount > 0]
+
+
+def _used_of(now: Rated, currency: str) -> int:
+    told = (used_by(line.explanation, currency) for line in now.lines if line.kind == "credit_applied")
+    return sum(it.get(_PAID, 0) for it in told)
+
+
+def _name(closed: Closed, kind: str, line: Mapping[str, Any]) -> str:
+    """The one name of what a line is for, the same before and after."""
+    key = [kind, line["component"], line["metric"], sorted(map(list, dict(line["dimensions"]).items()))]
+    return digest(["correction", closed.rating_id, *key])
+
+
+def _kind_of(like: LineRow) -> str:
+    corrects = like.get("explanation", {}).get("corrects")
+    return str(corrects["kind"] if corrects else like.get("kind", ""))
+
+
+def total(lines: Iterable[RatedLine]) -> int:
+    """What corrections come to, in minor units."""
+    return sum(line.amount_minor for line in lines)

@@ -1,0 +1,225 @@
+"""The SQL with which rating asks ClickHouse, as text: pure functions of what is wanted.
+
+Column names come from a closed list; everything else, names of attributes too, is bound by the server.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from meterhouse_rating.metrics import ALL_TASKS, LATEST, MAX, NOT_FAILED, OK_ONLY, TIME_WEIGHTED, UNIQUE
+from meterhouse_rating.models.dimensions import attribute, is_dimension
+from meterhouse_rating.periods import Period
+from meterhouse_rating.sorting import TASK_FAILED, TASK_OK, TASK_OPEN, Measurement
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+USAGE: Final = "usage"
+"""What queries read, but for those about what was known before (WOUND_BACK)."""
+
+MAX_GROUPS: Final = 10_000
+"""So many combinations of meter, status and dimensions of one customer are rated; beyond that it is left unrated."""
+
+LOOK_BACK: Final = timedelta(days=400)
+"""A level (latest, time_weighted) that was told of before a period goes on into it for so long: as long as events may
+come late."""
+
+_TO: Final = (
+    "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC') "
+    "AND known_at > fromUnixTimestamp64Nano({after_ns:Int64}, 'UTC') "
+    "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC')"
+)
+_WINDOW: Final = (
+    "namespace = {namespace:String} AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') " + _TO
+)
+"""Half-open in event_time; in known_at (received, or let through by a decision) after one moment, up to another."""
+
+_REACH: Final = (
+    "namespace = {namespace:String} AND event_time >= fromUnixTimestamp64Nano({reach_ns:Int64}, 'UTC') " + _TO
+)
+
+_OUTCOMES: Final = (
+    "SELECT billed_customer_id, task_id FROM %s WHERE namespace = {namespace:String} AND meter = 'agent.tasks' "
+    "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
+    "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') AND task_id != '' AND status = '%s'"
+)
+"""The tasks that ended in one way, whenever: a task ends after its calls. One that ended well once ended well."""
+
+FIRST_USAGE: Final = (
+    "SELECT billed_customer_id, min(event_time) FROM usage WHERE namespace = {namespace:String} "
+    "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') GROUP BY billed_customer_id"
+)
+
+WATERMARK: Final = "SELECT collector_id, segment, position, projected_through FROM watermark ORDER BY collector_id"
+
+# Every part of the texts below is a constant of this module or a name of the closed list of dimensions.
+# ruff: noqa: S608
+
+
+def aggregate_query(
+    dimensions: Sequence[str], customers: Sequence[str] | None, *, tasks: bool = False, source: str = USAGE
+) -> str:
+    """The aggregate of a period: one row per customer, meter, status and the dimensions that prices depend on.
+
+    `customers` None: of the whole namespace, in one pass. `tasks`: also by how the task ended that the calls were in.
+    `source`: USAGE or WOUND_BACK. Raises ValueError for a dimension that is none.
+    """
+    columns = [*_columns(dimensions), *([_task_column(source)] if tasks else [])]
+    keys = ", ".join(["billed_customer_id", "meter", "status", *columns])
+    bounded = f" LIMIT {MAX_GROUPS + 1} BY billed_customer_id" if dimensions else ""
+    return (
+        f"SELECT {keys}, count(), sum(quantity) FROM {source} WHERE {_WINDOW}{_only(customers)} GROUP BY {keys} "
+        f"ORDER BY {keys}{bounded}"
+    )
+
+
+_SHOWN: Final = (
+    "namespace, meter, event_id, status, agent_id, agent_name, provider, model, operation, tool, modality, cache_ttl, "
+    "service_tier, call_id, task_id, conversation_id, step, response_id, request_id, trace_id, lease_id, usage_source, "
+    "source, attributes, credential_id, process_id, service_name, quantity"
+)
+_AT: Final = "fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC')"
+_ROW: Final = "namespace, customer_id, meter, event_time, event_id, quantity"
+
+WOUND_BACK: Final = f"""(
+    SELECT {_SHOWN}, customer_id, event_time, billed_customer_id, known_at FROM usage WHERE decided_at <= {_AT}
+    UNION ALL
+    SELECT {", ".join(f"row.{name} AS {name}" for name in _SHOWN.split(", "))}, row.customer_id AS customer_id,
+        if(row.event_time = toDateTime64(0, 9, 'UTC'), row.once_time, row.event_time) AS event_time,
+        if(then.decided > 0 AND then.billed != '', then.billed, row.customer_id) AS billed_customer_id,
+        if(then.decided > 0, greatest(row.received_at, toDateTime64(then.last, 9, 'UTC')), row.received_at) AS known_at
+    FROM (SELECT * FROM events FINAL WHERE ({_ROW}) IN (SELECT {_ROW} FROM mirror_decisions)) AS row
+    INNER JOIN (
+        SELECT {_ROW}, countIf(decided_at <= {_AT}) AS decided, maxIf(decided_at, decided_at <= {_AT}) AS last,
+            argMaxIf(reason, decided_at, decided_at <= {_AT}) AS reason_then,
+            argMaxIf(mirror_decisions.billed_customer_id, decided_at, decided_at <= {_AT}) AS billed,
+            argMin(original_reason, decided_at) AS reason_before
+        FROM mirror_decisions FINAL GROUP BY {_ROW} HAVING max(decided_at) > {_AT}
+    ) AS then ON {" AND ".join(f"row.{name} = then.{name}" for name in _ROW.split(", "))}
+    WHERE if(then.decided > 0, then.reason_then, then.reason_before) = ''
+)"""
+"""`usage` as it was at a moment: what was decided since is taken back."""
+
+TOTALS: Final = (
+    f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {_WINDOW} "
+    "GROUP BY billed_customer_id, meter ORDER BY billed_customer_id, meter"
+)
+"""Per customer and meter what a period comes to, and when the last of it became known."""
+
+
+def window_parameters(
+    namespace: str,
+    period: Period,
+    dimensions: Sequence[str] = (),
+    *,
+    as_of: datetime,
+    after: datetime = EPOCH,
+    customers: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The parameters of `aggregate_query`."""
+    parameters: dict[str, Any] = {
+        "namespace": namespace,
+        "start_ns": nanoseconds(period.start),
+        "end_ns": nanoseconds(period.end),
+        "after_ns": nanoseconds(after),
+        "as_of_ns": nanoseconds(as_of),
+    }
+    names = {f"attribute_{at}": attribute(name) for at, name in enumerate(dimensions) if attribute(name) is not None}
+    return parameters | names | ({} if customers is None else {"customers": list(customers)})
+
+
+def measure_query(measurement: Measurement, customers: Sequence[str] | None, *, source: str = USAGE) -> str:
+    """The value of a metric that is no sum: per customer and dimensions the events of the period, and the value.
+
+    For `time_weighted` the value is the sum of level times nanoseconds. Raises ValueError for a dimension that is none.
+    """
+    metric = measurement.metric
+    columns = _columns(measurement.dimensions)
+    keys = ", ".join(["billed_customer_id", *columns])
+    billed = f"{_only(customers)} AND meter IN {{meters:Array(String)}} AND status NOT IN {{free:Array(String)}}"
+    billed += _tasks_billed(measurement.tasks, source)
+    bounded = f" ORDER BY {keys} LIMIT {MAX_GROUPS + 1} BY billed_customer_id" if columns else f" ORDER BY {keys}"
+    if metric.aggregate in (MAX, UNIQUE):
+        value = "max(quantity)" if metric.aggregate == MAX else f"uniqExact({_column(metric.of or '', 'of')})"
+        return f"SELECT {keys}, count(), {value} FROM {source} WHERE {_WINDOW}{billed} GROUP BY {keys}{bounded}"
+    if metric.aggregate not in (LATEST, TIME_WEIGHTED):
+        raise ValueError(f"{metric.aggregate} is a sum over rows")
+    named = [f"{column} AS key_{at}" for at, column in enumerate(columns)]
+    key_names = ", ".join(["billed_customer_id", *(f"key_{at}" for at in range(len(columns)))])
+    series = "''" if metric.of is None else _column(metric.of, "of")
+    levels = (
+        f"SELECT {', '.join(['billed_customer_id', *named])}, event_time, event_id, quantity, meter, "
+        f"{series} AS series FROM {source} WHERE {_REACH}{billed}"
+    )
+    partition = f"PARTITION BY {key_names}, meter, series ORDER BY event_time, event_id"
+    ends = (
+        "SELECT *, toUnixTimestamp64Nano(event_time) AS from_ns, leadInFrame(toUnixTimestamp64Nano(event_time), 1, "
+        f"{{until_ns:Int64}}) OVER ({partition} ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS next_ns "
+        f"FROM ({levels})"
+    )
+    if metric.aggregate == TIME_WEIGHTED:
+        held = "greatest(0, least(next_ns, {until_ns:Int64}) - greatest(from_ns, {start_ns:Int64}))"
+        value = f"sum(toDecimal256(quantity, 9) * toInt256({held}))"
+    else:
+        value = "sum(if(next_ns = {until_ns:Int64}, quantity, toDecimal128(0, 9)))"
+    counted = "countIf(from_ns >= {start_ns:Int64})"
+    bounded = bounded.replace(keys, key_names)
+    return f"SELECT {key_names}, {counted}, {value} FROM ({ends}) GROUP BY {key_names}{bounded}"
+
+
+def measure_parameters(
+    namespace: str,
+    period: Period,
+    measurement: Measurement,
+    *,
+    as_of: datetime,
+    customers: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The parameters of `measure_query`. A level lasts to the period's end, in a period under way up to now."""
+    metric = measurement.metric
+    parameters = window_parameters(namespace, period, measurement.dimensions, as_of=as_of, customers=customers)
+    end = nanoseconds(period.end)
+    until = min(end, max(nanoseconds(as_of), nanoseconds(period.start))) if metric.aggregate == TIME_WEIGHTED else end
+    own = {} if metric.of is None or attribute(metric.of) is None else {"attribute_of": attribute(metric.of)}
+    return (
+        parameters
+        | own
+        | {
+            "meters": list(metric.meters),
+            "free": list(measurement.free_statuses),
+            "reach_ns": nanoseconds(period.start - LOOK_BACK),
+            "until_ns": until,
+        }
+    )
+
+
+def nanoseconds(moment: datetime) -> int:
+    """Nanoseconds since 1970 of an aware datetime, exactly."""
+    return (moment - EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def _columns(dimensions: Sequence[str]) -> list[str]:
+    return [_column(name, str(at)) for at, name in enumerate(dimensions)]
+
+
+def _column(name: str, place: str) -> str:
+    if not is_dimension(name):
+        raise ValueError(f"no dimensions of usage: {[name]}")
+    return name if attribute(name) is None else f"attributes[{{attribute_{place}:String}}]"
+
+
+def _only(customers: Sequence[str] | None) -> str:
+    return "" if customers is None else " AND billed_customer_id IN {customers:Array(String)}"
+
+
+def _task_column(source: str) -> str:
+    ended = f"(billed_customer_id, task_id) IN ({_OUTCOMES % (source, 'ok')})"
+    failed = f"(billed_customer_id, task_id) IN ({_OUTCOMES % (source, 'failed')})"
+    return f"multiIf(task_id = '', '', {ended}, '{TASK_OK}', {failed}, '{TASK_FAILED}', '{TASK_OPEN}')"
+
+
+def _tasks_billed(rule: str, source: str) -> str:
+    if rule == ALL_TASKS:
+        return ""
+    allowed = {OK_ONLY: f"'', '{TASK_OK}'", NOT_FAILED: f"'', '{TASK_OK}', '{TASK_OPEN}'"}[rule]
+    return f" AND {_task_column(source)} IN ({allowed})"

@@ -1,0 +1,196 @@
+"""Corrections in SQL: which closed ratings a period corrects, by the customer's policy, and what is kept of it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection, Engine, delete, insert, select
+
+from meterhouse_rating import ledger, results
+from meterhouse_rating.corrections import Closed, correct, total
+from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, RatedLine, UsageRow
+from meterhouse_rating.ids import digest
+from meterhouse_rating.periods import Period, overlaps
+from meterhouse_rating.settled import CLOSED, OPEN, Standing, lines_of
+from meterhouse_store.numbers import D, plain
+from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import accounted_usage, correction_policies, credit_notes, rated_lines, ratings
+
+if TYPE_CHECKING:
+    from meterhouse_rating.settle import Restated
+
+NEXT_INVOICE: Final = "next_invoice"
+CREDIT_NOTE: Final = "credit_note"
+NONE: Final = "none"
+POLICIES: Final = (NEXT_INVOICE, CREDIT_NOTE, NONE)
+
+_KINDS: Final = (CORRECTION, CREDIT_RESTORED)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A closed rating with its inputs of today, and its corrections: those on the rating that is made, or on a note."""
+
+    restated: "Restated"
+    inputs: Inputs
+    on_rating: tuple[RatedLine, ...]
+    on_note: tuple[RatedLine, ...]
+
+
+def policy_of(connection: Connection, namespace: str, customer_id: str) -> str:
+    """What becomes of usage of the customer that changes after its period was closed."""
+    return policies(connection, namespace).get(customer_id, NEXT_INVOICE)
+
+
+def policies(connection: Connection, namespace: str) -> dict[str, str]:
+    """The same for all customers that have agreed to something."""
+    table = correction_policies
+    query = select(table.c.customer_id, table.c.policy).where(table.c.namespace == namespace)
+    return {str(name): str(policy) for name, policy in connection.execute(query.order_by(table.c.recorded_at))}
+
+
+def set_policy(
+    engine: Engine, namespace: str, customer_id: str, policy: str, *, who: str, why: str, now: datetime
+) -> bool:
+    """Record what becomes of the customer's late usage from now on; False where it is so already."""
+    with begin_write(engine) as connection:
+        if policy_of(connection, namespace, customer_id) == policy:
+            return False
+        row = {"namespace": namespace, "customer_id": customer_id, "recorded_at": now, "policy": policy}
+        connection.execute(insert(correction_policies).values(**row, who=who, why=why))
+    return True
+
+
+def corrected(
+    connection: Connection,
+    namespace: str,
+    customer_id: str,
+    period: Period,
+    standing: Sequence[Standing],
+    restated: "Sequence[Restated]",
+    rerate: "Callable[[Connection, Restated], Inputs | None]",
+) -> tuple[Corrected, ...]:
+    """The corrections that belong on the rating of a period: of closed ones before it, each on one open rating only."""
+    policy = policy_of(connection, namespace, customer_id) if restated else NONE
+    if policy == NONE:
+        return ()
+    others = [it.rating_id for it in standing if it.state == OPEN and not overlaps(it.period, period)]
+    carried = {
+        line["explanation"]["corrects"]["rating"] for line in lines_of(connection, others) if line["kind"] in _KINDS
+    }
+    found = []
+    for it in sorted(restated, key=lambda it: it.standing.period):
+        closed = it.standing
+        if closed.period.end > period.start or closed.rating_id in carried:
+            continue
+        inputs = rerate(connection, it)
+        if inputs is None:
+            continue
+        lines = [dict(row) for row in lines_of(connection, [closed.rating_id])]
+        made = correct(
+            Closed(closed.rating_id, closed.period, closed.currency, lines, _so_far(connection, standing, closed)),
+            inputs,
+        )
+        noted = policy == CREDIT_NOTE and total(made) < 0
+        found.append(Corrected(it, inputs, () if noted else made, made if noted else ()))
+    return tuple(found)
+
+
+def account(connection: Connection, rating_id: str, usage: Iterable[UsageRow], as_of: datetime) -> None:
+    """Remember what usage a closed rating and its corrections account for, and up to when it is known."""
+    sums: dict[str, Decimal] = {}
+    for row in usage:
+        sums[row.meter] = sums.get(row.meter, Decimal(0)) + row.quantity
+    connection.execute(delete(accounted_usage).where(accounted_usage.c.rating_id == rating_id))
+    connection.execute(
+        insert(accounted_usage),
+        [
+            {"rating_id": rating_id, "meter": meter, "quantity": quantity, "as_of": as_of}
+            for meter, quantity in (sums or {"": Decimal(0)}).items()
+        ],
+    )
+
+
+def accounted(
+    connection: Connection, namespace: str, since: datetime | None = None
+) -> dict[str, tuple[datetime, dict[str, Decimal]]]:
+    """Per closed rating (of periods that end after `since`) up to when its usage is accounted for, and the quantities
+    per meter.
+    """
+    query = (
+        select(accounted_usage)
+        .join(ratings, ratings.c.rating_id == accounted_usage.c.rating_id)
+        .where(ratings.c.namespace == namespace)
+    )
+    if since is not None:
+        query = query.where(ratings.c.period_end > since)
+    found: dict[str, tuple[datetime, dict[str, Decimal]]] = {}
+    for row in connection.execute(query).mappings():
+        meters = found.setdefault(row["rating_id"], (row["as_of"], {}))[1]
+        if row["meter"]:
+            meters[row["meter"]] = row["quantity"]
+    return found
+
+
+def keep(
+    connection: Connection,
+    namespace: str,
+    customer_id: str,
+    it: Corrected,
+    with_rating: str,
+    moment: "results.Moment",
+) -> None:
+    """What the closing of a rating means for a rating that it corrects; a credit note is written and posted."""
+    closed = it.restated.standing
+    account(connection, closed.rating_id, it.restated.found.rows, moment.as_of)
+    if not it.on_note:
+        return
+    note_id = digest(["credit note", closed.rating_id, with_rating])
+    rows = results.line_rows_of(note_id, closed.currency, it.on_note)
+    connection.execute(
+        insert(credit_notes).values(
+            credit_note_id=note_id,
+            namespace=namespace,
+            customer_id=customer_id,
+            rating_id=closed.rating_id,
+            currency=closed.currency,
+            total_minor=total(it.on_note),
+            lines=[{name: plain(v) if isinstance(v, Decimal) else v for name, v in row.items()} for row in rows],
+            as_of=moment.as_of,
+            recorded_at=moment.rated_at,
+        )
+    )
+    ledger.post(
+        connection,
+        namespace,
+        customer_id,
+        ledger.of_lines(rows, namespace),
+        effective_at=moment.rated_at,
+        recorded_at=moment.rated_at,
+    )
+
+
+def notes(connection: Connection, namespace: str, customer_id: str | None = None) -> Sequence[Mapping[str, Any]]:
+    """The credit notes of a namespace, or of a customer, by customer and time."""
+    query = select(credit_notes).where(credit_notes.c.namespace == namespace)
+    if customer_id is not None:
+        query = query.where(credit_notes.c.customer_id == customer_id)
+    ordered = query.order_by(credit_notes.c.customer_id, credit_notes.c.recorded_at, credit_notes.c.credit_note_id)
+    return [dict(row) for row in connection.execute(ordered).mappings()]
+
+
+def _so_far(connection: Connection, standing: Sequence[Standing], closed: Standing) -> list[Mapping[str, Any]]:
+    """The corrections of a rating that are final: on closed ratings and credit notes."""
+    later = [it.rating_id for it in standing if it.state == CLOSED and it.rating_id != closed.rating_id]
+    query = select(rated_lines).where(rated_lines.c.rating_id.in_(later), rated_lines.c.kind.in_(_KINDS))
+    found: list[Mapping[str, Any]] = [
+        dict(row)
+        for row in connection.execute(query.order_by(rated_lines.c.line_id)).mappings()
+        if row["explanation"]["corrects"]["rating"] == closed.rating_id
+    ]
+    noted = select(credit_notes.c.lines).where(credit_notes.c.rating_id == closed.rating_id)
+    for lines in connection.execute(noted.order_by(credit_notes.c.recorded_at)).scalars():
+        found += [{**line, "quantity": D(line["quantity"]), "amount_exact": D(line["amount_exact"])} for line in lines]
+    return found

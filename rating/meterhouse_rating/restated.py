@@ -1,0 +1,69 @@
+"""Closed ratings whose usage is not what it was: more of it arrived, or a decision took some away."""
+
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Connection
+
+from meterhouse_rating import known, recorrect, usage
+from meterhouse_rating.periods import Period
+from meterhouse_rating.queries import LOOK_BACK
+from meterhouse_rating.settle import Restated
+from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
+from meterhouse_rating.world import World
+from meterhouse_store.numbers import D
+from meterhouse_store.tables import unrated_usage
+
+
+def changed(world: World, only: str | None, as_of: datetime) -> dict[str, list[Restated]]:
+    """Per customer its closed ratings whose usage is another than they account for, with what it is now.
+
+    Ratings that ended more than 400 days ago are settled: usage that old is not taken any more.
+    """
+    with world.engine.connect() as connection:
+        closed = [
+            it
+            for it in standings(connection, world.namespace, only)
+            if it.state == CLOSED and it.period.end > as_of - LOOK_BACK
+        ]
+        if not closed:
+            return {}
+        accounts = recorrect.accounted(connection, world.namespace, as_of - LOOK_BACK)
+        suspects: dict[tuple[Period, datetime, int], list[Standing]] = {}
+        totals: dict[Period, dict[str, dict[str, tuple[Decimal, datetime]]]] = {}
+        for it in closed:
+            if it.period not in totals:
+                totals[it.period] = usage.totals(world.client, world.namespace, it.period, as_of=as_of)
+            known_to, quantities = accounts.get(it.rating_id) or (it.as_of, _from_lines(connection, it))
+            now = totals[it.period].get(it.customer_id, {})
+            same = {meter: quantity for meter, (quantity, _) in now.items() if quantity} == {
+                meter: quantity for meter, quantity in quantities.items() if quantity
+            }
+            if (not same or any(last > known_to for _, last in now.values())) and it.closed_at is not None:
+                suspects.setdefault((it.period, it.closed_at, it.book_version), []).append(it)
+    found: dict[str, list[Restated]] = {}
+    for (period, closed_at, version), group in sorted(suspects.items(), key=lambda it: it[0]):
+        terms = known.terms(world, closed_at, version)
+        names = sorted({it.customer_id for it in group})
+        used = known.gather(world, terms, period, as_of, names)
+        for it in group:
+            now_used = used.get(it.customer_id, usage.Found())
+            found.setdefault(it.customer_id, []).append(Restated(it, terms, now_used))
+    return found
+
+
+def _from_lines(connection: Connection, it: Standing) -> dict[str, Decimal]:
+    """What a rating accounts for that was closed before this was remembered."""
+    found: dict[str, Decimal] = {}
+    for line in lines_of(connection, [it.rating_id]):
+        for meter, quantity in line["explanation"].get("meters", {}).items():
+            found[meter] = found.get(meter, Decimal(0)) + D(quantity)
+    table = unrated_usage
+    left = table.select().where(
+        table.c.customer_id == it.customer_id,
+        table.c.period_start == it.period.start,
+        table.c.period_end == it.period.end,
+    )
+    for row in connection.execute(left).mappings():
+        found[row["meter"]] = found.get(row["meter"], Decimal(0)) + row["quantity"]
+    return found

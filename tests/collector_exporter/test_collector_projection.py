@@ -1,0 +1,56 @@
+"""The projector's thread: woken by what is written, and not once for each request."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from meterhouse_collector import projection as projections
+from meterhouse_collector.projection import Projection
+from meterhouse_store.settings import Settings
+
+
+@pytest.fixture
+def stepped(monkeypatch):
+    """A projection whose steps are noted; each comes to the end of the journal."""
+    journal = SimpleNamespace(appended=threading.Event())
+    steps = []
+    projection = Projection(Settings(), journal)
+    projection._projector = SimpleNamespace(caught_up=True, forget=lambda: None)
+    monkeypatch.setattr(projection, "_step", lambda: steps.append(1))
+    monkeypatch.setattr(projections, "HEARTBEAT_S", 60.0)
+    projection.start()
+    yield journal.appended, steps
+    projection.stop()
+
+
+def test_what_is_written_wakes_the_projector_long_before_its_heartbeat(stepped):
+    appended, steps = stepped
+    time.sleep(0.3)
+    assert len(steps) == 1
+    appended.set()
+    deadline = time.monotonic() + 20
+    while len(steps) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_many_small_requests_are_gathered_into_five_steps_a_second_at_most(stepped):
+    appended, steps = stepped
+    started = time.monotonic()
+    while time.monotonic() < started + 1.0:
+        appended.set()
+        time.sleep(0.005)
+    assert 2 <= len(steps) <= 6
+
+
+def test_a_stop_waits_neither_for_a_heartbeat_nor_for_a_write(monkeypatch):
+    monkeypatch.setattr(projections, "HEARTBEAT_S", 60.0)
+    projection = Projection(Settings(), SimpleNamespace(appended=threading.Event()))
+    projection._projector = SimpleNamespace(caught_up=True, forget=lambda: None)
+    monkeypatch.setattr(projection, "_step", lambda: False)
+    projection.start()
+    time.sleep(0.4)  # it waits for something to be written
+    projection.stop()
+    assert not projection._thread.is_alive()

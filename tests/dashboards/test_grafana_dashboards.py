@@ -1,0 +1,268 @@
+"""Grafana's generated dashboards and alert rules against the real engine: every query, on rows of known totals."""
+
+import importlib.util
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "dashboards" / "grafana"
+_SPEC = importlib.util.spec_from_file_location("grafana_build", FOLDER / "build.py")
+assert _SPEC is not None and _SPEC.loader is not None
+build = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(build)
+
+DASHBOARDS = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in build.DASHBOARDS}
+PANELS = {(name, panel["title"]): panel for name, one in DASHBOARDS.items() for panel in one["panels"]}
+RULES = yaml.safe_load((ROOT / "dashboards/provisioning/alerting/meterhouse.yaml").read_text())["groups"][0]["rules"]
+VIEWS = {"usage", "suspense", "watermark", "conservation", "refused", "costs", "margins"}
+VIEWS |= {"finance_entries", "finance_unbilled", "finance_invoices", "finance_reconciliation"}
+UNITS = {"short", "s", "h", "percentunit"}
+TABLES = "events conflicts checkpoints segment_totals refusals cost_rates mirror_ratings mirror_rated_lines "
+TABLES += "mirror_ledger_entries mirror_invoices mirror_payments"
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+def expand(sql, customer=None):
+    """As the plugin sends it: the last 30 days, five minutes a point; `customer` None is Grafana's `All`."""
+    sql = re.sub(r"\$__conditionalAll\((.*), \$customer\)", r"\1" if customer else "1=1", sql)
+    sql = re.sub(r"\$__conditionalAll\((.*), \$\w+\)", "1=1", sql)
+    since, until = int((NOW - timedelta(days=30)).timestamp()), int((NOW + timedelta(minutes=1)).timestamp())
+    sql = re.sub(r"\$__timeFilter\((\w+)\)", rf"\1 >= toDateTime({since}) AND \1 <= toDateTime({until})", sql)
+    sql = re.sub(r"\$__timeInterval\((\w+)\)", r"toStartOfInterval(toDateTime(\1), INTERVAL 300 second)", sql)
+    sql = sql.replace("${namespace:singlequote}", "'live'").replace("${customer:singlequote}", f"'{customer}'")
+    assert "$" not in sql, f"a macro or variable that this test does not know: {sql}"
+    return sql
+
+
+# ---- what the files say ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_checked_in_is_what_the_generator_writes():
+    assert [str(path) for path, text in build.files().items() if path.read_text() != text] == []
+
+
+@pytest.mark.parametrize(("name", "title"), PANELS)
+def test_every_panel_has_a_description_a_unit_and_reads_views_by_namespace(name, title):
+    panel = PANELS[name, title]
+    assert len(panel["description"]) > 30 and panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
+    sql = panel["targets"][0]["rawSql"]
+    assert set(re.findall(r"(?:FROM|JOIN)\s+(\w+)", sql)) <= VIEWS
+    assert "${namespace:singlequote}" in sql or "FROM watermark" in sql
+    if panel["type"] == "table":
+        assert "ORDER BY" in sql
+    variables = {one["name"] for one in DASHBOARDS[name]["templating"]["list"]}
+    assert set(re.findall(r"\$\{(\w+):", sql)) <= variables
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_never_lie_on_one_another(name):
+    cells = [
+        (x, y)
+        for panel in DASHBOARDS[name]["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+
+
+def test_every_alert_has_a_runbook_that_says_when_it_is_over():
+    for rule in RULES:
+        page = (ROOT / rule["annotations"]["runbook_url"]).read_text()
+        assert page.startswith(f"# {rule['title']}\n")
+        wanted = ["## What it means", "## What to look at", "## What to do", "## How to know that it is over"]
+        assert re.findall(r"^## .*$", page, re.MULTILINE) == wanted
+    assert len(list((ROOT / "docs" / "runbooks").glob("*.md"))) == len(RULES)
+
+
+def test_compose_gives_grafana_the_rules():
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    wanted = "./dashboards/provisioning/alerting:/etc/grafana/provisioning/alerting:ro"
+    assert wanted in compose["services"]["grafana"]["volumes"]
+
+
+# ---- what the engine answers ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ask(warehouse_address):
+    """Asks as Grafana's user, on three calls, one of which failed, a tool call, a row in suspense, and two closed
+    ratings: one invoiced 40 days ago, at Stripe with one cent less, and one without an invoice five days after it."""
+    from meterhouse_store import warehouse
+    from meterhouse_store.settings import Settings
+
+    def client(user):
+        url = f"http://{user}:{user}-password-of-the-tests@{warehouse_address}"
+        return warehouse.connect(Settings(warehouse_url=url), timeout_s=30, database="meterhouse")
+
+    admin, reader = client("admin"), client("reader")
+    for table in TABLES.split():
+        admin.command(f"TRUNCATE TABLE {table}")
+    at = NOW - timedelta(minutes=10)
+    call = {"meter": "llm.requests", "quantity": Decimal(1), "model": "gpt-5", "agent_name": "helper"}
+    rows = [
+        {**call, "event_id": "1", "customer_id": "acme", "call_id": "c1", "conversation_id": "talk", "trace_id": "t1"},
+        {**call, "event_id": "2", "customer_id": "acme", "call_id": "c2", "status": "failed"},
+        {**call, "event_id": "3", "customer_id": "globex", "call_id": "c3"},
+        {**call, "event_id": "4", "customer_id": "acme", "call_id": "c1", "conversation_id": "talk",
+         "meter": "llm.tokens.input", "quantity": Decimal(1200)},
+        {**call, "event_id": "5", "customer_id": "acme", "meter": "tool.calls", "model": "", "tool": "search"},
+        {**call, "event_id": "6", "customer_id": "", "reason": "customer_missing"},
+    ]  # fmt: skip
+    defaults = {"namespace": "live", "status": "ok", "reason": "", "conversation_id": "", "tool": "", "call_id": ""}
+    defaults |= {
+        "agent_name": "helper",
+        "trace_id": "",
+        "event_time": at,
+        "received_at": at + timedelta(seconds=3),
+        "credential_id": "key",
+    }
+    rows.append(rows[0])  # once more: a duplicate
+    put(admin, "events", [defaults | {"first": number} | row for number, row in enumerate(rows)])
+    hour = at.replace(minute=0, second=0)
+    put(admin, "refusals", [
+        {"namespace": "", "credential_id": "", "hour": hour, "code": "unauthenticated", "process_run_id": "p",
+         "requests": 500, "bytes": 0},
+    ])  # fmt: skip
+    known = {"namespace": "live", "model": "gpt-5", "status": "known", "currency": "USD", "version": 1}
+    known |= {"valid_from": NOW - timedelta(days=90)}
+    put(admin, "cost_rates", [
+        {**known, "meter": "llm.requests", "price": Decimal("0.01"), "per": 1},
+        {**known, "meter": "llm.tokens.input", "price": Decimal(2), "per": 1000},
+    ])  # fmt: skip
+    lag = {"collector_id": "c", "segment": "s", "position": 1, "projected_through": NOW - timedelta(seconds=400)}
+    put(admin, "checkpoints", [{**lag, "step": 1}])
+    end = NOW - timedelta(days=5)
+    period = {"namespace": "live", "customer_id": "acme", "rating_id": "r1", "currency": "USD"}
+    dates = {"period_start": end - timedelta(days=30), "period_end": end}
+    put(admin, "mirror_ratings", [
+        {**period, **dates, "state": "closed", "plan": "pay", "total_minor": 6100, "result_sha256": "h", "version": 1},
+        {**period, **dates, "customer_id": "globex", "rating_id": "r2", "state": "closed", "plan": "pay",
+         "total_minor": 500, "result_sha256": "h", "version": 1},
+    ])  # fmt: skip
+    line = {**period, "result_sha256": "h", "line_id": "l1", "kind": "usage", "amount_minor": 6100}
+    other = {**line, "customer_id": "globex", "rating_id": "r2", "line_id": "l2", "amount_minor": 500}
+    put(admin, "mirror_rated_lines", [line, other])
+    entry = {"namespace": "live", "customer_id": "acme", "transaction_id": "t", "kind": "usage", "source_id": "l1",
+             "currency": "USD", "effective_at": end}  # fmt: skip
+    adjusted = {**entry, "transaction_id": "a", "kind": "adjustment", "source_id": "x", "account": "receivable"}
+    posted = {**entry, "customer_id": "globex", "transaction_id": "t2", "source_id": "l2"}
+    put(admin, "mirror_ledger_entries", [
+        {**entry, "position": 0, "account": "receivable", "amount_minor": 6100},
+        {**entry, "position": 1, "account": "revenue", "amount_minor": -6100},
+        {**posted, "position": 0, "account": "receivable", "amount_minor": 500},
+        {**posted, "position": 1, "account": "revenue", "amount_minor": -500},
+        {**adjusted, "position": 0, "amount_minor": -100, "memo": "outage"},
+    ])  # fmt: skip
+    put(admin, "mirror_invoices", [
+        {**period, **dates, "invoice_id": "i1", "state": "finalised", "total_minor": 6100, "stripe_total_minor": 6099,
+         "number": "A-1", "created_at": NOW - timedelta(days=41), "finalised_at": NOW - timedelta(days=40),
+         "version": 1},
+    ])  # fmt: skip
+    yield lambda sql, customer=None: reader.query(expand(sql, customer))
+    admin.close()
+    reader.close()
+
+
+def put(client, table, rows):
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    client.insert(table, [[row.get(name, "") for name in names] for row in rows], column_names=names)
+
+
+def shown(ask, name, title, customer=None):
+    answer = ask(PANELS[name, title]["targets"][0]["rawSql"], customer)
+    return [dict(zip(answer.column_names, row, strict=True)) for row in answer.result_rows]
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_panel_answers_in_its_shape(ask, name):
+    for (of, title), panel in PANELS.items():
+        if of != name:
+            continue
+        answer = ask(panel["targets"][0]["rawSql"])
+        assert answer.result_rows, title  # there is something to see on each of them
+        if panel["type"] == "timeseries":
+            assert answer.column_names[0] == "time" and len(answer.column_names) > 1, title
+        if panel["type"] == "stat":
+            assert len(answer.result_rows) == len(answer.column_names) == 1, title
+        assert set(panel["fieldConfig"]["overrides"] and [
+            one["matcher"]["options"] for one in panel["fieldConfig"]["overrides"]
+        ]) <= set(answer.column_names), title  # fmt: skip
+        for variable in DASHBOARDS[name]["templating"]["list"]:
+            if variable["type"] == "query":
+                assert ask(variable["query"]).result_rows
+
+
+def test_the_pipeline_shows_what_became_of_the_rows(ask):
+    (found,) = shown(ask, "pipeline", "Keys")
+    assert {name: found[name] for name in ("received", "counted", "duplicates", "suspended")} == {
+        "received": 7, "counted": 5, "duplicates": 1, "suspended": 1,
+    }  # fmt: skip
+    assert shown(ask, "pipeline", "Suspense burn rate")[0]["burn_rate"] in (0, pytest.approx(1 / 7 / 0.001))
+    assert shown(ask, "pipeline", "Refused requests")[0]["requests"] == 500
+    assert 400 <= shown(ask, "pipeline", "Projection lag")[0]["lag_s"] <= 460
+    assert shown(ask, "pipeline", "From the event to the warehouse")[0]["p99_s"] == 3
+
+
+def test_usage_is_by_customer_and_status(ask):
+    assert shown(ask, "usage", "Calls") == [{"calls": 3}]
+    assert shown(ask, "usage", "Calls", "acme") == [{"calls": 2}]
+    assert shown(ask, "usage", "Calls that did not end well", "acme") == [{"share": 0.5}]
+    acme, globex = shown(ask, "usage", "Customers with the most calls")
+    assert acme == {"customer": "acme", "events": 4, "calls": 2, "tokens": 1200, "tool_calls": 1, "not_ok": 1}
+    assert globex["calls"] == 1
+    (talk,) = shown(ask, "usage", "Conversations")
+    assert (talk["conversation"], talk["tokens"], talk["calls"]) == ("talk", 1200, 1)
+
+
+def test_costs_are_known_or_told_to_be_unknown(ask):
+    assert shown(ask, "costs", "Events of unknown cost") == [{"events": 1}]
+    (unknown,) = shown(ask, "costs", "Why costs are unknown")
+    assert (unknown["reason"], unknown["tool"]) == ("not_resolved", "search")
+    # Three calls at 0.01, and 1,200 tokens at 2.00 for a thousand.
+    assert shown(ask, "costs", "Cost") == [{"currency": "USD", "cost": Decimal("2.43")}]
+    assert shown(ask, "costs", "Cost of calls that did not end well") == [
+        {"currency": "USD", "status": "failed", "cost": Decimal("0.01")}
+    ]
+
+
+def test_billing_shows_what_is_open_late_overdue_and_wrong(ask):
+    assert shown(ask, "billing", "Unbilled revenue") == [
+        {"stage": "closed, no invoice", "currency": "USD", "amount": Decimal(5), "ratings": 1}
+    ]
+    (state,) = shown(ask, "billing", "Invoices by state")
+    assert (state["state"], state["invoices"], state["total"], state["outstanding"]) == ("finalised", 1, 61, 61)
+    (wrong,) = shown(ask, "billing", "Ratings whose stations differ")
+    assert (wrong["customer"], wrong["differs"], wrong["stripe_minor"]) == ("acme", "stripe", 6099)
+    (overdue,) = shown(ask, "billing", "Overdue")
+    assert (overdue["customer"], overdue["outstanding"], overdue["days"]) == ("acme", 61, 40)
+    (late,) = shown(ask, "billing", "Late invoices")
+    assert (late["customer"], late["amount"]) == ("globex", 5)
+    assert [row["revenue"] for row in shown(ask, "billing", "Revenue by month")] == [66]
+    (adjusted,) = shown(ask, "billing", "Corrections and adjustments")
+    assert (adjusted["description"], adjusted["amount"]) == ("outage", -1)
+
+
+def test_alerts_fire_on_what_is_wrong_here_and_not_on_what_is_well(ask):
+    firing = set()
+    for rule in RULES:
+        query, threshold = rule["data"]
+        ((value,),) = ask(query["model"]["rawSql"]).result_rows
+        if value > threshold["model"]["conditions"][0]["evaluator"]["params"][0]:
+            firing.add(rule["uid"].removeprefix("meterhouse-"))
+    wrong = {"projection-lag", "suspense", "refused", "unknown-cost", "reconciliation", "late-invoices", "overdue"}
+    assert firing == wrong
+
+
+def test_with_nothing_in_the_warehouse_no_alert_fires(warehouse_client, reader_client):
+    for table in TABLES.split():
+        warehouse_client.command(f"TRUNCATE TABLE {table}")
+    for rule in RULES:
+        ((value,),) = reader_client.query(rule["data"][0]["model"]["rawSql"]).result_rows
+        assert not value, rule["uid"]

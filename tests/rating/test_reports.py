@@ -1,0 +1,323 @@
+"""Reports for finance, from a month that was rated, closed, invoiced and paid: figures worked out by hand."""
+
+import csv
+import io
+import json
+import zipfile
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from sqlalchemy import insert, select, update
+from typer.testing import CliRunner
+
+from meterhouse_rating import credit_changes, ledger, ledger_books
+from meterhouse_rating.credits import Grant
+from meterhouse_rating.ledger import Entry, Posting
+from meterhouse_rating.mirrors import catch_up
+from meterhouse_reports import formats
+from meterhouse_reports.commands import report
+from meterhouse_reports.definitions import REPORTS, CannotBe
+from meterhouse_reports.dictionary import dictionary
+from meterhouse_reports.journal import codes_from, journal
+from meterhouse_reports.made import lacking, make, span_of
+from meterhouse_store import mirror
+from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import invoices, ledger_entries, ledger_transactions, payments, ratings
+
+BOOK = """
+book: reports
+currency: USD
+metrics:
+  input: {unit: token, meters: [llm.tokens.input]}
+plans:
+  pay:
+    components:
+      tokens: {model: per_unit, metric: input, per: 1000, price: 2}
+  yen:
+    currency: JPY
+    components:
+      tokens: {model: per_unit, metric: input, per: 1000, price: 300}
+"""
+NOVEMBER_3 = datetime(2026, 11, 3, 9, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def books(new_house, tmp_path_factory):
+    """For looking only."""
+    making = new_house("reports", tmp_path_factory.mktemp("reports"))
+    yield furnished(next(making))
+    making.close()
+
+
+def furnished(house):
+    """October: acme (New York) used 30,500 tokens, of which credits paid 10.00; tokyo 1,001 in yen. Acme's invoice is
+    half paid. November has begun."""
+    house.publish(BOOK, valid_from=datetime(2026, 1, 1, tzinfo=UTC))
+    house.customer("acme", time_zone="America/New_York")
+    house.customer("tokyo", plan="yen", currency="JPY", time_zone="Asia/Tokyo")
+    house.collected()
+    credits(house, 1000, "promotional", datetime(2026, 10, 2, tzinfo=UTC))
+    house.event("acme", "llm.tokens.input", "30000", "2026-10-10T00:00:00", model="gpt-5")
+    house.event("acme", "llm.tokens.input", "500", "2026-11-01T03:30:00", model="gpt-5")  # 31 October there
+    house.event("tokyo", "llm.tokens.input", "1001", "2026-09-30T16:00:00", model="gpt-5")  # 1 October there
+    house.event("acme", "llm.tokens.input", "7000", "2026-11-05T00:00:00", model="gpt-5-mini")
+    house.close("2026-10")
+    house.run("2026-11")
+    invoice(house, "acme", "finalised", finalised_at=NOVEMBER_3)
+    pay(house, "acme", 2500)
+    mirror.push(house.world.engine, house.world.client, "test")
+    return house
+
+
+def credits(house, amount, kind, at):
+    wanted = Grant("", kind, amount, at)
+    credit_changes.grant(house.world.engine, "test", "acme", wanted, "USD", reference="", who="ann", why="w", now=at)
+
+
+def invoice(house, customer, state, **more):
+    with begin_write(house.world.engine) as connection:
+        row = (
+            connection.execute(select(ratings).where(ratings.c.customer_id == customer, ratings.c.state == "closed"))
+            .mappings()
+            .one()
+        )
+        connection.execute(
+            insert(invoices).values(
+                invoice_id=f"i-{customer}", namespace="test", customer_id=customer, rating_id=row["rating_id"],
+                period_start=row["period_start"], period_end=row["period_end"], state=state, currency=row["currency"],
+                total_minor=row["total_minor"], created_at=NOVEMBER_3, number="A-1",
+                stripe_invoice_id=f"in_{customer}", stripe_total_minor=row["total_minor"], **more,
+            )
+        )  # fmt: skip
+
+
+def pay(house, customer, amount, at=datetime(2026, 11, 10, tzinfo=UTC)):
+    with begin_write(house.world.engine) as connection:
+        connection.execute(
+            insert(payments).values(
+                payment_id="p1", namespace="test", invoice_id=f"i-{customer}", customer_id=customer,
+                amount_minor=amount, currency="USD", paid_at=at,
+            )
+        )  # fmt: skip
+        sides = (Entry(ledger.CASH, amount, "USD"), Entry(ledger.RECEIVABLE, -amount, "USD"))
+        ledger.post(
+            connection, "test", customer, [Posting("payment", "p1", "payment", sides)], effective_at=at, recorded_at=at
+        )
+
+
+def rows(house, name, period="2026-10", by=None, customer=None):
+    asked = REPORTS[name]
+    made = make(house.world.client, "test", asked, span_of(period, NOVEMBER_3), by or asked.by, customer)
+    return [dict(zip(made.columns, row, strict=True)) for row in made.rows]
+
+
+def amounts(found, *names):
+    return [tuple(row[name] for name in names) for row in found]
+
+
+def of_ledger(house, account, currency="USD"):
+    """The fold of the ledger in SQL, in major units of a currency with two digits."""
+    entries, transactions = ledger_entries, ledger_transactions
+    query = (
+        select(sqlalchemy.func.sum(entries.c.amount_minor))
+        .join(transactions, transactions.c.transaction_id == entries.c.transaction_id)
+        .where(entries.c.account == account, entries.c.currency == currency)
+    )
+    with house.world.engine.connect() as connection:
+        return Decimal(connection.execute(query).scalar_one() or 0).scaleb(-2)
+
+
+def test_revenue_counts_in_the_customer_s_month_and_currencies_stay_apart(books):
+    found = rows(books, "revenue")
+    assert amounts(found, "customer", "currency", "amount", "closed") == [
+        ("acme", "USD", Decimal("61.00"), True),
+        ("tokyo", "JPY", Decimal("300"), True),  # 1,001 tokens are 300.3 yen
+    ]
+    assert -of_ledger(books, "revenue") == Decimal("61.00")
+    assert rows(books, "revenue", "2026-09") == rows(books, "revenue", "2026-11") == []
+    assert amounts(rows(books, "revenue", by=("component",)), "component", "currency", "amount") == [
+        ("tokens", "JPY", Decimal(300)), ("tokens", "USD", Decimal(61)),
+    ]  # fmt: skip
+
+
+def test_usage_says_what_is_closed(books):
+    found = rows(books, "usage", "2026-10..2026-11", by=("customer", "model"))
+    assert amounts(found, "customer", "model", "quantity", "events", "closed") == [
+        ("acme", "gpt-5", Decimal(30500), 2, True),
+        ("acme", "gpt-5-mini", Decimal(7000), 1, False),
+        ("tokyo", "gpt-5", Decimal(1001), 1, True),
+    ]
+
+
+def test_unbilled_is_what_no_invoice_that_went_out_has(books):
+    found = rows(books, "unbilled", "2026-10..2026-11")
+    assert amounts(found, "customer", "stage", "currency", "amount", "closed") == [
+        ("acme", "period open", "USD", Decimal("14.00"), False),
+        ("tokyo", "closed, no invoice", "JPY", Decimal("300"), True),
+    ]
+
+
+def test_deferred_credits_open_move_and_close(books):
+    (october,) = rows(books, "deferred", customer="acme")
+    assert {name: str(value) for name, value in october.items() if isinstance(value, Decimal) and value} == {
+        "granted": "10.000", "used": "-10.000",
+    }  # fmt: skip
+    assert (october["opening"], october["closing"]) == (0, 0) == (0, of_ledger(books, "deferred_credits"))
+
+
+def test_ageing_is_the_ledger_s_receivable_at_any_month_s_end(books):
+    # October's end: the rating counts in October, its invoice went out later.
+    (october,) = rows(books, "ageing", customer="acme")
+    assert amounts([october], "not_invoiced", "days_0_30", "receivable") == [(51, 0, 51)]
+    (november,) = rows(books, "ageing", "2026-11", customer="acme")
+    assert amounts([november], "not_invoiced", "days_0_30", "days_31_60", "receivable") == [(0, 26, 0, 26)]
+    (december,) = rows(books, "ageing", "2026-12", customer="acme")
+    assert amounts([december], "not_invoiced", "days_0_30", "days_31_60", "receivable") == [(0, 0, 26, 26)]
+    assert of_ledger(books, "receivable") == 26
+
+
+def test_reconciliation_names_the_station_that_differs(books):
+    found = rows(books, "reconciliation")
+    stations = ("rated", "lines", "ledger", "invoice", "stripe", "paid")
+    assert amounts(found, "customer", "state", "differs", *stations) == [
+        ("acme", "finalised", "", 51, 51, 51, 51, 51, 25),
+        ("tokyo", "no invoice", "", 300, 300, 300, None, None, 0),
+    ]
+
+
+def test_the_journal_has_codes_and_its_sides_are_equal(books, tmp_path):
+    file = tmp_path / "codes.yaml"
+    accounts = ["receivable", "cash", "revenue", "deferred_credits", "promotions", "adjustments", "tax"]
+    file.write_text("".join(f"{name}: '{4000 + at}'\n" for at, name in enumerate(accounts)))
+    told = journal(codes_from(file))
+    made = make(books.world.client, "test", told, span_of("2026-10", NOVEMBER_3), told.by)
+    found = [dict(zip(made.columns, row, strict=True)) for row in made.rows]
+    acme = [row for row in found if row["customer"] == "acme" and row["kind"] == "usage"]
+    assert amounts(acme, "account", "code", "debit", "credit") == [
+        ("receivable", "4000", 61, 0), ("revenue", "4002", 0, 61),
+    ]  # fmt: skip
+    assert str(acme[0]["date"]) == "2026-10-31"  # the period ends at 04:00 on 1 November, UTC
+    for currency in ("USD", "JPY"):
+        sides = [(row["debit"], row["credit"]) for row in found if row["currency"] == currency]
+        assert sum(it[0] for it in sides) == sum(it[1] for it in sides) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("receivable: 1\n", "has no code for adjustments, cash"),
+        ("receivabel: 1\n", "there is no account 'receivabel'"),
+        ("- 1\n", "has to map accounts to codes"),
+        ("a: [\n", "cannot be read"),
+    ],
+)
+def test_a_mapping_with_a_mistake_is_refused(tmp_path, text, says):
+    file = tmp_path / "codes.yaml"
+    file.write_text(text)
+    with pytest.raises(CannotBe, match=says):
+        codes_from(file)
+
+
+def test_what_happens_later_shows_too(sqlite_house):
+    house = furnished(sqlite_house)
+    engine, client = house.world.engine, house.world.client
+    assert lacking(engine, client, "test") == []
+    credits(house, 300, "bought", NOVEMBER_3)
+    why = {"account": "adjustments", "why": "outage", "who": "ann", "corrects": None, "now": NOVEMBER_3}
+    ledger_books.adjust(engine, "test", "acme", "-5.00", **why)
+    assert lacking(engine, client, "test") == ["5 of 7 ledger transactions are in the warehouse"]
+    catch_up(engine, client, "test")  # brings what came outside of ratings
+    assert lacking(engine, client, "test") == []
+    (november,) = rows(house, "deferred", "2026-11", customer="acme")
+    assert (november["opening"], november["granted"], november["closing"]) == (0, 3, 3)
+    assert amounts(rows(house, "corrections", "2026-11"), "customer", "kind", "description", "amount") == [
+        ("acme", "adjustment", "outage (ann)", Decimal("-5.00"))
+    ]
+    (ageing,) = rows(house, "ageing", "2026-11", customer="acme")
+    assert amounts([ageing], "not_invoiced", "days_0_30", "receivable") == [(-5, 26, 21)]  # bought credits are paid for
+    with begin_write(engine) as connection:
+        connection.execute(update(invoices).values(stripe_total_minor=5099, paid_at=NOVEMBER_3))
+    mirror.push(engine, client, "test")
+    found = rows(house, "reconciliation", customer="acme")
+    assert amounts(found, "differs", "stripe") == [("stripe", Decimal("50.99"))]
+
+
+def test_every_report_can_be_grouped_by_each_of_its_columns_and_sums_stay_the_same(books):
+    span = span_of("2026-10..2026-11", NOVEMBER_3)
+    for asked in REPORTS.values():
+        whole = make(books.world.client, "test", asked, span, ())
+        for name in asked.dimensions:
+            parts = make(books.world.client, "test", asked, span, (name,))
+            assert formats.totals(parts) == formats.totals(whole), (asked.name, name)
+        if not asked.money:
+            assert [row[0] for row in whole.rows] == [Decimal(38501)]
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("", "2026-10-01", "2026-11-01"),
+        ("2026-12", "2026-12-01", "2027-01-01"),
+        ("2026", "2026-01-01", "2027-01-01"),
+        ("2026-11..2027-01", "2026-11-01", "2027-02-01"),
+        ("2026-10-03..2026-10-04", "2026-10-03", "2026-10-04"),
+    ],
+)
+def test_periods(text, start, end):
+    span = span_of(text, NOVEMBER_3)
+    assert (span.start, span.end) == tuple(datetime.fromisoformat(it).replace(tzinfo=UTC) for it in (start, end))
+
+
+@pytest.mark.parametrize("text", ["2026-13", "10-2026", "2026-10-02..2026-10-01", "2026-10..x", "yesterday"])
+def test_what_is_no_period_is_refused(text):
+    with pytest.raises(CannotBe):
+        span_of(text, NOVEMBER_3)
+
+
+def test_the_data_dictionary_is_that_of_the_views(books):
+    page = Path(__file__).parents[2] / "docs" / "data-dictionary.md"
+    assert page.read_text() == dictionary(books.world.client)
+
+
+def test_margin_says_that_a_cost_is_unknown(books):
+    assert amounts(rows(books, "margin", customer="acme"), "revenue", "margin", "events", "unknown") == [
+        (61, None, 2, 2)
+    ]  # fmt: skip
+
+
+def test_the_command_writes_every_format(books, command_environment, tmp_path, monkeypatch):
+    for name, value in command_environment(books).items():
+        monkeypatch.setenv(name, value)
+
+    def call(*arguments):
+        done = CliRunner().invoke(report, list(arguments))
+        return done.exit_code, done.stdout, done.stderr
+
+    code, out, err = call("revenue", "--period", "2026-10", "--by", "customer")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:4] == [
+        "revenue 2026-10-01..2026-11-01",
+        "",
+        "customer  currency  amount  entries  as_of             closed",
+        "acme      USD        61.00        1  2026-11-21 12:00  yes",
+    ]
+    assert out.splitlines()[-2].split()[:3] == ["total", "JPY", "300"]
+    told = json.loads(call("revenue", "--period", "2026-10", "--by", "customer", "--format", "json")[1])
+    assert told["rows"][0]["amount"] == "61.00" and told["rows"][1]["amount"] == "300"
+    sheet = list(csv.reader(io.StringIO(call("journal", "--period", "2026-10", "--format", "csv")[1])))
+    assert sheet[0][:2] == ["date", "transaction"] and len(sheet) == 9
+    file = tmp_path / "r.xlsx"
+    assert call("revenue", "--format", "xlsx")[0] == 2
+    assert call("revenue", "--period", "2026-10", "--format", "xlsx", "--out", str(file))[0] == 0
+    assert b"<v>61</v>" in zipfile.ZipFile(file).read("xl/worksheets/sheet1.xml")
+    first = file.read_bytes()
+    call("revenue", "--period", "2026-10", "--format", "xlsx", "--out", str(file))
+    assert file.read_bytes() == first
+    file = tmp_path / "r.parquet"
+    assert call("revenue", "--period", "2026-10", "--format", "parquet", "--out", str(file))[0] == 0
+    assert file.read_bytes()[:4] == b"PAR1"
+    code, _, err = call("revenue", "--by", "colour")
+    assert code == 2 and "cannot be grouped by 'colour'" in err
