@@ -140,7 +140,13 @@ def ended(process) -> int:
 WAYS = {
     "sys.exit": ("call(); sys.exit(3)", 1, 3, True),
     "an unhandled exception": ("call(); raise ValueError", 1, 1, True),
-    "Ctrl-C": ("call(); signal.raise_signal(signal.SIGINT)", 1, -signal.SIGINT, True),
+    # A program started in the background of a shell has SIGINT ignored.
+    "Ctrl-C": (
+        "signal.signal(signal.SIGINT, signal.default_int_handler); call(); signal.raise_signal(signal.SIGINT)",
+        1,
+        -signal.SIGINT,
+        True,
+    ),
     "SIGTERM": ("call(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 1, -signal.SIGTERM, False),
     "os._exit": ("call(); os._exit(0)", 1, 0, False),
     "os.execv": ("call(); os.execv(sys.executable, [sys.executable, '-c', ''])", 1, 0, False),

@@ -188,7 +188,7 @@ def test_a_terminal_sees_a_bar_of_the_customers_and_a_pipe_sees_lines_only(sqlit
         assert process.wait(60) == 0
     os.close(theirs)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    assert "1/2" in shown and "2/2" in shown and "2026-10-01..2026-11-01" in shown
+    assert "2/2" in shown and "2026-10-01..2026-11-01" in shown
     assert "rated acme 3000.00 USD 2026-10-01..2026-11-01\r\n" in shown
     assert "\x1b" not in call(*command)[1]
 
