@@ -286,6 +286,7 @@ def test_margin_says_that_a_cost_is_unknown(books):
     assert amounts(rows(books, "margin", customer="acme"), "revenue", "margin", "events", "unknown") == [
         (61, None, 2, 2)
     ]  # fmt: skip
+    assert amounts(rows(books, "margin", customer="tokyo"), "currency", "revenue") == [("JPY", 300)]  # no hundredths
 
 
 def test_the_command_writes_every_format(books, command_environment, tmp_path, monkeypatch):

@@ -119,11 +119,7 @@ CREATE OR REPLACE VIEW {database}.margins AS
 SELECT
     rated.namespace AS namespace, rated.customer_id AS customer_id, rated.period_start AS period_start,
     rated.period_end AS period_end, rated.state AS state, rated.currency AS currency,
-    -- Minor units by ISO 4217 (money.py has the same).
-    toDecimal128(earned.minor, 6) / multiIf(
-        rated.currency IN ('BIF', 'CLP', 'DJF', 'GNF', 'ISK', 'JPY', 'KMF', 'KRW', 'PYG', 'RWF', 'UGX', 'VND', 'VUV',
-            'XAF', 'XOF', 'XPF'), 1,
-        rated.currency IN ('BHD', 'IQD', 'JOD', 'KWD', 'LYD', 'OMR', 'TND'), 1000, 100) AS revenue,
+    toDecimal128(earned.minor, 6) / {minor_units:rated.currency} AS revenue,
     spent.cost AS cost, spent.cost_not_ok AS cost_not_ok, spent.events AS events,
     spent.unknown_events AS unknown_events,
     if(unknown_events > 0, NULL, toDecimal128(revenue, 18) - cost) AS margin
