@@ -1,30 +1,33 @@
 """`meterhouse bill`: what is printed, and the exit codes; the work is done elsewhere."""
 
-import json
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from meterhouse_billing.command_line import (
+    CALLED_WRONGLY,
+    EXCEPTIONS,
+    Data,
+    Json,
+    fail,
+    opened,
+    print_json,
+    print_table,
+    refusals,
+    say,
+    webhook_secret,
+    world_of,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from meterhouse_billing.documents import Draft
     from meterhouse_billing.reconcile import Row
-    from meterhouse_billing.world import World
-    from meterhouse_store.settings import Settings
 
 bill = typer.Typer(help="Turn closed ratings into Stripe invoices.", no_args_is_help=True, add_completion=False)
 
-FAILED, CALLED_WRONGLY, EXCEPTIONS = 1, 2, 3
-
-Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")]
-Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
 CustomerOption = Annotated[str | None, typer.Option(help="Only this customer.")]
 PeriodOption = Annotated[
     str | None,
@@ -54,34 +57,34 @@ def run(
     from meterhouse_store import switches
 
     if (period is None) == (not due):
-        _fail("Name a --period, or --due for all that is due.", CALLED_WRONGLY)
-    with _refusals():
-        settings, engine = _open(data)
+        fail("Name a --period, or --due for all that is due.", CALLED_WRONGLY)
+    with refusals():
+        settings, engine = opened(data)
         drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
         if dry_run:
             _print_drafts(drafts, as_json)
             return
         try:
             switches.require(engine, settings.namespace, switches.SYNC)
-            world = _world(settings, engine)
+            world = world_of(settings, engine)
         except (NoStripeKey, switches.SwitchedOff) as missing:
             if not due:
                 raise
             waiting = "1 closed rating waits" if len(drafts) == 1 else f"{len(drafts)} closed ratings wait"
-            _say(f"Nothing is invoiced, {waiting}: {missing}.", as_json)
+            say(f"Nothing is invoiced, {waiting}: {missing}.", as_json)
             return
         exceptions = []
         for step in steps(world, drafts, approve=approve):
             # Flushed line by line: whoever watches, or stops the run, knows what is committed.
-            _say(str(step), as_json)
+            say(str(step), as_json)
             if step.failed:
                 exceptions.append({"customer_id": step.customer_id, "text": step.text})
         if later := mirrors.catch_up(engine, settings):
-            _say(f"note: {later}", as_json)
+            say(f"note: {later}", as_json)
         if as_json:
             names = {draft.invoice_id for draft in drafts}
             rows = [row for row in _invoices(engine, settings.namespace) if row["invoice_id"] in names]
-            _print_json({"invoices": rows, "exceptions": exceptions})
+            print_json({"invoices": rows, "exceptions": exceptions})
         elif not drafts:
             print("Nothing to invoice: no closed rating is waiting (`meterhouse rate close` closes a period).")
     if exceptions:
@@ -91,11 +94,11 @@ def run(
 @bill.command()
 def status(data: Data = None, as_json: Json = False) -> None:
     """List the invoices with their states; asks nobody but our own records."""
-    with _refusals():
-        settings, engine = _open(data)
+    with refusals():
+        settings, engine = opened(data)
         rows = _invoices(engine, settings.namespace)
     if as_json:
-        _print_json({"invoices": rows})
+        print_json({"invoices": rows})
     elif not rows:
         print("No invoices yet: `meterhouse bill run --period P`.")
     else:
@@ -113,13 +116,13 @@ def reconcile(
     from meterhouse_billing import reconcile as comparison
     from meterhouse_billing import records
 
-    with _refusals():
-        settings, engine = _open(data)
+    with refusals():
+        settings, engine = opened(data)
         drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
-        rows = comparison.reconcile(_world(settings, engine), drafts)
+        rows = comparison.reconcile(world_of(settings, engine), drafts)
     different = [row for row in rows if row.differences]
     if as_json:
-        _print_json({"period": period, "equal": not different, "invoices": [_row_json(row) for row in rows]})
+        print_json({"period": period, "equal": not different, "invoices": [_row_json(row) for row in rows]})
     else:
         _print_rows(rows, period)
     if different:
@@ -133,10 +136,10 @@ def poll(data: Data = None) -> None:
     from meterhouse_billing.gateway import NoStripeKey
     from meterhouse_rating.layout import counted
 
-    with _refusals():
-        settings, engine = _open(data)
+    with refusals():
+        settings, engine = opened(data)
         try:
-            world = _world(settings, engine)
+            world = world_of(settings, engine)
         except NoStripeKey as missing:
             print(f"Nothing to ask: {missing}.")
             return
@@ -168,11 +171,11 @@ def webhooks(
     from meterhouse_billing.gateway import NoStripeKey
     from meterhouse_billing.webhooks import application
 
-    with _refusals():
-        settings, engine = _open(data)
-        secret = _webhook_secret(settings)
+    with refusals():
+        settings, engine = opened(data)
+        secret = webhook_secret(settings)
         try:
-            world = _world(settings, engine)
+            world = world_of(settings, engine)
         except NoStripeKey as missing:
             print(f"Events are stored and wait: {missing}.", flush=True)
             world = None
@@ -227,16 +230,16 @@ def _print_invoices(rows: list[dict[str, Any]]) -> None:
         total = money(row["total_minor"], row["currency"])
         named = [row[name] or "" for name in ("number", "stripe_invoice_id")]
         table.append((row["customer_id"], str(period), row["state"], total, row["currency"], *named))
-    _print_table(table, right=(3,))
+    print_table(table, right=(3,))
     # Beside the table: Stripe's addresses are longer than any column.
     pages = [(row["number"] or row["stripe_invoice_id"], row["hosted_url"]) for row in rows if row["hosted_url"]]
     if pages:
         print("\nThe customers' pages")
-        _print_table(pages)
+        print_table(pages)
     stated = [(row["customer_id"], row["completeness"]) for row in rows if row["completeness"]]
     if stated:
         print("\nTheir usage, when it was closed")
-        _print_table([(name, statement["verdict"]) for name, statement in stated])
+        print_table([(name, statement["verdict"]) for name, statement in stated])
         for name, statement in stated:
             for exception in statement["exceptions"]:
                 print(f"! {name}: {exception}")
@@ -258,12 +261,12 @@ def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
             }
             for draft in drafts
         ]
-        _print_json({"drafts": found})
+        print_json({"drafts": found})
         return
     for draft in drafts:
         print(f"{draft.customer_id}, {draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}, {draft.currency}")
         lines = [(f"  {text(line)}", money(line.amount_minor, draft.currency)) for line in draft.lines]
-        _print_table([*lines, ("  total", money(draft.total_minor, draft.currency))], right=(1,))
+        print_table([*lines, ("  total", money(draft.total_minor, draft.currency))], right=(1,))
         if draft.completeness:
             print(f"  {draft.completeness}")
     if not drafts:
@@ -295,94 +298,7 @@ def _print_rows(rows: list["Row"], period: str) -> None:
         amounts = [row.rated_minor, row.ledger_minor, row.stripe_minor]
         shown = ["-" if amount is None else money(amount, row.currency) for amount in amounts]
         table.append((row.customer_id, row.state, row.currency, *shown, "differs" if row.differences else "equal"))
-    _print_table(table, right=(3, 4, 5))
+    print_table(table, right=(3, 4, 5))
     for row in rows:
         for difference in row.differences:
             print(f"{row.customer_id}: {difference}")
-
-
-def _print_table(rows: Any, right: tuple[int, ...] = ()) -> None:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _say(text: str, as_json: bool) -> None:
-    print(text, flush=True, file=sys.stderr if as_json else sys.stdout)
-
-
-# ---- what is opened
-
-
-def _open(data: Path | None) -> tuple["Settings", "Engine"]:
-    from meterhouse_store.settings import load_existing
-    from meterhouse_store.sql import open_engine
-
-    settings = load_existing(data)
-    return settings, open_engine(settings)
-
-
-def _world(settings: "Settings", engine: "Engine") -> "World":
-    from meterhouse_billing.gateway import connect
-    from meterhouse_billing.world import World
-    from meterhouse_store.registry import namespace
-
-    registered = namespace(engine, settings.namespace)
-    is_live = registered is not None and registered.kind == "live"
-    return World(engine, connect(os.environ, live=is_live), settings.namespace, _operator())
-
-
-def _operator() -> str:
-    """Who is recorded as the one who approved."""
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user often has no name
-        return f"uid {os.getuid()}"
-
-
-def _webhook_secret(settings: "Settings") -> str:
-    if secret := os.environ.get("STRIPE_WEBHOOK_SECRET"):
-        return secret
-    file = settings.data / "run" / "secrets.json"
-    try:
-        return str(json.loads(file.read_text())["webhook_secret"])
-    except (OSError, ValueError, KeyError):
-        _fail(f"There is no signing secret: set STRIPE_WEBHOOK_SECRET (whsec_...); {file} has none either.")
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turns the refusals that a user can do something about into a sentence and an exit code."""
-    from pydantic import ValidationError
-
-    from meterhouse_billing.gateway import BillingError
-    from meterhouse_rating.periods import PeriodError
-    from meterhouse_store.settings import NoData
-    from meterhouse_store.sql import SchemaMismatch
-    from meterhouse_store.switches import SwitchedOff
-
-    try:
-        yield
-    except NoData as refused:
-        _fail(str(refused))
-    except PeriodError as refused:
-        _fail(str(refused), CALLED_WRONGLY)
-    except (BillingError, SchemaMismatch, SwitchedOff) as refused:
-        _fail(f"{refused}.")
-    except (ValidationError, OSError, ValueError) as refused:
-        _fail(f"{type(refused).__name__}: {refused}")
-
-
-def _fail(text: str, code: int = FAILED) -> NoReturn:
-    print(text, file=sys.stderr)
-    raise typer.Exit(code)
