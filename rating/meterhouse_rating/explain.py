@@ -10,8 +10,8 @@ from meterhouse_store.numbers import D
 
 
 def as_text(line: Row) -> str:
-    """The sentences; `line` is a row of `rated_lines` with its rating's customer_id, period and state."""
-    explanation, currency = line["explanation"], line["currency"]
+    """A heading and the sentences; `line` is a row of `rated_lines` with its rating's customer_id, period and state."""
+    currency = line["currency"]
     used = f"{number(line['quantity'])} {unit(line['unit'], line['quantity'])}, " if line["unit"] else ""
     period = Period(line["period_start"], line["period_end"])
     text = [
@@ -19,36 +19,43 @@ def as_text(line: Row) -> str:
         f"  Line {line['line_id']}",
         f"  of {line['customer_id']} for {period}, {line['state']}.",
     ]
+    return "\n".join([*text, *(f"  {sentence}" for sentence in sentences(line))])
+
+
+def sentences(line: Row) -> list[str]:
+    """What the amount of a row of `rated_lines` comes from: price, arithmetic, credits, discounts, tax, rounding."""
+    explanation, currency = line["explanation"], line["currency"]
+    text = []
     if price := explanation.get("price"):
         text.append(
-            f"  Priced by {price['component']} of the plan {price['plan']}: price book {price['book']}, "
+            f"Priced by {price['component']} of the plan {price['plan']}: price book {price['book']}, "
             f"version {price['version']}, line {price['line']}"
             + (f" of the customer's own price {price['override'][:12]}." if "override" in price else ".")
         )
     text += [
-        f"  {number(D(part))} of it {'is' if D(part) == 1 else 'are'} {meter}."
+        f"{number(D(part))} of it {'is' if D(part) == 1 else 'are'} {meter}."
         for meter, part in explanation.get("meters", {}).items()
     ]
     if "balance_before" in explanation:
-        text.append(f"  Credits before: {number(D(explanation['balance_before']))} {currency}.")
+        text.append(f"Credits before: {number(D(explanation['balance_before']))} {currency}.")
     conversion = explanation.get("conversion")
     priced_in = currency if conversion is None else conversion["currency"]
-    text += [f"  {_step(step, priced_in)}" for step in explanation["steps"]]
+    text += [_step(step, priced_in) for step in explanation["steps"]]
     if conversion is not None:
         rate = f"{conversion['rate']} {currency} (line {conversion['line']}, from {conversion['valid_from'][:10]} on)"
-        text.append(f"  {number(D(conversion['amount']))} {priced_in} at {rate}.")
+        text.append(f"{number(D(conversion['amount']))} {priced_in} at {rate}.")
     if "balance_after" in explanation:
-        text.append(f"  Credits left: {number(D(explanation['balance_after']))} {currency}.")
+        text.append(f"Credits left: {number(D(explanation['balance_after']))} {currency}.")
     if "credits" in explanation:
-        text.append(f"  Grants credits of {number(D(explanation['credits']))} {currency}.")
+        text.append(f"Grants credits of {number(D(explanation['credits']))} {currency}.")
     if "discount" in explanation:
-        text.append(f"  Taken off {explanation['order']}, by agreement {explanation['discount'][:12]}.")
+        text.append(f"Taken off {explanation['order']}, by agreement {explanation['discount'][:12]}.")
     if tax := explanation.get("tax"):
-        text.append(f"  Tax: {tax['behaviour'] or 'unspecified'}, code {tax['code'] or 'none'}.")
+        text.append(f"Tax: {tax['behaviour'] or 'unspecified'}, code {tax['code'] or 'none'}.")
     if "amount_exact" in explanation:
         exact = number(D(explanation["amount_exact"]))
-        text.append(f"  Exactly {exact} {currency}, rounded {explanation['rounding']}: {explanation['amount']}.")
-    return "\n".join(text)
+        text.append(f"Exactly {exact} {currency}, rounded {explanation['rounding']}: {explanation['amount']}.")
+    return text
 
 
 def _step(step: Mapping[str, Any], currency: str) -> str:
