@@ -41,7 +41,7 @@ _NUMBER: Final = re.compile(r"[+-]?[\d.,]+")
 _PERSONAL: Final = re.compile("customer|reference|memo|why", re.IGNORECASE)
 _LABELLED: Final = r"(?i:customer|reference)[\w.-]*[\\\"'\s:=]*"
 """What stands before an id in a text such as {"customer_id": "4711"}."""
-_NOT_LOOKED_INTO: Final = frozenset({"price_books", "erasures", "namespaces"})
+_NOT_LOOKED_INTO: Final = frozenset({"price_books", "price_proposals", "erasures", "namespaces"})
 
 
 @dataclass(frozen=True)

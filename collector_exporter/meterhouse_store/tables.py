@@ -261,6 +261,43 @@ price_books = Table(
     UniqueConstraint("namespace", "sha256", "valid_from"),
 )
 
+# What waits for, or had, a second person's word: a price book, or the end of the rule that asks for one.
+price_proposals = Table(
+    "price_proposals",
+    metadata,
+    # hash of namespace, kind, sha256, valid_from, base_version, how often it was rejected before
+    Column("proposal_id", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),  # book | one_person
+    Column("sha256", String(64), nullable=False),
+    Column("source", Text, nullable=False),  # the YAML text, which becomes the version's as it is
+    Column("valid_from", UtcTime),  # null: as `publish` has it, at the time of the approval
+    Column("base_version", Integer, nullable=False),  # the newest version that its author saw; 0: none
+    Column("author", String(128), nullable=False),
+    Column("account", String(128), nullable=False),  # of the operating system
+    Column("recorded_at", UtcTime, nullable=False),
+    Index("price_proposals_by_namespace", "namespace", "recorded_at"),
+)
+ledger_rules.append_only(
+    price_proposals, "proposal_id namespace kind sha256 source valid_from base_version author account recorded_at"
+)
+
+# Who did what about proposals and the rule, refused attempts too; the latest *_person(s) is the rule that holds.
+price_audit = Table(
+    "price_audit",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),  # 1, 2, 3, ...
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("what", String(16), nullable=False),  # proposed | approved | rejected | refused | two_persons | one_person
+    Column("proposal_id", String(64)),
+    Column("version", Integer),  # what an approval made
+    Column("who", String(128), nullable=False),
+    Column("account", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+)
+ledger_rules.append_only(price_audit, "namespace position recorded_at what proposal_id version")
+
 ratings = Table(
     "ratings",
     metadata,

@@ -43,9 +43,10 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
     from meterhouse_rating.layout import counted
     from meterhouse_rating.ledger_books import AdjustmentRefused
     from meterhouse_rating.periods import PeriodError
+    from meterhouse_rating.publishing import PublishingRefused
     from meterhouse_rating.run import NotYet
     from meterhouse_rating.settle import WatermarkWentBack
-    from meterhouse_rating.versions import NotThere
+    from meterhouse_rating.versions import NotThere, SecondPersonNeeded
     from meterhouse_store.meters import MetersError
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
@@ -73,6 +74,8 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
         CreditsRefused,
         NoData,
         NotYet,
+        PublishingRefused,
+        SecondPersonNeeded,
         WatermarkWentBack,
         MetersError,
         SchemaMismatch,

@@ -25,6 +25,7 @@ from meterhouse_rating.command_line import (
 )
 from meterhouse_rating.price_commands import prices
 from meterhouse_rating.progress import watched
+from meterhouse_rating.publishing_commands import add_to
 from meterhouse_rating.simulate_commands import shadow, simulate
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ __all__ = ["prices", "rate"]
 
 rate = typer.Typer(help="Price the usage of a period, and close it.", no_args_is_help=True, add_completion=False)
 prices.command("simulate")(simulate)
+add_to(prices)
 rate.command("shadow")(shadow)
 
 _STATUS_TIMEOUT_S = 2

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from sqlalchemy import Engine
+
+    from meterhouse_rating.publishing import Person, Proposal
     from meterhouse_rating.versions import Version
 
 prices = typer.Typer(help="Check, publish and show price books.", no_args_is_help=True, add_completion=False)
@@ -61,14 +64,14 @@ def prices_publish(
     """Publish a price book as the next version, which is never changed.
 
     It prices periods that begin at or after --valid-from. The first book is valid from the beginning, later ones from
-    now where nothing else is said. Publishing the same again changes nothing.
+    now where nothing else is said. Publishing the same again changes nothing. Where `prices persons 2` holds, it is
+    proposed, and in force when another person approves it.
 
     Exit code 3 when the book lacks a plan that customers are on, or that new ones get: their usage will be unrated.
     """
-    import getpass
+    from datetime import UTC, datetime
 
-    from meterhouse_rating import periods, versions
-    from meterhouse_store import registry
+    from meterhouse_rating import periods, publishing, versions
 
     if file is None and not starter:
         fail("Name a FILE, or --starter for the book that ships with Meterhouse.", CALLED_WRONGLY)
@@ -76,25 +79,21 @@ def prices_publish(
         settings = existing(data)
         text = versions.starter() if file is None else _starter(str(file)) if starter else read_text(file)
         of_up = starter and file is None
-        engine = engine_of(settings)
-        version, new = versions.publish(
-            engine,
-            settings.namespace,
-            text,
-            units(settings),
-            author=versions.STARTER_AUTHOR if of_up else author or getpass.getuser(),
-            valid_from=None if valid_from is None else periods.instant(valid_from),
-        )
-        known = versions.versions(engine, settings.namespace)
-        print(_published(version, known, new))
-        namespace = registry.namespace(engine, settings.namespace)
-        default = None if namespace is None else namespace.default_plan
-        contracts = registry.contracts(engine, settings.namespace)
-        left_out = versions.plans_left_out(version, known, contracts, default)
-        if left_out:
-            print(_warning(version, left_out, default), file=sys.stderr)
-            if not of_up:  # which is what a system begins with, and takes no price from anybody
-                raise typer.Exit(EXCEPTIONS)
+        engine, namespace = engine_of(settings), settings.namespace
+        begins = None if valid_from is None else periods.instant(valid_from)
+        if publishing.two_persons(engine, namespace):
+            by, now = person(author), datetime.now(UTC)
+            proposed = publishing.propose(engine, namespace, text, units(settings), by=by, valid_from=begins, now=now)
+            if not isinstance(proposed, versions.Version):
+                print(_proposed(*proposed))
+                return
+            version, new = proposed, False
+        else:
+            who = versions.STARTER_AUTHOR if of_up else person(author).name
+            version, new = versions.publish(engine, namespace, text, units(settings), author=who, valid_from=begins)
+        print_in_force(engine, namespace, version, new)
+        if plans_missing(engine, namespace, version) and not of_up:
+            raise typer.Exit(EXCEPTIONS)  # but what a system begins with takes no price from anybody
 
 
 @prices.command("starters")
@@ -116,16 +115,20 @@ def prices_starters(
 def prices_list(data: Data = None, as_json: Json = False) -> None:
     """List the published versions."""
     from meterhouse_rating.layout import table
+    from meterhouse_rating.publishing import approvers
     from meterhouse_rating.versions import versions
 
     with refusals():
         settings = existing(data)
-        found = versions(engine_of(settings), settings.namespace)
+        engine = engine_of(settings)
+        found, second = versions(engine, settings.namespace), approvers(engine, settings.namespace)
         if as_json:
-            print_json([_version_json(version) for version in found])
+            print_json([_version_json(it) | {"approved_by": second.get(it.version)} for it in found])
         elif found:
             rows = [("version", "book", "valid from", "by", "sha256")]
-            rows += [(str(it.version), it.book.name, _day(it.valid_from), it.author, it.sha256[:12]) for it in found]
+            for it in found:
+                by = f"{it.author}, {second[it.version]}" if it.version in second else it.author
+                rows.append((str(it.version), it.book.name, _day(it.valid_from), by, it.sha256[:12]))
             print(table(rows, right={0}))
         else:
             print("No price book is published: `meterhouse prices publish FILE`.")
@@ -150,6 +153,46 @@ def prices_show(
             print_json(_version_json(chosen[0]) | {"source": chosen[0].source})
         else:
             sys.stdout.write(chosen[0].source)
+
+
+def person(name: str | None) -> "Person":
+    """Who calls: the name given, else that of the account. Raises PublishingRefused."""
+    import getpass
+
+    from meterhouse_rating.publishing import Person
+
+    account = getpass.getuser()
+    return Person(account if name is None else name, account)
+
+
+def print_in_force(engine: "Engine", namespace: str, version: "Version", new: bool) -> None:
+    """Say which periods a version prices."""
+    from meterhouse_rating.versions import versions
+
+    print(_published(version, versions(engine, namespace), new))
+
+
+def plans_missing(engine: "Engine", namespace: str, version: "Version") -> bool:
+    """Warn of plans that customers or the namespace's default are on and the version lacks; whether there are any."""
+    from meterhouse_rating import versions
+    from meterhouse_store import registry
+
+    world = registry.namespace(engine, namespace)
+    default = None if world is None else world.default_plan
+    known, contracts = versions.versions(engine, namespace), registry.contracts(engine, namespace)
+    left_out = versions.plans_left_out(version, known, contracts, default)
+    if left_out:
+        print(_warning(version, left_out, default), file=sys.stderr)
+    return bool(left_out)
+
+
+def _proposed(proposal: "Proposal", new: bool) -> str:
+    begins = "its approval" if proposal.valid_from is None else _day(proposal.valid_from)
+    what = "is proposed" if new else f"was proposed by {proposal.author} already, nothing changed"
+    return (
+        f"Version {proposal.version} {what}: sha256 {proposal.sha256}, valid from {begins} on.\n"
+        f"Another person puts it in force: `meterhouse prices approve {proposal.sha256[:12]} --why ...`"
+    )
 
 
 def _published(version: "Version", known: "Sequence[Version]", new: bool) -> str:

@@ -1,13 +1,15 @@
 """Price-book versions: published once, never changed, each valid from a moment on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any, Final
 
-from sqlalchemy import Engine, Select, insert, select
+from sqlalchemy import Connection, Engine, Select, insert, select
 
+from meterhouse_rating import price_audit
 from meterhouse_rating.book import Book, check, parse
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_store.registry import ALWAYS, Contract, ensure_namespace
@@ -20,6 +22,10 @@ STARTER_AUTHOR: Final = "starter"
 
 class NotThere(LookupError):
     """A price book that has to be published first."""
+
+
+class SecondPersonNeeded(RuntimeError):
+    """Nobody publishes alone here (publishing.py)."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +63,73 @@ def publish(
 
     The same text with the same `valid_from` is the same version. Without `valid_from` a text that is the newest version
     already changes nothing; the first book (the starter does not count) is valid from the beginning, a later one from
-    now. The namespace is created where it does not exist. Raises BookRefused.
+    now. The namespace is created where it does not exist. Raises BookRefused, and SecondPersonNeeded where nobody
+    publishes alone.
     """
     sha256 = check(text, declared).book.sha256
     now = now or datetime.now(UTC)
+    with locked(engine, namespace) as connection:
+        known = of(connection, namespace)
+        standing = repeated(known, sha256, valid_from)
+        if standing is not None:
+            return standing, False
+        if price_audit.two_persons(connection, namespace):
+            raise SecondPersonNeeded(
+                f"in {namespace} a price book takes two persons: `meterhouse prices publish` proposes one"
+            )
+        return add(connection, namespace, known, text, sha256, author=author, valid_from=valid_from, now=now), True
+
+
+@contextmanager
+def locked(engine: Engine, namespace: str) -> Iterator[Connection]:
+    """A transaction in which nobody else publishes or decides; the namespace is created where it does not exist.
+
+    Its row is the lock: two publishers get two numbers.
+    """
     if namespace_of(engine, namespace) is None:
         ensure_namespace(engine, namespace)
     with begin_write(engine) as connection:
-        # The row of the namespace is the lock: two publishers get two numbers.
         is_it = namespaces.c.namespace == namespace
         connection.execute(select(namespaces.c.namespace).where(is_it).with_for_update())
-        rows = connection.execute(_all(namespace)).mappings().all()
-        known = [Version(**row) for row in rows]
-        same = [version for version in known if version.sha256 == sha256]
-        if valid_from is None:
-            if same and same[-1] == known[-1]:
-                return same[-1], False
-            valid_from = now if any(version.author != STARTER_AUTHOR for version in known) else ALWAYS
-        repeated = next((version for version in same if version.valid_from == valid_from), None)
-        if repeated:
-            return repeated, False
-        new = Version(len(known) + 1, sha256, text, author, valid_from, now)
-        connection.execute(insert(price_books).values(namespace=namespace, **vars(new)))
-    return new, True
+        yield connection
+
+
+def repeated(known: Sequence[Version], sha256: str, valid_from: datetime | None) -> Version | None:
+    """The version that publishing this text would be once more; None where it is new."""
+    same = [version for version in known if version.sha256 == sha256]
+    if valid_from is None:
+        return same[-1] if same and same[-1] == known[-1] else None
+    return next((version for version in same if version.valid_from == valid_from), None)
+
+
+def add(
+    connection: Connection,
+    namespace: str,
+    known: Sequence[Version],
+    text: str,
+    sha256: str,
+    *,
+    author: str,
+    valid_from: datetime | None,
+    now: datetime,
+) -> Version:
+    """Write the next version of a namespace that is `locked`; without `valid_from` as `publish` says."""
+    if valid_from is None:
+        valid_from = now if any(version.author != STARTER_AUTHOR for version in known) else ALWAYS
+    new = Version(len(known) + 1, sha256, text, author, valid_from, now)
+    connection.execute(insert(price_books).values(namespace=namespace, **vars(new)))
+    return new
+
+
+def of(connection: Connection, namespace: str) -> list[Version]:
+    """All versions, in the order they were published."""
+    return [Version(**row) for row in connection.execute(_all(namespace)).mappings()]
 
 
 def versions(engine: Engine, namespace: str) -> list[Version]:
     """All versions, in the order they were published."""
     with engine.connect() as connection:
-        return [Version(**row) for row in connection.execute(_all(namespace)).mappings()]
+        return of(connection, namespace)
 
 
 def in_force(known: Sequence[Version], period: Period) -> Version | None:
