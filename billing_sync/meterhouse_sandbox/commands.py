@@ -24,8 +24,11 @@ def stripe(
     webhook_secret: Annotated[
         str | None, typer.Option(help="What they are signed with.", envvar="STRIPE_WEBHOOK_SECRET")
     ] = None,
+    limits: Annotated[
+        bool, typer.Option("--limits", help="Refuse what is above Stripe's published rate limits, as Stripe does.")
+    ] = False,
 ) -> None:
-    """Serve the part of Stripe's API that invoices need, statefully, to the real stripe SDK.
+    """Serve the part of Stripe's API that invoices and billing meters need, statefully, to the real stripe SDK.
 
     Point Meterhouse at it with METERHOUSE_STRIPE_URL=http://127.0.0.1:PORT and STRIPE_API_KEY=sk_test_anything.
     A customer pays on the invoice's page: `/` lists the invoices, `meterhouse bill status` has their addresses. Or by
@@ -37,7 +40,7 @@ def stripe(
         webhook_secret = None  # it may stand in the environment for others
     elif webhook_secret is None:
         raise typer.BadParameter("--webhook-url needs --webhook-secret, or STRIPE_WEBHOOK_SECRET in the environment")
-    serve(host, port, data=data, webhook_url=webhook_url, webhook_secret=webhook_secret)
+    serve(host, port, data=data, webhook_url=webhook_url, webhook_secret=webhook_secret, limits=limits)
 
 
 @sandbox.command()

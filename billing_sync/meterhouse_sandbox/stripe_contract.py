@@ -78,9 +78,10 @@ def _nested(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
 
 @functools.cache
 def _fields(params: str) -> dict[str, Any]:
-    module = importlib.import_module("stripe.params._" + re.sub(r"(?<!^)(?=[A-Z])", "_", params).lower())
+    folder, _, name = f".{params}".rpartition(".")
+    module = importlib.import_module(f"stripe.params{folder}._" + re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower())
     names = {"StripeContext": str, "Mapping": Mapping}  # imported by the SDK for type checkers only
-    hints = get_type_hints(getattr(module, params), localns=names, include_extras=True)
+    hints = get_type_hints(getattr(module, name), localns=names, include_extras=True)
     return {name: hint for name, hint in hints.items() if name not in RequestOptions.__annotations__}
 
 

@@ -5,7 +5,6 @@ be changed; an amount due of zero, or below the least amount that can be charged
 once and moves to the customer's balance, which the next finalised invoice takes up.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,6 +30,10 @@ class Context:
     state: State
     request: dict[str, str | None]
     base_url: str
+
+    def now(self) -> int:
+        """Seconds since 1970 by the sandbox's clock."""
+        return int(self.state.now())
 
     def emit(self, kind: str, body: dict[str, Any]) -> None:
         self.state.emit(kind, body, self.request)
@@ -62,7 +65,7 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
             raise StripeRefusal("Due date or days until due is required for send_invoice.", param="days_until_due")
     elif "days_until_due" in given or "due_date" in given:
         raise StripeRefusal("A due date goes with collection_method=send_invoice only.", param="days_until_due")
-    now = int(time.time())
+    now = context.now()
     due = given.get("due_date", now + 86400 * given["days_until_due"] if "days_until_due" in given else None)
     invoice = {
         "id": new_id("in"),
@@ -121,7 +124,7 @@ def create_item(context: Context, given: dict[str, Any]) -> dict[str, Any]:
         "amount": line["amount"],
         "currency": line["currency"],
         "customer": customer["id"],
-        "date": int(time.time()),
+        "date": context.now(),
         "description": line["description"],
         "discountable": line["discountable"],
         "invoice": invoice["id"],
@@ -166,7 +169,7 @@ def finalize(context: Context, name: str, given: dict[str, Any]) -> dict[str, An
         "hosted_invoice_url": f"{context.base_url}/_sandbox/invoices/{name}",
         "starting_balance": customer["balance"],
     }
-    invoice["status_transitions"]["finalized_at"] = int(time.time())
+    invoice["status_transitions"]["finalized_at"] = context.now()
     chargeable = owed >= LEAST_CHARGE.get(invoice["currency"], 1)
     customer["balance"] = 0 if chargeable else owed
     context.state.put("customer", customer)
@@ -256,7 +259,7 @@ def _add(context: Context, invoice: dict[str, Any], given: dict[str, Any], curre
         raise StripeRefusal(f"An invoice has at most {MAX_ITEMS} items.", code="invoice_too_many_items")
     if "amount" not in given:
         raise StripeRefusal("Missing required param: amount.", code="parameter_missing", param="amount")
-    now = int(time.time())
+    now = context.now()
     period = given.get("period", {"start": now, "end": now})
     if period["end"] < period["start"]:
         raise StripeRefusal("The period ends before it starts.", param="period")
@@ -301,7 +304,7 @@ def _paid(context: Context, invoice: dict[str, Any]) -> dict[str, Any]:
 
 def _close(context: Context, invoice: dict[str, Any], status: str, moment: str, event: str) -> dict[str, Any]:
     invoice["status"] = status
-    invoice["status_transitions"][moment] = int(time.time())
+    invoice["status_transitions"][moment] = context.now()
     _save(context, invoice)
     context.emit(event, show(context, invoice))
     return show(context, invoice)

@@ -66,6 +66,14 @@ def page(invoice: Invoice, lines: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
+def checkout(session: Mapping[str, Any]) -> str:
+    """Where a customer leaves a card; what is posted is always Stripe's test card."""
+    done = session["status"] == "complete"
+    button = "" if done else '<form method="post"><button>Leave a test card</button></form>'
+    told = "A card is on file." if done else "Your card is charged for later invoices."
+    return _document("Payment method", f"<h1>Payment method</h1><p>{told}</p>{button}")
+
+
 def missing(name: str) -> str:
     """The answer where there is no such invoice."""
     return _document("No such invoice", f'<h1>No invoice {escape(name)}</h1><p><a href="/">All invoices</a></p>')

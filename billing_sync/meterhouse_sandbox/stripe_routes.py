@@ -1,36 +1,19 @@
 """The routes of the sandbox's Stripe: path, parameters and what is done. A route is one entry of `ROUTES`."""
 
 import re
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from meterhouse_sandbox import stripe_invoices as invoices
+from meterhouse_sandbox.stripe_calls import Call, Given, Handler
+from meterhouse_sandbox.stripe_calls import call as _call
+from meterhouse_sandbox.stripe_calls import new as _new
+from meterhouse_sandbox.stripe_calls import page as _page
+from meterhouse_sandbox.stripe_calls import retrieve as _retrieve
 from meterhouse_sandbox.stripe_contract import StripeRefusal
 from meterhouse_sandbox.stripe_invoices import Context
+from meterhouse_sandbox.stripe_meter_routes import METER_ROUTES
 from meterhouse_sandbox.stripe_state import new_id
-
-Given = dict[str, Any]
-Handler = Callable[[Context, str, Given], dict[str, Any]]
-MAX_PAGE: Final = 100
-DEFAULT_PAGE: Final = 10
-
-
-@dataclass(frozen=True)
-class Call:
-    """One route. `params` names the SDK's parameter class; `supported` what of it is acted upon."""
-
-    method: str
-    path: str  # {id} stands for the object's name
-    params: str
-    handle: Handler
-    supported: frozenset[str]
-    required: frozenset[str]
-
-
-def _call(method: str, path: str, params: str, handle: Handler, supported: str = "", required: str = "") -> Call:
-    return Call(method, path, params, handle, frozenset(supported.split()), frozenset(required.split()))
 
 
 def _create_customer(context: Context, _name: str, given: Given) -> dict[str, Any]:
@@ -38,7 +21,7 @@ def _create_customer(context: Context, _name: str, given: Given) -> dict[str, An
         "id": new_id("cus"),
         "object": "customer",
         "balance": 0,
-        "created": int(time.time()),
+        "created": context.now(),
         "currency": None,
         "delinquent": False,
         "description": given.get("description"),
@@ -63,16 +46,8 @@ def _update_customer(context: Context, name: str, given: Given) -> dict[str, Any
     return customer
 
 
-def _new(create: Callable[[Context, Given], dict[str, Any]]) -> Handler:
-    return lambda context, _name, given: create(context, given)
-
-
 def _on_invoice(change: Callable[[Context, str], dict[str, Any]]) -> Handler:
     return lambda context, name, _given: change(context, name)
-
-
-def _retrieve(kind: str) -> Handler:
-    return lambda context, name, _given: context.find(kind, name)
 
 
 def _retrieve_invoice(context: Context, name: str, _given: Given) -> dict[str, Any]:
@@ -120,19 +95,6 @@ def _metadata_query(query: str) -> dict[str, str]:
     return wanted
 
 
-def _page(found: list[dict[str, Any]], given: Given, url: str) -> dict[str, Any]:
-    limit = given.get("limit", DEFAULT_PAGE)
-    if not 1 <= limit <= MAX_PAGE:
-        raise StripeRefusal("This value must be from 1 to 100.", code="parameter_invalid_integer", param="limit")
-    start = 0
-    if after := given.get("starting_after"):
-        names = [one["id"] for one in found]
-        if after not in names:
-            raise StripeRefusal(f"No such object: '{after}'", code="resource_missing", param="starting_after")
-        start = names.index(after) + 1
-    return {"object": "list", "data": found[start : start + limit], "has_more": len(found) > start + limit, "url": url}
-
-
 ROUTES: Final = (
     _call("POST", "/v1/customers", "CustomerCreateParams", _create_customer, "email name description metadata"),
     _call("GET", "/v1/customers", "CustomerListParams", _list_customers, "limit starting_after email"),
@@ -169,7 +131,7 @@ ROUTES: Final = (
 
 def match(method: str, path: str) -> tuple[Call, str]:
     """The route of a request and the name in its path. Raises StripeRefusal (404)."""
-    for route in ROUTES:
+    for route in (*METER_ROUTES, *ROUTES):
         pattern = re.escape(route.path).replace(r"\{id\}", "([A-Za-z0-9_]+)")
         found = re.fullmatch(pattern, path)
         if found and route.method == method:

@@ -1,10 +1,12 @@
 """The sandbox's HTTP face: keys, forms, idempotency, errors and request ids the way Stripe does them.
 
 https://docs.stripe.com/api/{authentication,idempotent_requests,errors}. Beside /v1 there is /_sandbox, for what
-customers do: POST /_sandbox/pay/{invoice}, POST /_sandbox/fail/{invoice}, and the page behind hosted_invoice_url.
+customers do: POST /_sandbox/pay/{invoice}, POST /_sandbox/fail/{invoice}, and the page behind hosted_invoice_url; and
+for tests POST /_sandbox/clock and POST /_sandbox/faults (stripe_faults.py).
 `/` lists the invoices for people.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -19,13 +21,16 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from meterhouse_sandbox import serving
+from meterhouse_sandbox import serving, stripe_faults, stripe_subscriptions
 from meterhouse_sandbox import stripe_invoices as invoices
 from meterhouse_sandbox import stripe_pages as pages
+from meterhouse_sandbox.stripe_calls import Call
 from meterhouse_sandbox.stripe_contract import StripeRefusal, read
+from meterhouse_sandbox.stripe_faults import Faults, Limits
 from meterhouse_sandbox.stripe_invoices import Context
-from meterhouse_sandbox.stripe_routes import Call, match
+from meterhouse_sandbox.stripe_routes import match
 from meterhouse_sandbox.stripe_state import Reply, State, new_id
 from meterhouse_sandbox.stripe_webhooks import Deliverer
 
@@ -35,11 +40,17 @@ MAX_KEY: Final = 255
 
 
 def serve(
-    host: str, port: int, *, data: Path | None = None, webhook_url: str | None = None, webhook_secret: str | None = None
+    host: str,
+    port: int,
+    *,
+    data: Path | None = None,
+    webhook_url: str | None = None,
+    webhook_secret: str | None = None,
+    limits: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Without `data` the state is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="meterhouse-sandbox-") as scratch:
-        app = application(data or Path(scratch), webhook_url=webhook_url, webhook_secret=webhook_secret)
+        app = application(data or Path(scratch), webhook_url=webhook_url, webhook_secret=webhook_secret, limits=limits)
         url = f"http://{host}:{port}"
         told = [
             f"A local Stripe listens on {url}; open it in a browser to see the invoices. For Meterhouse:",
@@ -50,15 +61,18 @@ def serve(
         serving.run(app, host, port, "\n".join(told))
 
 
-def application(data: Path, *, webhook_url: str | None = None, webhook_secret: str | None = None) -> Starlette:
+def application(
+    data: Path, *, webhook_url: str | None = None, webhook_secret: str | None = None, limits: bool = False
+) -> Starlette:
     """The sandbox as an ASGI application. Raises ValueError when only one of URL and secret is given."""
     if (webhook_url is None) != (webhook_secret is None):
         raise ValueError("--webhook-url and --webhook-secret go together")
     data.mkdir(parents=True, exist_ok=True)
     file = data / "stripe.sqlite3"
     state = State(file, webhooks=webhook_url is not None)
-    deliverer = Deliverer(file, webhook_url, webhook_secret) if webhook_url and webhook_secret else None
-    face = _Face(state, deliverer)
+    faults = Faults()
+    deliverer = Deliverer(file, webhook_url, webhook_secret, faults) if webhook_url and webhook_secret else None
+    face = _Face(state, deliverer, faults, Limits(on=limits))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -73,6 +87,10 @@ def application(data: Path, *, webhook_url: str | None = None, webhook_secret: s
         routes=[
             Route("/", face.index),
             Route("/v1/{path:path}", face.api, methods=["GET", "POST", "DELETE"]),
+            Route("/v2/{path:path}", face.api, methods=["GET", "POST"]),
+            Route("/_sandbox/clock", face.clock, methods=["GET", "POST"]),
+            Route("/_sandbox/faults", face.faults, methods=["POST"]),
+            Route("/_sandbox/checkout/{session}", face.checkout, methods=["GET", "POST"]),
             Route("/_sandbox/pay/{invoice}", face.pay, methods=["POST"]),
             Route("/_sandbox/fail/{invoice}", face.fail, methods=["POST"]),
             Route("/_sandbox/invoices/{invoice}", face.page),
@@ -85,16 +103,33 @@ def application(data: Path, *, webhook_url: str | None = None, webhook_secret: s
 class _Face:
     """Handlers run in the event loop, one after the other: the state has one writer."""
 
-    def __init__(self, state: State, deliverer: Deliverer | None) -> None:
-        self._state, self._deliverer = state, deliverer
+    def __init__(self, state: State, deliverer: Deliverer | None, faults: Faults, limits: Limits) -> None:
+        self._state, self._deliverer, self._faults, self._limits = state, deliverer, faults, limits
 
     async def api(self, request: Request) -> Response:
+        fault = self._faults.of(request.method)
+        if fault == stripe_faults.DROPPED_BEFORE:
+            return _Dropped()
+        if fault in (stripe_faults.CONFLICT, stripe_faults.TOO_MANY):
+            return _busy(int(fault))
+        try:
+            pairs = await _pairs(request)
+        except StripeRefusal as refusal:
+            return JSONResponse({"error": refusal.error}, refusal.status)
+        with self._limits.one_at_a_time(_lane(request, pairs)) as alone:
+            if not alone or not self._limits.allows(f"{request.method} {_endpoint(request)}"):
+                return _busy(429)
+            if fault == stripe_faults.SLOW:
+                await asyncio.sleep(self._faults.slow_s)
+            response = self._reply(request, pairs, fault)
+        return _Dropped() if fault == stripe_faults.DROPPED_AFTER else response
+
+    def _reply(self, request: Request, pairs: list[tuple[str, str]], fault: str | None) -> Response:
         request_id = new_id("req")
         headers = {"Request-Id": request_id, "Stripe-Version": request.headers.get("stripe-version", "")}
         try:
             _authenticate(request.headers.get("authorization", ""))
-            pairs = await _pairs(request)
-            status, body, replayed = self._answer(request, request_id, pairs)
+            status, body, replayed = self._answer(request, request_id, pairs, fault)
         except StripeRefusal as refusal:
             return JSONResponse({"error": refusal.error}, refusal.status, headers)
         if replayed:
@@ -102,7 +137,9 @@ class _Face:
         self._wake()
         return Response(body, status, headers, media_type="application/json")
 
-    def _answer(self, request: Request, request_id: str, pairs: list[tuple[str, str]]) -> tuple[int, str, bool]:
+    def _answer(
+        self, request: Request, request_id: str, pairs: list[tuple[str, str]], fault: str | None
+    ) -> tuple[int, str, bool]:
         route, name = match(request.method, request.url.path)
         key = request.headers.get("idempotency-key") if request.method == "POST" else None
         if key is not None and not 0 < len(key) <= MAX_KEY:
@@ -117,10 +154,52 @@ class _Face:
             # Parameters are checked first: what never began to run is not kept under the key.
             given = read(pairs, route.params, route.supported, route.required)
             context = Context(self._state, {"id": request_id, "idempotency_key": key}, _base_url(request))
-            status, body = _run(route, context, name, given)
+            stripe_subscriptions.roll(context)
+            if fault == stripe_faults.SAVED_500:
+                status, body = 500, _SAVED
+            else:
+                status, body = _run(route, context, name, given)
+            if fault == stripe_faults.SAVED_500_DONE:
+                status, body = 500, _SAVED
             if key:
                 self._state.save_reply(key, Reply(address, params, status, body))
         return status, body, False
+
+    async def clock(self, request: Request) -> Response:
+        """The sandbox's time, in seconds since 1970; POST sets it."""
+        if request.method == "POST":
+            try:
+                now = float((await request.json())["now"])
+            except (ValueError, TypeError, KeyError):
+                return JSONResponse({"error": 'post {"now": seconds since 1970}'}, 400)
+            with self._state.transaction():
+                self._state.set_clock(now)
+                stripe_subscriptions.roll(Context(self._state, {"id": None, "idempotency_key": None}, ""))
+            self._wake()
+        return JSONResponse({"now": self._state.now()})
+
+    async def faults(self, request: Request) -> Response:
+        """Replace the fault schedule."""
+        try:
+            self._faults.change(await request.json())
+        except (ValueError, TypeError, AttributeError) as problem:
+            return JSONResponse({"error": str(problem)}, 400)
+        return JSONResponse({"changed": True})
+
+    async def checkout(self, request: Request) -> Response:
+        """The hosted page of Checkout; POST leaves a test card there as the customer would."""
+        name = request.path_params["session"]
+        session = self._state.get("checkout.session", name)
+        if session is None:
+            return HTMLResponse(pages.missing(name), 404)
+        if request.method == "POST":
+            with self._state.transaction():
+                customer = self._state.get("customer", session["customer"])
+                assert customer is not None, "it was there when the session was made, and none is deleted"
+                self._state.put("customer", customer | {"invoice_settings": {"default_payment_method": "pm_card_visa"}})
+                self._state.put("checkout.session", session | {"status": "complete"})
+            return Response(status_code=303, headers={"Location": session["success_url"]})
+        return HTMLResponse(pages.checkout(session))
 
     async def pay(self, request: Request) -> Response:
         return self._as_customer(request, {"payment_method": "pm_card_visa"})
@@ -158,6 +237,40 @@ class _Face:
     def _wake(self) -> None:
         if self._deliverer:
             self._deliverer.wake()
+
+
+class _Dropped(Response):
+    """Nothing but a broken connection."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # More is promised than comes, so the server has to close the connection.
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+
+
+_SAVED: Final = json.dumps({"error": {"type": "api_error", "message": "Something went wrong on Stripe's end."}})
+
+
+def _busy(status: int) -> Response:
+    told = {
+        409: {"type": "idempotency_error", "message": "Another request with this key is under way."},
+        429: {"type": "invalid_request_error", "code": "rate_limit", "message": "Request rate limit exceeded."},
+    }
+    return JSONResponse({"error": told[status]}, status, {"Request-Id": new_id("req")})
+
+
+def _endpoint(request: Request) -> str:
+    """The path without the names of objects in it."""
+    return "/".join(
+        "{id}" if "_" in part and any(map(str.isdigit, part)) else part for part in request.url.path.split("/")
+    )
+
+
+def _lane(request: Request, pairs: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """Meter and customer of a meter event: Stripe takes one call at a time for each."""
+    if request.method != "POST" or request.url.path != "/v1/billing/meter_events":
+        return None
+    given = dict(pairs)
+    return given.get("event_name", ""), given.get("payload[stripe_customer_id]", "")
 
 
 def _run(route: Call, context: Context, name: str, given: dict[str, Any]) -> tuple[int, str]:

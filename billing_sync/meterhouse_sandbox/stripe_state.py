@@ -22,6 +22,11 @@ CREATE INDEX IF NOT EXISTS objects_by_kind ON objects (kind, owner, seq);
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, route TEXT NOT NULL, params TEXT NOT NULL,
   status INTEGER NOT NULL, body TEXT NOT NULL, created REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS deliveries (event_id TEXT PRIMARY KEY, attempts INTEGER NOT NULL, next_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY CHECK (one = 1), ahead_s REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS meter_events (seq INTEGER PRIMARY KEY, identifier TEXT NOT NULL, event_name TEXT NOT NULL,
+  customer TEXT NOT NULL, at INTEGER NOT NULL, value TEXT NOT NULL, received REAL NOT NULL, counts INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS meter_events_by_name ON meter_events (identifier);
+CREATE INDEX IF NOT EXISTS meter_events_by_time ON meter_events (event_name, customer, at);
 """
 KEY_LIFETIME_S = 24 * 3600
 _ALPHABET = string.ascii_letters + string.digits
@@ -45,6 +50,17 @@ class State:
         self._sql = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
         self._sql.execute("PRAGMA journal_mode = WAL")
         self._sql.executescript(_SCHEMA)
+        row = self._sql.execute("SELECT ahead_s FROM clock").fetchone()
+        self._ahead_s: float = row[0] if row else 0.0
+        self.next_period_end: float = 0  # of all subscriptions; 0 where it has to be looked up
+
+    def now(self) -> float:
+        """Seconds since 1970 by the sandbox's clock, which can be set."""
+        return time.time() + self._ahead_s
+
+    def set_clock(self, now: float) -> None:
+        self._ahead_s = now - time.time()
+        self._sql.execute("INSERT OR REPLACE INTO clock VALUES (1, ?)", (self._ahead_s,))
 
     def close(self) -> None:
         self._sql.close()
@@ -90,15 +106,46 @@ class State:
     # ---- idempotency
 
     def reply(self, key: str) -> Reply | None:
-        self._sql.execute("DELETE FROM replies WHERE created < ?", (time.time() - KEY_LIFETIME_S,))
+        self._sql.execute("DELETE FROM replies WHERE created < ?", (self.now() - KEY_LIFETIME_S,))
         row = self._sql.execute("SELECT route, params, status, body FROM replies WHERE key = ?", (key,)).fetchone()
         return None if row is None else Reply(*row)
 
     def save_reply(self, key: str, reply: Reply) -> None:
         self._sql.execute(
             "INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?)",
-            (key, reply.route, reply.params, reply.status, reply.body, time.time()),
+            (key, reply.route, reply.params, reply.status, reply.body, self.now()),
         )
+
+    # ---- meter events
+
+    def meter_event_since(self, identifier: str, since: float) -> bool:
+        query = "SELECT 1 FROM meter_events WHERE identifier = ? AND received >= ?"
+        return self._sql.execute(query, (identifier, since)).fetchone() is not None
+
+    def add_meter_event(
+        self, identifier: str, event_name: str, customer: str, at: int, value: str, *, counts: bool
+    ) -> None:
+        self._sql.execute(
+            "INSERT INTO meter_events (identifier, event_name, customer, at, value, received, counts)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (identifier, event_name, customer, at, value, self.now(), counts),
+        )
+
+    def cancel_meter_event(self, identifier: str, event_name: str, since: float) -> bool:
+        """Whether there was such an event, received since then."""
+        done = self._sql.execute(
+            "UPDATE meter_events SET counts = 0 WHERE identifier = ? AND event_name = ? AND received >= ?",
+            (identifier, event_name, since),
+        )
+        return done.rowcount > 0
+
+    def meter_events(self, event_name: str, customer: str, start: int, end: int) -> list[tuple[int, str]]:
+        """Time and value of the events in [start, end) that count, in the order they were received."""
+        query = (
+            "SELECT at, value FROM meter_events WHERE event_name = ? AND customer = ? AND at >= ? AND at < ? AND counts"
+            " ORDER BY seq"
+        )
+        return self._sql.execute(query, (event_name, customer, start, end)).fetchall()
 
     # ---- events and their delivery
 
@@ -108,7 +155,7 @@ class State:
             "id": new_id("evt"),
             "object": "event",
             "api_version": None,
-            "created": int(time.time()),
+            "created": int(self.now()),
             "data": {"object": body},
             "livemode": False,
             "pending_webhooks": int(self._webhooks),
@@ -116,16 +163,20 @@ class State:
             "type": kind,
         }
         self.put("event", event)
+        self.deliver(str(event["id"]))
+
+    def deliver(self, event_id: str) -> None:
+        """Have an event delivered, where there is somebody to deliver it to."""
         if self._webhooks:
-            self._sql.execute("INSERT INTO deliveries VALUES (?, 0, 0)", (event["id"],))
+            self._sql.execute("INSERT INTO deliveries VALUES (?, 0, 0)", (event_id,))
 
     def due_deliveries(self, now: float) -> list[tuple[dict[str, Any], int]]:
-        """Events to deliver now, each with the attempts made so far."""
+        """Events to deliver now, each with the attempts made so far; of thin events without their data."""
         rows = self._sql.execute(
             "SELECT body, attempts FROM deliveries JOIN objects ON id = event_id WHERE next_at <= ? ORDER BY seq",
             (now,),
         )
-        return [(json.loads(body), attempts) for body, attempts in rows]
+        return [(_as_sent(json.loads(body)), attempts) for body, attempts in rows]
 
     def delivered(self, event_id: str) -> None:
         self._sql.execute("DELETE FROM deliveries WHERE event_id = ?", (event_id,))
@@ -134,6 +185,11 @@ class State:
         self._sql.execute(
             "UPDATE deliveries SET attempts = ?, next_at = ? WHERE event_id = ?", (attempts, next_at, event_id)
         )
+
+
+def _as_sent(event: dict[str, Any]) -> dict[str, Any]:
+    thin = event["object"] == "v2.core.event"
+    return {name: value for name, value in event.items() if not thin or name not in ("data", "changes")}
 
 
 def new_id(prefix: str) -> str:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from meterhouse_sandbox.stripe_faults import Faults
 from meterhouse_sandbox.stripe_state import State
 
 MAX_ATTEMPTS = 12
@@ -33,8 +34,8 @@ def signature(payload: bytes, secret: str, at: int) -> str:
 class Deliverer:
     """A thread that posts due events; `wake` tells it that there are new ones, `stop` ends it."""
 
-    def __init__(self, file: Path, url: str, secret: str) -> None:
-        self._file, self._url, self._secret = file, url, secret
+    def __init__(self, file: Path, url: str, secret: str, faults: Faults) -> None:
+        self._file, self._url, self._secret, self._faults = file, url, secret, faults
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="stripe-webhooks", daemon=True)
 
@@ -53,7 +54,7 @@ class Deliverer:
         state = State(self._file, webhooks=True)
         while not self._stopping.is_set():
             self._wake.clear()
-            for event, attempts in state.due_deliveries(time.time()):
+            for event, attempts in self._faults.webhooks(state.due_deliveries(time.time())):
                 if self._stopping.is_set():
                     break
                 self._deliver(state, event, attempts + 1)
