@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from meterhouse_billing import review_commands
 from meterhouse_billing.command_line import (
     CALLED_WRONGLY,
     EXCEPTIONS,
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from meterhouse_billing.reconcile import Row
 
 bill = typer.Typer(help="Turn closed ratings into Stripe invoices.", no_args_is_help=True, add_completion=False)
+for _command in (
+    review_commands.review,
+    review_commands.approve,
+    review_commands.hold,
+    review_commands.finalise,
+    review_commands.void,
+    review_commands.settings,
+):
+    bill.command()(_command)
 
 CustomerOption = Annotated[str | None, typer.Option(help="Only this customer.")]
 PeriodOption = Annotated[
@@ -47,9 +57,11 @@ def run(
 ) -> None:
     """Make Stripe drafts of closed ratings, compare them to the minor unit and, with --approve, finalise them.
 
-    Prints each step when it is done. May be stopped anywhere and run again: the same invoices come out, once. Exit
-    code 3 when an invoice needs a person; it is left as a draft. With --due and without a Stripe key, or with sync
-    turned off (`meterhouse namespaces set`), nothing is done, exit code 0.
+    What there is to look at (`bill review`) waits for `bill approve`; --approve is a person's approval of all of them,
+    but of none that is on hold, a credit, or for two persons. Prints each step when it is done. May be stopped anywhere
+    and run again: the same invoices come out, once. Exit code 3 when an invoice needs a person; it is left as a draft.
+    With --due and without a Stripe key, or with sync turned off (`meterhouse namespaces set`), nothing is done, exit
+    code 0.
     """
     from meterhouse_billing import mirrors, records
     from meterhouse_billing.gateway import NoStripeKey

@@ -7,8 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 from meterhouse_billing.amounts import to_stripe
+from meterhouse_billing.items import Item, items
 from meterhouse_rating.ids import digest
-from meterhouse_rating.layout import number, unit
 from meterhouse_store.numbers import plain
 
 # Metadata that leads from Stripe's objects back to ours.
@@ -16,27 +16,34 @@ LINE_ID = "meterhouse_line_id"
 INVOICE_ID = "meterhouse_invoice_id"
 NAMESPACE = "meterhouse_namespace"
 CUSTOMER_ID = "meterhouse_customer_id"
+RATING_ID = "meterhouse_rating_id"
+RESULT = "meterhouse_result_sha256"
+ISSUE = "meterhouse_issue"
+LINES = "meterhouse_lines"
 COMPLETENESS = "meterhouse_completeness"
 MAX_METADATA = 500
 """Characters of a value: https://docs.stripe.com/api/metadata"""
 KIND, METRIC, QUANTITY, UNIT = "kind", "metric", "quantity", "unit"
 
-MAX_LINES = 250
-"""Items on one Stripe invoice: https://docs.stripe.com/api/invoiceitems/create"""
-
 
 @dataclass(frozen=True)
 class Line:
-    """A rated line as it goes on the invoice; `amount_minor` in ISO 4217 minor units."""
+    """A rated line as it goes on the invoice; `amount_minor` in ISO 4217 minor units, `amount_exact` in major ones.
+
+    `included`: some of its quantity is within what the plan includes.
+    """
 
     line_id: str
     position: int
     kind: str
+    component: str
     metric: str
     description: str
     quantity: Decimal
     unit: str
     amount_minor: int
+    amount_exact: Decimal
+    included: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Draft:
     period_end: datetime
     currency: str
     total_minor: int
+    result_sha256: str
     lines: tuple[Line, ...]
     completeness: str = ""
 
@@ -60,14 +68,26 @@ class Draft:
     def invoice_id(self) -> str:
         return digest(["invoice", self.rating_id])
 
-    def metadata(self) -> dict[str, str]:
-        """What Stripe's invoice carries to be found again."""
-        return {NAMESPACE: self.namespace, INVOICE_ID: self.invoice_id, CUSTOMER_ID: self.customer_id}
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The lines as they are put on Stripe's invoice."""
+        return items(self.lines)
 
-    def described(self) -> dict[str, str]:
-        """All metadata of Stripe's invoice: `metadata`, and what its usage's completeness was."""
+    @property
+    def content_sha256(self) -> str:
+        """What the invoice says: another one after the period was rated anew."""
+        lines = [[line.line_id, text(line), plain(line.quantity), line.amount_minor] for line in self.lines]
+        return digest([self.result_sha256, self.currency, self.total_minor, lines])
+
+    def metadata(self, issue: int) -> dict[str, str]:
+        """What Stripe's invoice carries to be found again."""
+        named = {NAMESPACE: self.namespace, INVOICE_ID: self.invoice_id, CUSTOMER_ID: self.customer_id}
+        return named | {ISSUE: str(issue)}
+
+    def described(self, issue: int) -> dict[str, str]:
+        """All metadata of Stripe's invoice: to be found, where it comes from, how complete its usage was."""
         stated = {COMPLETENESS: self.completeness[:MAX_METADATA]} if self.completeness else {}
-        return self.metadata() | stated
+        return self.metadata(issue) | {RATING_ID: self.rating_id, RESULT: self.result_sha256} | stated
 
     def stripe_lines(self) -> list[dict[str, Any]]:
         """The lines as parameters of `add_lines`. Raises NotPayable for an amount that Stripe cannot take."""
@@ -75,19 +95,20 @@ class Draft:
         period = {"start": int(self.period_start.timestamp()), "end": int(self.period_end.timestamp()) - 1}
         return [
             {
-                "amount": to_stripe(line.amount_minor, self.currency),
-                "description": text(line),
+                "amount": to_stripe(item.amount_minor, self.currency),
+                "description": item.text,
                 "discountable": False,
                 "period": period,
                 "metadata": {
-                    LINE_ID: line.line_id,
-                    KIND: line.kind,
-                    METRIC: line.metric,
-                    QUANTITY: plain(line.quantity),
-                    UNIT: line.unit,
+                    LINE_ID: item.item_id,
+                    LINES: str(len(item.line_ids)),
+                    KIND: item.kind,
+                    METRIC: item.metric,
+                    QUANTITY: plain(item.quantity),
+                    UNIT: item.unit,
                 },
             }
-            for line in self.lines
+            for item in self.items
         ]
 
 
@@ -110,6 +131,7 @@ class StripeInvoice:
     currency: str
     total: int
     amount_paid: int
+    amount_remaining: int
     attempt_count: int
     customer: str
     metadata: Mapping[str, str]
@@ -120,10 +142,8 @@ class StripeInvoice:
 
 
 def text(line: Line) -> str:
-    """What the customer reads: `Output tokens (model gpt-5-mini): 1,234 tokens`."""
-    if line.kind != "usage":
-        return line.description
-    return f"{line.description}: {number(line.quantity)} {unit(line.unit.strip('{}'), line.quantity)}"
+    """What the customer reads of a line: `Output tokens (model gpt-5-mini): 1,234 tokens`."""
+    return items([line])[0].text
 
 
 def differences(draft: Draft, invoice: StripeInvoice, lines: Sequence[StripeLine]) -> list[str]:
@@ -143,18 +163,18 @@ def differences(draft: Draft, invoice: StripeInvoice, lines: Sequence[StripeLine
 
 def _line_differences(draft: Draft, lines: Sequence[StripeLine]) -> list[str]:
     found = []
-    if len(lines) != len(draft.lines):
-        found.append(f"Stripe has {len(lines)} lines, rated {len(draft.lines)}")
-    open_lines = {line.line_id: line for line in draft.lines}
+    if len(lines) != len(draft.items):
+        found.append(f"Stripe has {len(lines)} lines, rated {len(draft.items)}")
+    missing = {item.item_id: item for item in draft.items}
     for shown in lines:
-        line = open_lines.pop(shown.metadata.get(LINE_ID, ""), None)
-        if line is None:
+        item = missing.pop(shown.metadata.get(LINE_ID, ""), None)
+        if item is None:
             found.append(f"line {shown.line_item_id} ({shown.amount}) in Stripe is none of the rated lines")
             continue
-        wanted = (to_stripe(line.amount_minor, draft.currency), draft.currency, plain(line.quantity))
+        wanted = (to_stripe(item.amount_minor, draft.currency), draft.currency, plain(item.quantity))
         if (shown.amount, shown.currency, shown.metadata.get(QUANTITY)) != wanted:
             found.append(f"line {shown.line_item_id} is {shown.amount} {shown.currency}, rated {wanted[0]} {wanted[1]}")
-    return found + [f"rated line {line_id} is not in Stripe" for line_id in open_lines]
+    return found + [f"rated line {name} is not in Stripe" for name in missing]
 
 
 def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
@@ -166,6 +186,7 @@ def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
         currency=body["currency"].upper(),
         total=body["total"],
         amount_paid=body["amount_paid"],
+        amount_remaining=body["amount_remaining"],
         attempt_count=body["attempt_count"],
         customer=body["customer"],
         metadata=body["metadata"] or {},

@@ -141,6 +141,8 @@ _SENDERS: Final[dict[str, Callable[[Any, str, Any, stripe.RequestOptions], Any]]
     "customer.create": lambda v1, _on, params, options: v1.customers.create(params, options),
     "invoice.create": lambda v1, _on, params, options: v1.invoices.create(params, options),
     "invoice.add_lines": lambda v1, on, params, options: v1.invoices.add_lines(on, params, options),
+    "invoice.delete": lambda v1, on, params, options: v1.invoices.delete(on, params, options),
+    "invoice.void": lambda v1, on, params, options: v1.invoices.void_invoice(on, params, options),
     "invoice.finalise": lambda v1, on, params, options: v1.invoices.finalize_invoice(on, params, options),
 }
 

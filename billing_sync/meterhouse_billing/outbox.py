@@ -54,7 +54,14 @@ class Outbox:
 
     def answered(self, operation: str, subject_id: str) -> bool:
         """Whether the call's answer is stored."""
-        query = select(outbox.c.state).where(self._is(operation, subject_id), outbox.c.state == DONE)
+        return self._any(operation, subject_id, DONE)
+
+    def begun(self, operation: str, subject_id: str) -> bool:
+        """Whether the call may have been sent, and its answer is not stored."""
+        return self._any(operation, subject_id, PENDING)
+
+    def _any(self, operation: str, subject_id: str, state: str) -> bool:
+        query = select(outbox.c.state).where(self._is(operation, subject_id), outbox.c.state == state)
         with self.engine.connect() as connection:
             return connection.execute(query).first() is not None
 

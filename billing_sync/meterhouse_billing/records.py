@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
 
-from meterhouse_billing import states
+from meterhouse_billing import history, issues, postings, states
 from meterhouse_billing.amounts import from_stripe
-from meterhouse_billing.documents import INVOICE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
+from meterhouse_billing.documents import INVOICE_ID, LINE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
 from meterhouse_rating import ledger, periods
 from meterhouse_rating.ids import digest
-from meterhouse_rating.ledger import Entry, Posting
+from meterhouse_rating.ledger import Posting
 from meterhouse_store.registry import customers
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import (
+    invoice_issues,
     invoice_lines,
-    invoice_transitions,
     invoices,
     ledger_entries,
     ledger_transactions,
@@ -41,7 +41,7 @@ def drafts(engine: Engine, namespace: str, *, period: str | None = None, custome
     if customer_id is not None:
         query = query.where(ratings.c.customer_id == customer_id)
     if period is None:
-        unfinished = invoices.c.state.is_(None) | invoices.c.state.in_((states.DRAFT, states.APPROVED))
+        unfinished = invoices.c.state.is_(None) | invoices.c.state.in_(states.PENDING)
         query = query.outerjoin(invoices, invoices.c.rating_id == ratings.c.rating_id).where(unfinished)
     else:
         periods.parse(period, "UTC")  # a mistake in it is a mistake also where there are no ratings
@@ -64,11 +64,14 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
             line_id=row["line_id"],
             position=row["position"],
             kind=row["kind"],
+            component=row["component"],
             metric=row["metric"] or "",
             description=row["description"],
             quantity=row["quantity"],
             unit=row["unit"],
             amount_minor=row["amount_minor"],
+            amount_exact=row["amount_exact"],
+            included=any("included" in step for step in row["explanation"].get("steps", ())),
         )
         for row in connection.execute(query).mappings()
     )
@@ -81,6 +84,7 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
         period_end=rating["period_end"],
         currency=rating["currency"],
         total_minor=rating["total_minor"],
+        result_sha256=rating["result_sha256"],
         lines=lines,
         completeness=connection.execute(stated).scalar_one_or_none() or "",
     )
@@ -119,8 +123,8 @@ def unsettled(engine: Engine, namespace: str) -> Sequence[RowMapping]:
     )
 
 
-def record(engine: Engine, draft: Draft, now: datetime) -> bool:
-    """Write the invoice and its lines; False when it was there."""
+def record(engine: Engine, draft: Draft, *, who: str, now: datetime) -> bool:
+    """Write the invoice, its lines and its first issue; False when it was there."""
     with begin_write(engine) as connection:
         is_it = invoices.c.invoice_id == draft.invoice_id
         if connection.execute(select(invoices.c.invoice_id).where(is_it)).first() is not None:
@@ -139,43 +143,60 @@ def record(engine: Engine, draft: Draft, now: datetime) -> bool:
                 created_at=now,
             )
         )
-        connection.execute(
-            insert(invoice_lines),
-            [
-                {
-                    "invoice_id": draft.invoice_id,
-                    "position": line.position,
-                    "line_id": line.line_id,
-                    "description": text(line),
-                    "quantity": line.quantity,
-                    "amount_minor": line.amount_minor,
-                }
-                for line in draft.lines
-            ],
-        )
+        write_lines(connection, draft)
+        issues.begin(connection, draft, 1, now)
+        history.begin(connection, draft.invoice_id, who=who, why="the period was closed", now=now)
     return True
+
+
+def write_lines(connection: Connection, draft: Draft) -> None:
+    """The lines in the place of those that were there."""
+    connection.execute(delete(invoice_lines).where(invoice_lines.c.invoice_id == draft.invoice_id))
+    rows = [
+        {
+            "invoice_id": draft.invoice_id,
+            "position": line.position,
+            "line_id": line.line_id,
+            "description": text(line),
+            "quantity": line.quantity,
+            "amount_minor": line.amount_minor,
+        }
+        for line in draft.lines
+    ]
+    connection.execute(insert(invoice_lines), rows)
+
+
+def start_again(connection: Connection, draft: Draft, how: str, *, who: str, why: str, now: datetime) -> None:
+    """End the issue that counts and begin the next one, as a draft with the lines as they are rated now."""
+    latest = select(func.max(invoice_issues.c.issue)).where(invoice_issues.c.invoice_id == draft.invoice_id)
+    issue = connection.execute(latest).scalar_one()
+    history.decide(connection, draft.invoice_id, states.DRAFT, who=who, why=why, now=now)
+    if how == issues.VOIDED:
+        row = connection.execute(select(invoices).where(invoices.c.invoice_id == draft.invoice_id)).mappings().one()
+        posting = postings.reissue(draft.invoice_id, issue + 1, row["total_minor"], row["currency"])
+        _post(connection, row, posting, now, now)
+    issues.end(connection, draft.invoice_id, how, now)
+    issues.begin(connection, draft, issue + 1, now)
+    blank = ("stripe_invoice_id", "stripe_total_minor", "number", "hosted_url", "finalised_at", "paid_at")
+    _update(connection, draft.invoice_id, total_minor=draft.total_minor, **dict.fromkeys(blank))
+    write_lines(connection, draft)
 
 
 def set_stripe_id(engine: Engine, invoice_id: str, stripe_invoice_id: str) -> None:
     """Remember which of Stripe's invoices this is."""
     with begin_write(engine) as connection:
         _update(connection, invoice_id, stripe_invoice_id=stripe_invoice_id)
+        issues.name(connection, invoice_id, stripe_invoice_id)
 
 
 def compared(engine: Engine, draft: Draft, shown: StripeInvoice, lines: Sequence[StripeLine]) -> None:
     """Remember Stripe's total and, for credit notes, the names of its lines."""
-    by_line = {line.metadata["meterhouse_line_id"]: line.line_item_id for line in lines}
+    names = {line.metadata[LINE_ID]: line.line_item_id for line in lines}
     with begin_write(engine) as connection:
         _update(connection, draft.invoice_id, stripe_total_minor=from_stripe(shown.total, draft.currency))
-        for line in draft.lines:
-            is_it = (invoice_lines.c.invoice_id == draft.invoice_id) & (invoice_lines.c.position == line.position)
-            connection.execute(update(invoice_lines).where(is_it).values(stripe_item_id=by_line[line.line_id]))
-
-
-def approve(engine: Engine, invoice_id: str, *, who: str, why: str, now: datetime) -> None:
-    """draft -> approved."""
-    with begin_write(engine) as connection:
-        _advance(connection, invoice_id, states.APPROVED, who=who, why=why, now=now)
+        for item in draft.items:
+            is_it = (invoice_lines.c.invoice_id == draft.invoice_id) & invoice_lines.c.line_id.in_(item.line_ids)
+            connection.execute(update(invoice_lines).where(is_it).values(stripe_item_id=names[item.item_id]))
 
 
 def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str, why: str, now: datetime) -> str:
@@ -187,6 +208,8 @@ def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str,
         row = _ours(connection, namespace, shown)
         if row is None:
             return "not an invoice of ours"
+        if issues.has_ended(connection, shown.stripe_invoice_id):
+            return "an invoice that no longer counts"
         if row["stripe_invoice_id"] not in (None, shown.stripe_invoice_id):
             return f"a second Stripe invoice for {row['invoice_id']}: delete or void it in Stripe"
         wanted = states.of(shown)
@@ -202,9 +225,12 @@ def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str,
             finalised_at=shown.finalised_at,
             paid_at=shown.paid_at,
         )
-        moved = _advance(connection, row["invoice_id"], wanted, who=who, why=why, now=now)
+        issues.name(connection, row["invoice_id"], shown.stripe_invoice_id)
+        moved = history.follow(connection, row["invoice_id"], wanted, who=who, why=why, now=now)
         if wanted == states.PAID:
             _pay(connection, row, shown, now)
+        if moved and wanted == states.VOID:
+            _void(connection, row, shown, now)
         return f"{row['state']} -> {wanted}" if moved else "nothing new"
 
 
@@ -216,26 +242,6 @@ def _ours(connection: Connection, namespace: str, shown: StripeInvoice) -> RowMa
         return row
     named = select(invoices).where(invoices.c.invoice_id == shown.metadata.get(INVOICE_ID))
     return connection.execute(named.where(invoices.c.namespace == namespace)).mappings().one_or_none()
-
-
-def _advance(connection: Connection, invoice_id: str, wanted: str, *, who: str, why: str, now: datetime) -> bool:
-    current = connection.execute(select(invoices.c.state).where(invoices.c.invoice_id == invoice_id)).scalar_one()
-    steps = states.path(current, wanted)
-    for before, after in steps:
-        connection.execute(
-            insert(invoice_transitions).values(
-                transition_id=digest([invoice_id, before, after]),
-                invoice_id=invoice_id,
-                from_state=before,
-                to_state=after,
-                who=who,
-                why=why[:500],
-                changed_at=now,
-            )
-        )
-    if steps:
-        _update(connection, invoice_id, state=wanted)
-    return bool(steps)
 
 
 def _pay(connection: Connection, row: RowMapping, shown: StripeInvoice, now: datetime) -> None:
@@ -257,11 +263,22 @@ def _pay(connection: Connection, row: RowMapping, shown: StripeInvoice, now: dat
             paid_at=paid_at,
         )
     )
-    currency = row["currency"]
-    memo = f"payment of invoice {shown.number or shown.stripe_invoice_id}"
-    sides = (Entry(ledger.CASH, amount, currency), Entry(ledger.RECEIVABLE, -amount, currency))
-    posting = Posting("payment", payment_id, memo, sides)
-    ledger.post(connection, row["namespace"], row["customer_id"], [posting], effective_at=paid_at, recorded_at=now)
+    posting = postings.payment(payment_id, shown.number or shown.stripe_invoice_id, amount, row["currency"])
+    _post(connection, row, posting, paid_at, now)
+
+
+def _void(connection: Connection, row: RowMapping, shown: StripeInvoice, now: datetime) -> None:
+    posting = postings.void(
+        shown.stripe_invoice_id, shown.number or shown.stripe_invoice_id, row["total_minor"], row["currency"]
+    )
+    _post(connection, row, posting, now, now)
+
+
+def _post(connection: Connection, row: RowMapping, posting: Posting, effective_at: datetime, now: datetime) -> None:
+    """Post once, and nothing where nothing is moved."""
+    namespace = row["namespace"]
+    if posting.entries[0].amount_minor and not ledger.posted(connection, namespace, posting.kind, posting.source_id):
+        ledger.post(connection, namespace, row["customer_id"], [posting], effective_at=effective_at, recorded_at=now)
 
 
 def receivable(engine: Engine, draft: Draft) -> int:

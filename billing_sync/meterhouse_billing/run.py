@@ -1,7 +1,8 @@
 """`bill run`: turns closed ratings into Stripe invoices, one committed step after the other.
 
-draft recorded -> Stripe customer -> Stripe draft -> lines -> read back and compared -> approved -> finalised. A run
-that is stopped after any step, or between two, is continued by the next one and ends with the same invoice.
+draft recorded -> Stripe customer -> Stripe draft -> lines -> read back and compared -> in review or approved ->
+finalised. A run that is stopped after any step, or between two, is continued by the next one and ends with the same
+invoice.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,13 +11,15 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping, select, update
 
-from meterhouse_billing import records, states
+from meterhouse_billing import history, issues, records, reviews, states
 from meterhouse_billing.amounts import NotPayable
-from meterhouse_billing.documents import CUSTOMER_ID, LINE_ID, MAX_LINES, NAMESPACE, Draft, StripeInvoice, differences
+from meterhouse_billing.documents import CUSTOMER_ID, LINE_ID, NAMESPACE, Draft, StripeInvoice, differences
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
 from meterhouse_billing.outbox import Outbox
+from meterhouse_billing.policies import Policy
 from meterhouse_billing.world import World
 from meterhouse_rating.ids import digest
+from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import customers
@@ -24,7 +27,8 @@ from meterhouse_store.tables import customers
 CHUNK: Final = 100
 """Lines per request; a request of this size stays small enough to be answered quickly."""
 
-DAYS_UNTIL_DUE: Final = 30
+MAX_ISSUES_A_RUN: Final = 3
+"""How often a draft that is gone is made again before a person is asked."""
 
 
 class NotAsRated(BillingError):
@@ -53,49 +57,141 @@ def bill(world: World, drafts: list[Draft], *, approve: bool) -> Iterator[Step]:
             yield from _one(world, draft, approve=approve)
         except StripeUnavailable:
             raise
-        except (BillingError, NotPayable, states.Contradiction) as problem:
+        except (BillingError, NotPayable, states.Contradiction, states.NotNow) as problem:
             yield Step(draft.customer_id, str(problem), failed=True)
 
 
-def _one(world: World, draft: Draft, *, approve: bool) -> Iterator[Step]:
-    amount = f"{show(draft.total_minor, draft.currency)} {draft.currency}"
-    period = f"{draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}"
-    if len(draft.lines) > MAX_LINES:
-        raise BillingError(f"{len(draft.lines)} lines for {period}, an invoice in Stripe has at most {MAX_LINES}")
+def prepare(world: World, draft: Draft) -> Iterator[Step]:
+    """Make the draft in Stripe as it is rated now, and compare it; what is found decides whether it waits in review.
+
+    Raises NotAsRated where Stripe's draft is another one, and leaves that in review.
+    """
+    period, shown_total = _period(draft), f"{show(draft.total_minor, draft.currency)} {draft.currency}"
     lines = draft.stripe_lines()  # before anything is written: amounts that Stripe cannot take stop here
-    if records.record(world.engine, draft, world.now()):
-        yield Step(draft.customer_id, f"draft recorded for {period}: {len(lines)} lines, {amount}")
-    row = _invoice(world, draft)
-    if row["state"] not in (states.DRAFT, states.APPROVED):
-        return
-    customer = _customer(world, draft)
-    if customer["stripe_customer_id"] is None:
-        customer = _ensure_customer(world, customer)
-        yield Step(draft.customer_id, f"customer {customer['stripe_customer_id']} in Stripe")
-    outbox = _outbox(world)
-    stripe_id = row["stripe_invoice_id"]
-    if stripe_id is None:
-        stripe_id = _create(world, outbox, draft, customer)
-        yield Step(draft.customer_id, f"draft {stripe_id} in Stripe")
-    if row["stripe_total_minor"] is None:
-        yield from _fill(world, outbox, draft, stripe_id, lines)
-    # Also where an earlier run approved it and was stopped: somebody may have changed the draft since.
-    shown = _compare(world, draft, stripe_id)
-    yield Step(draft.customer_id, f"compared: {len(lines)} lines, {amount} in Stripe as rated")
-    if row["state"] == states.DRAFT:
-        if shown.status != "draft":
+    if records.record(world.engine, draft, who=world.who, now=world.now()):
+        yield Step(
+            draft.customer_id, f"draft recorded for {period}: {counted(len(draft.lines), 'line')}, {shown_total}"
+        )
+    for _ in range(MAX_ISSUES_A_RUN):
+        row = _invoice(world, draft)
+        if row["state"] not in states.PENDING:
+            return
+        issue = issues.current(world.engine, draft.invoice_id)
+        customer = _customer(world, draft)
+        if customer["stripe_customer_id"] is None:
+            customer = _ensure_customer(world, customer)
+            yield Step(draft.customer_id, f"customer {customer['stripe_customer_id']} in Stripe")
+        stripe_id = row["stripe_invoice_id"]
+        if stripe_id is None:
+            stripe_id = _create(world, draft, customer, issue["issue"])
+            yield Step(draft.customer_id, f"draft {stripe_id} in Stripe")
+        if issue["content_sha256"] != draft.content_sha256:
+            yield _replace(world, draft, stripe_id, issue["issue"])
+            continue
+        try:
+            if row["stripe_total_minor"] is None:
+                yield from _fill(world, draft, stripe_id, lines, issue["issue"])
+            # Also where an earlier run approved it and was stopped: somebody may have changed the draft since.
+            shown = _compare(world, draft, stripe_id)
+        except StripeRefused as refused:
+            if not refused.missing:
+                raise
+            why = f"the draft {stripe_id} was deleted in Stripe"
+            _again(world, draft, issues.DELETED, who=history.STRIPE, why=why)
+            yield Step(draft.customer_id, f"{why}, it is made again")
+            continue
+        yield Step(
+            draft.customer_id, f"compared: {counted(len(draft.items), 'line')}, {shown_total} in Stripe as rated"
+        )
+        named = issues.subject(draft.invoice_id, issue["issue"])
+        if shown.status != "draft" and not outbox_of(world).begun("invoice.finalise", named):
             why = "found finalised in Stripe"
-            outcome = records.take_over(world.engine, world.namespace, shown, who="stripe", why=why, now=world.now())
+            outcome = records.take_over(
+                world.engine, world.namespace, shown, who=history.STRIPE, why=why, now=world.now()
+            )
             yield Step(draft.customer_id, f"{why}: {outcome}")
-            return
-        if not approve:
-            return
+        return
+    raise BillingError(f"{period}: the draft was gone {MAX_ISSUES_A_RUN} times in one run; who deletes it in Stripe?")
+
+
+def _one(world: World, draft: Draft, *, approve: bool) -> Iterator[Step]:
+    yield from prepare(world, draft)
+    row = _invoice(world, draft)
+    if row["state"] not in states.PENDING:
+        return
+    policy = reviews.policy_of(world, draft.customer_id)
+    if row["state"] != states.APPROVED:
+        yield from _judge(world, draft, row, policy, approve=approve)
+        row = _invoice(world, draft)
+    if row["state"] == states.APPROVED:
+        if (refusal := reviews.second_person(world, row, policy)) is not None:
+            yield Step(draft.customer_id, f"approved, and waits: {refusal}")
+        else:
+            yield finalise(world, draft, row["stripe_invoice_id"], why="bill run")
+
+
+def _judge(world: World, draft: Draft, row: RowMapping, policy: Policy, *, approve: bool) -> Iterator[Step]:
+    """Draft or in review: approve it, or have it wait for a person."""
+    hold = reviews.on_hold(world, draft.invoice_id)
+    if hold is not None:
+        yield Step(draft.customer_id, f"on hold since {hold['changed_at']:%Y-%m-%d} by {hold['who']}: {hold['why']}")
+        return
+    found = reviews.look(world, draft, policy)
+    told = "; ".join(one.sentence for one in found)
+    if approve:
         if draft.total_minor < 0:
-            raise BillingError(f"{amount} is a credit, which no rule approves: finalise {stripe_id} in Stripe by hand")
-        why = f"bill run --approve: {len(lines)} lines and {amount} are the same in Stripe"
-        records.approve(world.engine, draft.invoice_id, who=world.who, why=why, now=world.now())
+            raise BillingError(
+                f"{show(draft.total_minor, draft.currency)} {draft.currency} is a credit, which no run approves: look "
+                f"at it, then `meterhouse bill approve {draft.customer_id} --period {_period(draft)}`"
+            )
+        why = "bill run --approve" + (f", in spite of: {told}" if told else "")
+        reviews.decide(world, draft.invoice_id, states.APPROVED, who=world.who, why=why)
         yield Step(draft.customer_id, "approved")
-    yield _finalise(world, outbox, draft, stripe_id, amount)
+    elif not found and policy.automatic:
+        why = "nothing to look at, and the namespace's invoices are approved by rule"
+        reviews.decide(world, draft.invoice_id, states.APPROVED, who=history.RULE, why=why)
+        yield Step(draft.customer_id, "approved by rule")
+    elif found and row["state"] == states.DRAFT:
+        reviews.decide(world, draft.invoice_id, states.IN_REVIEW, who=history.RULE, why=told)
+        yield Step(draft.customer_id, f"in review: {told}", failed=True)
+    elif row["state"] == states.IN_REVIEW:
+        yield Step(draft.customer_id, f"in review: {told or 'what was found is gone, a person decides'}", failed=True)
+
+
+def _replace(world: World, draft: Draft, stripe_id: str, issue: int) -> Step:
+    """The period was rated anew: the draft with the old lines is deleted in Stripe, to be made with the new ones."""
+
+    def find() -> Mapping[str, Any] | None:
+        return None  # deleting twice does no harm
+
+    try:
+        shown = world.gateway.invoice(stripe_id)
+        if shown.status != "draft":
+            records.take_over(
+                world.engine, world.namespace, shown, who=history.STRIPE, why="found finalised", now=world.now()
+            )
+            raise NotAsRated(
+                f"{stripe_id} was finalised in Stripe with lines of an earlier rating: "
+                f"`meterhouse bill void {draft.customer_id} --period {_period(draft)} --reissue --why ...`"
+            )
+        outbox_of(world).call(
+            "invoice.delete", issues.subject(draft.invoice_id, issue), {"on": stripe_id, "params": {}}, find
+        )
+    except StripeRefused as refused:
+        if not refused.missing:
+            raise
+    why = "the period was rated anew: the draft had the lines of an earlier rating"
+    _again(world, draft, issues.REPLACED, who=history.RULE, why=why)
+    return Step(draft.customer_id, f"{why}; {stripe_id} is deleted in Stripe and made again")
+
+
+def _again(world: World, draft: Draft, how: str, *, who: str, why: str) -> None:
+    hold = reviews.on_hold(world, draft.invoice_id)
+    with begin_write(world.engine) as connection:
+        records.start_again(connection, draft, how, who=who, why=why, now=world.now())
+        if hold is not None:  # a person's hold outlasts the draft that it was put on
+            held = (connection, draft.invoice_id, states.IN_REVIEW)
+            history.decide(*held, who=hold["who"], why=hold["why"], now=world.now())
 
 
 def _invoice(world: World, draft: Draft) -> RowMapping:
@@ -121,7 +217,7 @@ def _ensure_customer(world: World, customer: Mapping[str, Any]) -> Mapping[str, 
     params = {"name": customer["name"], "metadata": metadata}
     if customer["email"]:
         params["email"] = customer["email"]
-    answer = _outbox(world).call(
+    answer = outbox_of(world).call(
         "customer.create",
         digest(["customer", world.namespace, name]),
         {"params": params},
@@ -133,34 +229,36 @@ def _ensure_customer(world: World, customer: Mapping[str, Any]) -> Mapping[str, 
     return {**customer, "stripe_customer_id": answer["id"]}
 
 
-def _create(world: World, outbox: Outbox, draft: Draft, customer: Mapping[str, Any]) -> str:
+def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int) -> str:
     params: dict[str, Any] = {
         "customer": customer["stripe_customer_id"],
         "currency": draft.currency.lower(),
         "auto_advance": False,  # Stripe finalises other drafts by itself after an hour
         "description": f"Usage {draft.period_start:%Y-%m-%d} to {draft.period_end:%Y-%m-%d} (end not included)",
-        "metadata": draft.described(),
+        "metadata": draft.described(issue),
     }
     # Stripe refuses to make an invoice for sending where the customer has no e-mail address. The other method does not
     # charge anybody by itself either, as long as auto_advance is off; the customer pays on the invoice's page.
     if customer["email"]:
-        params |= {"collection_method": "send_invoice", "days_until_due": DAYS_UNTIL_DUE}
+        days = reviews.policy_of(world, draft.customer_id).days_until_due
+        params |= {"collection_method": "send_invoice", "days_until_due": days}
     else:
         params |= {"collection_method": "charge_automatically"}
-    answer = outbox.call(
+    answer = outbox_of(world).call(
         "invoice.create",
-        draft.invoice_id,
+        issues.subject(draft.invoice_id, issue),
         {"params": params},
-        lambda: world.gateway.find_invoice(customer["stripe_customer_id"], draft.metadata()),
+        lambda: world.gateway.find_invoice(customer["stripe_customer_id"], draft.metadata(issue)),
     )
     stripe_id = str(answer["id"])
     records.set_stripe_id(world.engine, draft.invoice_id, stripe_id)
     return stripe_id
 
 
-def _fill(world: World, outbox: Outbox, draft: Draft, stripe_id: str, lines: list[dict[str, Any]]) -> Iterator[Step]:
+def _fill(world: World, draft: Draft, stripe_id: str, lines: list[dict[str, Any]], issue: int) -> Iterator[Step]:
+    outbox, named = outbox_of(world), issues.subject(draft.invoice_id, issue)
     for start in range(0, len(lines), CHUNK):
-        subject, chunk = digest([draft.invoice_id, start]), lines[start : start + CHUNK]
+        subject, chunk = digest([named, start]), lines[start : start + CHUNK]
         if outbox.answered("invoice.add_lines", subject):
             continue
         wanted = {line["metadata"][LINE_ID] for line in chunk}
@@ -174,33 +272,46 @@ def _fill(world: World, outbox: Outbox, draft: Draft, stripe_id: str, lines: lis
 
 
 def _compare(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
-    """Read everything back; nothing is approved that differs in any line."""
-    try:
-        shown, lines = world.gateway.invoice(stripe_id), world.gateway.lines(stripe_id)
-    except StripeRefused as refused:
-        if refused.missing:
-            raise BillingError(f"the draft {stripe_id} was deleted in Stripe") from refused
-        raise
+    """Read everything back; nothing is approved that differs in any line. Raises NotAsRated, StripeRefused."""
+    shown, lines = world.gateway.invoice(stripe_id), world.gateway.lines(stripe_id)
     found = differences(draft, shown, lines)
-    if found:
-        raise NotAsRated(f"{stripe_id} is not what was rated, and stays a draft: " + "; ".join(found))
-    records.compared(world.engine, draft, shown, lines)
-    return shown
+    if not found:
+        records.compared(world.engine, draft, shown, lines)
+        return shown
+    reviews.look(world, draft, reviews.policy_of(world, draft.customer_id), found)
+    if shown.status != "draft":
+        why = "found finalised in Stripe"
+        records.take_over(world.engine, world.namespace, shown, who=history.STRIPE, why=why, now=world.now())
+        raise NotAsRated(f"{stripe_id} was finalised in Stripe and is not what was rated, void it: " + "; ".join(found))
+    if reviews.on_hold(world, draft.invoice_id) is None:
+        why = "Stripe's draft is not what was rated: " + "; ".join(found)
+        if history.of(world.engine, draft.invoice_id)[-1]["why"] != why[:500]:
+            reviews.decide(world, draft.invoice_id, states.IN_REVIEW, who=history.RULE, why=why)
+    raise NotAsRated(f"{stripe_id} is not what was rated, and stays a draft: " + "; ".join(found))
 
 
-def _finalise(world: World, outbox: Outbox, draft: Draft, stripe_id: str, amount: str) -> Step:
+def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:
+    """Finalise what is approved and was compared. Raises NotAsRated where it was changed in between."""
+
     def find() -> Mapping[str, Any] | None:
         shown = world.gateway.invoice(stripe_id)
         return None if shown.status == "draft" else {"id": stripe_id, "status": shown.status}
 
-    outbox.call("invoice.finalise", draft.invoice_id, {"on": stripe_id, "params": {"auto_advance": False}}, find)
+    subject = issues.subject(draft.invoice_id, issues.current(world.engine, draft.invoice_id)["issue"])
+    outbox_of(world).call("invoice.finalise", subject, {"on": stripe_id, "params": {"auto_advance": False}}, find)
     shown = world.gateway.invoice(stripe_id)
-    records.take_over(world.engine, world.namespace, shown, who=world.who, why="bill run", now=world.now())
+    records.take_over(world.engine, world.namespace, shown, who=world.who, why=why, now=world.now())
     found = differences(draft, shown, world.gateway.lines(stripe_id))
     if found:
         raise NotAsRated(f"{stripe_id} was changed while it was finalised, void it: " + "; ".join(found))
+    amount = f"{show(draft.total_minor, draft.currency)} {draft.currency}"
     return Step(draft.customer_id, f"finalised: {shown.number}, {amount}, {shown.status} at {shown.hosted_url}")
 
 
-def _outbox(world: World) -> Outbox:
+def outbox_of(world: World) -> Outbox:
+    """The outbox of the world's namespace."""
     return Outbox(world.engine, world.gateway, world.namespace, world.now)
+
+
+def _period(draft: Draft) -> str:
+    return f"{draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}"

@@ -1,36 +1,56 @@
 """The states of an invoice and which may follow which; nothing here reads or writes anything.
 
-draft -> approved -> finalised -> paid | failed | void, and failed -> paid | void. A state only ever moves forward, so
-the order in which news about an invoice arrives does not matter.
+    open -> draft -> in review -> approved -> finalised -> paid | failed | void, and failed -> paid | void
+
+`open` is the period that is not closed: there is no invoice yet. What Stripe tells (`path`) only ever moves a state
+forward, so the order in which news about an invoice arrives does not matter. What is decided here (`check`) may also go
+back: from approved to review or to a draft, and from void to a draft when it is issued again.
 """
 
 from typing import Final
 
 from meterhouse_billing.documents import StripeInvoice
 
+OPEN: Final = "open"
 DRAFT: Final = "draft"
+IN_REVIEW: Final = "in review"
 APPROVED: Final = "approved"
 FINALISED: Final = "finalised"
 FAILED: Final = "failed"
 PAID: Final = "paid"
 VOID: Final = "void"
 
-_NEXT: Final = {
+_NEWS: Final = {
     DRAFT: (APPROVED,),
+    IN_REVIEW: (APPROVED,),
     APPROVED: (FINALISED,),
     FINALISED: (PAID, FAILED, VOID),
     FAILED: (PAID, VOID),
     PAID: (),
     VOID: (),
 }
-_RANK: Final = {DRAFT: 0, APPROVED: 1, FINALISED: 2, FAILED: 3, PAID: 4, VOID: 4}
+_DECISIONS: Final = {
+    OPEN: (DRAFT,),
+    DRAFT: (IN_REVIEW, APPROVED, DRAFT),
+    IN_REVIEW: (IN_REVIEW, APPROVED, DRAFT),
+    APPROVED: (IN_REVIEW, DRAFT),
+    VOID: (DRAFT,),
+}
+_RANK: Final = {DRAFT: 0, IN_REVIEW: 0, APPROVED: 1, FINALISED: 2, FAILED: 3, PAID: 4, VOID: 4}
 
-UNSETTLED: Final = (DRAFT, APPROVED, FINALISED, FAILED)
+PENDING: Final = (DRAFT, IN_REVIEW, APPROVED)
+"""States in which the invoice can still be changed."""
+
+UNSETTLED: Final = (*PENDING, FINALISED, FAILED)
 """States in which news from Stripe can still change something."""
 
 
 class Contradiction(ValueError):
     """Stripe says something that cannot follow from what was recorded."""
+
+
+class NotNow(ValueError):
+    """Somebody wants what the invoice's state does not allow."""
 
 
 def of(invoice: StripeInvoice) -> str | None:
@@ -47,10 +67,16 @@ def path(current: str, wanted: str) -> list[tuple[str, str]]:
     """
     if current == wanted or _RANK[wanted] < _RANK[current]:
         return []
-    for following in _NEXT[current]:
+    for following in _NEWS[current]:
         if following == wanted:
             return [(current, following)]
-    if current in (DRAFT, APPROVED):
-        following = _NEXT[current][0]
+    if current in PENDING:
+        following = _NEWS[current][0]
         return [(current, following), *path(following, wanted)]
     raise Contradiction(f"an invoice that is {current} cannot become {wanted}")
+
+
+def check(current: str, wanted: str) -> None:
+    """Raises NotNow where a decision may not take the invoice from one state to the other."""
+    if wanted not in _DECISIONS.get(current, ()):
+        raise NotNow(f"the invoice is {current}, and cannot become {wanted}")

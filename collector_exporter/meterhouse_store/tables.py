@@ -601,7 +601,7 @@ invoices = Table(
     Column("rating_id", String(64), ForeignKey("ratings.rating_id"), nullable=False, unique=True),
     Column("period_start", UtcTime, nullable=False),
     Column("period_end", UtcTime, nullable=False),
-    Column("state", String(16), nullable=False),  # draft | approved | finalised | paid | failed | void
+    Column("state", String(16), nullable=False),  # draft | in review | approved | finalised | paid | failed | void
     Column("currency", String(3), nullable=False),
     Column("total_minor", BigInteger, nullable=False),
     Column("stripe_invoice_id", String(64), unique=True),
@@ -628,13 +628,49 @@ invoice_lines = Table(
 invoice_transitions = Table(
     "invoice_transitions",
     metadata,
-    Column("transition_id", String(64), primary_key=True),  # hash of invoice_id, from_state, to_state
+    Column("transition_id", String(64), primary_key=True),  # hash of invoice_id, number, from_state, to_state
     Column("invoice_id", String(64), ForeignKey("invoices.invoice_id"), nullable=False),
     Column("from_state", String(16), nullable=False),
     Column("to_state", String(16), nullable=False),
     Column("who", String(128), nullable=False),
     Column("why", String(500), nullable=False),
     Column("changed_at", UtcTime, nullable=False),
+)
+
+# The invoices in Stripe that stood for one of ours, one after the other: a draft that was deleted or whose rating
+# changed is made again, a void one may be issued again.
+invoice_issues = Table(
+    "invoice_issues",
+    metadata,
+    Column("invoice_id", String(64), ForeignKey("invoices.invoice_id"), primary_key=True),
+    Column("issue", Integer, primary_key=True),  # 1, 2, ...
+    Column("content_sha256", String(64), nullable=False),  # of the lines that were rated for it
+    Column("stripe_invoice_id", String(64), unique=True),
+    Column("begun_at", UtcTime, nullable=False),
+    Column("ended", String(8)),  # deleted | replaced | void; null: it is the one that counts
+    Column("ended_at", UtcTime),
+)
+
+# What made an invoice wait for a person; a row whenever that changed, the one recorded last counts.
+invoice_findings = Table(
+    "invoice_findings",
+    metadata,
+    Column("invoice_id", String(64), ForeignKey("invoices.invoice_id"), primary_key=True),
+    Column("recorded_at", UtcTime, primary_key=True),
+    Column("findings", JSON, nullable=False),  # [{code, sentence}]
+)
+
+# How a namespace, or one of its customers, wants to be billed; the row recorded last counts.
+billing_settings = Table(
+    "billing_settings",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("customer_id", String(256), primary_key=True),  # '' for all
+    Column("setting", String(32), primary_key=True),
+    Column("recorded_at", UtcTime, primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
 )
 
 # Every call to Stripe that changes something is a row here before it is sent.

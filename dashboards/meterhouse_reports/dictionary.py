@@ -50,7 +50,7 @@ _COLUMNS: Final = {
     "source": "where it was seen: sdk, framework, otel.span, ...",
     "quantity": "exact, in the meter's or metric's unit",
     "unit": "unit of the quantity",
-    "stage": "period open; closed, no invoice; draft; approved",
+    "stage": "period open; closed, no invoice; draft; in review; approved",
     "state": "state of the invoice or rating",
     "number": "Stripe's number of the invoice",
     "total_minor": "total of the invoice, minor units",

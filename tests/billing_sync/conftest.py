@@ -27,6 +27,7 @@ from meterhouse_store.sql import begin_write, open_engine
 OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
 NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
 NOW = datetime(2026, 11, 2, 8, tzinfo=UTC)
+COMPLETE = "Complete as far as can be known."
 
 
 @dataclass
@@ -119,10 +120,21 @@ class Books:
     engine: Engine
 
     def rating(
-        self, customer_id: str, lines: list[tuple[str, str, str, int]], *, currency: str = "USD", state: str = "closed"
+        self,
+        customer_id: str,
+        lines: list[tuple[str, str, str, int]],
+        *,
+        currency: str = "USD",
+        state: str = "closed",
+        month: int = 10,
+        stated: bool = True,
     ) -> str:
-        """A rating of October; lines are (kind, metric, quantity, amount in minor units)."""
-        rating_id = f"rating-{customer_id}"
+        """A rating of a month of 2026; lines are (kind, metric, quantity, amount in minor units).
+
+        `stated`: its usage was complete when it was closed.
+        """
+        start, end = datetime(2026, month, 1, tzinfo=UTC), datetime(2026, month + 1, 1, tzinfo=UTC)
+        rating_id = f"rating-{customer_id}" + ("" if month == 10 else f"-{month}")
         rows = [
             {
                 "line_id": f"{rating_id}-{position}",
@@ -149,8 +161,8 @@ class Books:
                     rating_id=rating_id,
                     namespace="test",
                     customer_id=customer_id,
-                    period_start=OCTOBER,
-                    period_end=NOVEMBER,
+                    period_start=start,
+                    period_end=end,
                     state=state,
                     currency=currency,
                     plan="pay-as-you-go",
@@ -166,6 +178,9 @@ class Books:
             )
             if rows:
                 connection.execute(insert(tables.rated_lines), rows)
+            if stated:
+                said = {"rating_id": rating_id, "verdict": COMPLETE, "statement": {"verdict": COMPLETE}}
+                connection.execute(insert(tables.rating_statements).values(**said, stated_at=NOVEMBER))
             ledger.post(
                 connection,
                 "test",

@@ -80,6 +80,7 @@ def test_a_dry_run_shows_the_lines_and_asks_nobody(books, sandbox, call):
         "  flat                           49.00",
         "  usage input: 1,500,000 tokens   2.25",
         "  total                          51.25",
+        "  Complete as far as can be known.",
     ]
     assert books.rows(tables.invoices) == []
     assert sandbox.faults.posts == 0
@@ -189,7 +190,7 @@ def test_status_and_poll(books, call):
 
 
 def test_status_shows_the_page_of_each_invoice_beside_a_table(books, sandbox, call):
-    books.rating("acme", [("usage", "input", "10", 123_456_789)])
+    books.rating("acme", [("usage", "input", "10", 123_456_789)], stated=False)
     call("run", "--due", "--approve")
     [invoice] = sandbox.client.v1.invoices.list().data
     assert call("status").output.splitlines() == [

@@ -68,7 +68,7 @@ FROM {database}.rated_lines AS line
 LEFT JOIN {database}.mirror_invoices AS invoice FINAL
     ON line.namespace = invoice.namespace AND line.customer_id = invoice.customer_id
     AND line.rating_id = invoice.rating_id
-WHERE invoice.state IN ('', 'draft', 'approved');
+WHERE invoice.state IN ('', 'draft', 'in review', 'approved');
 
 CREATE OR REPLACE VIEW {database}.finance_invoices AS
 SELECT

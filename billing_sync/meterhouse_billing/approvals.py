@@ -1,0 +1,97 @@
+"""What persons decide about one invoice: approve, hold, finalise, void, issue again.
+
+Each raises BillingError or NotNow with a sentence where that may not be.
+"""
+
+from collections.abc import Iterator
+
+from sqlalchemy import RowMapping
+
+from meterhouse_billing import history, issues, records, reviews, states
+from meterhouse_billing.documents import Draft
+from meterhouse_billing.gateway import BillingError
+from meterhouse_billing.run import Step, finalise, outbox_of, prepare
+from meterhouse_billing.world import World
+from meterhouse_store.sql import begin_write
+
+
+def approve(world: World, draft: Draft, why: str) -> Iterator[Step]:
+    """Compare what is in Stripe now, and approve it in spite of what there is to look at, which is kept with it."""
+    _state(world, draft, states.PENDING, "approve")
+    yield from prepare(world, draft)
+    row = _state(world, draft, states.PENDING, "approve")
+    if row["state"] == states.APPROVED:
+        yield Step(draft.customer_id, "is approved already")
+        return
+    found = reviews.look(world, draft, reviews.policy_of(world, draft.customer_id))
+    told = "; ".join(one.sentence for one in found)
+    reviews.decide(
+        world, draft.invoice_id, states.APPROVED, who=world.who, why=why + (f" (in spite of: {told})" if told else "")
+    )
+    yield Step(draft.customer_id, "approved" + (f", in spite of: {told}" if told else ""))
+
+
+def hold(world: World, draft: Draft, why: str) -> Iterator[Step]:
+    """Have the invoice wait until a person approves it."""
+    _state(world, draft, states.PENDING, "hold")
+    reviews.decide(world, draft.invoice_id, states.IN_REVIEW, who=world.who, why=why)
+    yield Step(draft.customer_id, f"on hold: {why}")
+
+
+def finalise_approved(world: World, draft: Draft, why: str) -> Iterator[Step]:
+    """Finalise what is approved, once more compared; above the limit another person than the one who approved."""
+    row = _state(world, draft, (states.APPROVED,), "finalise")
+    policy = reviews.policy_of(world, draft.customer_id)
+    if (refusal := reviews.second_person(world, row, policy)) is not None:
+        raise BillingError(refusal)
+    yield from prepare(world, draft)
+    row = _row(world, draft)
+    if row["state"] in (states.FINALISED, states.PAID):
+        return
+    if row["state"] != states.APPROVED:
+        raise BillingError(f"its draft was made again and is {row['state']} now: look at it, and approve it")
+    yield finalise(world, draft, row["stripe_invoice_id"], why=why)
+
+
+def void(world: World, draft: Draft, why: str, *, reissue: bool) -> Iterator[Step]:
+    """Void the finalised invoice; with `reissue` it becomes a draft again, a new invoice in Stripe."""
+    row = _state(world, draft, (states.FINALISED, states.FAILED, states.VOID), "void")
+    if row["state"] != states.VOID:
+        stripe_id = row["stripe_invoice_id"]
+        issue = issues.current(world.engine, draft.invoice_id)["issue"]
+
+        def find() -> dict[str, str] | None:
+            shown = world.gateway.invoice(stripe_id)
+            return {"id": stripe_id, "status": shown.status} if shown.status == "void" else None
+
+        outbox_of(world).call(
+            "invoice.void", issues.subject(draft.invoice_id, issue), {"on": stripe_id, "params": {}}, find
+        )
+        shown = world.gateway.invoice(stripe_id)
+        outcome = records.take_over(world.engine, world.namespace, shown, who=world.who, why=why, now=world.now())
+        yield Step(draft.customer_id, f"voided {shown.number or stripe_id}: {outcome}")
+    elif not reissue:
+        raise BillingError("it is void already; --reissue makes a new draft of it")
+    if reissue:
+        with begin_write(world.engine) as connection:
+            records.start_again(connection, draft, issues.VOIDED, who=world.who, why=why, now=world.now())
+        yield Step(draft.customer_id, "is a draft again: `meterhouse bill run` makes a new invoice of it in Stripe")
+
+
+def _state(world: World, draft: Draft, allowed: tuple[str, ...], verb: str) -> RowMapping:
+    row = records.invoice(world.engine, draft.invoice_id)
+    if row is None:
+        raise BillingError("there is no draft yet: `meterhouse bill run --period P` makes it")
+    if row["state"] not in allowed:
+        since = history.of(world.engine, draft.invoice_id)[-1]
+        raise states.NotNow(
+            f"there is nothing to {verb}: the invoice is {row['state']} since {since['changed_at']:%Y-%m-%d %H:%M} UTC "
+            f"(by {since['who']}: {since['why']})"
+        )
+    return row
+
+
+def _row(world: World, draft: Draft) -> RowMapping:
+    row = records.invoice(world.engine, draft.invoice_id)
+    assert row is not None, "it was there before"
+    return row

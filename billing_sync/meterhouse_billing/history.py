@@ -1,0 +1,76 @@
+"""The history of invoices in SQL: who took one from which state to which, when and why. Rows are only ever added."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
+
+from meterhouse_billing import states
+from meterhouse_rating.ids import digest
+from meterhouse_store.tables import invoice_transitions as table
+from meterhouse_store.tables import invoices
+
+RULE: Final = "rule"
+"""Who it was where nobody decided: the namespace's settings did."""
+
+STRIPE: Final = "stripe"
+"""Who it was where Stripe showed it, whoever did it there."""
+
+
+def follow(connection: Connection, invoice_id: str, wanted: str, *, who: str, why: str, now: datetime) -> bool:
+    """Go where Stripe's invoice is already; False where that is old news. Raises Contradiction."""
+    steps = states.path(_state(connection, invoice_id), wanted)
+    for before, after in steps:
+        _add(connection, invoice_id, before, after, who=who, why=why, now=now)
+    return bool(steps)
+
+
+def decide(connection: Connection, invoice_id: str, wanted: str, *, who: str, why: str, now: datetime) -> None:
+    """Take the invoice to a state, as somebody or a rule decided. Raises NotNow where its state does not allow it."""
+    current = _state(connection, invoice_id)
+    states.check(current, wanted)
+    _add(connection, invoice_id, current, wanted, who=who, why=why, now=now)
+
+
+def begin(connection: Connection, invoice_id: str, *, who: str, why: str, now: datetime) -> None:
+    """The first row: the period is closed, there is a draft."""
+    _add(connection, invoice_id, states.OPEN, states.DRAFT, who=who, why=why, now=now)
+
+
+def of(engine: Engine, invoice_id: str) -> Sequence[RowMapping]:
+    """All of an invoice's rows, in their order."""
+    query = select(table).where(table.c.invoice_id == invoice_id).order_by(table.c.changed_at)
+    with engine.connect() as connection:
+        return connection.execute(query).mappings().all()
+
+
+def last(engine: Engine, invoice_id: str, to_state: str) -> RowMapping | None:
+    """How the invoice came into a state the last time."""
+    return next((row for row in reversed(of(engine, invoice_id)) if row["to_state"] == to_state), None)
+
+
+def _state(connection: Connection, invoice_id: str) -> str:
+    query = select(invoices.c.state).where(invoices.c.invoice_id == invoice_id).with_for_update()
+    return str(connection.execute(query).scalar_one())
+
+
+def _add(
+    connection: Connection, invoice_id: str, before: str, after: str, *, who: str, why: str, now: datetime
+) -> None:
+    is_it = table.c.invoice_id == invoice_id
+    query = select(func.count(), func.max(table.c.changed_at)).where(is_it)
+    count, latest = connection.execute(query).one()
+    if latest is not None:  # in their order, whatever the clock does
+        now = max(now, latest + timedelta(microseconds=1))
+    row = {
+        "transition_id": digest([invoice_id, count, before, after]),
+        "invoice_id": invoice_id,
+        "from_state": before,
+        "to_state": after,
+        "who": who[:128],
+        "why": why[:500],
+        "changed_at": now,
+    }
+    connection.execute(insert(table).values(**row))
+    connection.execute(update(invoices).where(invoices.c.invoice_id == invoice_id).values(state=after))

@@ -1,0 +1,141 @@
+"""Reviews in SQL: the evidence about an invoice, what was found, and what a person or a rule decided about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine, RowMapping, func, insert, select
+
+from meterhouse_billing import history, policies, records, states
+from meterhouse_billing.documents import Draft
+from meterhouse_billing.findings import HISTORY, Evidence, Finding, assess
+from meterhouse_billing.policies import Policy
+from meterhouse_billing.world import World
+from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import invoice_findings, invoices, rating_statements, unrated_usage
+
+BY_CHOICE = "unbilled_"
+"""How the reasons begin for which usage is free on purpose."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """An invoice that waits: its row, what was found, and the transition that made it wait."""
+
+    invoice: RowMapping
+    findings: tuple[Finding, ...]
+    since: RowMapping
+
+    @property
+    def on_hold(self) -> bool:
+        """Whether a person put it there: then only a person takes it out."""
+        return bool(self.invoice["state"] == states.IN_REVIEW and self.since["who"] != history.RULE)
+
+    @property
+    def for_a_person(self) -> bool:
+        """Whether no run goes on with it by itself."""
+        return bool(self.invoice["state"] == states.IN_REVIEW)
+
+
+def look(world: World, draft: Draft, policy: Policy, in_stripe: Sequence[str] = ()) -> list[Finding]:
+    """What there is to look at before the invoice goes out; kept where it differs from what was found last."""
+    found = assess(_evidence(world, draft, policy, in_stripe))
+    if found != latest(world.engine, draft.invoice_id):
+        table, now = invoice_findings, world.now()
+        with begin_write(world.engine) as connection:
+            before = select(func.max(table.c.recorded_at)).where(table.c.invoice_id == draft.invoice_id)
+            latest_at = connection.execute(before).scalar_one()
+            if latest_at is not None:  # in their order, whatever the clock does
+                now = max(now, latest_at + timedelta(microseconds=1))
+            row = {"invoice_id": draft.invoice_id, "recorded_at": now, "findings": [vars(one) for one in found]}
+            connection.execute(insert(table).values(**row))
+    return found
+
+
+def latest(engine: Engine, invoice_id: str) -> list[Finding]:
+    """What was found last."""
+    table = invoice_findings
+    query = select(table.c.findings).where(table.c.invoice_id == invoice_id)
+    with engine.connect() as connection:
+        rows = connection.execute(query.order_by(table.c.recorded_at)).scalars().all()
+    return [Finding(**one) for one in rows[-1]] if rows else []
+
+
+def waiting(engine: Engine, namespace: str) -> list[Review]:
+    """The invoices that wait for a person or for `bill run`, by customer and period."""
+    found = []
+    for row in records.all_invoices(engine, namespace):
+        if row["state"] in states.PENDING:
+            since = history.of(engine, row["invoice_id"])[-1]
+            found.append(Review(row, tuple(latest(engine, row["invoice_id"])), since))
+    return found
+
+
+def on_hold(world: World, invoice_id: str) -> RowMapping | None:
+    """The transition with which a person put an invoice on hold, where that still holds."""
+    last = history.of(world.engine, invoice_id)[-1]
+    return last if last["to_state"] == states.IN_REVIEW and last["who"] != history.RULE else None
+
+
+def decide(world: World, invoice_id: str, wanted: str, *, who: str, why: str) -> None:
+    """Record a decision. Raises NotNow."""
+    with begin_write(world.engine) as connection:
+        history.decide(connection, invoice_id, wanted, who=who, why=why, now=world.now())
+
+
+def second_person(world: World, row: RowMapping, policy: Policy) -> str | None:
+    """Why `world.who` may not finalise the invoice, None where that is allowed: the two-person rule."""
+    if not policy.needs_two(row["total_minor"], row["currency"]):
+        return None
+    approved = history.last(world.engine, row["invoice_id"], states.APPROVED)
+    assert approved is not None, "only what is approved is finalised"
+    if approved["who"] == history.RULE:
+        return f"above {policy.limit(row['currency'])} a person approves, not the rule: `meterhouse bill approve`"
+    if approved["who"] == world.who:
+        return (
+            f"{world.who} approved it, and above {policy.limit(row['currency'])} another person finalises: "
+            "`meterhouse bill finalise` by somebody else"
+        )
+    return None
+
+
+def _evidence(world: World, draft: Draft, policy: Policy, in_stripe: Sequence[str]) -> Evidence:
+    stated = select(rating_statements.c.statement).where(rating_statements.c.rating_id == draft.rating_id)
+    table = unrated_usage
+    unrated = select(table).where(
+        table.c.namespace == draft.namespace,
+        table.c.customer_id == draft.customer_id,
+        table.c.period_start < draft.period_end,
+        table.c.period_end > draft.period_start,
+    )
+    earlier = (
+        select(invoices.c.total_minor)
+        .where(
+            invoices.c.namespace == draft.namespace,
+            invoices.c.customer_id == draft.customer_id,
+            invoices.c.currency == draft.currency,
+            invoices.c.period_end <= draft.period_start,
+            invoices.c.state != states.VOID,
+        )
+        .order_by(invoices.c.period_start.desc())
+        .limit(HISTORY)
+    )
+    with world.engine.connect() as connection:
+        statement: dict[str, Any] | None = connection.execute(stated).scalar_one_or_none()
+        rows = [dict(row) for row in connection.execute(unrated.order_by(table.c.unrated_id)).mappings()]
+        totals = [int(amount) for amount in connection.execute(earlier).scalars()]
+    return Evidence(
+        draft=draft,
+        policy=policy,
+        statement=statement,
+        unrated=[row for row in rows if not row["reason"].startswith(BY_CHOICE)],
+        posted_minor=records.receivable(world.engine, draft),
+        earlier_minor=totals,
+        in_stripe=in_stripe,
+    )
+
+
+def policy_of(world: World, customer_id: str) -> Policy:
+    """The settings that hold for a customer."""
+    return policies.load(world.engine, world.namespace, customer_id)
