@@ -100,6 +100,30 @@ WOUND_BACK: Final = f"""(
 )"""
 """`usage` as it was at a moment: what was decided since is taken back."""
 
+EVENT_COLUMNS: Final = ("event_id", "trace_id", "call_id", "task_id", "model", "tool", "agent_id")
+"""What is told of an event beside its time, meter, quantity, status and dimensions."""
+
+
+def events_query(dimensions: Sequence[str], *, tasks: bool, source: str = USAGE, only: bool = False) -> str:
+    """The events of a period of one customer, in order: time, when it was known, meter, quantity, status, how its task
+    ended (empty without `tasks`), the customer as claimed, EVENT_COLUMNS, then the dimensions.
+
+    `only`: those of a meter, status, task and dimensions that are among the parameter `groups` (all text), and no more
+    than `limit`. Raises ValueError for a dimension that is none.
+    """
+    columns, task = _columns(dimensions), _task_column(source) if tasks else "''"
+    chosen = ", ".join(["meter", "status", task, *columns])
+    kinds = ", ".join(["String"] * (3 + len(columns)))
+    among = f" AND ({chosen}) IN {{groups:Array(Tuple({kinds}))}}" if only else ""
+    limit = " LIMIT {limit:UInt64}" if only else ""
+    told = ", ".join([*EVENT_COLUMNS, *columns])
+    return (
+        "SELECT replaceOne(toString(event_time), ' ', 'T'), replaceOne(toString(known_at), ' ', 'T'), meter, "
+        f"toString(quantity), status, {task}, customer_id, {told} FROM {source} WHERE {_WINDOW}"
+        f"{_only([])}{among} ORDER BY event_time, event_id, meter, customer_id{limit}"
+    )
+
+
 TOTALS: Final = (
     f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {_WINDOW} "
     "GROUP BY billed_customer_id, meter ORDER BY billed_customer_id, meter"

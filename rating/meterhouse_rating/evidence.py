@@ -1,0 +1,182 @@
+"""Makes an evidence pack: what a customer's period was billed by, in one file that verifies itself.
+
+A pack is a function of what is stored: made again, it is the same bytes. It is verified before it is handed out.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from meterhouse_rating import statements
+from meterhouse_rating.evidence_check.container import EVENTS, FORMAT, MANIFEST
+from meterhouse_rating.evidence_check.ledger import Anchor
+from meterhouse_rating.evidence_check.main import Result, verify
+from meterhouse_rating.evidence_ledger import ledger_of
+from meterhouse_rating.evidence_readme import readme
+from meterhouse_rating.periods import Period
+from meterhouse_rating.queries import EVENT_COLUMNS, WOUND_BACK, events_query, window_parameters
+from meterhouse_rating.told import Told, moment, standing_in, tell
+from meterhouse_rating.versions import versions
+from meterhouse_rating.world import World
+
+_CHECKER: Final = "evidence_check"
+_RUN: Final = """\
+import sys
+from pathlib import Path
+
+from evidence_check.main import main
+
+sys.exit(main(sys.argv[1:], Path(__file__).parent))
+"""
+_FILE_MODE: Final = 0o100644 << 16
+_READ: Final = 1 << 20
+
+
+class NoEvidence(ValueError):
+    """A pack that cannot be made; the text says what to do."""
+
+
+def make(world: World, customer_id: str, period: Period, out: Path, anchors: Sequence[Anchor] = ()) -> Result:
+    """Write the pack of a customer's period to `out`, and what verifying it found; not written where that differs.
+
+    With `anchors` the whole chain of the ledger between them is in it. Raises NoEvidence where nothing is rated, or
+    another file is at `out`.
+    """
+    with world.engine.connect() as connection:
+        wanted, every = standing_in(connection, world.namespace, customer_id, period)
+        if not wanted:
+            raise NoEvidence(f"nothing of {customer_id} is rated in {period}: `meterhouse rate run --period P` first")
+        told = [tell(world, connection, it, every) for it in wanted]
+        ledger = ledger_of(connection, world.namespace, customer_id, told, anchors)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        made = Path(scratch) / "pack.zip"
+        _write(world, customer_id, told, ledger, Path(scratch) / EVENTS, made)
+        result = verify(made, anchors)
+        if result.verified:
+            _put(made, out)
+    return result
+
+
+def _put(made: Path, out: Path) -> None:
+    """Put the pack where it belongs, whole or not at all; one that is there already, to the byte, stays."""
+    if out.exists() and _sha256(out) != _sha256(made):
+        raise NoEvidence(f"{out} is there already and is another file: name a new one")
+    made.replace(out)
+
+
+def _write(
+    world: World, customer_id: str, told: Sequence[Told], ledger: Mapping[str, Any], events: Path, out: Path
+) -> None:
+    facts = [it.facts for it in told]
+    about = {
+        "namespace": world.namespace,
+        "customer_id": customer_id,
+        "period_start": facts[0]["period_start"],
+        "period_end": facts[-1]["period_end"],
+    }
+    completeness = {it["rating_id"]: statements.of(world.engine, it["rating_id"]) for it in facts}
+    used = {it["book_version"] for it in facts}
+    books = [it for it in versions(world.engine, world.namespace) if it.version in used]
+    contents = {
+        "__main__.py": _RUN,
+        **{f"{_CHECKER}/{name}": text for name, text in _checker()},
+        "ratings.json": _json(facts),
+        "completeness.json": _json(completeness),
+        "ledger.json": _json(ledger),
+        "books.json": _json(
+            [
+                {
+                    "version": it.version,
+                    "sha256": it.sha256,
+                    "author": it.author,
+                    "valid_from": moment(it.valid_from),
+                    "recorded_at": moment(it.recorded_at),
+                }
+                for it in books
+            ]
+        ),
+        **{f"books/{it.version}.yaml": it.source for it in books},
+    }
+    unpacked, count = _write_events(world, customer_id, told, events)
+    contents["README.txt"] = readme(about, facts, count, completeness)
+    hashes: dict[str, dict[str, Any]] = {
+        name: {"sha256": hashlib.sha256(text.encode()).hexdigest()} for name, text in contents.items()
+    }
+    hashes[EVENTS] = {"sha256": _sha256(events), "unpacked": unpacked}
+    manifest = {"format": FORMAT, "about": about, "files": dict(sorted(hashes.items()))}
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as pack:
+        # The README comes first: it is what people see, and what they should read before they run anything.
+        for name in ("README.txt", MANIFEST, *sorted(contents.keys() - {"README.txt"})):
+            pack.writestr(_member(name), contents.get(name) or _json(manifest))
+        with events.open("rb") as source, pack.open(_member(EVENTS, events.stat().st_size), "w") as target:
+            while block := source.read(_READ):
+                target.write(block)
+
+
+def _member(name: str, size: int = 0) -> zipfile.ZipInfo:
+    """A file without a time and an owner, so that a pack is the same whenever and by whomever it is made."""
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr, info.file_size = 3, _FILE_MODE, size
+    return info
+
+
+def _write_events(world: World, customer_id: str, told: Sequence[Told], out: Path) -> tuple[int, int]:
+    """Write the events as JSON lines, gzipped; the size of the text in bytes, and how many there are."""
+    size = count = 0
+    with out.open("wb") as file, gzip.GzipFile("", "wb", mtime=0, fileobj=file) as packed:
+        buffered = io.BufferedWriter(packed, _READ)
+        for it in told:
+            for event in events_of(world, customer_id, it):
+                line = (_compact(event) + "\n").encode()
+                buffered.write(line)
+                size, count = size + len(line), count + 1
+        buffered.flush()
+    return size, count
+
+
+def events_of(world: World, customer_id: str, told: Told) -> Iterator[dict[str, Any]]:
+    """The events of a rating, one after the other, as they were known when it was made."""
+    period, as_of = told.standing.period, told.standing.as_of
+    query = events_query(told.dimensions, tasks=told.tasks, source=WOUND_BACK)
+    parameters = window_parameters(world.namespace, period, told.dimensions, as_of=as_of, customers=[customer_id])
+    with world.client.query_rows_stream(query, parameters=parameters) as rows:
+        for row in rows:
+            yield event_of(row, customer_id, told.dimensions)
+
+
+def event_of(row: Sequence[Any], customer_id: str, dimensions: Sequence[str]) -> dict[str, Any]:
+    """A row of `events_query` as a pack tells it; what is empty is left out."""
+    time, known_at, meter, quantity, status, task, claimed, *rest = row
+    event = {"id": rest[0], "time": f"{time}Z", "known": f"{known_at}Z", "meter": meter, "quantity": quantity}
+    more = {"task": task, "claimed": "" if claimed == customer_id else claimed}
+    more |= dict(zip(EVENT_COLUMNS[1:], rest[1 : len(EVENT_COLUMNS)], strict=True))
+    event |= {"status": status} | {name: value for name, value in more.items() if value}
+    if dimensions:
+        event["dimensions"] = dict(zip(dimensions, rest[len(EVENT_COLUMNS) :], strict=True))
+    return event
+
+
+def _checker() -> list[tuple[str, str]]:
+    """The verifier's files."""
+    folder = files("meterhouse_rating") / _CHECKER
+    return sorted((it.name, it.read_text(encoding="utf-8")) for it in folder.iterdir() if it.name.endswith(".py"))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

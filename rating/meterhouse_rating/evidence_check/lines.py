@@ -1,0 +1,364 @@
+"""Checks the lines of a rating: quantities against the events, amounts against the price book, the total."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from fractions import Fraction
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from . import amounts, money
+from .amounts import Carried, twelve_digits
+from .findings import Findings, Refused, number, shown, whole
+from .prices import Part, Prices
+from .usage import BY_CHOICE, Counted, Group, Key, count, inputs_of
+
+BOOK: Final = "amounts of lines, from the text of the price book"
+ROUNDED: Final = "roundings to the minor unit"
+_ABOUT_CLOSED: Final = ("correction", "credit_restored")
+
+
+def check_rating(
+    rating: Mapping[str, Any],
+    prices: Prices | str,
+    groups: list[Group],
+    earlier: list[Mapping[str, Any]],
+    findings: Findings,
+) -> None:
+    """All that can be said of one rating. `prices` may be why the book cannot be read; `earlier`: ratings before it."""
+    what = f"rating {rating['period_start'][:10]}"
+    if isinstance(prices, str):
+        findings.carry(f"amounts: {prices}", len(rating["lines"]))
+        counted: dict[Key, Counted] = {}
+    else:
+        counted, free = count(prices, groups, rating["left"])
+        _check_free(rating, free, findings)
+    _conservation(rating, groups, findings)
+    bill = _Bill(rating, prices, groups, earlier, findings, counted)
+    for line in rating["lines"]:
+        bill.check(line)
+    if not isinstance(prices, str):
+        bill.check_missing()
+    total = sum(whole(line["amount_minor"]) for line in rating["lines"])
+    if findings.equal(f"the total of {what}", whole(rating["total_minor"]), total):
+        findings.done("totals as the sum of their lines")
+
+
+def _check_free(rating: Mapping[str, Any], free: Mapping[str, Fraction], findings: Findings) -> None:
+    said: dict[str, Fraction] = {}
+    for it in rating["left"]:
+        if it["reason"] in BY_CHOICE:
+            key = f"{it['meter']} {it['reason']}"
+            said[key] = said.get(key, Fraction(0)) + number(it["quantity"])
+    for key in sorted({*said, *free}):
+        findings.equal(f"usage that is free ({key})", said.get(key, Fraction(0)), free.get(key, Fraction(0)))
+
+
+def _conservation(rating: Mapping[str, Any], groups: list[Group], findings: Findings) -> None:
+    """Per meter: what the events come to is on lines or left over."""
+    used: dict[str, Fraction] = {}
+    for group in groups:
+        used[group.meter] = used.get(group.meter, Fraction(0)) + group.quantity
+    said: dict[str, Fraction] = {}
+    for line in rating["lines"]:
+        for meter, quantity in line["explanation"].get("meters", {}).items():
+            said[meter] = said.get(meter, Fraction(0)) + number(quantity)
+    for it in rating["left"]:
+        said[it["meter"]] = said.get(it["meter"], Fraction(0)) + number(it["quantity"])
+    for meter in sorted({*used, *said}):
+        what = f"{meter} on lines and left over"
+        if findings.equal(what, said.get(meter, Fraction(0)), used.get(meter, Fraction(0))):
+            findings.done("meters whose events add up to lines and what is left over")
+
+
+@dataclass
+class _Bill:
+    """The lines up to the one at hand; `left` is what discounts left of each, `parts` what components come to."""
+
+    rating: Mapping[str, Any]
+    prices: Prices | str
+    groups: list[Group]
+    earlier: list[Mapping[str, Any]]
+    findings: Findings
+    counted: dict[Key, Counted]
+    lines: list[Mapping[str, Any]] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    parts: dict[str, Fraction] = field(default_factory=dict)
+    seen: set[Key] = field(default_factory=set)
+
+    def check(self, line: Mapping[str, Any]) -> None:
+        """Check one line; those before it are checked already."""
+        name = f"line {line['line_id'][:10]} ({line['description']})"
+        exact, amount = number(line["amount_exact"]), whole(line["amount_minor"])
+        try:
+            match line["kind"]:
+                case "discount":
+                    self._discount(name, line)
+                case "credit_applied":
+                    self._credits(name, line)
+                case "correction" | "credit_restored":
+                    self._correction(name, line)
+                case _:
+                    self._charge(name, line, exact, amount)
+        except Carried as why:
+            self.findings.carry(f"{why}")
+        self.lines.append(line)
+        self.left.append(0 if line["kind"] in ("discount", "credit_applied") else amount)
+
+    def check_missing(self) -> None:
+        """Lines that the events and the book ask for, and that are not there."""
+        assert not isinstance(self.prices, str)
+        given_up = {it["meter"] for it in self.rating["left"] if it["reason"] not in BY_CHOICE}
+        for key, counted in self.counted.items():
+            if key not in self.seen and not given_up.intersection(counted.meters):
+                self.findings.wrong(f"the events of {key[0]} ({key[1]}) are priced by the book and on no line")
+
+    def _charge(self, name: str, line: Mapping[str, Any], exact: Fraction, amount: int) -> None:
+        explanation, currency = line["explanation"], self.rating["currency"]
+        steps = sum((number(it.get("amount", "0")) for it in explanation["steps"]), Fraction(0))
+        conversion = explanation.get("conversion")
+        in_plan = exact if conversion is None else number(conversion["amount"])
+        self.findings.equal(f"{name}: the sum of its arithmetic", in_plan, steps)
+        self.findings.equal(f"{name}: the explained amount", explanation["amount"], money.show(amount, currency))
+        if "price" not in explanation:
+            # A top-up is bought by a rule of the customer, not by the book.
+            if self.findings.equal(f"{name}: its rounded amount", amount, money.minor(exact, currency, "half_even")):
+                self.findings.done(ROUNDED)
+            raise Carried("top-ups of credits: bought by a rule of the customer")
+        if isinstance(self.prices, str):
+            return
+        if conversion is not None:
+            rate = self.prices.rate(currency, whole(conversion["line"]))
+            self.findings.equal(f"{name}: the conversion rate of the book", number(conversion["rate"]), rate)
+            self.findings.equal(f"{name}: its converted amount", exact, in_plan * (rate or 0))
+        if self.findings.equal(
+            f"{name}: its rounded amount", amount, money.minor(exact, currency, self.prices.rounding)
+        ):
+            self.findings.done(ROUNDED)
+        part = self.prices.parts.get(line["component"])
+        if part is None:
+            self.findings.wrong(f"{name}: the price book has no component {line['component']} for this customer")
+            return
+        at = whole(explanation["price"]["line"])
+        if not part.line <= at <= part.node.last_line():
+            self.findings.wrong(f"{name}: its price does not stand on line {at} of the book")
+        plan_minor = money.minor(in_plan, part.currency, self.prices.rounding)
+        try:
+            expected = self._usage(name, line, part) if line["metric"] else self._fee(name, line, part)
+            if self.findings.equal(f"{name}: its amount by the price book", in_plan, expected):
+                self.findings.done(BOOK)
+        finally:
+            now = money.major(plan_minor, part.currency)
+            self.parts[part.name] = self.parts.get(part.name, Fraction(0)) + now
+
+    def _usage(self, name: str, line: Mapping[str, Any], part: Part) -> Fraction:
+        assert not isinstance(self.prices, str)
+        metric, dimensions = line["metric"], {one: line["dimensions"].get(one, "") for one in part.by}
+        key: Key = (part.name, metric, tuple(dimensions.items()))
+        counted = self.counted.get(key, Counted(None if self.prices.measured(metric) else Fraction(0), 0))
+        if key in self.seen:
+            self.findings.wrong(f"{name} is there twice")
+        self.seen.add(key)
+        start, quantity = self._start(line), number(line["quantity"])
+        each = self._each(part)
+        capped = part.model == "included" and part.node.text("beyond") == "none"
+        if counted.quantity is None:
+            self.findings.carry(
+                f"quantities that are {self.prices.aggregate(metric)}: levels of before the period count, too"
+            )
+        else:
+            room = max(Fraction(0), part.amount("included") * each - start) if capped else counted.quantity
+            what = f"{name}: its quantity, from the events"
+            if self.findings.equal(what, quantity, min(counted.quantity, room)):
+                self.findings.done("quantities of lines, from the events")
+        if not capped:
+            said = {meter: number(it) for meter, it in line["explanation"]["meters"].items()}
+            for meter in sorted({*said, *counted.meters}):
+                what = f"{name}: its {meter}, from the events"
+                self.findings.equal(what, said.get(meter, Fraction(0)), counted.meters.get(meter, Fraction(0)))
+        if part.model == "formula":
+            if start:
+                raise Carried("what a formula came to earlier in the month")
+            return amounts.formula(part.node.text("amount"), inputs_of(self.prices, part, self.groups))
+        own_costs = part.node.get("cost")
+        if part.model == "cost_plus" and (own_costs is None or isinstance(own_costs.value, str)):
+            cost = next((number(it["cost"]) for it in line["explanation"]["steps"] if "cost" in it), Fraction(0))
+            self.findings.carry(
+                "what providers asked: the cost catalogue is not in the pack, the markup on it is checked"
+            )
+            return cost * (100 + part.amount("markup")) / 100 + quantity * part.amount("fee") / part.amount("per", "1")
+        return amounts.usage_amount(part, metric, dimensions, quantity, start, counted.events, each)
+
+    def _start(self, line: Mapping[str, Any]) -> Fraction:
+        """How much of the month is on earlier lines: of ratings in the pack, or carried."""
+        said = Fraction(0)
+        for step in line["explanation"]["steps"]:
+            said = number(step.get("already_rated_this_month", step.get("earlier_this_month", "0"))) or said
+        if not said:
+            return said
+        key = (line["component"], line["metric"], line["dimensions"])
+        known = [
+            number(it["quantity"])
+            for rating in self.earlier
+            for it in rating["lines"]
+            if rating["month"] == self.rating["month"] and (it["component"], it["metric"], it["dimensions"]) == key
+        ]
+        if not known or sum(known) != said:
+            self.findings.carry("where tiers and included usage went on from: an earlier rating of the month")
+        return said
+
+    def _each(self, part: Part) -> Fraction:
+        """How many times the included usage is there."""
+        assert not isinstance(self.prices, str)
+        each = part.node.text("each")
+        number_of = self.prices.quantity_at(each, self.rating["period_end"], before=True) if each else Fraction(1)
+        return number_of * (max(part.times, Fraction(1)) if part.model == "included" else 1)
+
+    def _fee(self, name: str, line: Mapping[str, Any], part: Part) -> Fraction:
+        """A fee: flat, recurring, a minimum, a percentage of other components, or a pack of credits."""
+        steps, number_of = line["explanation"]["steps"], max(part.times, Fraction(1))
+        match part.model:
+            case "flat":
+                return part.amount("price") * number_of
+            case "credit_pack":
+                worth = number(line["explanation"]["credits"])
+                if line["explanation"].get("conversion") is None:
+                    self.findings.equal(
+                        f"{name}: the credits that it grants", worth, part.amount("credits") * part.times
+                    )
+                return part.amount("price") * part.times
+            case "recurring":
+                return self._recurring(name, steps, part)
+            case "minimum":
+                share = _share(steps[0].get("share", "1/1"))
+                return twelve_digits(part.amount("amount") * share) - self._spent(part)
+            case "percentage":
+                base = self._spent(part)
+                return amounts.percentage(part, base, 1 if base else 0)
+        raise Carried(f"fees of the model {part.model}")
+
+    def _spent(self, part: Part) -> Fraction:
+        """What the components that it is of come to, in the plan's currency, after discounts."""
+        if self.rating["period_start"] != self.rating["month"]:
+            raise Carried("minimums and percentages of fees in a month that was rated in parts")
+        prefix = f"{part.addon}." if part.addon else ""
+        of = {f"{prefix}{name}" for name in part.node.texts("of")}
+        return sum((amount for name, amount in self.parts.items() if not of or name in of), Fraction(0))
+
+    def _recurring(self, name: str, steps: list[Mapping[str, Any]], part: Part) -> Fraction:
+        assert not isinstance(self.prices, str)
+        said = part.node.text("quantity", "1")
+        fixed = said.replace("_", "").replace(".", "").isdigit()
+        if part.addon and fixed:
+            fixed, said = False, part.addon  # so many as there are of the add-on
+        reached, result = Fraction(0), Fraction(0)
+        for step in steps:
+            if "billed_before" in step:
+                self.findings.carry("fees billed in advance, that are taken off")
+                result += number(step["amount"])
+            if "share" not in step:
+                continue
+            quantity = number(step["quantity"])
+            self.findings.equal(f"{name}: the price in the book", number(step["price"]), part.amount("price"))
+            moment = _instant(step["from"])
+            known = number(said.replace("_", "")) if fixed else self.prices.quantity_at(said, moment, before=False)
+            if part.node.text("prorate", "day") == "none":
+                known = known if fixed else quantity
+            self.findings.equal(f"{name}: how many there were from {step['from']}", quantity, known)
+            share, told = _share(step["share"]), step["share"]
+            if told.endswith("days"):
+                used = _days(step["from"], step["to"], self.rating["zone"])
+                self.findings.equal(
+                    f"{name}: the days of {step['from']}..{step['to']}", told.partition("/")[0], str(used)
+                )
+            reached += part.amount("price") * quantity * share
+            result += twelve_digits(reached) - twelve_digits(reached - part.amount("price") * quantity * share)
+        return result
+
+    def _discount(self, name: str, line: Mapping[str, Any]) -> None:
+        currency, amount = self.rating["currency"], whole(line["amount_minor"])
+        said = next((it for it in self.rating["discounts"] if it["id"] == line["explanation"]["discount"]), None)
+        if said is None:
+            self.findings.wrong(f"{name}: the agreement that it names is not in the pack")
+            return
+        if isinstance(self.prices, str):
+            return
+        base = [
+            left if left > 0 and (not said["components"] or it["component"] in said["components"]) else 0
+            for it, left in zip(self.lines, self.left, strict=True)
+        ]
+        exact = (
+            money.major(sum(base), currency) * number(said["percent"]) / 100
+            if said["percent"] is not None
+            else number(said["amount"])
+        )
+        off = min(sum(base), money.minor(exact, currency, self.prices.rounding))
+        if self.findings.equal(f"{name}: what it takes off", amount, -off):
+            self.findings.done("discounts, from the agreement and the lines")
+        if not sum(base):
+            return
+        for at, share in enumerate(money.share_out(off, base, currency)):
+            self.left[at] -= share
+            component = self.lines[at]["component"]
+            if share and component in self.parts:
+                conversion = self.lines[at]["explanation"].get("conversion")
+                taken = money.major(share, currency)
+                self.parts[component] -= (
+                    taken if conversion is None else twelve_digits(taken / number(conversion["rate"]))
+                )
+
+    def _credits(self, name: str, line: Mapping[str, Any]) -> None:
+        explanation, currency, amount = line["explanation"], self.rating["currency"], whole(line["amount_minor"])
+        payable = sum(
+            left
+            for it, left in zip(self.lines, self.left, strict=True)
+            if left > 0 and (it["kind"] == "usage" or (it["kind"] == "correction" and it["metric"]))
+        )
+        before, after = number(explanation["balance_before"]), number(explanation["balance_after"])
+        spent = -money.major(amount, currency)
+        if self.findings.equal(f"{name}: what credits pay", spent, min(before, money.major(payable, currency))):
+            self.findings.done("use of credits, from the balance and the lines")
+        self.findings.equal(f"{name}: the credits that are left", after, before - spent)
+        for key, told in (
+            ("what it pays of each line", [it["amount"] for it in explanation["steps"]]),
+            ("what it takes of each grant", list(explanation["used"].values())),
+        ):
+            self.findings.equal(f"{name}: {key}, in sum", spent, sum(map(number, told), Fraction(0)))
+        self.findings.carry("balances of credits before the period: ledger entries of earlier periods")
+
+    def _correction(self, name: str, line: Mapping[str, Any]) -> None:
+        exact, amount = number(line["amount_exact"]), whole(line["amount_minor"])
+        steps = sum((number(it["amount"]) for it in line["explanation"]["steps"]), Fraction(0))
+        currency = self.rating["currency"]
+        self.findings.equal(f"{name}: the sum of its arithmetic", exact, steps)
+        # Both sides were rounded by themselves, so that a correction may be a unit off its exact amount.
+        if abs(money.major(amount, currency) - exact) >= 2 * money.major(money.unit(currency), currency):
+            self.findings.wrong(f"{name}: {money.show(amount, currency)} is not {shown(exact)} {currency}, rounded")
+        self.findings.carry(
+            "corrections of closed periods: their arithmetic is checked, their events are in those periods"
+        )
+
+
+def _share(text: str) -> Fraction:
+    """`21/31 days` as a fraction."""
+    used, _, rest = text.partition("/")
+    parts = number(used), number(rest.partition(" ")[0])
+    if not parts[1] or parts[0] > parts[1]:
+        raise Refused(f"{text!r:.40} is no share of a month")
+    return parts[0] / parts[1]
+
+
+def _instant(text: str) -> str:
+    """A moment as lines tell it, as the pack's times are written."""
+    return f"{datetime.fromisoformat(text.replace('Z', '+00:00')):%Y-%m-%dT%H:%M:%S}.000000000Z"
+
+
+def _days(start: str, end: str, zone: str) -> int:
+    """The days of the customer's calendar between two moments."""
+    first, last = (_day(it, zone) for it in (start, end))
+    return (last - first).days
+
+
+def _day(text: str, zone: str) -> date:
+    moment = datetime.fromisoformat(text if "T" in text else f"{text}T00:00:00Z")
+    return moment.astimezone(ZoneInfo(zone)).date()

@@ -1,0 +1,178 @@
+"""Verifies an evidence pack, and says what was recomputed, what is only carried, and what differs."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from .container import Pack
+from .findings import Findings, Refused, parse_json, whole
+from .ledger import Anchor, check_anchor, check_ledger
+from .lines import check_rating
+from .money import show
+from .prices import Prices, prices_of
+from .usage import groups_of
+from .yaml_subset import Unreadable
+
+VERIFIED, DIFFERS, CALLED_WRONGLY = 0, 1, 2
+
+_BROKEN: Final = (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError, StopIteration)
+"""What a pack of another shape leads to: it is refused, and no traceback is told."""
+
+
+@dataclass
+class Result:
+    """`id`: the SHA-256 of the manifest, which names the pack. `about` is what it says it is of."""
+
+    findings: Findings
+    id: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    ratings: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def verified(self) -> bool:
+        return not self.findings.problems
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "verified": self.verified,
+            "pack": self.id,
+            **self.about,
+            "totals": [
+                {
+                    "period_start": it["period_start"],
+                    "state": it["state"],
+                    "total": show(it["total_minor"], it["currency"]),
+                    "currency": it["currency"],
+                }
+                for it in self.ratings
+            ],
+            "recomputed": self.findings.recomputed,
+            "carried": self.findings.carried,
+            "problems": self.findings.problems,
+        }
+
+    def as_text(self) -> str:
+        """For people."""
+        found = self.findings
+        told = [("recomputed", what, count) for what, count in found.recomputed.items()]
+        told += [("carried", what, count) for what, count in found.carried.items()]
+        width = max((len(f"{count:,}") for _, _, count in told), default=0)
+        lines = []
+        if self.about:
+            lines.append(
+                "Evidence pack of {customer_id} ({namespace}), {period_start:.10}..{period_end:.10}".format(
+                    **self.about
+                )
+            )
+            lines.append(f"  {self.id}")
+        lines += [f"  {how:<10}  {count:>{width},}  {what}" for how, what, count in told]
+        lines += [f"! {it}" for it in found.problems]
+        if not self.verified:
+            return "\n".join([*lines, f"NOT verified: {len(found.problems)} to look at."])
+        totals = ", ".join(
+            f"{show(it['total_minor'], it['currency'])} {it['currency']} ({it['state']})" for it in self.ratings
+        )
+        return "\n".join([*lines, f"Verified: {totals}."])
+
+
+def verify(path: Path, anchors: Sequence[Anchor] = ()) -> Result:
+    """Everything that a pack lets one recompute; whatever the file is, what is wrong with it is in the findings."""
+    result = Result(Findings())
+    try:
+        pack = Pack(path, result.findings)
+    except Refused as refused:
+        result.findings.wrong(str(refused))
+        return result
+    except _BROKEN as broken:
+        result.findings.wrong(f"the manifest is not as a pack's is ({type(broken).__name__})")
+        return result
+    try:
+        result.id = pack.id
+        pack.check_hashes()
+        _check(pack, result, anchors)
+    except Refused as refused:
+        result.findings.wrong(str(refused))
+    except _BROKEN as broken:
+        result.findings.wrong(f"something in it is not as a pack's is ({type(broken).__name__}: {broken})")
+    finally:
+        pack.close()
+    return result
+
+
+def _check(pack: Pack, result: Result, anchors: Sequence[Anchor]) -> None:
+    findings, about = result.findings, pack.manifest["about"]
+    result.about = {name: str(about[name]) for name in ("namespace", "customer_id", "period_start", "period_end")}
+    ratings = pack.json("ratings.json")
+    for it in ratings:
+        if whole(it["total_minor"]) is not None and not it["period_start"] < it["period_end"]:
+            raise Refused("a period ends before it begins")
+    result.ratings = ratings
+    names = [line["line_id"] for rating in ratings for line in rating["lines"]]
+    for name in sorted({it for it in names if names.count(it) > 1}):
+        findings.wrong(f"line {name[:10]} is there twice")
+    groups = groups_of(pack.events(), ratings, findings)
+    for at, rating in enumerate(ratings):
+        check_rating(rating, _prices(pack, rating, findings), groups[at], ratings[:at], findings)
+    ledger = pack.json("ledger.json")
+    check_ledger(ledger, ratings, about["namespace"], about["customer_id"], findings)
+    for anchor in anchors:
+        check_anchor(anchor, ledger, about["namespace"], findings)
+    _completeness(pack.json("completeness.json"), ratings, findings)
+
+
+def _prices(pack: Pack, rating: Mapping[str, Any], findings: Findings) -> Prices | str:
+    """What the rating was priced by, or why that cannot be read."""
+    version = whole(rating["book_version"])
+    books = {it["version"]: it for it in pack.json("books.json")}
+    text = pack.text(f"books/{version}.yaml")
+    found = hashlib.sha256(text.encode()).hexdigest()
+    if findings.equal(f"the SHA-256 of price book version {version}", books[version]["sha256"], found):
+        findings.done("texts of price books, by the hash they were published under")
+    try:
+        return prices_of(text, rating)
+    except Unreadable as unreadable:
+        return f"the price book is written in YAML that is not read here ({unreadable})"
+
+
+def _completeness(told: Mapping[str, Any], ratings: Sequence[Mapping[str, Any]], findings: Findings) -> None:
+    for rating in ratings:
+        if told[rating["rating_id"]] is None:
+            findings.carry("periods whose completeness was not stated: it is when they are closed")
+        else:
+            findings.carry("statements of completeness, as they were made when the period was closed")
+
+
+def read_anchor(path: Path) -> Anchor:
+    """An anchor as `meterhouse ledger anchor` writes it. Raises Refused."""
+    try:
+        said = parse_json(path.read_bytes(), str(path))
+        return Anchor(str(said["ledger"]), whole(said["sequence"]), str(said["hash"]))
+    except OSError as broken:
+        raise Refused(f"{path} cannot be read: {broken.strerror}") from None
+    except (Refused, *_BROKEN):
+        raise Refused(f"{path} is no anchor: `meterhouse ledger anchor --out FILE` writes one") from None
+
+
+def main(arguments: Sequence[str], own: Path) -> int:
+    """`python3 PACK.zip [--json] [--anchor FILE]`: verifies the pack that this is in, `own`, or another."""
+    parser = argparse.ArgumentParser(
+        prog="python3 PACK.zip",
+        description="Verify an evidence pack.",
+        epilog="Exit code 0: verified; 1: something differs; 2: called wrongly.",
+    )
+    parser.add_argument("pack", nargs="?", type=Path, default=own, help="another pack than this one")
+    parser.add_argument("--anchor", action="append", type=Path, default=[], help="a file of `meterhouse ledger anchor`")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    asked = parser.parse_args(arguments)
+    try:
+        anchors = [read_anchor(path) for path in asked.anchor]
+    except Refused as refused:
+        parser.error(str(refused))
+    result = verify(asked.pack, anchors)
+    print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if asked.json else result.as_text())
+    return VERIFIED if result.verified else DIFFERS

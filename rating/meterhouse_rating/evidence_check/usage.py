@@ -1,0 +1,180 @@
+"""Counts the events of a pack again: which line of which rating each is on, and what each line's quantity comes to."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Final
+
+from .findings import Findings, Refused, number
+from .prices import Part, Prices, matches
+
+BY_CHOICE: Final = ("unbilled_meter", "unbilled_status", "unbilled_task", "unbilled_trial")
+_NAMES: Final = ("id", "time", "known", "meter", "quantity", "status")
+
+Key = tuple[str, str, tuple[tuple[str, str], ...]]
+"""A line's name within a rating: component, metric, dimensions."""
+
+
+@dataclass
+class Group:
+    """Events of one rating that are alike: how many, what they add up to, the largest."""
+
+    meter: str
+    status: str
+    task: str
+    trial: bool
+    dimensions: Mapping[str, str]
+    events: int = 0
+    quantity: Fraction = Fraction(0)
+    largest: Fraction = Fraction(0)
+
+
+@dataclass
+class Counted:
+    """What the events of one line come to; `quantity` None where it cannot be told from them."""
+
+    quantity: Fraction | None
+    events: int
+    meters: dict[str, Fraction] = field(default_factory=dict)
+
+
+def groups_of(
+    events: Iterable[Mapping[str, Any]], ratings: list[dict[str, Any]], findings: Findings
+) -> list[list[Group]]:
+    """The events by rating, in groups. Each is there once, and within a rating's period."""
+    found: list[dict[tuple[Any, ...], Group]] = [{} for _ in ratings]
+    last: tuple[str, ...] = ()
+    for event in events:
+        if missing := [name for name in _NAMES if not isinstance(event.get(name), str)]:
+            raise Refused(f"an event has no {', '.join(missing)}")
+        name = (event["time"], event["id"], event["meter"], str(event.get("claimed", "")))
+        if name <= last:
+            known = name == last
+            findings.wrong(
+                f"event {event['id']} is {'there twice' if known else 'not in its place'}: events are in order"
+            )
+        last = name
+        at = next((i for i, it in enumerate(ratings) if it["period_start"] <= event["time"] < it["period_end"]), None)
+        if at is None:
+            findings.wrong(f"event {event['id']} of {event['time']} is in no rated period")
+            continue
+        if event["known"] > ratings[at]["as_of"]:
+            findings.wrong(f"event {event['id']} became known after its period was rated")
+        trial_end = ratings[at]["trial_end"]
+        trial = trial_end is not None and event["time"] < trial_end
+        dimensions = event.get("dimensions", {})
+        key = (event["meter"], event["status"], event.get("task", ""), trial, *sorted(dimensions.items()))
+        quantity = number(event["quantity"])
+        group = found[at].get(key)
+        if group is None:
+            group = Group(event["meter"], event["status"], event.get("task", ""), trial, dimensions, largest=quantity)
+            found[at][key] = group
+        group.events += 1
+        group.quantity += quantity
+        group.largest = max(group.largest, quantity)
+        findings.done("events: each once, in its period, on a line or left over for a reason")
+    return [list(it.values()) for it in found]
+
+
+def count(
+    prices: Prices, groups: list[Group], left: list[Mapping[str, Any]]
+) -> tuple[dict[Key, Counted], dict[str, Fraction]]:
+    """Per line what its events come to; and per `meter reason` what is free by choice."""
+    undeclared = {it["meter"] for it in left if it["reason"] == "meter_not_declared"}
+    charged: dict[tuple[str, str], list[Group]] = {}
+    free: dict[str, Fraction] = {}
+    for group in groups:
+        if group.meter in undeclared:
+            continue
+        found = prices.of_meter(group.meter)
+        why = _free(prices, group, found)
+        if why is not None:
+            key = f"{group.meter} {why}"
+            free[key] = free.get(key, Fraction(0)) + group.quantity
+        elif found is not None:
+            charged.setdefault((found[0].name, found[1]), []).append(group)
+    lines: dict[Key, Counted] = {}
+    formulas: dict[str, Counted] = {}
+    for (component, metric), mine in charged.items():
+        part = prices.parts[component]
+        for dimensions, cell in _cells(part, _not_negative(prices, part, metric, mine)):
+            counted = _counted(prices, metric, cell)
+            if part.model == "formula":
+                # One line for all its metrics, which bears the name of the first.
+                whole = formulas.setdefault(component, Counted(Fraction(1), 0))
+                whole.events += counted.events
+                whole.meters |= counted.meters
+                lines[component, part.metrics()[0], ()] = whole
+            else:
+                lines[component, metric, dimensions] = counted
+    return lines, free
+
+
+def inputs_of(prices: Prices, part: Part, groups: list[Group]) -> dict[str, Fraction]:
+    """What the inputs of a formula come to, by their names in it."""
+    found = {}
+    inputs = part.node.get("inputs")
+    for name, metric in {} if inputs is None else inputs.items().items():
+        named = str(metric.value)
+        mine = [it for it in groups if it.meter in prices.meters(named) and _free(prices, it, (part, named)) is None]
+        counted = _counted(prices, named, _not_negative(prices, part, named, mine))
+        found[name] = Fraction(0) if counted.quantity is None else counted.quantity
+    return found
+
+
+def _free(prices: Prices, group: Group, found: tuple[Part, str] | None) -> str | None:
+    """Why the book leaves the usage free; None where it does not."""
+    if group.trial:
+        return "unbilled_trial"
+    if found is None:
+        if group.status in prices.free_statuses(None, None):
+            return "unbilled_status"
+        return "unbilled_meter" if group.meter in prices.unbilled_meters() else None
+    part, metric = found
+    if group.status in prices.free_statuses(metric, part):
+        return "unbilled_status"
+    rule = prices.tasks(metric, part)
+    bad = {"ok_only": ("failed", "open"), "not_failed": ("failed",)}.get(rule, ())
+    return "unbilled_task" if group.task in bad else None
+
+
+def _not_negative(prices: Prices, part: Part, metric: str, groups: list[Group]) -> list[Group]:
+    """Without combinations that sum to less than zero: parts whose whole has not arrived, which are left over."""
+    if prices.aggregate(metric) != "sum":
+        return groups
+    sums: dict[tuple[str, ...], Fraction] = {}
+    for it in groups:
+        key = _values(part, it)
+        sums[key] = sums.get(key, Fraction(0)) + it.quantity
+    return [it for it in groups if sums[_values(part, it)] >= 0]
+
+
+def _values(part: Part, group: Group) -> tuple[str, ...]:
+    return tuple(group.dimensions.get(name, "") for name in part.by)
+
+
+def _cells(part: Part, groups: list[Group]) -> list[tuple[tuple[tuple[str, str], ...], list[Group]]]:
+    """The groups by the dimensions of their lines: values, or in a matrix the patterns of the cell that fits first."""
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for it in groups:
+        values = _values(part, it)
+        if part.model == "matrix":
+            cells = [[cell.text(name, "*") for name in part.by] for cell in part.node.entries("cells")]
+            cells.append(["*"] * len(part.by))
+            values = tuple(next(cell for cell in cells if matches(cell, list(values))))
+        found.setdefault(values, []).append(it)
+    return [(tuple(zip(part.by, values, strict=True)), mine) for values, mine in found.items()]
+
+
+def _counted(prices: Prices, metric: str, groups: list[Group]) -> Counted:
+    how, events = prices.aggregate(metric), sum(it.events for it in groups)
+    meters: dict[str, Fraction] = {}
+    for it in groups:
+        meters[it.meter] = meters.get(it.meter, Fraction(0)) + it.quantity
+    values: dict[str, Fraction | None] = {
+        "sum": sum(meters.values(), Fraction(0)),
+        "count": Fraction(events),
+        "max": max((it.largest for it in groups), default=Fraction(0)),
+        "unique": Fraction(len({it.dimensions.get(prices.of(metric), "") for it in groups})),
+    }
+    return Counted(values.get(how), events, meters)

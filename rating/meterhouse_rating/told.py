@@ -1,0 +1,154 @@
+"""A stored rating with all that it was made from, as plain facts: for evidence packs, and for what explains a line.
+
+Times are text with nine digits after the point, in UTC, so that they compare as they are; numbers are text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from meterhouse_rating import known
+from meterhouse_rating.agreements import Agreement
+from meterhouse_rating.as_of import closed_again
+from meterhouse_rating.effective import facts_of
+from meterhouse_rating.engine import UsageRow
+from meterhouse_rating.facts import at
+from meterhouse_rating.periods import Period, month_of
+from meterhouse_rating.queries import WOUND_BACK
+from meterhouse_rating.settle import Terms
+from meterhouse_rating.settled import CLOSED, Standing, contract_in_force, lines_of, standings
+from meterhouse_rating.usage import Found
+from meterhouse_rating.world import World
+from meterhouse_store.numbers import plain
+from meterhouse_store.tables import ratings, unrated_usage
+
+_SHORT_ID: Final = 8
+"""So many digits of an agreement's id stand in the name of a credit pack of an add-on."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A rating as a pack tells it, the usage that it was made from, and what its events are grouped by."""
+
+    standing: Standing
+    facts: dict[str, Any]
+    usage: tuple[UsageRow, ...]
+    dimensions: tuple[str, ...]
+    tasks: bool
+
+
+def tell(world: World, connection: Connection, standing: Standing, every: Sequence[Standing]) -> Told:
+    """The facts of a rating as it is stored; `every`: the customer's ratings. Raises NotThere without a price book."""
+    row = connection.execute(select(ratings).where(ratings.c.rating_id == standing.rating_id)).mappings().one()
+    terms = known.terms(world, standing.closed_at or row["rated_at"], standing.book_version)
+    if standing.state == CLOSED:
+        outcome = closed_again(world, connection, standing, every).outcome
+        usage, left = outcome.usage, [_left(vars(it)) for it in outcome.leftovers]
+    else:
+        found = known.gather(world, terms, standing.period, standing.as_of, [standing.customer_id], WOUND_BACK)
+        usage, left = found.get(standing.customer_id, Found()).rows, _unrated(connection, world.namespace, standing)
+    wanted = terms.wanted(standing.period)
+    measured = {it.metric.of for it in wanted.measurements if it.metric.of is not None}
+    facts = {
+        "rating_id": standing.rating_id,
+        "period_start": moment(standing.period.start),
+        "period_end": moment(standing.period.end),
+        "state": standing.state,
+        "currency": standing.currency,
+        "total_minor": standing.total_minor,
+        "plan": row["plan"],
+        "book_version": standing.book_version,
+        "as_of": moment(standing.as_of),
+        "rated_at": moment(row["rated_at"]),
+        "closed_at": None if standing.closed_at is None else moment(standing.closed_at),
+        "inputs_sha256": standing.inputs_sha256,
+        "result_sha256": standing.result_sha256,
+        **_terms(terms, standing.customer_id, standing.period),
+        "lines": [_line(line) for line in lines_of(connection, [standing.rating_id])],
+        "left": sorted(left, key=lambda it: (it["meter"], it["reason"], it["hint"], sorted(it["dimensions"].items()))),
+    }
+    return Told(standing, facts, usage, tuple(sorted({*wanted.dimensions, *measured})), wanted.tasks)
+
+
+def standing_in(
+    connection: Connection, namespace: str, customer_id: str, period: Period
+) -> tuple[list[Standing], list[Standing]]:
+    """The customer's ratings that touch the period, and all of them."""
+    every = standings(connection, namespace, customer_id)
+    return [it for it in every if it.period.start < period.end and period.start < it.period.end], every
+
+
+def moment(value: datetime) -> str:
+    """2026-10-01T00:00:00.000000000Z."""
+    return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z"
+
+
+def _terms(terms: Terms, customer_id: str, period: Period) -> dict[str, Any]:
+    """What the customer had agreed to, and the calendar that it is billed by."""
+    zone, agreement = terms.customers[customer_id].time_zone, terms.agreements.get(customer_id, Agreement())
+    contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
+    trial_end = terms.trial_end(customer_id, period)
+    quantities = {**agreement.quantities}
+    addons: dict[str, Any] = {}
+    for name in sorted({it.name for it in agreement.addons}):
+        rows = [it for it in agreement.addons if it.name == name and it.valid_from < period.end and not it.withdrawn]
+        if rows:
+            quantities[name] = facts_of(rows)
+            packs = {it.agreement_id[:_SHORT_ID]: plain(it.quantity) for it in rows}
+            addons[name] = {"number": plain(at(quantities[name], period.end)), "packs": packs}
+    own = sorted((it for it in agreement.overrides if it.holds(period)), key=lambda it: it.valid_from)
+    return {
+        "zone": zone,
+        "month": moment(month_of(period.start, zone).start),
+        "contract": "" if contract is None else contract.contract_id,
+        "trial_end": None if trial_end is None else moment(trial_end),
+        "overrides": {it.component: {"agreement": it.agreement_id, "text": it.text} for it in own},
+        "addons": addons,
+        "quantities": {
+            name: [[moment(it.valid_from), plain(it.quantity)] for it in found] for name, found in quantities.items()
+        },
+        "discounts": [
+            {
+                "id": it.agreement_id,
+                "name": it.name,
+                "percent": _text(it.percent),
+                "amount": _text(it.amount),
+                "components": list(it.components),
+                "before_minimum": it.before_minimum,
+            }
+            for it in agreement.discounts
+        ],
+    }
+
+
+def _line(row: Mapping[Any, Any]) -> dict[str, Any]:
+    names = ("line_id", "kind", "component", "metric", "description", "unit", "dimensions", "amount_minor", "currency")
+    numbers = {name: plain(row[name]) for name in ("quantity", "amount_exact")}
+    return {name: row[name] for name in names} | numbers | {"explanation": row["explanation"]}
+
+
+def _unrated(connection: Connection, namespace: str, standing: Standing) -> list[dict[str, Any]]:
+    table = unrated_usage
+    query = select(table).where(
+        table.c.namespace == namespace,
+        table.c.customer_id == standing.customer_id,
+        table.c.period_start == standing.period.start,
+        table.c.period_end == standing.period.end,
+    )
+    return [_left(row) for row in connection.execute(query).mappings()]
+
+
+def _left(it: Mapping[Any, Any]) -> dict[str, Any]:
+    names = ("meter", "events", "reason", "hint")
+    return {name: it[name] for name in names} | {
+        "quantity": plain(it["quantity"]),
+        "dimensions": dict(it["dimensions"]),
+    }
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else plain(value)
