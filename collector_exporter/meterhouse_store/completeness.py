@@ -1,12 +1,13 @@
 """Whether a customer's usage of a period is all there: what is known of it, and a verdict in a sentence.
 
-`gather` asks the warehouse, `assess` is a pure function of what it answered; `report` is both.
+`Gathering` asks the warehouse, `assess` is a pure function of what it answered; `report` is both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -20,57 +21,60 @@ HOUR: Final = timedelta(hours=1)
 SILENT_AT_LEAST: Final = timedelta(hours=24)
 """A stream that sent nothing for so long, and for longer than ever between two hours before, has fallen silent."""
 
+# All queries are of many customers at once: to plan the views takes longer than to read a customer's rows by the key.
 # A stream is what one service sends with one key. Hours before the period tell what is usual for it.
 _STREAMS: Final = """
-    SELECT service_name, credential_id,
+    SELECT billed_customer_id, service_name, credential_id,
         uniqExactIf(process_id, event_time >= {start:DateTime64(6, 'UTC')}) AS processes,
         countIf(event_time >= {start:DateTime64(6, 'UTC')}) AS events,
         countIf(event_time >= {start:DateTime64(6, 'UTC')} AND status = {unfinished:String}) AS unfinished,
         countIf(event_time >= {start:DateTime64(6, 'UTC')} AND usage_source = {estimated:String}) AS estimated,
         countIf(event_time >= {start:DateTime64(6, 'UTC')} AND usage_source = {no_usage:String}) AS without_usage,
-        arraySort(groupUniqArray(toStartOfHour(toDateTime(event_time, 'UTC')))) AS hours
+        arraySort(groupUniqArray(toUInt32(intDiv(toUnixTimestamp(toDateTime(event_time, 'UTC')), 3600)))) AS hours
     FROM usage
-    WHERE namespace = {namespace:String} AND billed_customer_id = {customer:String}
+    WHERE namespace = {namespace:String} AND billed_customer_id IN {customers:Array(String)}
         AND event_time >= {before:DateTime64(6, 'UTC')} AND event_time < {end:DateTime64(6, 'UTC')}
-    GROUP BY service_name, credential_id ORDER BY service_name, credential_id
+    GROUP BY billed_customer_id, service_name, credential_id
+    ORDER BY billed_customer_id, service_name, credential_id
 """
+# Of nobody, sent with a key: of whom the key is, the streams say.
 _SUSPENSE: Final = """
-    SELECT reason, customer_id = {customer:String} AS claimed, count()
+    SELECT reason, customer_id, if(customer_id = '', credential_id, '') AS key, count()
     FROM suspense
-    WHERE namespace = {namespace:String} AND customer_id IN ({customer:String}, '')
-        AND (customer_id = {customer:String} OR credential_id IN {credentials:Array(String)})
+    WHERE namespace = {namespace:String} AND (customer_id IN {customers:Array(String)}
+            OR customer_id = '' AND credential_id IN {credentials:Array(String)})
         AND event_time >= {start:DateTime64(6, 'UTC')} AND event_time < {end:DateTime64(6, 'UTC')}
-    GROUP BY reason, claimed ORDER BY reason, claimed
+    GROUP BY reason, customer_id, key ORDER BY reason, customer_id, key
 """
 _RESETS: Final = """
-    SELECT sum(starts - 1) FROM (
-        SELECT uniqExact(start_time) AS starts FROM cumulative_points
-        WHERE namespace = {namespace:String} AND customer_id = {customer:String}
+    SELECT customer_id, sum(starts - 1) FROM (
+        SELECT customer_id, uniqExact(start_time) AS starts FROM cumulative_points
+        WHERE namespace = {namespace:String} AND customer_id IN {customers:Array(String)}
             AND event_time >= {start:DateTime64(6, 'UTC')} AND event_time < {end:DateTime64(6, 'UTC')}
-        GROUP BY series, part
-    )
+        GROUP BY customer_id, series, part
+    ) GROUP BY customer_id
 """
 # A running total whose first point counts nothing: it began before its key was valid, or nobody knows when.
 _BASELINES: Final = """
-    SELECT meter, count(), sum(stood_at) FROM (
+    SELECT customer, meter, count(), sum(stood_at) FROM (
         SELECT argMin(customer_id, at) AS customer, argMin(meter, at) AS meter, min(event_time) AS since,
             argMin(toDecimal256(value, 9) * factor, at) AS stood_at, argMin(from_zero, at) AS counted
         FROM (SELECT *, (event_time, bitNot(first)) AS at FROM cumulative_points FINAL)
         WHERE namespace = {namespace:String} AND series IN (
             SELECT series FROM cumulative_points
-            WHERE namespace = {namespace:String} AND customer_id = {customer:String}
+            WHERE namespace = {namespace:String} AND customer_id IN {customers:Array(String)}
         )
         GROUP BY series, part, start_time
     )
-    WHERE NOT counted AND stood_at > 0 AND customer = {customer:String}
+    WHERE NOT counted AND stood_at > 0 AND customer IN {customers:Array(String)}
         AND since >= {start:DateTime64(6, 'UTC')} AND since < {end:DateTime64(6, 'UTC')}
-    GROUP BY meter ORDER BY meter
+    GROUP BY customer, meter ORDER BY customer, meter
 """
 _CONSERVATION: Final = """
     SELECT credential_id, sum(received), sum(counted), sum(suspended), sum(set_aside), sum(duplicates),
         countIf(duplicates < 0)
     FROM conservation
-    WHERE namespace = {namespace:String} AND credential_id IN {credentials:Array(String)}
+    WHERE namespace = {namespace:String}
         AND hour >= {start:DateTime64(6, 'UTC')} AND hour < {end:DateTime64(6, 'UTC')}
     GROUP BY credential_id ORDER BY credential_id
 """
@@ -177,35 +181,94 @@ class Report:
 
 def report(client: Client, namespace: str, customer: str, start: datetime, end: datetime, *, now: datetime) -> Report:
     """The completeness of a customer's usage in [start, end), aware times, as the warehouse knows it now."""
-    return assess(gather(client, namespace, customer, start, end), namespace, customer, start, end, now=now)
+    found = Gathering(client, namespace, start, end).of([customer])[customer]
+    return assess(found, namespace, customer, start, end, now=now)
 
 
-def gather(client: Client, namespace: str, customer: str, start: datetime, end: datetime) -> Found:
-    """Ask the warehouse; streams are looked at from one length of the period before its start."""
-    known = {
-        "namespace": namespace,
-        "customer": customer,
-        "start": start.astimezone(UTC),
-        "end": end.astimezone(UTC),
-        "before": (start - (end - start)).astimezone(UTC),
-        "unfinished": UNFINISHED,
-        "estimated": ESTIMATED,
-        "no_usage": NO_USAGE,
-    }
-    streams = tuple(
-        Stream(**{**row, "hours": tuple(_aware(hour) for hour in row["hours"])})
-        for row in client.query(_STREAMS, parameters=known).named_results()
-    )
-    known["credentials"] = sorted({stream.credential_id for stream in streams})
-    return Found(
-        streams,
-        tuple(Held(reason, bool(claimed), rows) for reason, claimed, rows in _rows(client, _SUSPENSE, known)),
-        int(_rows(client, _RESETS, known)[0][0] or 0),
-        tuple(Baseline(*row) for row in _rows(client, _BASELINES, known)),
-        tuple(Received(*row) for row in _rows(client, _CONSERVATION, known)),
-        tuple((name, _aware(through)) for name, through in _rows(client, _WATERMARK, known)),
-        int(_rows(client, _WAITING, known)[0][0]),
-    )
+class Gathering:
+    """Asks the warehouse about [start, end), aware times, of as many customers as one likes.
+
+    What is about no customer (control totals of keys, how far collectors are, decisions that wait) is asked once, at
+    the first of them; streams are looked at from one length of the period before its start.
+    """
+
+    def __init__(self, client: Client, namespace: str, start: datetime, end: datetime) -> None:
+        self._client = client
+        self._shared: _Shared | None = None
+        self._known: dict[str, Any] = {
+            "namespace": namespace,
+            "start": start.astimezone(UTC),
+            "end": end.astimezone(UTC),
+            "before": (start - (end - start)).astimezone(UTC),
+            "unfinished": UNFINISHED,
+            "estimated": ESTIMATED,
+            "no_usage": NO_USAGE,
+        }
+
+    def of(self, customers: Sequence[str]) -> dict[str, Found]:
+        """What the warehouse knows of each of the customers, of some hundreds at a time."""
+        known = self._known | {"customers": list(customers)}
+        shared = self._shared = self._shared or self._ask_shared()
+        streams: dict[str, list[Stream]] = {}
+        for customer, *counted, hours in self._rows(_STREAMS, known):
+            told = [*counted, tuple(map(_hour, hours))]
+            streams.setdefault(customer, []).append(Stream(*told))
+        keys = {name: sorted({it.credential_id for it in streams.get(name, ())}) for name in customers}
+        known["credentials"] = sorted({key for theirs in keys.values() for key in theirs})
+        claimed: dict[str, list[tuple[str, int]]] = {}
+        of_nobody: dict[str, list[tuple[str, int]]] = {}
+        for reason, customer, key, rows in self._rows(_SUSPENSE, known):
+            # Rows that name no customer may be of any that sends with the same key.
+            whose = claimed.setdefault(customer, []) if customer else of_nobody.setdefault(key, [])
+            whose.append((reason, rows))
+        resets = {customer: int(number) for customer, number in self._rows(_RESETS, known)}
+        baselines: dict[str, list[Baseline]] = {}
+        for customer, *told in self._rows(_BASELINES, known):
+            baselines.setdefault(customer, []).append(Baseline(*told))
+        return {
+            name: Found(
+                tuple(streams.get(name, ())),
+                _held(claimed.get(name, ()), [it for key in keys[name] for it in of_nobody.get(key, ())]),
+                resets.get(name, 0),
+                tuple(baselines.get(name, ())),
+                tuple(shared.received[key] for key in keys[name] if key in shared.received),
+                shared.projected_through,
+                shared.waiting_decisions,
+            )
+            for name in customers
+        }
+
+    def _ask_shared(self) -> "_Shared":
+        return _Shared(
+            {row[0]: Received(*row) for row in self._rows(_CONSERVATION, self._known)},
+            tuple((name, _aware(through)) for name, through in self._rows(_WATERMARK, self._known)),
+            int(self._rows(_WAITING, self._known)[0][0]),
+        )
+
+    def _rows(self, query: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:
+        return self._client.query(query, parameters=parameters).result_rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What is about keys and collectors: control totals per key, progress, and decisions that wait."""
+
+    received: Mapping[str, Received]
+    projected_through: tuple[tuple[str, datetime], ...]
+    waiting_decisions: int
+
+
+def _held(claimed: Iterable[tuple[str, int]], of_nobody: Iterable[tuple[str, int]]) -> tuple[Held, ...]:
+    rows: dict[tuple[str, bool], int] = {(reason, True): number for reason, number in claimed}
+    for reason, number in of_nobody:
+        rows[reason, False] = rows.get((reason, False), 0) + number
+    return tuple(Held(*key, number) for key, number in sorted(rows.items()))
+
+
+@cache
+def _hour(number: int) -> datetime:
+    """The hour of that number since 1970."""
+    return datetime.fromtimestamp(number * 3600, UTC)
 
 
 def assess(found: Found, namespace: str, customer: str, start: datetime, end: datetime, *, now: datetime) -> Report:
@@ -276,10 +339,6 @@ def _of_a_baseline(baseline: Baseline) -> str:
 
 def _at(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M} UTC"
-
-
-def _rows(client: Client, query: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:
-    return client.query(query, parameters=parameters).result_rows
 
 
 def _aware(moment: datetime) -> datetime:

@@ -184,7 +184,7 @@ def balance(
 def listed(engine: Engine, namespace: str, customer_id: str | None) -> Sequence[dict[str, Any]]:
     """The grants' rows with `left_minor`, what open ratings use taken off."""
     with engine.connect() as connection:
-        rows = credit_book.rows_of(connection, namespace, customer_id)
+        rows = credit_book.rows_of(connection, namespace, None if customer_id is None else [customer_id])
         left: dict[tuple[str, str], dict[str, int]] = {}
         for key in {(row["customer_id"], row["currency"]) for row in rows}:
             left[key] = {it.grant_id: it.left_minor for it in grants_now(connection, namespace, *key)}

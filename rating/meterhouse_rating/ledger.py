@@ -106,6 +106,15 @@ def transaction_id(namespace: str, kind: str, source_id: str) -> str:
     return digest(["ledger", namespace, kind, source_id])
 
 
+class Due(NamedTuple):
+    """A posting of a customer, and when it is effective and was recorded."""
+
+    customer_id: str
+    posting: Posting
+    effective_at: datetime
+    recorded_at: datetime
+
+
 def post(
     connection: Connection,
     namespace: str,
@@ -115,14 +124,19 @@ def post(
     effective_at: datetime,
     recorded_at: datetime,
 ) -> list[str]:
+    """`post_all` of one customer at one time."""
+    return post_all(connection, namespace, [Due(customer_id, it, effective_at, recorded_at) for it in postings])
+
+
+def post_all(connection: Connection, namespace: str, due: Sequence[Due]) -> list[str]:
     """Post and seal, in this order, in the caller's transaction; returns the transactions' names.
 
     A second time violates their names (IntegrityError). Raises ValueError for what does not sum to zero.
     """
-    names = [transaction_id(namespace, it.kind, it.source_id) for it in postings]
-    for it in postings:
-        _check(it)
-    if not postings:
+    names = [transaction_id(namespace, it.posting.kind, it.posting.source_id) for it in due]
+    for it in due:
+        _check(it.posting)
+    if not due:
         return []
     connection.execute(
         insert(ledger_transactions),
@@ -130,23 +144,23 @@ def post(
             {
                 "transaction_id": name,
                 "namespace": namespace,
-                "customer_id": customer_id,
-                "kind": it.kind,
-                "source_id": it.source_id,
-                "effective_at": effective_at,
-                "recorded_at": recorded_at,
-                "corrects": it.corrects,
-                "memo": it.memo[:256],
+                "customer_id": it.customer_id,
+                "kind": it.posting.kind,
+                "source_id": it.posting.source_id,
+                "effective_at": it.effective_at,
+                "recorded_at": it.recorded_at,
+                "corrects": it.posting.corrects,
+                "memo": it.posting.memo[:256],
             }
-            for name, it in zip(names, postings, strict=True)
+            for name, it in zip(names, due, strict=True)
         ],
     )
     connection.execute(
         insert(ledger_entries),
         [
             {"transaction_id": name, "position": position, **entry._asdict()}
-            for name, it in zip(names, postings, strict=True)
-            for position, entry in enumerate(it.entries)
+            for name, it in zip(names, due, strict=True)
+            for position, entry in enumerate(it.posting.entries)
         ],
     )
     ledger_chain.seal(connection, namespace, names)
@@ -198,6 +212,26 @@ def credits_left(
             query = query.join(chain, chain.c.transaction_id == ledger_transactions.c.transaction_id)
             query = query.where(chain.c.sequence < upto.before)
     return {str(name): -int(amount) for name, amount in connection.execute(query)}
+
+
+def all_credits_left(
+    connection: Connection, namespace: str, customers: Sequence[str]
+) -> Iterable[tuple[str, str, str, int]]:
+    """What `credits_left` says of each customer and currency: customer, currency, grant and what is left of it."""
+    grant = func.coalesce(ledger_entries.c.grant_id, BEFORE_GRANTS)
+    whose = (ledger_transactions.c.customer_id, ledger_entries.c.currency, grant)
+    query = (
+        select(*whose, func.sum(ledger_entries.c.amount_minor))
+        .join(ledger_transactions, ledger_transactions.c.transaction_id == ledger_entries.c.transaction_id)
+        .where(
+            ledger_transactions.c.namespace == namespace,
+            ledger_transactions.c.customer_id.in_(customers),
+            ledger_entries.c.account == DEFERRED_CREDITS,
+        )
+        .group_by(*whose)
+    )
+    for customer, currency, name, amount in connection.execute(query):
+        yield str(customer), str(currency), str(name), -int(amount)
 
 
 def _check(posting: Posting) -> None:

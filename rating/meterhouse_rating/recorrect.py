@@ -6,9 +6,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
-from meterhouse_rating import ledger, results
+from meterhouse_rating import results
 from meterhouse_rating.corrections import Closed, correct, total
 from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, RatedLine, UsageRow
 from meterhouse_rating.ids import digest
@@ -98,19 +98,17 @@ def corrected(
     return tuple(found)
 
 
-def account(connection: Connection, rating_id: str, usage: Iterable[UsageRow], as_of: datetime) -> None:
-    """Remember what usage a closed rating and its corrections account for, and up to when it is known."""
+def account_rows(rating_id: str, usage: Iterable[UsageRow], as_of: datetime) -> list[dict[str, Any]]:
+    """What usage a closed rating and its corrections account for, and up to when it is known: rows of
+    `accounted_usage`, in the place of those that are there.
+    """
     sums: dict[str, Decimal] = {}
     for row in usage:
         sums[row.meter] = sums.get(row.meter, Decimal(0)) + row.quantity
-    connection.execute(delete(accounted_usage).where(accounted_usage.c.rating_id == rating_id))
-    connection.execute(
-        insert(accounted_usage),
-        [
-            {"rating_id": rating_id, "meter": meter, "quantity": quantity, "as_of": as_of}
-            for meter, quantity in (sums or {"": Decimal(0)}).items()
-        ],
-    )
+    return [
+        {"rating_id": rating_id, "meter": meter, "quantity": quantity, "as_of": as_of}
+        for meter, quantity in (sums or {"": Decimal(0)}).items()
+    ]
 
 
 def accounted(
@@ -134,42 +132,29 @@ def accounted(
     return found
 
 
-def keep(
-    connection: Connection,
-    namespace: str,
-    customer_id: str,
-    it: Corrected,
-    with_rating: str,
-    moment: "results.Moment",
-) -> None:
-    """What the closing of a rating means for a rating that it corrects; a credit note is written and posted."""
-    closed = it.restated.standing
-    account(connection, closed.rating_id, it.restated.found.rows, moment.as_of)
+def note_of(
+    namespace: str, customer_id: str, it: Corrected, with_rating: str, moment: "results.Moment"
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """The credit note of a correction that the closing of a rating makes: its row of `credit_notes`, and its lines as
+    rows of `rated_lines`, from which they are posted; None where there is none.
+    """
     if not it.on_note:
-        return
+        return None
+    closed = it.restated.standing
     note_id = digest(["credit note", closed.rating_id, with_rating])
     rows = results.line_rows_of(note_id, closed.currency, it.on_note)
-    connection.execute(
-        insert(credit_notes).values(
-            credit_note_id=note_id,
-            namespace=namespace,
-            customer_id=customer_id,
-            rating_id=closed.rating_id,
-            currency=closed.currency,
-            total_minor=total(it.on_note),
-            lines=[{name: plain(v) if isinstance(v, Decimal) else v for name, v in row.items()} for row in rows],
-            as_of=moment.as_of,
-            recorded_at=moment.rated_at,
-        )
-    )
-    ledger.post(
-        connection,
-        namespace,
-        customer_id,
-        ledger.of_lines(rows, namespace),
-        effective_at=moment.rated_at,
-        recorded_at=moment.rated_at,
-    )
+    note = {
+        "credit_note_id": note_id,
+        "namespace": namespace,
+        "customer_id": customer_id,
+        "rating_id": closed.rating_id,
+        "currency": closed.currency,
+        "total_minor": total(it.on_note),
+        "lines": [{name: plain(v) if isinstance(v, Decimal) else v for name, v in row.items()} for row in rows],
+        "as_of": moment.as_of,
+        "recorded_at": moment.rated_at,
+    }
+    return note, rows
 
 
 def notes(connection: Connection, namespace: str, customer_id: str | None = None) -> Sequence[Mapping[str, Any]]:

@@ -1,21 +1,17 @@
-"""Writes one customer's rating: replaced while it is open, frozen and posted to the ledger when it is closed."""
+"""A customer's rating, its lines and its unrated usage as rows of SQL tables, with deterministic names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select
-
-from meterhouse_rating import credit_book, ledger
 from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period
-from meterhouse_rating.settled import CLOSED, OPEN, Standing
+from meterhouse_rating.settled import CLOSED, OPEN
 from meterhouse_store.numbers import plain
-from meterhouse_store.tables import rated_lines, ratings, unrated_usage
 
-Row = RowMapping | dict[str, Any]
+Row = Mapping[Any, Any]
 """A row of `ratings`, `rated_lines` or `unrated_usage`: read from SQL, or as it would be written."""
 
 
@@ -31,32 +27,6 @@ class Moment:
 def rating_id(namespace: str, customer_id: str, period: Period) -> str:
     """The one name of a customer's rating of a period."""
     return digest(["rating", namespace, customer_id, period.start.isoformat(), period.end.isoformat()])
-
-
-def write(
-    connection: Connection,
-    namespace: str,
-    customer_id: str,
-    period: Period,
-    inputs: Inputs,
-    rated: Rated,
-    moment: Moment,
-    *,
-    close: bool,
-) -> None:
-    """Put the rating and its lines in the place of whatever open rating there was, which is removed before.
-
-    With `close` the rating is frozen and its lines are posted to the ledger in the same transaction.
-    """
-    row = rating_row(namespace, customer_id, period, inputs, rated, moment, close=close)
-    connection.execute(insert(ratings).values(**row))
-    rows = line_rows(row["rating_id"], inputs.currency, rated)
-    if rows:
-        connection.execute(insert(rated_lines), rows)
-    if close:
-        credit_book.keep_line_grants(connection, namespace, customer_id, rows, moment.rated_at)
-        postings = ledger.of_lines(rows, namespace)
-        ledger.post(connection, namespace, customer_id, postings, effective_at=period.end, recorded_at=moment.rated_at)
 
 
 def rating_row(
@@ -90,14 +60,6 @@ def rating_row(
     }
 
 
-def remove_open(connection: Connection, standing: Iterable[Standing]) -> None:
-    """Remove open ratings with their lines."""
-    names = [it.rating_id for it in standing if it.state == OPEN]
-    if names:
-        connection.execute(delete(rated_lines).where(rated_lines.c.rating_id.in_(names)))
-        connection.execute(delete(ratings).where(ratings.c.rating_id.in_(names), ratings.c.state == OPEN))
-
-
 def unrated_rows(
     namespace: str, customer_id: str, period: Period, leftovers: Iterable[Leftover]
 ) -> list[dict[str, Any]]:
@@ -124,27 +86,18 @@ def unrated_rows(
     return sorted(rows, key=lambda row: str(row["unrated_id"]))
 
 
-def replace_unrated(
-    connection: Connection, namespace: str, customer_id: str, period: Period, rows: list[dict[str, Any]]
-) -> bool:
-    """Make the rows the customer's unrated usage of the period; False when they are already there."""
-    in_period = (
-        (unrated_usage.c.namespace == namespace)
-        & (unrated_usage.c.customer_id == customer_id)
-        & (unrated_usage.c.period_start < period.end)
-        & (unrated_usage.c.period_end > period.start)
-    )
-    query = select(unrated_usage).where(in_period).order_by(unrated_usage.c.unrated_id)
-    standing = [dict(row) for row in connection.execute(query).mappings()]
-    if [_compared(row) for row in standing] == [_compared(row) for row in rows]:
-        return False
-    connection.execute(delete(unrated_usage).where(in_period))
-    if rows:
-        connection.execute(insert(unrated_usage), rows)
-    return True
+def standing_unrated(rows: Iterable[Row], period: Period) -> list[Row]:
+    """Of a customer's rows of `unrated_usage` those of the period, by id."""
+    mine = [row for row in rows if row["period_start"] < period.end and row["period_end"] > period.start]
+    return sorted(mine, key=lambda row: str(row["unrated_id"]))
 
 
-def _compared(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def same_unrated(standing: Sequence[Row], rows: Sequence[Row]) -> bool:
+    """Whether rows of `unrated_usage`, each by id, say the same."""
+    return [_compared(row) for row in standing] == [_compared(row) for row in rows]
+
+
+def _compared(row: Row) -> tuple[Any, ...]:
     return row["unrated_id"], row["events"], plain(row["quantity"])
 
 

@@ -10,22 +10,31 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from meterhouse_rating import costs_rates, known, mirrors, restated, statements, windows
+from meterhouse_rating.changes import Changes
 from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
-from meterhouse_rating.periods import Period
+from meterhouse_rating.periods import Period, PeriodError
 from meterhouse_rating.results import Moment, rating_id
 from meterhouse_rating.settle import Outcome, Restated, Terms, WatermarkWentBack, settle
+from meterhouse_rating.settled import CLOSED, pasts, standings
+from meterhouse_rating.sorting import ConservationError
 from meterhouse_rating.usage import Found, Watermark, watermark
 from meterhouse_rating.world import World
 from meterhouse_store import decided, decisions, registry
+from meterhouse_store.completeness import Gathering
 from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import customers, rating_statements
+
+BATCH: Final = 200
+"""So many customers are settled in one transaction: a run that is stopped leaves each of them whole, old or new."""
 
 ATTEMPTS: Final = 4
-"""How often a customer is settled anew when another run comes in between."""
+"""How often customers are settled anew when another run comes in between."""
 
 _POLL_S: Final = 0.5
 
@@ -156,17 +165,18 @@ def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator
     users = sum(name in found for name in mine)
     text = f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}"
     yield Step("usage", text, customers=len(mine))
-    for customer_id in mine:
-        used = found.get(customer_id, Found())
-        if customer_id not in it.terms.customers:
-            yield from _register(it, customer_id)
-            if it.terms.trial_end(customer_id, window.period) is not None:
-                used = known.gather(it.world, it.terms, window.period, moment.as_of, [customer_id]).get(
-                    customer_id, Found()
-                )
-        outcome = _settle(it, customer_id, window.period, used, moment)
-        if outcome.what != "nothing":
-            yield _customer_step(outcome, it.request.dry_run)
+    stating = Gathering(it.world.client, it.world.namespace, window.period.start, window.period.end)
+    for start in range(0, len(mine), BATCH):
+        batch = mine[start : start + BATCH]
+        for customer_id in batch:
+            if customer_id not in it.terms.customers:
+                yield from _register(it, customer_id)
+                if it.terms.trial_end(customer_id, window.period) is not None:
+                    found |= known.gather(it.world, it.terms, window.period, moment.as_of, [customer_id])
+        used = {customer_id: found.pop(customer_id, Found()) for customer_id in batch}
+        for outcome in _settle(it, window.period, used, moment, stating):
+            if outcome.what != "nothing":
+                yield _customer_step(outcome, it.request.dry_run)
 
 
 def _register(it: _Run, customer_id: str) -> Iterator[Step]:
@@ -201,37 +211,87 @@ def _add(world: World, customer_id: str, plan: str) -> registry.Customer:
     raise AssertionError("the loop above returns or raises")
 
 
-def _settle(it: _Run, customer_id: str, period: Period, used: Found, moment: Moment) -> Outcome:
-    world, mark = it.world, it.mark
-    late = it.restated.get(customer_id, ())
-    stated = None
-    if it.close and not it.request.dry_run:
-        stated = statements.gather(world, customer_id, period, moment.rated_at)
+def _settle(
+    it: _Run, period: Period, used: Mapping[str, Found], moment: Moment, stating: Gathering
+) -> Iterator[Outcome]:
+    """Settle customers in one transaction; those before one that cannot be settled are settled all the same."""
+    try:
+        yield from _settle_all(it, period, used, moment, stating)
+    except (PeriodError, ConservationError):
+        if len(used) == 1:
+            raise
+        for customer_id, found in used.items():
+            yield from _settle_all(it, period, {customer_id: found}, moment, stating)
+
+
+def _settle_all(
+    it: _Run, period: Period, used: Mapping[str, Found], moment: Moment, stating: Gathering
+) -> list[Outcome]:
+    """All of the customers, or none of them."""
+    world, mark, names = it.world, it.mark, sorted(used)
+    if it.request.dry_run:
+        with world.engine.connect() as connection:
+            return _settle_on(connection, it, period, used, moment, mark, Changes(world.namespace))
+    stated = {}
+    if it.close:
+        with world.engine.connect() as connection:
+            every = standings(connection, world.namespace, among=names)
+        done = {one.customer_id for one in every if one.period == period and one.state == CLOSED}
+        stated = statements.state(stating, sorted(used.keys() - done), world.namespace, period, moment.rated_at)
     for attempt in range(1, ATTEMPTS + 1):
-        what = (it.terms, customer_id, period, used)
         try:
-            if it.request.dry_run:
-                with world.engine.connect() as connection:
-                    return settle(connection, *what, moment, mark, close=it.close, write=False, restated=late)
             with begin_write(world.engine) as connection:
-                outcome = settle(connection, *what, moment, mark, close=it.close, restated=late)
-                if outcome.what == "closed" and stated is not None:
-                    closed = rating_id(world.namespace, customer_id, period)
-                    statements.keep(connection, closed, stated, moment.rated_at)
-                return outcome
+                # The customers' rows are the lock: two runs settle one customer one after the other (SQLite has locked
+                # by now). In the order of their names, and before any other lock: so that nobody waits in a circle.
+                is_it = (customers.c.namespace == world.namespace) & customers.c.customer_id.in_(names)
+                locking = select(customers.c.customer_id).where(is_it).order_by(customers.c.customer_id)
+                connection.execute(locking.with_for_update())
+                changes = Changes(world.namespace)
+                outcomes = _settle_on(connection, it, period, used, moment, mark, changes)
+                closed = [outcome.customer_id for outcome in outcomes if outcome.what == "closed" and it.close]
+                rows = [
+                    statements.row_of(rating_id(world.namespace, name, period), stated[name], moment.rated_at)
+                    for name in closed
+                ]
+                changes.add(rating_statements, rows)
+                changes.write(connection)
+            return outcomes
         except IntegrityError:
             # Another run wrote the same rows first; they are looked at again.
             if attempt == ATTEMPTS:
                 raise
         except WatermarkWentBack as behind:
-            # Another run may simply have looked later: then this customer is rated on what is known now.
+            # Another run may simply have looked later: then these customers are rated on what is known now.
             mark = watermark(world.client)
             if attempt == ATTEMPTS or mark.went_backwards(dict(behind.recorded)):
                 raise
-            it.mark = mark
-            moment = replace(it.moment, rated_at=moment.rated_at)
-            used = known.gather(it.world, it.terms, period, moment.as_of, [customer_id]).get(customer_id, Found())
+            moment = replace(replace(it, mark=mark).moment, rated_at=moment.rated_at)
+            now = known.gather(world, it.terms, period, moment.as_of, names)
+            used = {name: now.get(name, Found()) for name in names}
     raise AssertionError("the loop above returns or raises")
+
+
+def _settle_on(
+    connection: Connection,
+    it: _Run,
+    period: Period,
+    used: Mapping[str, Found],
+    moment: Moment,
+    mark: Watermark,
+    changes: Changes,
+) -> list[Outcome]:
+    terms = it.terms
+    zones = {name: terms.customers[name].time_zone if name in terms.customers else "UTC" for name in used}
+    before = pasts(connection, terms.namespace, zones, period, for_long=terms.reaches_back(period))
+    return [
+        settle(
+            connection,
+            *(terms, name, period, used[name], past, moment, mark, changes),
+            close=it.close,
+            restated=it.restated.get(name, ()),
+        )
+        for name, past in before.items()
+    ]
 
 
 def _customer_step(outcome: Outcome, dry_run: bool) -> Step:

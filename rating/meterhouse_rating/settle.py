@@ -1,4 +1,4 @@
-"""Settles one customer's period in one transaction: reads what stands, rates, and writes only what changed."""
+"""Settles a customer's period: rates it after what stands in SQL, and says what has to be written where it changed."""
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +8,14 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from meterhouse_rating import credit_book, engine, recorrect, results
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.changes import Changes
 from meterhouse_rating.charges import Before, Setting
+from meterhouse_rating.credit_book import Credits
 from meterhouse_rating.effective import AgreementRefused, Effective, effective
 from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
 from meterhouse_rating.ledger import Upto
@@ -23,8 +25,11 @@ from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import (
     CLOSED,
     OPEN,
+    Past,
     Standing,
+    by_rating,
     contract_in_force,
+    lines_of,
     remembered,
     settled_before,
     span_of,
@@ -34,7 +39,6 @@ from meterhouse_rating.sorting import measurements, needs_tasks
 from meterhouse_rating.usage import Found, Wanted, Watermark
 from meterhouse_rating.versions import Version, in_force
 from meterhouse_store.registry import ALWAYS, Contract, Customer
-from meterhouse_store.tables import customers
 
 
 class WatermarkWentBack(RuntimeError):
@@ -72,11 +76,18 @@ class Terms:
         version = in_force(self.versions, period)
         if version is None:
             return Wanted()
-        book = self.book(version)
-        plans = [*book.plans.values(), *book.addons.values(), *self._own_plans(book, period)]
+        book, plans = self._plans(version, period)
         parts = (component for plan in plans for component in plan.components)
         dimensions = tuple(sorted({name for component in parts for name in component.dimensions}))
         return Wanted(dimensions, needs_tasks(book, plans), measurements(book, plans))
+
+    def reaches_back(self, period: Period) -> bool:
+        """Whether any price of the period goes on from more than its month."""
+        version = in_force(self.versions, period)
+        if version is None:
+            return False
+        _, plans = self._plans(version, period)
+        return any(part.memory == "contract" for plan in plans for part in plan.components)
 
     def trial_end(self, customer_id: str, period: Period) -> datetime | None:
         """When the customer's trial ends, where that is after the period's start."""
@@ -106,6 +117,10 @@ class Terms:
             if period.start < it < period.end and not any(one.start < it < one.end for one in settled)
         ]
         return [Period(start, end) for start, end in pairwise((period.start, *edges, period.end))]
+
+    def _plans(self, version: Version, period: Period) -> tuple[Book, list[Plan]]:
+        book = self.book(version)
+        return book, [*book.plans.values(), *book.addons.values(), *self._own_plans(book, period)]
 
     def _own_plans(self, book: Book, period: Period) -> list[Plan]:
         found = []
@@ -175,25 +190,22 @@ def settle(
     customer_id: str,
     period: Period,
     found: Found,
+    past: Past,
     moment: Moment,
     mark: Watermark,
+    changes: Changes,
     *,
     close: bool = False,
-    write: bool = True,
     restated: Sequence[Restated] = (),
 ) -> Outcome:
-    """Rate the customer's period on the open connection; with `write` false only compute.
+    """Rate the customer's period, after its past; what has to be written is put into `changes`.
 
-    Of `restated`, closed ratings before the period are corrected on it, unless another open rating does that.
+    Of `restated`, closed ratings before the period are corrected on it, unless another open rating does that; what that
+    takes is read on the connection.
 
     Raises PeriodError for a period that overlaps a closed one or is closed before an earlier one; WatermarkWentBack.
     """
-    usage = found.rows
-    is_it = (customers.c.namespace == terms.namespace) & (customers.c.customer_id == customer_id)
-    if write:
-        # The customer's row is the lock: two runs settle one customer one after the other (SQLite has locked by now).
-        connection.execute(select(customers.c.customer_id).where(is_it).with_for_update())
-    standing = standings(connection, terms.namespace, customer_id)
+    usage, standing = found.rows, past.standing
     same = next((it for it in standing if it.period == period), None)
     if same and same.state == CLOSED:
         return Outcome("already_closed", customer_id, period)
@@ -205,42 +217,36 @@ def settle(
     basis = _basis(terms, customer_id, period, found)
     if isinstance(basis, _Unpriced):
         left = engine.left_over(usage, basis.reason, basis.hint)
-        changed = write and _replace_unrated(connection, terms, customer_id, period, left)
-        if write:
-            results.remove_open(connection, replaced)
+        changed = changes.unrated(past, customer_id, period, left)
+        changes.remove_open(replaced)
         what = "unrated" if usage else "rated" if changed else "nothing"
         return Outcome(what, customer_id, period, leftovers=left, usage=usage)
     corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, standing, restated, rerate)
     lines = tuple(line for it in corrected for line in it.on_rating)
-    inputs = replace(_inputs(connection, terms, basis, period, found, standing), corrections=lines)
+    inputs = _inputs(terms, basis, period, found, standing, past.lines, past.credits, lines)
     rated = engine.rate(inputs)
     left = tuple(_with_remedy(it, period) for it in rated.leftovers)
     outcome = Outcome("rated", customer_id, period, rated, inputs, left, usage)
+    expiring = (customer_id, past.credits, basis.customer.currency)
     if not usage and not rated.lines and not replaced and not corrected:
-        if close and write:
-            _expire(connection, basis.customer, period, moment)
+        if close:
+            changes.expire(*expiring, (), period.end, moment.rated_at)
         return replace(outcome, what="nothing")
     unchanged = replaced == [same] and same is not None and same.inputs_sha256 == inputs.sha256()
     if unchanged and not close:
         return replace(outcome, what="unchanged")
-    if write:
-        results.remove_open(connection, replaced)
-        results.write(connection, terms.namespace, customer_id, period, inputs, rated, moment, close=close)
-        _replace_unrated(connection, terms, customer_id, period, left)
-        if close:
-            mine = results.rating_id(terms.namespace, customer_id, period)
-            recorrect.account(connection, mine, usage, moment.as_of)
-            for found_late in corrected:
-                recorrect.keep(connection, terms.namespace, customer_id, found_late, mine, moment)
-                left = engine.rate(found_late.inputs).leftovers
-                _replace_unrated(connection, terms, customer_id, found_late.restated.standing.period, left)
-            _expire(connection, basis.customer, period, moment)
-    return replace(outcome, what="closed") if close else outcome
-
-
-def _expire(connection: Connection, customer: Customer, period: Period, moment: Moment) -> None:
-    where = (customer.namespace, customer.customer_id, customer.currency)
-    credit_book.expire(connection, *where, period.end, moment.rated_at)
+    changes.remove_open(replaced)
+    posted = changes.rating(customer_id, period, inputs, rated, moment, close=close)
+    changes.unrated(past, customer_id, period, left)
+    if not close:
+        return outcome
+    mine = results.rating_id(terms.namespace, customer_id, period)
+    changes.account(mine, usage, moment.as_of)
+    for late in corrected:
+        posted += changes.correction(customer_id, late, mine, moment)
+        changes.unrated(past, customer_id, late.restated.standing.period, engine.rate(late.inputs).leftovers)
+    changes.expire(*expiring, posted, period.end, moment.rated_at)
+    return replace(outcome, what="closed")
 
 
 def as_known(
@@ -259,11 +265,11 @@ def as_known(
         left = engine.left_over(found.rows, basis.reason, basis.hint)
         return Outcome("unrated", customer_id, period, leftovers=left, usage=found.rows)
     where = (connection, terms.namespace, customer_id, basis.customer.currency)
+    lines = by_rating(lines_of(connection, [it.rating_id for it in standing]))
     inputs = replace(
-        _inputs(connection, terms, basis, period, found, standing),
+        _inputs(terms, basis, period, found, standing, lines, Credits(), corrections),
         credits=credit_book.at_start(credit_book.standing(*where, upto=upto), period.start),
         top_up=credit_book.top_up_in_force(*where, period.end, upto.recorded_at),
-        corrections=corrections,
     )
     rated = engine.rate(inputs)
     left = tuple(_with_remedy(it, period) for it in rated.leftovers)
@@ -308,7 +314,9 @@ def rerate(connection: Connection, it: Restated) -> Inputs | None:
         and it.standing.closed_at is not None
         and (other.closed_at, other.period) < (it.standing.closed_at, period)
     ]
-    inputs = _inputs(connection, it.terms, basis, period, it.found, then)
+    # Credits are those that paid then (corrections.correct).
+    lines = by_rating(lines_of(connection, [other.rating_id for other in then]))
+    inputs = _inputs(it.terms, basis, period, it.found, then, lines, Credits(), ())
     return inputs if inputs.currency == it.standing.currency else None
 
 
@@ -396,20 +404,25 @@ def _with_remedy(left: Leftover, period: Period) -> Leftover:
 
 
 def _inputs(
-    connection: Connection,
     terms: Terms,
     basis: _Basis,
     period: Period,
     found: Found,
     standing: Sequence[Standing],
+    lines: Mapping[str, Sequence[Mapping[Any, Any]]],
+    credits: Credits,
+    corrections: tuple[RatedLine, ...],
 ) -> Inputs:
-    customer, contract, plan = basis.customer, basis.contract, basis.terms.plan
+    customer, plan = basis.customer, basis.terms.plan
     carried = basis.book.carried_on()
-    before, earlier, credits = settled_before(connection, customer, contract, plan, period, standing, carried)
-    top_up = credit_book.top_up_in_force(
-        connection, terms.namespace, customer.customer_id, customer.currency, period.end
+    before, earlier, pending = settled_before(customer, basis.contract, plan, period, standing, lines, carried)
+    grants = credits.standing(customer.currency, pending)
+    return replace(
+        _inputs_of(terms, basis, period, found, before, earlier),
+        credits=credit_book.at_start(grants, period.start),
+        top_up=credits.top_up(customer.currency, period.end),
+        corrections=corrections,
     )
-    return replace(_inputs_of(terms, basis, period, found, before, earlier), credits=credits, top_up=top_up)
 
 
 def _inputs_of(
@@ -450,10 +463,3 @@ def _inputs_of(
         overrides=basis.terms.overrides,
         rate=basis.rate,
     )
-
-
-def _replace_unrated(
-    connection: Connection, terms: Terms, customer_id: str, period: Period, leftovers: Sequence[Leftover]
-) -> bool:
-    rows = results.unrated_rows(terms.namespace, customer_id, period, leftovers)
-    return results.replace_unrated(connection, terms.namespace, customer_id, period, rows)

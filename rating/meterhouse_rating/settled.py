@@ -1,26 +1,27 @@
 """What is settled already: a customer's ratings in SQL, and what they mean for the next one."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, select
 
 from meterhouse_rating.book import Plan
 from meterhouse_rating.charges import Before, Dimensions
-from meterhouse_rating.credit_book import at_start
-from meterhouse_rating.credit_book import standing as standing_grants
-from meterhouse_rating.credits import Grant
+from meterhouse_rating.credit_book import Credits, credits_of
 from meterhouse_rating.money import of_minor, to_minor
 from meterhouse_rating.periods import Period, month_of, overlaps
 from meterhouse_store.numbers import D
 from meterhouse_store.registry import Contract, Customer
-from meterhouse_store.tables import rated_lines, ratings
+from meterhouse_store.tables import rated_lines, ratings, unrated_usage
 
 OPEN = "open"
 CLOSED = "closed"
+
+_CHUNK: Final = 5000
+"""So many names at most are in one statement."""
 
 
 @dataclass(frozen=True)
@@ -41,35 +42,76 @@ class Standing:
     book_version: int = 0
 
 
-def standings(connection: Connection, namespace: str, customer_id: str | None = None) -> list[Standing]:
-    """The ratings of a customer, or of the whole namespace, by customer and period."""
-    columns = [
-        ratings.c[name]
-        for name in (
-            "rating_id",
-            "customer_id",
-            "period_start",
-            "period_end",
-            "state",
-            "as_of",
-            "watermark",
-            "inputs_sha256",
-            "result_sha256",
-            "total_minor",
-            "currency",
-            "closed_at",
-            "book_version",
-        )
-    ]
+Row = Mapping[Any, Any]
+
+_STANDING: Final = (
+    "rating_id", "customer_id", "state", "as_of", "watermark", "inputs_sha256", "result_sha256", "total_minor",
+    "currency", "closed_at", "book_version",
+)  # fmt: skip
+
+
+def standings(
+    connection: Connection, namespace: str, customer_id: str | None = None, among: Sequence[str] | None = None
+) -> list[Standing]:
+    """The ratings of a customer, of those `among` all, or of the whole namespace, by customer and period."""
+    columns = [ratings.c[name] for name in ("period_start", "period_end", *_STANDING)]
     query = select(*columns).where(ratings.c.namespace == namespace)
     if customer_id is not None:
         query = query.where(ratings.c.customer_id == customer_id)
-    found = []
-    for row in connection.execute(query.order_by(ratings.c.customer_id, ratings.c.period_start)).mappings():
-        values = dict(row)
-        period = Period(values.pop("period_start"), values.pop("period_end"))
-        found.append(Standing(period=period, **values))
-    return found
+    if among is not None:
+        query = query.where(ratings.c.customer_id.in_(among))
+    return [
+        Standing(period=Period(start, end), **dict(zip(_STANDING, rest, strict=True)))
+        for start, end, *rest in connection.execute(query.order_by(ratings.c.customer_id, ratings.c.period_start))
+    ]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What SQL has of one customer that a rating depends on.
+
+    `standing`: its ratings, by period; `lines` by rating, as far as a period goes on from them; `unrated`: its rows of
+    `unrated_usage`.
+    """
+
+    standing: Sequence[Standing] = ()
+    lines: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    credits: Credits = field(default_factory=Credits)
+    unrated: Sequence[Row] = ()
+
+
+def pasts(
+    connection: Connection, namespace: str, zones: Mapping[str, str], period: Period, *, for_long: bool
+) -> dict[str, Past]:
+    """The past of each customer in `zones`, where its time zone stands, read with a handful of queries.
+
+    `for_long`: some prices of the period go on from more than its month, so that all lines are read.
+    """
+    names = sorted(zones)
+    standing: dict[str, list[Standing]] = {name: [] for name in names}
+    for it in standings(connection, namespace, among=names):
+        standing[it.customer_id].append(it)
+    wanted = []
+    for name, theirs in standing.items():
+        since = month_of(period.start, zones[name]).start
+        wanted += [
+            it.rating_id for it in _before(theirs, period) if for_long or it.state == OPEN or it.period.start >= since
+        ]
+    lines = by_rating(lines_of(connection, wanted))
+    credits = credits_of(connection, namespace, names)
+    unrated: dict[str, list[Row]] = {}
+    query = select(unrated_usage).where(unrated_usage.c.namespace == namespace, unrated_usage.c.customer_id.in_(names))
+    for row in connection.execute(query).mappings():
+        unrated.setdefault(row["customer_id"], []).append(row)
+    return {
+        name: Past(
+            theirs,
+            {it.rating_id: lines[it.rating_id] for it in theirs if it.rating_id in lines},
+            credits[name],
+            unrated.get(name, ()),
+        )
+        for name, theirs in standing.items()
+    }
 
 
 def contract_in_force(contracts: Iterable[Contract], period: Period) -> Contract | None:
@@ -82,33 +124,36 @@ def contract_in_force(contracts: Iterable[Contract], period: Period) -> Contract
 
 
 def settled_before(
-    connection: Connection,
     customer: Customer,
     contract: Contract,
     plan: Plan,
     period: Period,
     standing: Sequence[Standing],
+    lines: Mapping[str, Sequence[Row]],
     carried: frozenset[str] = frozenset(),
-) -> tuple[dict[str, Before], dict[str, Decimal], tuple[Grant, ...]]:
+) -> tuple[dict[str, Before], dict[str, Decimal], list[Row]]:
     """Per component what earlier ratings settled and what those of this month come to, in major units of the plan's
-    currency, and the credit grants with what they leave of them.
+    currency, and the lines of open ones, which use credits that are not posted yet. `lines` are by rating.
 
     Closed ratings count, and open ones of earlier periods, as if they were closed as they are. Of the `carried` metrics
     counts what the month's earlier plans rated, too.
     """
-    counted = [
+    counted = sorted(_before(standing, period), key=lambda it: it.rating_id)
+    month = month_of(period.start, customer.time_zone)
+    this_month = {it.rating_id for it in counted if overlaps(it.period, month) and it.period.start >= month.start}
+    known = [line for it in counted for line in lines.get(it.rating_id, ())]
+    before, earlier = remembered(known, this_month, contract, plan, carried)
+    pending = [line for it in counted if it.state == OPEN for line in lines.get(it.rating_id, ())]
+    return before, earlier, pending
+
+
+def _before(standing: Iterable[Standing], period: Period) -> list[Standing]:
+    """The ratings that one of the period goes on from."""
+    return [
         it
         for it in standing
         if not overlaps(it.period, period) and (it.state == CLOSED or it.period.start < period.start)
     ]
-    month = month_of(period.start, customer.time_zone)
-    this_month = {it.rating_id for it in counted if overlaps(it.period, month) and it.period.start >= month.start}
-    lines = lines_of(connection, [it.rating_id for it in counted])
-    before, earlier = remembered(lines, this_month, contract, plan, carried)
-    open_ids = {it.rating_id for it in counted if it.state == OPEN}
-    pending = [line for line in lines if line["rating_id"] in open_ids]
-    grants = standing_grants(connection, customer.namespace, customer.customer_id, customer.currency, pending)
-    return before, earlier, at_start(grants, period.start)
 
 
 def remembered(
@@ -138,7 +183,7 @@ def remembered(
             and line["rating_id"] in this_month
         ]
         if mine or others:
-            before[component.name] = _before([*mine, *others])
+            before[component.name] = _settled_by([*mine, *others])
         now = [line for line in mine if line["rating_id"] in this_month]
         if now:
             earlier[component.name] = sum((_amount(line, plan.currency) for line in now), Decimal(0))
@@ -170,7 +215,7 @@ def _next_start(moment: datetime, zone: str) -> datetime:
     return month.start if moment == month.start else month.end
 
 
-def _before(lines: Iterable[Mapping[Any, Any]]) -> Before:
+def _settled_by(lines: Iterable[Mapping[Any, Any]]) -> Before:
     quantities: dict[str, Decimal] = {}
     cells: dict[tuple[str, Dimensions], Decimal] = {}
     events: dict[str, int] = {}
@@ -206,8 +251,17 @@ def _amount(line: Mapping[Any, Any], currency: str) -> Decimal:
 
 def lines_of(connection: Connection, rating_ids: Sequence[str]) -> Sequence[RowMapping]:
     """The lines of ratings, by rating and position."""
-    if not rating_ids:
-        return []
-    query = select(rated_lines).where(rated_lines.c.rating_id.in_(rating_ids))
-    rows = connection.execute(query.order_by(rated_lines.c.rating_id, rated_lines.c.position))
-    return rows.mappings().all()
+    found: list[RowMapping] = []
+    for start in range(0, len(rating_ids), _CHUNK):
+        query = select(rated_lines).where(rated_lines.c.rating_id.in_(rating_ids[start : start + _CHUNK]))
+        rows = connection.execute(query.order_by(rated_lines.c.rating_id, rated_lines.c.position))
+        found += rows.mappings().all()
+    return found
+
+
+def by_rating(lines: Iterable[RowMapping]) -> dict[str, list[Row]]:
+    """Lines by the rating that they are of."""
+    found: dict[str, list[Row]] = {}
+    for line in lines:
+        found.setdefault(line["rating_id"], []).append(line)
+    return found

@@ -3,31 +3,34 @@
 It is about the usage that was rated, and no amount depends on it: it is no part of what a rating is computed from.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Engine, select
 
 from meterhouse_rating.periods import Period
-from meterhouse_rating.world import World
 from meterhouse_store import completeness
-from meterhouse_store.completeness import Report
+from meterhouse_store.completeness import Gathering, Report
 from meterhouse_store.tables import rating_statements
 
 
-def gather(world: World, customer_id: str, period: Period, now: datetime) -> Report:
-    """The completeness of the customer's usage. It does not name the customer, so that an erasure leaves it alone."""
-    found = completeness.gather(world.client, world.namespace, customer_id, period.start, period.end)
-    return completeness.assess(found, world.namespace, "the customer", period.start, period.end, now=now)
+def state(
+    gathering: Gathering, customers: Sequence[str], namespace: str, period: Period, now: datetime
+) -> dict[str, Report]:
+    """The completeness of each customer's usage. It does not name the customer, so that an erasure leaves it alone."""
+    return {
+        name: completeness.assess(found, namespace, "the customer", period.start, period.end, now=now)
+        for name, found in gathering.of(customers).items()
+    }
 
 
-def keep(connection: Connection, rating_id: str, report: Report, stated_at: datetime) -> None:
-    """Keep it for a rating that is closed in the same transaction."""
+def row_of(rating_id: str, report: Report, stated_at: datetime) -> dict[str, Any]:
+    """The statement as a row of `rating_statements`, for a rating that is closed in the same transaction."""
     statement = report.as_json()
     for name in ("namespace", "customer_id"):
         del statement[name]
-    row = {"rating_id": rating_id, "verdict": report.verdict, "statement": statement, "stated_at": stated_at}
-    connection.execute(insert(rating_statements).values(**row))
+    return {"rating_id": rating_id, "verdict": report.verdict, "statement": statement, "stated_at": stated_at}
 
 
 def of(engine: Engine, rating_id: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final
 
@@ -41,7 +42,13 @@ class Version:
 
     @property
     def book(self) -> Book:
-        return parse(self.source)
+        return _parsed(self.source)
+
+
+@lru_cache(maxsize=64)
+def _parsed(source: str) -> Book:
+    # Runs read the books of a namespace again and again, and a published text never changes.
+    return parse(source)
 
 
 def starter() -> str:
