@@ -20,12 +20,14 @@ class Brand(BaseSettings):
     """A PNG or JPEG file of at most 512 kB."""
     colour: str = Field(default="#0b5c8a", pattern=r"^#[0-9a-fA-F]{6}$")
     """Of headings' bars and buttons; text on it is white or black, whichever is easier to read."""
+    font: Path | None = None
+    """A TrueType font that documents take for characters that their own (DejaVu Sans) lacks."""
     address: str = Field(default="", max_length=500)
     """Name and address as on letters, lines separated by newlines or by ` | `."""
     support: str = Field(default="", max_length=320)
     """The e-mail address that customers write to."""
 
-    @field_validator("logo", mode="before")
+    @field_validator("logo", "font", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         # docker compose passes a variable that is not set as the empty string.

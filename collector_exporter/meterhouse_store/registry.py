@@ -227,6 +227,15 @@ def withdraw_contract(
     return found
 
 
+def customer(engine: Engine, namespace: str, customer_id: str) -> Customer | None:
+    """The customer, if it is registered."""
+    of = tables.customers.c
+    with engine.connect() as connection:
+        return _one(
+            connection, Customer, tables.customers, (of.namespace == namespace) & (of.customer_id == customer_id)
+        )
+
+
 def customers(engine: Engine, namespace: str) -> list[Customer]:
     """The customers of a namespace, by id."""
     table = tables.customers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterhouse_reports.definitions import REPORTS, CannotBe, Report
+from meterhouse_reports.document_commands import invoice, statement
 from meterhouse_store.terminal import Data, existing, explained, fail
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ def journal_command(
     except (CannotBe, OSError) as problem:
         raise typer.BadParameter(str(problem)) from None
     _write(one, period, ",".join(one.by), customer, form, out, data)
+
+
+report.command("invoice")(invoice)
+report.command("statement")(statement)
 
 
 @report.command("dictionary")

@@ -1,0 +1,304 @@
+"""What an invoice or a usage statement says: its lines with where each amount comes from, from the SQL database.
+
+A document is a pure function of what is stored: made again it is the same. It is refused where it would say another
+amount than the ledger. `meterhouse_reports.drawing` makes a PDF of it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, Engine, func, select
+
+from meterhouse_rating import periods
+from meterhouse_rating.explain import sentences
+from meterhouse_rating.layout import money, number, unit
+from meterhouse_rating.ledger import RECEIVABLE
+from meterhouse_rating.periods import Period
+from meterhouse_rating.report import SHORT_ID
+from meterhouse_rating.results import Row
+from meterhouse_rating.settled import CLOSED
+from meterhouse_store import registry, tables
+from meterhouse_store.numbers import D
+
+WENT_OUT: Final = frozenset({"finalised", "paid", "failed"})
+"""States of an invoice that a customer has."""
+
+_KINDS: Final = {
+    "usage": "Usage",
+    "flat": "Fees",
+    "minimum": "Minimum commitment",
+    "credit_pack": "Credits bought",
+    "discount": "Discounts",
+    "correction": "Corrections of earlier periods",
+    "credit_restored": "Credits given back",
+    "credit_applied": "Credits applied",
+}
+_FREE: Final = {
+    "unbilled_meter": "free of charge",
+    "unbilled_status": "failed or ended early: free of charge",
+    "unbilled_task": "of a task that failed: free of charge",
+    "unbilled_trial": "within the trial",
+}
+_MONTHS: Final = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+
+
+class NoDocument(LookupError):
+    """There is no such document, or it must not be made; the text says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line: what, how much of it, at which price (where there is one price), and the sentences behind the amount."""
+
+    description: str
+    quantity: str
+    price: str
+    amount_minor: int
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """An invoice or a statement as text, numbers for people; amounts in minor units of `currency`.
+
+    `stamp` says what the document is not, such as `Draft: not issued`. `facts` are labels and values; `sums` the
+    amounts by kind of line, which add up to the total; `free` is usage that is not charged: what, how much and why.
+    """
+
+    title: str
+    reference: str
+    stamp: str
+    customer_id: str
+    customer_name: str
+    facts: tuple[tuple[str, str], ...]
+    currency: str
+    items: tuple[Item, ...]
+    sums: tuple[tuple[str, int], ...]
+    total_minor: int
+    free: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...]
+
+
+def invoice(engine: Engine, namespace: str, customer_id: str, period: str) -> Document:
+    """The invoice for a closed period, as it was issued: later payments do not change it. Raises NoDocument."""
+    customer, rating, lines = _found(engine, namespace, customer_id, period)
+    of = Period(rating["period_start"], rating["period_end"])
+    if rating["state"] != CLOSED:
+        raise NoDocument(
+            f"{of} of {customer_id} is open, so there is no invoice yet: `meterhouse report statement` draws what it "
+            "comes to by now, and `meterhouse rate close` closes it"
+        )
+    with engine.connect() as connection:
+        query = select(tables.invoices).where(tables.invoices.c.rating_id == rating["rating_id"])
+        row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        raise NoDocument(f"{of} of {customer_id} is closed and has no invoice: `meterhouse bill run` drafts it")
+    zone = customer.time_zone
+    went_out = row["state"] in WENT_OUT
+    number_of = row["number"] or row["invoice_id"]
+    facts = [("Invoice number", number_of)] if went_out or row["number"] else []
+    if row["finalised_at"] is not None:
+        facts.append(("Date of issue", _day(row["finalised_at"], zone)))
+    stamp = "" if went_out else "Void: not to be paid" if row["state"] == "void" else "Draft: not issued"
+    return _document("Invoice", number_of, stamp, customer, rating, lines, facts, [], [])
+
+
+def statement(engine: Engine, namespace: str, customer_id: str, period: str) -> Document:
+    """What a period, open or closed, comes to by what is rated; with usage that is not charged. Raises NoDocument."""
+    customer, rating, lines = _found(engine, namespace, customer_id, period)
+    zone, closed = customer.time_zone, rating["state"] == CLOSED
+    unrated = tables.unrated_usage
+    query = select(unrated).where(
+        unrated.c.namespace == namespace,
+        unrated.c.customer_id == customer_id,
+        unrated.c.period_start >= rating["period_start"],
+        unrated.c.period_end <= rating["period_end"],
+    )
+    notes = []
+    with engine.connect() as connection:
+        free = _free(connection.execute(query.order_by(unrated.c.meter, unrated.c.unrated_id)).mappings())
+        stated = tables.rating_statements
+        wanted = select(stated.c.verdict).where(stated.c.rating_id == rating["rating_id"])
+        if verdict := connection.execute(wanted).scalar_one_or_none():
+            notes.append(f"When the period was closed: {verdict}")
+    state = "closed" if closed else "open: amounts can still change"
+    facts = [("State", state), ("Usage received up to", _moment(rating["as_of"], zone))]
+    return _document(
+        "Usage statement", rating["rating_id"][:SHORT_ID], "Not an invoice", customer, rating, lines, facts, free, notes
+    )
+
+
+def _found(engine: Engine, namespace: str, customer_id: str, text: str) -> tuple[registry.Customer, Row, list[Row]]:
+    """The customer, the one rating within the period as written, and its lines in their order."""
+    customer = registry.customer(engine, namespace, customer_id)
+    if customer is None:
+        raise NoDocument(f"there is no customer {customer_id!r}: `meterhouse customers list` shows them")
+    period = periods.parse(text, customer.time_zone)
+    of, line = tables.ratings.c, tables.rated_lines
+    query = select(tables.ratings).where(
+        of.namespace == namespace,
+        of.customer_id == customer_id,
+        of.period_start >= period.start,
+        of.period_end <= period.end,
+    )
+    with engine.connect() as connection:
+        found = connection.execute(query.order_by(of.period_start)).mappings().all()
+        if not found:
+            raise NoDocument(f"nothing of {customer_id} is rated in {text}: `meterhouse rate run --period {text}`")
+        if len(found) > 1:
+            parts = ", ".join(str(Period(row["period_start"], row["period_end"])) for row in found)
+            raise NoDocument(f"{text} of {customer_id} was rated in parts, each with a document of its own: {parts}")
+        rating = found[0]
+        chosen = select(line).where(line.c.rating_id == rating["rating_id"]).order_by(line.c.position)
+        lines: list[Row] = [dict(row) for row in connection.execute(chosen).mappings()]
+        _check(connection, rating, lines)
+    return customer, rating, lines
+
+
+def _check(connection: Connection, rating: Row, lines: Iterable[Row]) -> None:
+    """The lines add up to the rating's total and, where it is closed, to what the ledger's receivable has of them."""
+    transactions, entries = tables.ledger_transactions.c, tables.ledger_entries.c
+    stations = {"the lines come to": sum(line["amount_minor"] for line in lines)}
+    if rating["state"] == CLOSED:
+        of_lines = select(tables.rated_lines.c.line_id).where(tables.rated_lines.c.rating_id == rating["rating_id"])
+        query = (
+            select(func.coalesce(func.sum(entries.amount_minor), 0))
+            .select_from(tables.ledger_entries.join(tables.ledger_transactions))
+            .where(
+                transactions.namespace == rating["namespace"],
+                transactions.source_id.in_(of_lines),
+                entries.account == RECEIVABLE,
+            )
+        )
+        stations["the ledger has"] = int(connection.execute(query).scalar_one())
+    for what, amount in stations.items():
+        if amount != rating["total_minor"]:
+            raise NoDocument(
+                f"rating {rating['rating_id']} is {rating['total_minor']} in minor units of {rating['currency']}, and "
+                f"{what} {amount}: `meterhouse ledger verify` and docs/runbooks/reconciliation.md say what to do"
+            )
+
+
+def _document(
+    title: str,
+    reference: str,
+    stamp: str,
+    customer: registry.Customer,
+    rating: Row,
+    lines: list[Row],
+    facts: list[tuple[str, str]],
+    free: list[tuple[str, str, str]],
+    notes: list[str],
+) -> Document:
+    zone, start, end = customer.time_zone, rating["period_start"], rating["period_end"]
+    told = [
+        *facts,
+        ("Period", _span(start, end, zone)),
+        ("Time zone", _zone(start, end, zone)),
+        ("Currency", rating["currency"]),
+        ("Plan", rating["plan"]),
+        ("Total", f"{money(rating['total_minor'], rating['currency'])} {rating['currency']}"),
+    ]
+    sums: dict[str, int] = {}
+    for line in sorted(lines, key=lambda line: list(_KINDS).index(line["kind"]) if line["kind"] in _KINDS else 99):
+        label = _KINDS.get(str(line["kind"]), str(line["kind"]))
+        sums[label] = sums.get(label, 0) + line["amount_minor"]
+    if rating["total_minor"] < 0:
+        notes = [*notes, "The total is in the customer's favour."]
+    notes = [
+        *notes,
+        "Each line is rounded once, as it says; the total is the sum of the lines.",
+        f"Rating {rating['rating_id']}, price book version {rating['book_version']}.",
+    ]
+    return Document(
+        title=title,
+        reference=reference,
+        stamp=stamp,
+        customer_id=customer.customer_id,
+        customer_name=customer.name,
+        facts=tuple(told),
+        currency=rating["currency"],
+        items=tuple(_item(line) for line in lines),
+        sums=tuple(sums.items()),
+        total_minor=rating["total_minor"],
+        free=tuple(free),
+        notes=tuple(notes),
+    )
+
+
+def _item(line: Row) -> Item:
+    quantity = f"{number(line['quantity'])} {unit(line['unit'].strip('{}'), line['quantity'])}" if line["unit"] else ""
+    dimensions = ", ".join(f"{name} {value}" for name, value in line["dimensions"].items())
+    named = line["kind"] == "usage" and dimensions
+    details = [f"Only {dimensions}."] if named else []
+    return Item(
+        line["description"],
+        quantity,
+        _price(line["explanation"], line["currency"]),
+        line["amount_minor"],
+        (*details, *sentences(line), f"Line {line['line_id']}."),
+    )
+
+
+def _price(explanation: Mapping[str, Any], currency: str) -> str:
+    """The price, where all of the line has one: tiers and shares stand in the sentences."""
+    priced = [step for step in explanation["steps"] if "price" in step and "per" in step]
+    if len(priced) != 1 or len(explanation["steps"]) != 1:
+        return ""
+    of = explanation.get("conversion", {}).get("currency", currency)
+    per = D(priced[0]["per"])
+    return f"{number(D(priced[0]['price']))} {of}" + ("" if per == 1 else f" per {number(per)}")
+
+
+def _free(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+    sums: dict[tuple[str, str], Decimal] = {}
+    for row in rows:
+        key = (row["meter"], _FREE.get(row["reason"], "has no price yet"))
+        sums[key] = sums.get(key, Decimal(0)) + row["quantity"]
+    return [(meter, number(quantity), why) for (meter, why), quantity in sums.items()]
+
+
+def _local(moment: datetime, zone: str) -> datetime:
+    return moment.astimezone(ZoneInfo(zone))
+
+
+def _written(day: datetime) -> str:
+    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+
+
+def _day(moment: datetime, zone: str) -> str:
+    return _written(_local(moment, zone))
+
+
+def _moment(moment: datetime, zone: str) -> str:
+    local = _local(moment, zone)
+    return f"{_written(local)}, {local:%H:%M:%S}"
+
+
+def _span(start: datetime, end: datetime, zone: str) -> str:
+    """Whole days with the last one included; else both moments, of which the latter is not."""
+    first, after = _local(start, zone), _local(end, zone)
+    if not any((it.hour, it.minute, it.second, it.microsecond) != (0, 0, 0, 0) for it in (first, after)):
+        last = after - timedelta(days=1)
+        return f"{_written(first)} to {_written(last)}" if last > first else _written(first)
+    return f"{_moment(start, zone)} until before {_moment(end, zone)}"
+
+
+def _zone(start: datetime, end: datetime, zone: str) -> str:
+    offsets = [f"UTC{_local(it, zone):%z}" for it in (start, end)]
+    shown = [f"{it[:6]}:{it[6:]}" for it in offsets]
+    return (
+        f"{zone} ({shown[0]})" if shown[0] == shown[1] else f"{zone} ({shown[0]}, from the change of clocks {shown[1]})"
+    )
+
+
+def shown(amount_minor: int, document: Document) -> str:
+    """An amount of the document with the digits of its currency: `1,234.56`."""
+    return money(amount_minor, document.currency)
