@@ -28,7 +28,7 @@ from meterhouse_store.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("migrate", "collector", "jobs", "webhooks", "portal")
+OURS = ("migrate", "collector", "jobs", "webhooks", "portal", "prices")
 ONE_SHOT = {"migrate", "otel-check"}
 VARIABLE = re.compile(r"\$\{(\w+)(?::([?-])([^}]*))?\}")
 EXAMPLE = dict(
@@ -219,7 +219,7 @@ def free_ports(*names: str) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("compose")
-    ports = free_ports("8123", "4317", "4318", "8080", "8081")
+    ports = free_ports("8123", "4317", "4318", "8080", "8081", "8082")
     try:
         sql_url = request.getfixturevalue("postgres_server")
     except pytest.skip.Exception:

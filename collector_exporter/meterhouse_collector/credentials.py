@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from meterhouse_collector.refusals import OVERLOADED, UNAUTHENTICATED, Refused
-from meterhouse_store.registry import Credential, hash_key
+from meterhouse_store.registry import METERING, Credential, hash_key
 
 REFRESH_S: Final = 2.0
 """How long a revoked key may still be taken."""
@@ -85,6 +85,11 @@ class Credentials:
         if found is None or found.valid_from > now or any(end <= now for end in ends):
             raise Refused(
                 UNAUTHENTICATED, "this key is unknown or was revoked: `meterhouse keys create NAME` makes one"
+            )
+        if found.role != METERING:
+            raise Refused(
+                UNAUTHENTICATED,
+                f"this key is for {found.role}: `meterhouse keys create NAME` makes one that reports usage",
             )
         self._used[found.credential_id] = now
         return found

@@ -212,24 +212,24 @@ def end(
         return _made(record, {**row, "valid_until": valid_until})  # type: ignore[no-any-return]
 
 
-def addons(engine: Engine, namespace: str) -> list[AddOn]:
-    """All add-ons of a namespace, by customer and valid_from."""
-    return _all(engine, AddOn, namespace)
+def addons(engine: Engine, namespace: str, customer_id: str | None = None) -> list[AddOn]:
+    """All add-ons of a namespace, or of one customer, by customer and valid_from."""
+    return _all(engine, AddOn, namespace, customer_id)
 
 
-def overrides(engine: Engine, namespace: str) -> list[Override]:
-    """All prices of customers' own, by customer and valid_from."""
-    return _all(engine, Override, namespace)
+def overrides(engine: Engine, namespace: str, customer_id: str | None = None) -> list[Override]:
+    """All prices of customers' own, or of one customer, by customer and valid_from."""
+    return _all(engine, Override, namespace, customer_id)
 
 
-def discounts(engine: Engine, namespace: str) -> list[Discount]:
-    """All discounts, by customer and valid_from."""
-    return _all(engine, Discount, namespace)
+def discounts(engine: Engine, namespace: str, customer_id: str | None = None) -> list[Discount]:
+    """All discounts, or of one customer, by customer and valid_from."""
+    return _all(engine, Discount, namespace, customer_id)
 
 
-def quantities(engine: Engine, namespace: str) -> list[Quantity]:
-    """All dated quantities, by customer and valid_from."""
-    return _all(engine, Quantity, namespace)
+def quantities(engine: Engine, namespace: str, customer_id: str | None = None) -> list[Quantity]:
+    """All dated quantities, or of one customer, by customer and valid_from."""
+    return _all(engine, Quantity, namespace, customer_id)
 
 
 def _add(
@@ -297,9 +297,11 @@ def _made(record: type[Record], row: Any) -> Record:
     return record(**values)
 
 
-def _all(engine: Engine, record: type[Record], namespace: str) -> list[Record]:
+def _all(engine: Engine, record: type[Record], namespace: str, customer_id: str | None) -> list[Record]:
     table = _TABLES[record]
     query = select(table).where(table.c.namespace == namespace)
+    if customer_id is not None:
+        query = query.where(table.c.customer_id == customer_id)
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(table.c.customer_id, table.c.valid_from, table.c.agreement_id))
         return [_made(record, row) for row in rows.mappings()]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 DETACH_TIMEOUT_S = 240
 DOWN_TIMEOUT_S = 180
 
-up = typer.Typer(help="Start Meterhouse: warehouse, collector, portal, webhooks and jobs.", add_completion=False)
+up = typer.Typer(
+    help="Start Meterhouse: warehouse, collector, portal, webhooks, prices and jobs.", add_completion=False
+)
 down = typer.Typer(help="Stop the Meterhouse that `up` started in a data directory.", add_completion=False)
 jobs = typer.Typer(help="Rate and bill on a schedule.", add_completion=False)
 
@@ -44,7 +46,7 @@ def _up(
 ) -> None:
     """Start Meterhouse in a data directory, on this host only.
 
-    Warehouse, collector, portal, webhooks and jobs; what is missing in the
+    Warehouse, collector, portal, webhooks, price API and jobs; what is missing in the
     directory is made. A customer seen for the first time is put on the default
     plan of the starter prices, so that a first call shows up priced; --strict
     leaves it unrated until it is registered.
@@ -151,6 +153,7 @@ def _welcome(settings: "Settings", found: "Endpoints", how_to_stop: str) -> None
         "OTLP": f"{found.collector.http} (HTTP), {found.collector.grpc} (gRPC)",
         "warehouse": f"{found.warehouse.url} (ClickHouse HTTP; users and passwords in run/endpoints.json)",
         "webhooks": found.webhooks.url,
+        "prices": f"{found.prices.url}/v1/openapi.json (keys: `meterhouse keys create NAME --role pricing`)",
         "data": found.data,
         "logs": f"{found.data}/logs",
     }

@@ -44,6 +44,7 @@ class Endpoints:
     collector: Collector
     portal: Address
     webhooks: Address
+    prices: Address
     health: Address
 
 
@@ -73,6 +74,7 @@ def read(data: Path) -> Endpoints | None:
             collector=Collector(**found["collector"]),
             portal=Address(**found["portal"]),
             webhooks=Address(**found["webhooks"]),
+            prices=Address(**found["prices"]),
             health=Address(**found["health"]),
         )
     except (KeyError, TypeError, ValueError) as problem:

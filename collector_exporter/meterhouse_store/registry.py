@@ -24,6 +24,11 @@ ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 OPERATOR = "operator"
 AUTO = "auto"
 
+METERING = "metering"
+PRICING = "pricing"
+ROLES = (METERING, PRICING)
+"""What a key is for: to report usage, or to read prices. None does both."""
+
 
 class RegistryError(ValueError):
     """Something cannot be registered; the text lists everything that is wrong with it."""
@@ -71,7 +76,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Credential:
-    """A key, without its text; `customers` None: it may report for any customer.
+    """A key, without its text; `customers` None: it may report, or read prices, for any customer.
 
     `grant_keys` None: it needs no grants; else the keys, not revoked, that verify the grants it needs. `retired`: the
     hashes of keys that were rotated away, with the time until which each is taken.
@@ -86,6 +91,7 @@ class Credential:
     revoked_at: datetime | None
     grant_keys: tuple[str, ...] | None = field(default=None, repr=False)
     retired: tuple[tuple[str, datetime], ...] = ()
+    role: str = METERING
 
 
 def ensure_namespace(
@@ -242,10 +248,13 @@ def customers(engine: Engine, namespace: str) -> list[Customer]:
     return _all(engine, Customer, table, table.c.namespace == namespace, table.c.customer_id)
 
 
-def contracts(engine: Engine, namespace: str) -> list[Contract]:
-    """All contracts of a namespace, by customer and valid_from."""
+def contracts(engine: Engine, namespace: str, customer_id: str | None = None) -> list[Contract]:
+    """All contracts of a namespace, or of one customer, by customer and valid_from."""
     table = tables.contracts
-    return _all(engine, Contract, table, table.c.namespace == namespace, table.c.customer_id, table.c.valid_from)
+    found = table.c.namespace == namespace
+    if customer_id is not None:
+        found &= table.c.customer_id == customer_id
+    return _all(engine, Contract, table, found, table.c.customer_id, table.c.valid_from)
 
 
 def hash_key(key_text: str) -> str:
@@ -261,9 +270,10 @@ def create_key(
     customers: list[str] | None = None,
     key_text: str | None = None,
     grant_key: Key | None = None,
+    role: str = METERING,
     now: datetime | None = None,
 ) -> tuple[Credential, str]:
-    """A new key for agents, with its text, which cannot be shown again; `customers` None: for any customer.
+    """A new key, with its text, which cannot be shown again; `customers` None: for any customer.
 
     With `grant_key` it may report only for customers of grants that this key signed. With `key_text` (a key made
     elsewhere) the call can be repeated: the credential that is there is returned.
@@ -277,6 +287,10 @@ def create_key(
         mistakes += _customer_mistakes(customer_id, None, None, None, None)
     if len(key_text) < 32:
         mistakes.append("a key has at least 32 characters")
+    if role not in ROLES:
+        mistakes.append(f"{role!r} is no role of a key: {' or '.join(ROLES)}")
+    if role != METERING and grant_key is not None:
+        mistakes.append("grants are for keys that report usage")
     _refuse(mistakes)
     table = tables.credentials
     with begin_write(engine) as connection:
@@ -294,6 +308,7 @@ def create_key(
             customers=None if customers is None else tuple(sorted(set(customers))),
             valid_from=now or datetime.now(UTC),
             revoked_at=None,
+            role=role,
         )
         kept = None if made.customers is None else list(made.customers)
         values = {column.name: getattr(made, column.name) for column in table.columns}
@@ -302,6 +317,18 @@ def create_key(
             _insert_grant_key(connection, made.credential_id, grant_key, made.valid_from)
             made = replace(made, grant_keys=(str(grant_key.verifying()),))
     return made, key_text
+
+
+def credential_of(engine: Engine, key_text: str, now: datetime) -> Credential | None:
+    """The credential that this key is valid for now, read anew; None for an unknown, revoked or outdated key."""
+    digest, table, old = hash_key(key_text), tables.credentials, tables.retired_keys
+    rotated = select(old.c.credential_id).where(old.c.key_sha256 == digest, old.c.valid_until > now)
+    is_it = (table.c.key_sha256 == digest) | table.c.credential_id.in_(rotated)
+    with engine.connect() as connection:
+        row = connection.execute(select(table).where(is_it)).mappings().one_or_none()
+        if row is None or row["valid_from"] > now or (row["revoked_at"] is not None and row["revoked_at"] <= now):
+            return None
+        return _credential(row, _Keys(connection))
 
 
 def add_grant_key(engine: Engine, credential_id: str, key: Key, *, now: datetime | None = None) -> Credential:

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from meterhouse.grants import Key
 
 customers = typer.Typer(help="Register customers and their plans.", no_args_is_help=True, add_completion=False)
-keys = typer.Typer(help="Make and revoke the keys that agents report with.", no_args_is_help=True, add_completion=False)
+keys = typer.Typer(
+    help="Make and revoke the keys that agents report with, and those that read prices.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 Ed25519 = Annotated[
     bool, typer.Option("--ed25519", help="Grants are signed with Ed25519: the collector keeps the public key only.")
@@ -161,8 +165,11 @@ def _keys_create(
     data: Data = None,
     for_customers: Annotated[
         str | None,
-        typer.Option("--customers", metavar="A,B", help="The only customers it may report for; any if not given."),
+        typer.Option("--customers", metavar="A,B", help="The only customers it is for; any if not given."),
     ] = None,
+    role: Annotated[
+        str, typer.Option(metavar="metering|pricing", help="What it may do: report usage, or read prices. Never both.")
+    ] = "metering",
     grants: Annotated[
         bool, typer.Option("--grants", help="It may report only for customers of signed grants; makes a key for them.")
     ] = False,
@@ -176,14 +183,17 @@ def _keys_create(
     allowed = None if for_customers is None else [part.strip() for part in for_customers.split(",") if part.strip()]
     with explained(), opened_registry(settings) as engine:
         own = _new_grant_key(ed25519) if grants or ed25519 else None
-        made, text = registry.create_key(engine, settings.namespace, name, customers=allowed, grant_key=own)
+        made, text = registry.create_key(engine, settings.namespace, name, customers=allowed, grant_key=own, role=role)
     if as_json:
         signs = {} if own is None else {"grant_key": str(own)}
         print(json.dumps({"credential_id": made.credential_id, "key": text} | signs))
         return
     whom = "any customer" if own is None else "the customers of its grants"
     print(f"{made.credential_id} ({made.name}): for {', '.join(made.customers) if made.customers else whom}")
-    print(f"\nexport METERHOUSE_API_KEY={text}")
+    if role == registry.PRICING:
+        print(f"\nIt reads prices: Authorization: Bearer {text}")
+    else:
+        print(f"\nexport METERHOUSE_API_KEY={text}")
     if own is not None:
         print(f"\nFor the front end that signs the grants, and for nobody else:\n\nexport METERHOUSE_GRANT_KEY={own}")
     print("\nThis is the only time it is shown.")
@@ -347,6 +357,7 @@ def _key_row(credential: dict[str, Any]) -> dict[str, str]:
     return {
         "key": credential["credential_id"],
         "name": credential["name"],
+        "role": credential["role"],
         "customers": "any" if credential["customers"] is None else ", ".join(credential["customers"]),
         "grants of": "" if credential["grant_keys"] is None else ", ".join(credential["grant_keys"]) or "nobody",
         "valid from": moment(credential["valid_from"]),

@@ -26,7 +26,7 @@ from meterhouse_store.supervisor import Part, PartFailed, Supervisor
 from meterhouse_store.tables import price_books
 from meterhouse_store.warehouse import ADMIN, READER
 
-USUAL_PORTS = {"warehouse": 8123, "grpc": 4317, "http": 4318, "portal": 8080, "webhooks": 8081}
+USUAL_PORTS = {"warehouse": 8123, "grpc": 4317, "http": 4318, "portal": 8080, "webhooks": 8081, "prices": 8082}
 STARTER_PLAN = "pay-as-you-go"
 _SECRETS = ("warehouse_admin", "warehouse_reader", "api_key", "webhook_secret", "portal_token")
 
@@ -165,6 +165,7 @@ def _describe(settings: Settings, kept: dict[str, str], ports: dict[str, int]) -
         collector=Collector(f"http://127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}", kept["api_key"]),
         portal=Address(portal),
         webhooks=Address(f"http://127.0.0.1:{ports['webhooks']}/webhooks/stripe"),
+        prices=Address(f"http://127.0.0.1:{ports['prices']}"),
         health=Address(f"{portal}/healthz"),
     )
 
@@ -212,6 +213,8 @@ def _start(settings: Settings, found: Endpoints, supervisor: Supervisor, options
             },
         )
     )
+    prices = found.prices.url
+    supervisor.start(_part("prices", settings, "prices serve", port_of(prices), f"{prices}/healthz"))
     if options.jobs:
         supervisor.start(_part("jobs", settings, "jobs"))
 

@@ -201,9 +201,10 @@ credentials = Table(
     Column("namespace", String(64), nullable=False),
     Column("name", String(128), nullable=False),
     Column("key_sha256", String(64), nullable=False, unique=True),
-    Column("customers", JSON),  # list of customer ids it may report for; null: any
+    Column("customers", JSON),  # list of customer ids it may report, or read, for; null: any
     Column("valid_from", UtcTime, nullable=False),
     Column("revoked_at", UtcTime),
+    Column("role", String(16), nullable=False, server_default="metering"),  # metering | pricing
 )
 
 # Keys that were replaced by a new one of the same credential, and until when they are taken all the same.

@@ -13,19 +13,21 @@ from meterhouse_store import agreements as store
 Record = TypeVar("Record", store.AddOn, store.Override, store.Discount, store.Quantity)
 
 
-def agreed_in(engine: Engine, namespace: str, known_at: datetime | None = None) -> dict[str, Agreement]:
-    """The agreements of a namespace (recorded up to `known_at`), by customer; customers without any are left out."""
+def agreed_in(
+    engine: Engine, namespace: str, known_at: datetime | None = None, customer_id: str | None = None
+) -> dict[str, Agreement]:
+    """The agreements of a namespace or one customer (recorded up to `known_at`), by customer, where there are any."""
     addons: dict[str, list[AddOn]] = {}
     overrides: dict[str, list[Override]] = {}
     discounts: dict[str, list[Discount]] = {}
     quantities: dict[str, dict[str, list[Fact]]] = {}
-    for addon in _known(store.addons(engine, namespace), known_at):
+    for addon in _known(store.addons(engine, namespace, customer_id), known_at):
         made = AddOn(addon.agreement_id, addon.addon, addon.quantity, addon.valid_from, addon.valid_until)
         addons.setdefault(addon.customer_id, []).append(made)
-    for price in _known(store.overrides(engine, namespace), known_at):
+    for price in _known(store.overrides(engine, namespace, customer_id), known_at):
         own = Override(price.agreement_id, price.component, price.source, price.valid_from, price.valid_until)
         overrides.setdefault(price.customer_id, []).append(own)
-    for it in _known(store.discounts(engine, namespace), known_at):
+    for it in _known(store.discounts(engine, namespace, customer_id), known_at):
         discounts.setdefault(it.customer_id, []).append(
             Discount(
                 it.agreement_id,
@@ -39,7 +41,7 @@ def agreed_in(engine: Engine, namespace: str, known_at: datetime | None = None) 
                 it.valid_until,
             )
         )
-    for fact in _known(store.quantities(engine, namespace), known_at):
+    for fact in _known(store.quantities(engine, namespace, customer_id), known_at):
         of_customer = quantities.setdefault(fact.customer_id, {})
         of_customer.setdefault(fact.name, []).append(Fact(fact.valid_from, fact.quantity))
     return {

@@ -23,6 +23,7 @@ from meterhouse_rating.command_line import (
     refusals,
     world_of,
 )
+from meterhouse_rating.price_api.command import serve
 from meterhouse_rating.price_commands import prices
 from meterhouse_rating.progress import watched
 from meterhouse_rating.publishing_commands import add_to
@@ -46,6 +47,7 @@ __all__ = ["prices", "rate"]
 rate = typer.Typer(help="Price the usage of a period, and close it.", no_args_is_help=True, add_completion=False)
 prices.command("simulate")(simulate)
 add_to(prices)
+prices.command("serve")(serve)
 rate.command("shadow")(shadow)
 
 _STATUS_TIMEOUT_S = 2

@@ -46,6 +46,11 @@ class Scalar:
     text: str
     quoted: bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing stands there."""
+        return not self.quoted and self.text in _EMPTY
+
 
 @dataclass
 class Sequence:
@@ -67,6 +72,11 @@ class _Refused(Exception):
     def __init__(self, mistake: Mistake) -> None:
         super().__init__(str(mistake))
         self.mistake = mistake
+
+
+def number_of(text: str) -> str | None:
+    """The digits of a number as they are written, without separators; None for what is no number."""
+    return text.replace("_", "") if _NUMBER.match(text) else None
 
 
 def read(text: str, mistakes: list[Mistake]) -> Mapping | None:

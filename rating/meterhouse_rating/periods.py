@@ -67,6 +67,12 @@ def month_of(moment: datetime, time_zone: str) -> Period:
     return Period(first.astimezone(UTC), following.astimezone(UTC))
 
 
+def next_month(moment: datetime, time_zone: str) -> datetime:
+    """The start of the first month that begins at or after the moment."""
+    month = month_of(moment, time_zone)
+    return moment if moment == month.start else month.end
+
+
 def months(since: datetime, until: datetime, time_zone: str) -> Iterator[Period]:
     """The calendar months that touch [since, until]."""
     month = month_of(since, time_zone)

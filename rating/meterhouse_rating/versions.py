@@ -128,9 +128,10 @@ def add(
     return new
 
 
-def of(connection: Connection, namespace: str) -> list[Version]:
-    """All versions, in the order they were published."""
-    return [Version(**row) for row in connection.execute(_all(namespace)).mappings()]
+def of(connection: Connection, namespace: str, *, after: int = 0, limit: int | None = None) -> list[Version]:
+    """The versions after that number, so many or all, in the order they were published."""
+    query = _all(namespace).where(price_books.c.version > after).limit(limit)
+    return [Version(**row) for row in connection.execute(query).mappings()]
 
 
 def versions(engine: Engine, namespace: str) -> list[Version]:

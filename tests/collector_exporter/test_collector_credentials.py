@@ -1,6 +1,7 @@
 """Keys at the door: a key that was made just now is never refused, and guessing costs one read at a time."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -48,3 +49,13 @@ def test_many_guesses_at_once_share_one_reading_of_the_registry():
 
     asyncio.run(guess())
     assert registry.reads == 1
+
+
+def test_a_key_for_prices_reports_no_usage():
+    registry = Registry()
+    registry.keys.append("mh_prices")
+    credentials = Credentials(lambda: [replace(it, role="pricing") for it in registry.read()])
+
+    with pytest.raises(Refused, match="this key is for pricing") as refused:
+        asyncio.run(credentials.of("Bearer mh_prices"))
+    assert refused.value.kind.http_status == 401

@@ -235,7 +235,7 @@ def test_what_up_prints_names_a_customer_so_that_usage_is_not_suspended(tmp_path
         pid=7, data=str(tmp_path), started_at="2026-10-01T00:00:00+00:00", namespace="live",
         warehouse=endpoints.Warehouse("http://127.0.0.1:2", "meterhouse", {"admin": "a", "reader": "b"}),
         collector=endpoints.Collector("http://127.0.0.1:3", "127.0.0.1:4", "mh_key"),
-        portal=address, webhooks=address, health=address,
+        portal=address, webhooks=address, prices=address, health=address,
     )  # fmt: skip
     commands._welcome(Settings(data=tmp_path), found, "Ctrl-C stops it.")
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]

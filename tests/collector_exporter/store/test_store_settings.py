@@ -26,6 +26,7 @@ def described(url="http://127.0.0.1:8123", users=None):
         collector=Collector("http://127.0.0.1:4318", "127.0.0.1:4317", "mh_key"),
         portal=Address("http://127.0.0.1:8080"),
         webhooks=Address("http://127.0.0.1:8081/webhooks/stripe"),
+        prices=Address("http://127.0.0.1:8082"),
         health=Address("http://127.0.0.1:8080/healthz"),
     )
 

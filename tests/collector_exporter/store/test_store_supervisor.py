@@ -219,8 +219,8 @@ def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path):
 def test_ports_are_those_of_the_last_time_unless_they_are_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(stack, "USUAL_PORTS", dict.fromkeys(stack.USUAL_PORTS, 0))
     usual = stack._ports(tmp_path)
-    assert set(usual) == {"warehouse", "grpc", "http", "portal", "webhooks"}
-    assert len(set(usual.values())) == 5
+    assert set(usual) == {"warehouse", "grpc", "http", "portal", "webhooks", "prices"}
+    assert len(set(usual.values())) == 6
     monkeypatch.setattr(stack, "USUAL_PORTS", dict.fromkeys(usual, 1))
     assert stack._ports(tmp_path) == usual
     with socket.socket() as taken:
