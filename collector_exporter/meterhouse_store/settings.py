@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """Segments whose records were all received longer ago are removed; None: the journal is kept for ever."""
     mapping_file: Path | None = Field(default=None, validation_alias="METERHOUSE_MAPPING")
     """Which meter and customer the metrics and spans of other sources are."""
+    public_url: str = Field(default="", pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$")
+    """The portal's address as customers reach it; links in e-mails begin with it."""
 
     @field_validator("data")
     @classmethod

@@ -732,3 +732,79 @@ allowances = Table(
     Column("reason", String(64)),
     Column("computed_at", UtcTime, nullable=False),
 )
+
+# ---- portal ---------------------------------------------------------------------------------------------------------
+
+# Who may sign in for a customer, as what; the row recorded last counts. No role: not any more.
+portal_members = Table(
+    "portal_members",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("customer_id", String(256), primary_key=True),
+    Column("email", String(320), primary_key=True),  # lower case
+    Column("changed_at", UtcTime, primary_key=True),
+    Column("role", String(8)),  # owner | billing | viewer
+    Column("who", String(320), nullable=False),
+    Index("portal_members_by_email", "namespace", "email"),
+)
+
+# Links that were mailed; each signs in once.
+portal_links = Table(
+    "portal_links",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("email", String(320), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("used_at", UtcTime),
+    Index("portal_links_by_email", "namespace", "email"),
+)
+
+portal_sessions = Table(
+    "portal_sessions",
+    metadata,
+    Column("session_sha256", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("email", String(320), nullable=False),
+    Column("customer_id", String(256)),  # whom it looks at; null: not chosen yet
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("ended_at", UtcTime),
+)
+
+# Keys of a customer for the API of its own figures.
+portal_keys = Table(
+    "portal_keys",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("key_sha256", String(64), nullable=False, unique=True),
+    Column("who", String(320), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
+    Index("portal_keys_by_customer", "namespace", "customer_id"),
+)
+
+# What customers ask about lines of their ratings, and what was answered; a question is answered once.
+line_questions = Table(
+    "line_questions",
+    metadata,
+    Column("question_id", String(64), primary_key=True),  # hash of namespace, line, text
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("rating_id", String(64), nullable=False),
+    Column("line_id", String(64), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),  # of the line when it was asked about
+    Column("currency", String(3), nullable=False),
+    Column("question", Text, nullable=False),
+    Column("who", String(320), nullable=False),
+    Column("asked_at", UtcTime, nullable=False),
+    Column("outcome", String(8)),  # accepted | rejected
+    Column("answer", Text),
+    Column("answered_by", String(128)),
+    Column("answered_at", UtcTime),
+    Index("line_questions_by_customer", "namespace", "customer_id"),
+)

@@ -9,28 +9,32 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Final
 
-from clickhouse_connect.driver.exceptions import ClickHouseError
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meterhouse_portal import health, overview, page
+from meterhouse_portal.customer_pages import CustomerPages
 from meterhouse_portal.overview import Month
 from meterhouse_portal.page import Address
-from meterhouse_store import endpoints, last_runs, meters, registry, sql, warehouse
+from meterhouse_portal.rendering import Rendering
+from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
+from meterhouse_store import endpoints, last_runs, meters
+from meterhouse_store.brand import Brand
+from meterhouse_store.mail import MailSettings
 from meterhouse_store.settings import Settings
 
 COOKIE: Final = "meterhouse_portal"
 COOKIE_LIFE_S: Final = 12 * 3600
-WAREHOUSE_WAIT_S: Final = 2.0
-"""A page that waits longer for a warehouse that is down helps nobody; it says so instead."""
+CACHED: Final = "max-age=300"
 
 HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # the address of the first visit carries the token
     "Cache-Control": "no-store",
@@ -45,38 +49,65 @@ def now_utc() -> datetime:
     return datetime.now(UTC)
 
 
-def build(settings: Settings, token: str, *, now: Callable[[], datetime] = now_utc) -> Starlette:
-    """The application: `/` for whoever has the token, `/healthz`, `/metrics` and `/style.css` for everybody.
+def build(settings: Settings, token: str, *, public_url: str = "", now: Callable[[], datetime] = now_utc) -> ASGIApp:
+    """The application: `/` for the operator, `/account` for customers who signed in, and `/healthz`, `/metrics`, style
+    and logo for everybody.
 
-    The token comes once as `/?token=...` and is exchanged for an HttpOnly cookie that does not contain it.
+    The operator's token comes once as `/?token=...` and is exchanged for an HttpOnly cookie that does not contain it.
+    `public_url`: the portal's address as customers reach it; links in e-mails begin with it. Raises ValueError for a
+    brand that cannot be used.
     """
-    portal = _Portal(settings, token, now)
-    return Starlette(
-        routes=[
-            Route("/", portal.index),
-            Route("/healthz", portal.healthz),
-            Route("/metrics", portal.metrics),
-            Route("/style.css", portal.style),
-        ],
-        exception_handlers={404: _not_found},
-    )
+    stores, rendering = Stores(settings), Rendering(Brand())
+    portal = _Portal(settings, stores, token, now)
+    customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now)
+    routes = [
+        Route("/", portal.index),
+        Route("/healthz", portal.healthz),
+        Route("/metrics", portal.metrics),
+        Route("/style.css", portal.style),
+        Route("/account.css", _file(rendering.style().encode(), "text/css")),
+        *customers.routes(),
+    ]
+    if rendering.logo is not None:
+        routes.append(Route("/logo", _file(*rendering.logo)))
+    return _with_headers(Starlette(routes=routes, exception_handlers={404: _not_found}))
+
+
+def _file(content: bytes, media_type: str) -> Callable[[Request], Response]:
+    return lambda _: Response(content, media_type=media_type, headers={"Cache-Control": CACHED})
+
+
+def _with_headers(inner: ASGIApp) -> ASGIApp:
+    """Every answer leaves with HEADERS, where it does not say otherwise itself."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await inner(scope, receive, sending)
+
+    return app
 
 
 class _Portal:
     # Starlette runs these (they are not coroutines) in its pool of threads, so that a slow read holds up nobody else.
 
-    def __init__(self, settings: Settings, token: str, now: Callable[[], datetime]) -> None:
+    def __init__(self, settings: Settings, stores: Stores, token: str, now: Callable[[], datetime]) -> None:
         self._settings = settings
+        self._stores = stores
         self._token = token.encode()
         self._now = now
         self._pass = hmac.new(self._token, b"meterhouse portal cookie", hashlib.sha256).hexdigest()
         self._style = (files("meterhouse_portal") / "style.css").read_text(encoding="utf-8")
-        self._engine: Engine | None = None
 
     def index(self, request: Request) -> Response:
         given = request.query_params.get("token")
         if given is not None and hmac.compare_digest(given.encode(), self._token):
-            answer = RedirectResponse("/", status_code=303, headers=HEADERS)
+            answer = RedirectResponse("/", status_code=303)
             secure = request.url.scheme == "https"
             answer.set_cookie(
                 COOKIE, self._pass, max_age=COOKIE_LIFE_S, httponly=True, samesite="lax", secure=secure, path="/"
@@ -106,11 +137,11 @@ class _Portal:
         month = month or Month.of(now)
         namespace = self._settings.namespace
         try:
-            engine = self._open()
+            engine = self._stores.engine()
             found = self._ask_warehouse(engine, month, now)
             content = overview.read(engine, namespace, month, found, now)
             declared = meters.declared(self._settings)
-        except (SQLAlchemyError, OSError, sql.SchemaMismatch, registry.RegistryError, ValueError) as problem:
+        except UNREADABLE as problem:
             _log.warning("the overview could not be read: %s", problem)
             return _html(
                 page.message_page(
@@ -122,23 +153,14 @@ class _Portal:
             )
         return _html(page.overview_page(content, declared, self._addresses()))
 
-    def _open(self) -> Engine:
-        # Opened at the first visit, not at the start: the portal can be up before the database is.
-        if self._engine is None:
-            self._engine = sql.open_engine(self._settings)
-        return self._engine
-
     def _ask_warehouse(self, engine: Engine, month: Month, now: datetime) -> overview.FromWarehouse | None:
         namespace = self._settings.namespace
         zones = overview.zones(engine, namespace)
         try:
-            client = warehouse.connect(self._settings, timeout_s=WAREHOUSE_WAIT_S, user=warehouse.READER)
-            try:
+            with self._stores.warehouse() as client:
                 found = overview.read_warehouse(client, namespace, month, zones)
                 return replace(found, late=overview.read_late(engine, client, namespace, month, zones, now))
-            finally:
-                client.close()
-        except (warehouse.WarehouseUnavailable, ClickHouseError, OSError) as problem:
+        except NoWarehouse as problem:
             _log.warning("the warehouse could not be read: %s", problem)
             return None
 
@@ -156,24 +178,24 @@ class _Portal:
 
     def healthz(self, _request: Request) -> Response:
         states = health.check(self._settings)
-        return JSONResponse(states, 200 if states["status"] == health.OK else 503, headers=HEADERS)
+        return JSONResponse(states, 200 if states["status"] == health.OK else 503)
 
     def metrics(self, _request: Request) -> Response:
         """When scheduled commands ran last; nothing of anybody's usage."""
         try:
-            text = last_runs.prometheus(last_runs.last_runs(self._open()))
-        except (SQLAlchemyError, OSError, sql.SchemaMismatch) as problem:
+            text = last_runs.prometheus(last_runs.last_runs(self._stores.engine()))
+        except UNREADABLE as problem:
             _log.warning("the metrics could not be read: %s", problem)
-            return PlainTextResponse("the SQL database does not answer\n", 503, headers=HEADERS)
-        return PlainTextResponse(text, headers=HEADERS, media_type="text/plain; version=0.0.4")
+            return PlainTextResponse("the SQL database does not answer\n", 503)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     def style(self, _request: Request) -> Response:
-        return Response(self._style, media_type="text/css", headers={**HEADERS, "Cache-Control": "max-age=300"})
+        return Response(self._style, media_type="text/css", headers={"Cache-Control": CACHED})
 
 
 def _html(text: str, status: int = 200) -> HTMLResponse:
-    return HTMLResponse(text, status, headers=HEADERS)
+    return HTMLResponse(text, status)
 
 
 def _not_found(_request: Request, _problem: Exception) -> Response:
-    return _html(page.message_page("No such page", "There is one page: `/`."), 404)
+    return _html(page.message_page("No such page", "Customers begin at `/account`, operators at `/`."), 404)

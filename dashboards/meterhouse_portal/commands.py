@@ -1,36 +1,46 @@
 """The `meterhouse portal` command."""
 
+import getpass
 import json
 import logging
 import os
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
+from meterhouse_store.terminal import Data, Json, existing, explained, fail, moment, opened_registry, plain, print_table
+
 ENV_TOKEN = "METERHOUSE_PORTAL_TOKEN"
 TOKEN_LENGTH = 16
+SHORT: Final = 10
+
+By = Annotated[str | None, typer.Option("--by", help="Who does it; unsaid: the user of this machine.")]
 
 portal = typer.Typer(
-    help="The web page for operators: usage, cost and what needs a look.", no_args_is_help=True, add_completion=False
+    help="The web pages of operators and of customers, and who may sign in to them.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 
 @portal.callback()
 def _portal() -> None:
-    """The web page for operators: usage, cost and what needs a look."""
+    """The web pages of operators and of customers, and who may sign in to them."""
 
 
 @portal.command()
 def serve(
-    data: Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")] = None,
+    data: Data = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
 ) -> None:
     """Serve the portal and /healthz until stopped.
 
-    The page shows every customer's figures, so it opens only with the portal's token: METERHOUSE_PORTAL_TOKEN, or the
-    one that `meterhouse up` made for its data directory. Open http://HOST:PORT/?token=TOKEN once per browser.
+    The operator's page shows every customer's figures, so it opens only with the portal's token:
+    METERHOUSE_PORTAL_TOKEN, or the one that `meterhouse up` made for its data directory. Open
+    http://HOST:PORT/?token=TOKEN once per browser. Customers sign in at /account, whom `meterhouse portal invite` adds.
     """
     import uvicorn
 
@@ -52,10 +62,139 @@ def serve(
         raise typer.Exit(1)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     typer.echo(f"portal: http://{host}:{port}/ (with /?token= once), health: http://{host}:{port}/healthz")
+    try:
+        app = build(settings, token, public_url=settings.public_url or f"http://{host}:{port}")
+    except (ValueError, OSError) as wrong:  # the brand
+        typer.echo(str(wrong), err=True)
+        raise typer.Exit(1) from None
     # No access log: the address of the first visit carries the token.
-    uvicorn.run(
-        build(settings, token), host=host, port=port, log_level="warning", access_log=False, server_header=False
-    )
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+
+
+@portal.command()
+def invite(
+    customer_id: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")],
+    email: Annotated[str, typer.Argument(metavar="EMAIL", help="Who may sign in.")],
+    role: Annotated[str, typer.Option(help="viewer, billing, owner, or none: not any more.")] = "owner",
+    by: By = None,
+    data: Data = None,
+) -> None:
+    """Let somebody sign in for a customer, as viewer (usage), billing (invoices, too) or owner (members, too)."""
+    from meterhouse_portal import members
+
+    settings = existing(data)
+    with explained(), opened_registry(settings) as engine:
+        wanted = None if role == "none" else role
+        made = members.set_role(
+            engine, settings.namespace, customer_id, email, wanted, who=by or getpass.getuser(), now=datetime.now(UTC)
+        )
+    if made is None:
+        print(f"{email} does not sign in for {customer_id} any more.")
+        return
+    print(f"{made.email} signs in for {customer_id} as {made.role}, at the portal's /account.")
+
+
+@portal.command("members")
+def members_command(
+    customer_id: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")],
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """List who may sign in for a customer. Times are UTC."""
+    from meterhouse_portal import members
+
+    settings = existing(data)
+    with explained(), opened_registry(settings) as engine:
+        found = [plain(vars(it)) for it in members.members(engine, settings.namespace, customer_id)]
+    print_table(found, _member_row, as_json, f"Nobody: `meterhouse portal invite {customer_id} EMAIL`.")
+
+
+@portal.command()
+def link(
+    email: Annotated[str, typer.Argument(metavar="EMAIL", help="A member's address.")],
+    data: Data = None,
+) -> None:
+    """Print a link that signs a member in once, within 15 minutes, for where no e-mail is sent."""
+    from meterhouse_portal import members
+    from meterhouse_store import endpoints
+
+    settings = existing(data)
+    with explained(), opened_registry(settings) as engine:
+        token = members.request_link(engine, settings.namespace, email, datetime.now(UTC))
+    if token is None:
+        fail(f"{email} is no member of any customer, or {members.MAX_LINKS} links are under way to it.")
+    running = endpoints.read(settings.data)
+    base = settings.public_url or (running.health.url.removesuffix("/healthz") if running else "http://127.0.0.1:8080")
+    print(f"{base}/sign-in/{token}")
+
+
+@portal.command("questions")
+def questions_command(
+    data: Data = None,
+    every: Annotated[bool, typer.Option("--all", help="Those that were answered, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what customers ask about lines of their invoices. Times are UTC."""
+    from meterhouse_portal import questions
+
+    settings = existing(data)
+    with explained(), opened_registry(settings) as engine:
+        found = [plain(vars(it)) for it in questions.of_all(engine, settings.namespace, waiting=not every)]
+    print_table(found, _question_row, as_json, "No question waits for an answer.")
+
+
+@portal.command()
+def answer(
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="The beginning of its id, as `questions` shows it.")
+    ],
+    accept: Annotated[bool, typer.Option("--accept/--reject", help="Whether the customer is right.")],
+    why: Annotated[str, typer.Option(help="What the customer reads.")],
+    by: By = None,
+    data: Data = None,
+) -> None:
+    """Answer a customer's question about a line, once. What is owed is given with `meterhouse ledger adjust`."""
+    from meterhouse_portal import questions
+
+    settings = existing(data)
+    with explained(), opened_registry(settings) as engine:
+        named = [
+            it
+            for it in questions.of_all(engine, settings.namespace, waiting=False)
+            if it.question_id.startswith(question)
+        ]
+        if len(named) != 1:
+            fail(f"{len(named)} questions begin with {question}: `meterhouse portal questions --all` lists them.")
+        outcome = questions.ACCEPTED if accept else questions.REJECTED
+        made = questions.answer(
+            engine,
+            settings.namespace,
+            named[0].question_id,
+            outcome,
+            why,
+            who=by or getpass.getuser(),
+            now=datetime.now(UTC),
+        )
+    print(f"{made.question_id[:SHORT]} of {made.customer_id} is {made.outcome}.")
+
+
+def _member_row(it: dict[str, Any]) -> dict[str, str]:
+    return {"e-mail": it["email"], "role": it["role"], "since": moment(it["changed_at"]), "by": it["who"]}
+
+
+def _question_row(it: dict[str, Any]) -> dict[str, str]:
+    from meterhouse_rating.layout import money
+
+    return {
+        "question": it["question_id"][:SHORT],
+        "customer": it["customer_id"],
+        "line": it["line_id"][:SHORT],
+        "amount": f"{money(it['amount_minor'], it['currency'])} {it['currency']}",
+        "asked": moment(it["asked_at"]),
+        "by": it["who"],
+        "text": it["question"],
+        "outcome": it["outcome"] or "",
+    }
 
 
 def portal_token(data: Path) -> str | None:

@@ -10,9 +10,14 @@ from meterhouse_portal.overview import Month
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
+def without_controls(text: str) -> str:
+    """Text from outside, its control characters shown as U+FFFD."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
 def escape(text: str) -> str:
     """Text from outside as HTML; control characters show as U+FFFD."""
-    return html.escape(_CONTROLS.sub("\ufffd", text))
+    return html.escape(without_controls(text))
 
 
 def marked(text: str) -> str:

@@ -1,0 +1,323 @@
+"""What the portal may know of one customer. Every question is asked through here, and of this customer alone.
+
+Columns that a visitor may choose come from closed lists; everything else is bound by the server.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from clickhouse_connect.driver.client import Client
+from sqlalchemy import Engine, select
+
+from meterhouse_portal.chart import Bars
+from meterhouse_rating import credit_book, outlook, periods, report
+from meterhouse_rating.credits import Grant
+from meterhouse_rating.outlook import Outlook
+from meterhouse_rating.periods import Period
+from meterhouse_rating.queries import nanoseconds
+from meterhouse_rating.settled import contract_in_force, lines_of
+from meterhouse_rating.world import World
+from meterhouse_store import registry
+from meterhouse_store.meters import Meter
+from meterhouse_store.tables import invoices, payments, rated_lines, ratings
+
+PAGE: Final = 50
+"""So many rows of the usage log are on a page."""
+
+GROUPS: Final[Mapping[str, str]] = {
+    "model": "model",
+    "agent": "agent_name",
+    "tool": "tool",
+    "status": "status",
+    "provider": "provider",
+    "conversation": "conversation_id",
+}
+"""What usage is shown by -> the column."""
+
+FILTERS: Final[Mapping[str, str]] = {**GROUPS, "meter": "meter", "task": "task_id"}
+"""What the usage log may be narrowed to -> the column."""
+
+_MINE: Final = (
+    "namespace = {namespace:String} AND billed_customer_id = {customer:String} "
+    "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
+    "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC')"
+)
+_ACTION: Final = "if(call_id != '', call_id, event_id)"
+_FIRST_SPAN: Final = timedelta(hours=2)
+_WIDER: Final = 8
+
+_EXPORTED: Final = (
+    "event_time", "meter", "quantity", "status", "agent_id", "agent_name", "provider", "model", "operation", "tool",
+    "modality", "cache_ttl", "service_tier", "conversation_id", "task_id", "step", "call_id", "event_id", "trace_id",
+    "received_at",
+)  # fmt: skip
+_NUMBERS: Final = frozenset({"event_time", "quantity", "received_at"})
+
+# Every part of the texts below is a constant of this module or a name of a closed list.
+# ruff: noqa: S608
+
+
+@dataclass(frozen=True)
+class Action:
+    """One call, tool execution or other use: what it consumed, meter by meter."""
+
+    action_id: str
+    event_time: datetime
+    agent: str
+    model: str
+    tool: str
+    operation: str
+    status: str
+    conversation: str
+    task: str
+    trace_id: str
+    used: tuple[tuple[str, Decimal], ...]
+
+
+@dataclass(frozen=True)
+class Log:
+    """A page of the usage log, latest first; `next` continues it, None at its end."""
+
+    actions: tuple[Action, ...]
+    next: str | None
+
+
+@dataclass(frozen=True)
+class Account:
+    """One customer's world; `meters` are the declared ones."""
+
+    engine: Engine
+    client: Client
+    namespace: str
+    customer_id: str
+    meters: Mapping[str, Meter]
+    now: datetime
+
+    def customer(self) -> registry.Customer:
+        """Who it is. Raises RegistryError for one that is not registered any more."""
+        every = registry.customers(self.engine, self.namespace)
+        found = next((it for it in every if it.customer_id == self.customer_id), None)
+        if found is None:
+            raise registry.RegistryError(f"there is no customer {self.customer_id!r}")
+        return found
+
+    def plan(self, period: Period) -> str | None:
+        """The plan that the period is priced by."""
+        mine = [it for it in registry.contracts(self.engine, self.namespace) if it.customer_id == self.customer_id]
+        found = contract_in_force(mine, period)
+        return None if found is None else found.plan
+
+    def outlook(self) -> Outlook:
+        """The month under way: so far, and to its end. Raises NotThere without a price book."""
+        world = World(self.engine, self.client, self.namespace, self.meters, now=lambda: self.now)
+        return outlook.look(world, self.customer_id)
+
+    def totals(self, period: Period) -> list[tuple[str, Decimal, int]]:
+        """Meter, quantity and events of the period."""
+        rows = self._ask(f"SELECT meter, sum(quantity), count() FROM usage WHERE {_MINE} GROUP BY meter", period)
+        return sorted((str(meter), quantity, int(events)) for meter, quantity, events in rows)
+
+    def daily(self, meter: str, by: str, period: Period, zone: str) -> Bars:
+        """A meter's quantity by the days of the zone, and by one of GROUPS."""
+        column = GROUPS[by]
+        rows = self._ask(
+            f"SELECT toDate(event_time, {{zone:String}}) AS day, {column}, sum(quantity) FROM usage "
+            f"WHERE {_MINE} AND meter = {{meter:String}} GROUP BY day, {column}",
+            period,
+            zone=zone,
+            meter=meter,
+        )
+        days = list(_days(period, zone))
+        place = {day: at for at, day in enumerate(days)}
+        found: dict[str, list[Decimal]] = defaultdict(lambda: [Decimal(0)] * len(days))
+        for day, name, quantity in rows:
+            if day in place:
+                found[str(name) or "(none)"][place[day]] += max(quantity, Decimal(0))
+        return Bars([day.isoformat() for day in days], sorted(found.items()))
+
+    def choices(self, period: Period) -> dict[str, list[str]]:
+        """Values that the log can be narrowed to: of each of these filters at most 100."""
+        columns = ("meter", "model", "agent", "tool", "status")
+        parts = ", ".join(f"arraySort(groupUniqArray(100)({FILTERS[name]}))" for name in columns)
+        (row,) = self._ask(f"SELECT {parts} FROM usage WHERE {_MINE}", period)
+        return {name: [value for value in values if value] for name, values in zip(columns, row, strict=True)}
+
+    def log(self, period: Period, wanted: Mapping[str, str], after: str | None) -> Log:
+        """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError.
+
+        It looks back from where it stands over longer and longer spans: the latest actions are found at once, however
+        many there are in the period.
+        """
+        end, cursor = period.end, None
+        if after is not None:
+            cursor = _cursor(after)
+            end = min(period.end, cursor[0] + timedelta(microseconds=1))
+        narrowed = "".join(f" AND {FILTERS[name]} = {{filter_{name}:String}}" for name in sorted(wanted))
+        bound: dict[str, Any] = {f"filter_{name}": value for name, value in wanted.items()}
+        before = ""
+        if cursor is not None:
+            before = " HAVING (toUnixTimestamp64Nano(at), action) < ({cursor_ns:Int64}, {cursor_id:String})"
+            bound |= {"cursor_ns": int(after.partition("-")[0]) if after else 0, "cursor_id": cursor[1]}
+        query = (
+            f"SELECT event_time AS at, {_ACTION} AS action, any(agent_name), any(agent_id), any(model), any(tool), "
+            "any(operation), if(has(groupUniqArray(status), 'failed'), 'failed', any(status)), any(conversation_id), "
+            "any(task_id), any(trace_id), groupArray((meter, quantity)), toUnixTimestamp64Nano(at) "
+            f"FROM usage WHERE {_MINE}{narrowed} GROUP BY at, action{before} "
+            f"ORDER BY at DESC, action DESC LIMIT {PAGE + 1}"
+        )
+        span = _FIRST_SPAN
+        while True:
+            start = max(period.start, min(end, self.now + timedelta(days=1)) - span)
+            rows = self._ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
+            if len(rows) > PAGE or start <= period.start:
+                break
+            span *= _WIDER
+        actions = tuple(_action(row) for row in rows[:PAGE])
+        more = f"{rows[PAGE - 1][12]}-{rows[PAGE - 1][1]}" if len(rows) > PAGE else None
+        return Log(actions, more)
+
+    def events(self, action_id: str, at: datetime) -> list[dict[str, Any]]:
+        """The single events of an action of that time (to the second), with all that is stored of them."""
+        period = Period(at - timedelta(seconds=1), at + timedelta(seconds=1))
+        names = (*_EXPORTED, "usage_source", "response_id", "request_id", "source")
+        rows = self._ask(
+            f"SELECT {', '.join(names)} FROM usage WHERE {_MINE} AND {_ACTION} = {{action:String}} "
+            "ORDER BY meter, event_id LIMIT 1000",
+            period,
+            action=action_id,
+        )
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def export(self, period: Period, wanted: Mapping[str, str], form: str) -> Iterator[bytes]:
+        """The events of the log as a stream of `csv` or `parquet`; text that a spreadsheet takes for a formula is not
+        one any more in CSV (https://owasp.org/www-community/attacks/CSV_Injection)."""
+        narrowed = "".join(f" AND {FILTERS[name]} = {{filter_{name}:String}}" for name in sorted(wanted))
+        columns = ", ".join(
+            name
+            if form != "csv" or name in _NUMBERS
+            else f"if(match({name}, '^[=+\\\\-@\\t\\r]'), concat('''', {name}), toString({name})) AS {name}_"
+            for name in _EXPORTED
+        )
+        names = ", ".join(
+            f"{name}_ AS {name}" if form == "csv" and name not in _NUMBERS else name for name in _EXPORTED
+        )
+        query = f"SELECT {names} FROM (SELECT {columns} FROM usage WHERE {_MINE}{narrowed})"
+        bound = self._bound(period) | {f"filter_{name}": value for name, value in wanted.items()}
+        kind = {"csv": "CSVWithNames", "parquet": "Parquet"}[form]
+        with self.client.raw_stream(query, parameters=bound, fmt=kind) as stream:
+            while block := stream.read(65536):
+                yield block
+
+    def ratings(self) -> list[dict[str, Any]]:
+        """Its rated periods, latest first, each with its invoice where there is one."""
+        query = (
+            select(
+                ratings.c.rating_id, ratings.c.period_start, ratings.c.period_end, ratings.c.state, ratings.c.currency,
+                ratings.c.plan, ratings.c.total_minor, ratings.c.rated_at, invoices.c.invoice_id,
+                invoices.c.state.label("invoice_state"), invoices.c.number, invoices.c.hosted_url,
+                invoices.c.finalised_at, invoices.c.paid_at, invoices.c.stripe_total_minor,
+            )
+            .outerjoin(invoices, invoices.c.rating_id == ratings.c.rating_id)
+            .where(ratings.c.namespace == self.namespace, ratings.c.customer_id == self.customer_id)
+            .order_by(ratings.c.period_start.desc())
+            .limit(120)
+        )  # fmt: skip
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def rating(self, rating_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """A rated period and its lines; None where this customer has none of that id."""
+        found = next((it for it in self.ratings() if it["rating_id"] == rating_id), None)
+        if found is None:
+            return None
+        with self.engine.connect() as connection:
+            return found, [dict(row) for row in lines_of(connection, [rating_id])]
+
+    def line(self, line_id: str) -> dict[str, Any] | None:
+        """A rated line with its rating's period and state; None where this customer has none of that id."""
+        query = (
+            select(
+                rated_lines, ratings.c.customer_id, ratings.c.period_start, ratings.c.period_end, ratings.c.state,
+                ratings.c.namespace,
+            )
+            .join(ratings, ratings.c.rating_id == rated_lines.c.rating_id)
+            .where(
+                rated_lines.c.line_id == line_id,
+                ratings.c.namespace == self.namespace,
+                ratings.c.customer_id == self.customer_id,
+            )
+        )  # fmt: skip
+        with self.engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else dict(row)
+
+    def payments(self) -> list[dict[str, Any]]:
+        """What was paid, latest first."""
+        query = (
+            select(payments)
+            .where(payments.c.namespace == self.namespace, payments.c.customer_id == self.customer_id)
+            .order_by(payments.c.paid_at.desc())
+            .limit(120)
+        )
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def credits(self) -> list[Grant]:
+        """The grants with what is left of each."""
+        customer = self.customer()
+        with self.engine.connect() as connection:
+            return list(credit_book.standing(connection, self.namespace, self.customer_id, customer.currency))
+
+    def corrections(self) -> list[dict[str, Any]]:
+        """What was corrected in closed periods."""
+        return report.corrections(self.engine, self.namespace, self.customer_id)
+
+    def _bound(self, period: Period) -> dict[str, Any]:
+        return {
+            "namespace": self.namespace,
+            "customer": self.customer_id,
+            "start_ns": nanoseconds(period.start),
+            "end_ns": nanoseconds(period.end),
+        }
+
+    def _ask(self, query: str, period: Period, **bound: Any) -> Sequence[Sequence[Any]]:
+        return self.client.query(query, parameters=self._bound(period) | bound).result_rows
+
+
+def month(text: str | None, zone: str, now: datetime) -> Period:
+    """The month as written, or the one of now. Raises PeriodError."""
+    return periods.month_of(now, zone) if text is None else periods.parse(text, zone)
+
+
+def _days(period: Period, zone: str) -> Iterator[date]:
+    place = ZoneInfo(zone)
+    day, last = period.start.astimezone(place).date(), (period.end - timedelta(microseconds=1)).astimezone(place).date()
+    while day <= last:
+        yield day
+        day += timedelta(days=1)
+
+
+def _cursor(text: str) -> tuple[datetime, str]:
+    number, dash, action = text.partition("-")
+    if not dash or not number.isascii() or not number.isdigit() or len(number) > 19:
+        raise ValueError("this is no place in the log")
+    return datetime.fromtimestamp(int(number) // 10**9, UTC) + timedelta(
+        microseconds=int(number) % 10**9 // 1000
+    ), action
+
+
+def _action(row: Sequence[Any]) -> Action:
+    at, action_id, name, agent, model, tool, operation, status, conversation, task, trace, used, _ = row
+    sums: dict[str, Decimal] = {}
+    for meter, quantity in used:
+        sums[meter] = sums.get(meter, Decimal(0)) + quantity
+    moment = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    return Action(
+        action_id, moment, name or agent, model, tool, operation, status, conversation, task, trace,
+        tuple(sorted(sums.items())),
+    )  # fmt: skip

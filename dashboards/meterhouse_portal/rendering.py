@@ -1,0 +1,106 @@
+"""Templates: pages and e-mails in the operator's brand, with times in the customer's zone and grouped numbers."""
+
+import hashlib
+from datetime import UTC, datetime
+from decimal import Decimal
+from importlib.resources import files
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+
+from meterhouse_portal.wording import without_controls
+from meterhouse_rating.layout import money, number
+from meterhouse_store.brand import Brand
+from meterhouse_store.reasons import sentence
+
+_STATES: Final = {
+    "open": "under way",
+    "closed": "closed",
+    "draft": "being prepared",
+    "approved": "being prepared",
+    "finalised": "to be paid",
+    "paid": "paid",
+    "failed": "payment failed",
+    "void": "void",
+}
+
+
+class Rendering:
+    """The templates, filled."""
+
+    def __init__(self, brand: Brand) -> None:
+        self.brand = brand
+        self.logo = brand.logo_image()
+        self._environment = Environment(
+            loader=PackageLoader("meterhouse_portal"),
+            autoescape=select_autoescape(("html",)),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            finalize=_clean,
+        )
+        self._environment.globals.update(brand=brand, has_logo=self.logo is not None, style_version=self._version())
+        self._environment.filters.update(
+            local=local, day=day, month=month_name, money=_money, number=number, state=_state, reason=sentence,
+            breakable=_breakable,
+        )  # fmt: skip
+
+    def page(self, template: str, **values: Any) -> str:
+        """A whole page."""
+        visit = values.get("visit")
+        values.setdefault("visitor", None if visit is None else visit.visitor)
+        values.setdefault("visit", None)
+        return self._environment.get_template(template).render(**values)
+
+    def text(self, template: str, **values: Any) -> str:
+        """An e-mail's text or HTML."""
+        return self._environment.get_template(template).render(**values)
+
+    def style(self) -> str:
+        """The style sheet, with the brand's colour in it."""
+        own = f":root {{ --brand: {self.brand.colour}; --on-brand: {self.brand.on_colour}; }}\n"  # both are #rrggbb
+        return own + (files("meterhouse_portal") / "account.css").read_text(encoding="utf-8")
+
+    def _version(self) -> str:
+        return hashlib.sha256(self.style().encode()).hexdigest()[:12]
+
+
+def local(moment: datetime, zone: str, seconds: bool = False) -> Markup:
+    """The moment in the zone, labelled with it, as an element that machines can read."""
+    there = moment.astimezone(ZoneInfo(zone))
+    shown = there.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+    machine = moment.astimezone(UTC).isoformat(timespec="seconds")
+    return Markup('<time datetime="{}">{} {}</time>').format(machine, shown, there.tzname() or zone)
+
+
+def day(moment: datetime, zone: str) -> str:
+    """The day in the zone."""
+    return moment.astimezone(ZoneInfo(zone)).strftime("%Y-%m-%d")
+
+
+def month_name(moment: datetime, zone: str) -> str:
+    """November 2026."""
+    return moment.astimezone(ZoneInfo(zone)).strftime("%B %Y")
+
+
+def _money(amount_minor: int, currency: str) -> str:
+    return f"{money(amount_minor, currency)} {currency}"
+
+
+def _state(state: str | None) -> str:
+    return "" if state is None else _STATES.get(state, state)
+
+
+def _breakable(name: str) -> Markup:
+    return Markup(escape(name).replace(".", Markup(".<wbr>")))
+
+
+def _clean(value: Any) -> Any:
+    """Ids come from outside and may hold any character; HTML may hold no control character but white space."""
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, Decimal):
+        return number(value)
+    return without_controls(value) if isinstance(value, str) else value

@@ -1,0 +1,223 @@
+"""What a customer's month comes to so far, and what it may come to by its end. Rated by the prices in force; nothing is
+stored.
+
+So far: the usage that is in the warehouse now, as the next run would rate it. To the end: each meter goes on as it went
+in the last 14 days, to the month's end. The range: how far whole days of each meter differed from their mean, 90 % of a
+normal distribution's sums of as many days; it is then priced like usage, so that tiers, minimums and credits count.
+Metrics that are no sums (max, unique, latest, over time) stay as they are.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Final
+
+from meterhouse_rating import known, periods, usage
+from meterhouse_rating.changes import Changes
+from meterhouse_rating.periods import Period, month_of
+from meterhouse_rating.queries import nanoseconds
+from meterhouse_rating.results import Moment
+from meterhouse_rating.settle import Outcome, Terms, settle
+from meterhouse_rating.settled import CLOSED, pasts, standings
+from meterhouse_rating.sorting import UsageRow
+from meterhouse_rating.usage import Found, Watermark
+from meterhouse_rating.world import World
+
+BACK: Final = timedelta(days=14)
+DAY: Final = timedelta(days=1)
+LEAST_DAYS: Final = 3
+"""From fewer whole days nothing is said of how much they differ."""
+
+_Z: Final = Decimal("1.645")
+"""Of 100 sums of a normal distribution, 5 are further below their mean than so many standard deviations, 5 above."""
+
+_QUANTUM: Final = Decimal("1e-9")
+
+_DAILY: Final = (
+    "SELECT meter, intDiv(toUnixTimestamp64Nano(event_time) - {start_ns:Int64}, 86400000000000) AS day, sum(quantity) "
+    "FROM usage WHERE namespace = {namespace:String} AND billed_customer_id = {customer:String} "
+    "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
+    "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC') GROUP BY meter, day"
+)
+_FIRST: Final = (
+    "SELECT min(event_time), count() FROM usage WHERE namespace = {namespace:String} "
+    "AND billed_customer_id = {customer:String} "
+    "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC')"
+)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Amounts in minor units; `low` and `high` are None where too few days are known (`days` whole ones are)."""
+
+    expected: int
+    low: int | None
+    high: int | None
+    days: int
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A month under way. `outcomes`: its parts as they would be rated now; `ahead` None: nothing to go on from.
+
+    A part is a span of one plan; what is closed of the month is not in it.
+    """
+
+    month: Period
+    now: datetime
+    outcomes: tuple[Outcome, ...]
+    ahead: Range | None
+
+    @property
+    def currency(self) -> str | None:
+        return next((it.inputs.currency for it in self.outcomes if it.inputs is not None), None)
+
+    @property
+    def so_far_minor(self) -> int:
+        return sum(it.rated.total_minor for it in self.outcomes if it.rated is not None)
+
+
+def look(world: World, customer_id: str) -> Outlook:
+    """The customer's month of now. Raises NotThere without a price book, WatermarkWentBack."""
+    terms, mark = known.terms(world), usage.watermark(world.client)
+    now = world.now()
+    moment = Moment(min(mark.as_of or now, now), mark.as_json(), now)
+    customer = terms.customers.get(customer_id)
+    month = month_of(now, customer.time_zone if customer else "UTC")
+    with world.engine.connect() as connection:
+        closed = [it.period for it in standings(connection, world.namespace, customer_id) if it.state == CLOSED]
+    parts = [part for rest in periods.without(month, closed) for part in terms.parts(customer_id, rest, closed)]
+    found = {part: _found(world, terms, customer_id, part, moment.as_of) for part in parts}
+    outcomes = tuple(_rated(world, terms, customer_id, part, found[part], moment, mark) for part in parts)
+    ahead = None
+    current = next((part for part in parts if part.start <= now < part.end), None)
+    if current is not None:
+        ahead = _ahead(world, terms, customer_id, current, found[current], moment, mark)
+        before = sum(
+            it.rated.total_minor
+            for part, it in zip(parts, outcomes, strict=True)
+            if part != current and it.rated is not None
+        )
+        ahead = None if ahead is None else _shifted(ahead, before)
+    return Outlook(month, now, outcomes, ahead)
+
+
+def going_on(
+    rows: Sequence[UsageRow], recent: Iterable[UsageRow], factors: Mapping[str, Decimal]
+) -> tuple[UsageRow, ...]:
+    """The rows, and as much more of each meter's recent rows as its factor says; quantities have nine decimals."""
+    made: dict[tuple[object, ...], UsageRow] = {_key(row): row for row in rows}
+    for row in recent:
+        more = (row.quantity * factors.get(row.meter, Decimal(0))).quantize(_QUANTUM, rounding=ROUND_HALF_EVEN)
+        if not more:
+            continue
+        so_far = made.get(_key(row), replace(row, quantity=Decimal(0), events=0))
+        made[_key(row)] = replace(so_far, quantity=so_far.quantity + more, events=so_far.events + row.events)
+    return tuple(made.values())
+
+
+def factors_of(
+    daily: Mapping[str, Sequence[Decimal]], known_days: Decimal, days_left: Decimal, z: Decimal
+) -> dict[str, Decimal]:
+    """Per meter how many times its recent sum comes in the days that are left, `z` deviations off the mean; >= 0.
+
+    `daily`: the sums of whole days; `known_days`: of how many days the recent sum is.
+    """
+    found = {}
+    for meter, sums in daily.items():
+        total = sum(sums, Decimal(0))
+        factor = days_left / known_days
+        if z and total and len(sums) >= LEAST_DAYS:
+            spread = statistics.stdev(sums) * days_left.sqrt()
+            factor += z * spread / total
+        found[meter] = max(factor, Decimal(0))
+    return found
+
+
+def _ahead(
+    world: World, terms: Terms, customer_id: str, part: Period, so_far: Found, moment: Moment, mark: Watermark
+) -> Range | None:
+    since = _since(world, customer_id, moment.as_of)
+    if since is None:
+        return None
+    span = Period(since, moment.as_of)
+    length = Decimal((span.end - span.start) // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
+    left = Decimal((part.end - moment.as_of) // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
+    recent = usage.gather(
+        world.client, world.namespace, span, replace(terms.wanted(part), measurements=()), as_of=moment.as_of,
+        customers=[customer_id],
+    ).get(customer_id, Found()).rows  # fmt: skip
+    whole = (span.end - span.start) // DAY
+    daily = {row.meter: [Decimal(0)] for row in recent} | _daily(world, customer_id, span)
+
+    def total(z: Decimal) -> int | None:
+        rows = going_on(so_far.rows, recent, factors_of(daily, length, left, z))
+        rated = _rated(world, terms, customer_id, part, replace(so_far, rows=rows), moment, mark).rated
+        return None if rated is None else rated.total_minor
+
+    expected = total(Decimal(0))
+    if expected is None:
+        return None
+    if whole < LEAST_DAYS:
+        return Range(expected, None, None, whole)
+    return Range(expected, total(-_Z), total(_Z), whole)
+
+
+def _since(world: World, customer_id: str, as_of: datetime) -> datetime | None:
+    """From when on recent usage is looked at: 14 days back; for somebody new from the first event on, at least an hour.
+
+    None without any. New is who used nothing in the 14 days before those.
+    """
+    parameters = {
+        "namespace": world.namespace,
+        "customer": customer_id,
+        "start_ns": nanoseconds(as_of - 2 * BACK),
+    }
+    first, count = world.client.query(_FIRST, parameters=parameters).result_rows[0]
+    if not count:
+        return None
+    since: datetime = first.replace(tzinfo=as_of.tzinfo)
+    return min(max(since, as_of - BACK), as_of - timedelta(hours=1))
+
+
+def _daily(world: World, customer_id: str, span: Period) -> dict[str, list[Decimal]]:
+    """Per meter the sums of the whole days back from the span's end; days without usage are 0."""
+    whole = (span.end - span.start) // DAY
+    start = span.end - whole * DAY if whole else span.start
+    parameters = {
+        "namespace": world.namespace,
+        "customer": customer_id,
+        "start_ns": nanoseconds(start),
+        "end_ns": nanoseconds(span.end),
+    }
+    found: dict[str, list[Decimal]] = defaultdict(lambda: [Decimal(0)] * max(whole, 1))
+    for meter, day, quantity in world.client.query(_DAILY, parameters=parameters).result_rows:
+        found[meter][int(day)] += quantity
+    return dict(found)
+
+
+def _found(world: World, terms: Terms, customer_id: str, part: Period, as_of: datetime) -> Found:
+    return known.gather(world, terms, part, as_of, [customer_id]).get(customer_id, Found())
+
+
+def _rated(
+    world: World, terms: Terms, customer_id: str, part: Period, found: Found, moment: Moment, mark: Watermark
+) -> Outcome:
+    zone = terms.customers[customer_id].time_zone if customer_id in terms.customers else "UTC"
+    namespace, reaches_back = world.namespace, terms.reaches_back(part)
+    with world.engine.connect() as connection:
+        past = pasts(connection, namespace, {customer_id: zone}, part, for_long=reaches_back)[customer_id]
+        # What would have to be written is left where it is.
+        return settle(connection, terms, customer_id, part, found, past, moment, mark, Changes(namespace))
+
+
+def _shifted(ahead: Range, minor: int) -> Range:
+    low, high = (None if it is None else it + minor for it in (ahead.low, ahead.high))
+    return Range(ahead.expected + minor, low, high, ahead.days)
+
+
+def _key(row: UsageRow) -> tuple[object, ...]:
+    return row.meter, row.status, row.dimensions, row.task, row.trial

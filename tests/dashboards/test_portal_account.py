@@ -1,0 +1,511 @@
+"""The customers' pages on real stores: what a customer sees, and that nobody sees another's."""
+
+import csv
+import hashlib
+import io
+import re
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from meterhouse_portal import access_keys, app, members, questions
+from meterhouse_portal.customer_pages import COOKIE
+from meterhouse_rating import run as rating_run
+from meterhouse_rating import versions
+from meterhouse_rating.run import Request
+from meterhouse_rating.world import World
+from meterhouse_store import meters, registry, sql
+from meterhouse_store.settings import Settings
+
+NOW = datetime(2026, 11, 21, 3, 30, tzinfo=UTC)
+TOKEN = "a-token-of-more-than-16-characters"
+BOOK = """
+book: tests
+currency: EUR
+metrics:
+  input_tokens: {unit: token, meters: [llm.tokens.input]}
+  tool_calls: {unit: call, meters: [tool.calls]}
+unbilled: {meters: [llm.requests]}
+plans:
+  pay:
+    title: Pay
+    components:
+      input: {model: per_unit, metric: input_tokens, per: 1000, price: 2.00}
+      tools: {model: per_unit, metric: tool_calls, price: 0.50}
+"""
+COLUMNS = (
+    "namespace, customer_id, meter, event_id, event_time, quantity, raw_value, reason, status, agent_name, model, "
+    "tool, call_id, conversation_id, received_at, first"
+)
+
+
+def event(customer, meter, time, quantity, **more):
+    return {"customer": customer, "meter": meter, "time": time, "quantity": quantity} | more
+
+
+# Acme's October, in Berlin: 300,000 tokens are 600.00 EUR, four tool calls 2.00. November: 30,000 a day for 20 days.
+EVENTS = [
+    event("acme", "llm.tokens.input", "2026-10-05 10:00:00", 200_000, call="c-oct-1", model="gpt-5", agent="helper"),
+    event("acme", "llm.tokens.input", "2026-10-31 22:30:00", 100_000, call="c-oct-2", model="gpt-5", agent="helper"),
+    event("acme", "tool.calls", "2026-10-05 10:00:01", 4, tool="search", agent="helper"),
+    event("acme", "llm.tokens.input", "2026-10-31 23:30:00", 30_000, call="c-nov-0", model="gpt-5", agent="helper"),
+    *(
+        event("acme", "llm.tokens.input", f"2026-11-{day:02} 12:00:00", 30_000, call=f"c-{day}", model="gpt-5",
+              agent="helper", conversation="talk-7" if day == 20 else "")
+        for day in range(2, 21)
+    ),
+    event("acme", "llm.requests", "2026-11-20 12:00:00", 1, call="c-20", model="gpt-5", agent="helper",
+          conversation="talk-7"),
+    event("acme", "tool.calls", "2026-11-20 12:00:05", 1, tool='=HYPERLINK("http://evil")', agent="<script>"),
+    event("globex", "llm.tokens.input", "2026-10-07 10:00:00", 777_000, call="c-globex", model="secret-model"),
+    event("globex", "llm.tokens.input", "2026-11-07 10:00:00", 888_000, call="c-globex-2", model="secret-model"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(warehouse_address, tmp_path_factory):
+    """Two customers with a closed October, and November under way; the same for all tests of this file."""
+    passwords = {name: f"{name}-password-of-the-tests" for name in ("admin", "reader")}
+    data = tmp_path_factory.mktemp("portal") / "data"
+
+    def settings(user):
+        return Settings(data=data, warehouse_url=f"http://{user}:{passwords[user]}@{warehouse_address}")
+
+    from meterhouse_store import warehouse
+
+    client = warehouse.connect(settings("admin"), timeout_s=30)
+    for table in ("events", "conflicts", "checkpoints", "mirror_ratings", "mirror_rated_lines", "cost_rates"):
+        client.command(f"TRUNCATE TABLE {table}")
+    client.command(f"INSERT INTO events ({COLUMNS}) VALUES " + ", ".join(_row(n, it) for n, it in enumerate(EVENTS)))
+    client.command(
+        "INSERT INTO checkpoints (collector_id, segment, position, projected_through, step) "
+        f"VALUES ('c', 's', 1, '{NOW:%Y-%m-%d %H:%M:%S}', 1)"
+    )
+    engine = sql.open_engine(settings("admin"))
+    registry.ensure_namespace(engine, "live", now=NOW - timedelta(days=90))
+    declared = meters.declared(settings("admin"))
+    versions.publish(engine, "live", BOOK, {name: it.unit for name, it in declared.items()}, author="tests", now=NOW)
+    for name, zone in (("acme", "Europe/Berlin"), ("globex", "UTC")):
+        registry.add_customer(
+            engine, "live", name, name=name.capitalize(), currency="EUR", time_zone=zone, plan="pay",
+            now=NOW - timedelta(days=60),
+        )  # fmt: skip
+    at = World(engine, client, "live", declared, now=lambda: NOW)
+    list(rating_run.close(at, Request("2026-10"), grace=timedelta(0), wait_s=5))
+    for email, customer, role in (
+        ("olga@acme.example", "acme", "owner"),
+        ("bill@acme.example", "acme", "billing"),
+        ("vera@acme.example", "acme", "viewer"),
+        ("gus@globex.example", "globex", "owner"),
+        ("both@example.com", "acme", "viewer"),
+        ("both@example.com", "globex", "owner"),
+    ):
+        members.set_role(engine, "live", customer, email, role, who="tests", now=NOW)
+    yield at, settings("reader")
+    client.close()
+    engine.dispose()
+
+
+def _row(number, it):
+    def quoted(text):
+        return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+    texts = ", ".join(quoted(it.get(name, "")) for name in ("agent", "model", "tool", "call", "conversation"))
+    return (
+        f"('live', '{it['customer']}', '{it['meter']}', 'e{number}', toDateTime64('{it['time']}', 9, 'UTC'), "
+        f"{it['quantity']}, '', '', 'ok', {texts}, toDateTime64('{it['time']}', 9, 'UTC'), {number})"
+    )
+
+
+@contextmanager
+def visiting(world, email=None, now=NOW):
+    """A browser; signed in where an address is given."""
+    at, settings = world
+    with TestClient(app.build(settings, TOKEN, now=lambda: now), follow_redirects=False) as browser:
+        if email:
+            token = members.request_link(at.engine, "live", email, now)
+            answer = browser.post(f"/sign-in/{token}")
+            assert answer.status_code == 303, answer.text
+        yield browser
+
+
+def form_token(page):
+    return re.search(r'name="form" value="([0-9a-f]{64})"', page).group(1)
+
+
+def text_of(page):
+    """What a person reads."""
+    shown = re.sub(r"<(script|style|title|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", shown))
+
+
+# ---- signing in -----------------------------------------------------------------------------------------------------
+
+
+def test_without_signing_in_every_page_leads_to_the_form(world):
+    with visiting(world) as browser:
+        for path in ("/account", "/account/usage", "/account/invoices", "/account/keys", "/customers"):
+            answer = browser.get(path)
+            assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
+        assert "E-mail address" in browser.get("/sign-in").text
+
+
+def test_the_form_answers_the_same_for_members_and_strangers_and_says_what_is_no_address(world):
+    with visiting(world) as browser:
+        known, unknown = (
+            browser.post("/sign-in", data={"email": it}).text.replace(it, "X")
+            for it in ("vera@acme.example", "nobody@acme.example")
+        )
+        assert known == unknown
+        assert browser.post("/sign-in", data={"email": "no address"}).status_code == 422
+
+
+def test_a_link_signs_in_once_by_its_button_and_not_by_being_looked_at(world):
+    at, _ = world
+    token = members.request_link(at.engine, "live", "Olga@Acme.example", NOW)
+    with visiting(world) as browser:
+        assert browser.get(f"/sign-in/{token}").status_code == 200  # what scans mails does this
+        answer = browser.post(f"/sign-in/{token}")
+        assert answer.headers["location"] == "/account"
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie
+        assert "olga@acme.example, owner" in text_of(browser.get("/account").text)
+    with visiting(world) as browser:
+        answer = browser.post(f"/sign-in/{token}")
+        assert (answer.status_code, "set-cookie" in answer.headers) == (410, False)
+
+
+def test_a_link_is_good_for_a_quarter_of_an_hour_and_five_are_under_way_at_most(world):
+    at, _ = world
+    email = "late@acme.example"
+    members.set_role(at.engine, "live", "acme", email, "viewer", who="tests", now=NOW)
+    tokens = [members.request_link(at.engine, "live", email, NOW) for _ in range(6)]
+    assert tokens[5] is None and all(tokens[:5])
+    assert members.sign_in(at.engine, "live", tokens[0], NOW + timedelta(minutes=15)) is None
+    assert members.sign_in(at.engine, "live", tokens[1], NOW + timedelta(minutes=14)) is not None
+    assert members.sign_in(at.engine, "test", tokens[2], NOW) is None  # another namespace's portal
+
+
+def test_the_link_comes_by_mail_in_the_operator_s_name(world, monkeypatch):
+    sent = []
+    monkeypatch.setenv("METERHOUSE_SMTP_URL", "smtp://127.0.0.1:1")
+    monkeypatch.setenv("METERHOUSE_MAIL_FROM", "billing@acme.example")
+    monkeypatch.setenv("METERHOUSE_BRAND_NAME", "Example AI")
+    monkeypatch.setattr("meterhouse_store.mail.send", lambda _, made: sent.append(made))
+    at, settings = world
+    members.set_role(at.engine, "live", "acme", "mailed@acme.example", "viewer", who="tests", now=NOW)
+    built = app.build(settings, TOKEN, public_url="https://usage.example.com", now=lambda: NOW)
+    with TestClient(built, base_url="https://testserver", follow_redirects=False) as browser:
+        browser.post("/sign-in", data={"email": "nobody@acme.example"})
+        browser.post("/sign-in", data={"email": "mailed@acme.example"})
+        (made,) = sent
+        assert (made["To"], made["Subject"]) == ("mailed@acme.example", "Sign in to Example AI")
+        link = re.search(r"https://usage\.example\.com(/sign-in/\S+)", made.get_body(("plain",)).get_content())
+        answer = browser.post(link.group(1))
+        assert "Secure" in answer.headers["set-cookie"]
+        assert "Example AI" in browser.get("/account").text
+
+
+def test_a_session_ends_with_signing_out_with_its_week_and_with_the_membership(world):
+    at, _ = world
+    email = "gone@acme.example"
+    members.set_role(at.engine, "live", "acme", email, "viewer", who="tests", now=NOW)
+    with visiting(world, email) as browser:
+        page = browser.get("/account")
+        assert page.status_code == 200
+        browser.post("/sign-out", data={"form": "0" * 64})
+        assert browser.get("/account").status_code == 200  # another site cannot sign somebody out
+        session = browser.cookies[COOKIE]
+        browser.post("/sign-out", data={"form": form_token(page.text)})
+        browser.cookies.set(COOKIE, session)
+        assert browser.get("/account").status_code == 303
+    with visiting(world, email) as browser:
+        session = browser.cookies[COOKIE]
+    with visiting(world, now=NOW + timedelta(days=7)) as browser:
+        browser.cookies.set(COOKIE, session)
+        assert browser.get("/account").status_code == 303
+    members.set_role(at.engine, "live", "acme", email, None, who="tests", now=NOW)
+    with visiting(world) as browser:
+        browser.cookies.set(COOKIE, session)
+        assert browser.get("/account").status_code == 303
+
+
+def test_a_member_of_two_customers_chooses_and_sees_one_at_a_time(world):
+    with visiting(world, "both@example.com") as browser:
+        assert browser.get("/account").headers["location"] == "/customers"
+        page = browser.get("/customers").text
+        form = {"form": form_token(page), "customer": "globex"}
+        assert browser.post("/customers", data=form | {"customer": "initech"}).status_code == 404
+        assert browser.post("/customers", data=form).status_code == 303
+        assert "888,000" in browser.get("/account").text
+        browser.post("/customers", data=form | {"customer": "acme"})
+        assert "888,000" not in browser.get("/account").text
+        assert browser.get("/account/invoices").status_code == 403  # viewer there, owner of the other
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_says_what_the_month_comes_to_so_far_and_by_its_end(world):
+    with visiting(world, "vera@acme.example") as browser:
+        shown = text_of(browser.get("/account").text)
+
+    # 20 times 30,000 tokens at 2.00 per 1,000, and one tool call at 0.50.
+    assert "So far 1,200.50 EUR" in shown
+    # 14 days back of November 21st 03:30 there are 14 days of 30,000 tokens and the one tool call. Left are 9 days, 19
+    # hours and 30 minutes: 9.8125 days. 30,000 * 9.8125 = 294,375 tokens are 588.75; 1 / 14 * 9.8125 calls are 0.35.
+    assert "Expected by 2026-12-01 1,789.60 EUR" in shown
+    # No two days differ in tokens; calls do: 13 days 0, one day 1, a standard deviation of 0.267261, times 1.645 and
+    # the root of 9.8125: 1.3772 calls more, or so many fewer that none is left.
+    assert "Most likely between 1,789.25 EUR and 1,790.29 EUR" in shown
+    assert "llm.tokens.input 600,000 20" in shown.replace(". ", ".")
+
+
+def test_the_chart_and_its_table_show_the_days_of_the_customer_s_own_zone(world):
+    with visiting(world, "vera@acme.example") as browser:
+        page = browser.get("/account?meter=llm.tokens.input&by=agent").text
+    assert '<svg class="chart"' in page and page.count("<rect") == 20
+    assert "2026-11-01, helper: 30,000 token" in page  # 23:30 of October 31st in UTC
+    assert browser_table(page)["2026-11-02"] == ["30,000"]
+
+
+def browser_table(page):
+    rows = re.findall(r'<tr><th scope="row">(2026-\d\d-\d\d)</th>(.*?)</tr>', page)
+    return {day: re.findall(r">([\d,.]+)</td>", cells) for day, cells in rows}
+
+
+def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(world):
+    with visiting(world, "vera@acme.example") as browser:
+        shown = text_of(browser.get("/account/usage").text)
+        assert "2026-11-20 13:00:00 CET helper gpt-5 1 llm.requests 30,000 llm.tokens.input ok" in shown
+        assert "c-oct" not in shown and shown.count("CET helper gpt-5") == 20
+        only = browser.get("/account/usage?conversation=talk-7").text
+        assert only.count("/account/actions?") == 1
+        opened = browser.get(re.search(r'href="(/account/actions\?[^"]+)"', only).group(1).replace("&amp;", "&"))
+        assert opened.status_code == 200
+        assert "talk-7" in opened.text and "e23" in opened.text and "llm.<wbr>requests" in opened.text
+        assert "Nothing in this period is like that." in browser.get("/account/usage?model=gpt-6").text
+        october = text_of(browser.get("/account/usage?period=2026-10").text)
+        assert "2026-10-31 23:30:00 CET" in october and "2026-11-01 00:30:00" not in october
+
+
+def test_pages_of_the_log_have_every_call_once(world, monkeypatch):
+    monkeypatch.setattr("meterhouse_portal.account.PAGE", 6)
+    with visiting(world, "vera@acme.example") as browser:
+        seen, path = [], "/account/usage"
+        while path:
+            page = browser.get(path).text
+            seen += re.findall(r"/account/actions\?id=([^&]+)&", page)
+            following = re.search(r'rel="next" href="([^"]+)"', page)
+            path = following and following.group(1).replace("&amp;", "&")
+    # The tool call has no call id, so that it goes by its event's.
+    assert seen == ["e24", *(f"c-{day}" for day in range(20, 1, -1)), "c-nov-0"]
+
+
+@pytest.mark.parametrize("query", ["after=x", "after=9999999999999999999999-a", "period=tomorrow", "page=2"])
+def test_what_the_log_cannot_be_asked_is_said(world, query):
+    with visiting(world, "vera@acme.example") as browser:
+        assert browser.get(f"/account/usage?{query}").status_code == 400
+
+
+def test_the_export_has_all_events_and_no_formula(world):
+    with visiting(world, "vera@acme.example") as browser:
+        answer = browser.get("/account/usage.csv")
+        rows = list(csv.DictReader(io.StringIO(answer.text)))
+        parquet = browser.get("/account/usage.parquet?meter=tool.calls").content
+    assert 'filename="usage-2026-10-31-2026-11-30.csv"' in answer.headers["content-disposition"]
+    assert len(rows) == 22 and {row["meter"] for row in rows} == {"llm.tokens.input", "llm.requests", "tool.calls"}
+    assert sum(Decimal(row["quantity"]) for row in rows if row["meter"] == "llm.tokens.input") == 600_000
+    assert [row["tool"] for row in rows if row["tool"]] == ['\'=HYPERLINK("http://evil")']
+    assert parquet[:4] == b"PAR1"
+    assert "globex" not in answer.text and "secret-model" not in answer.text
+
+
+def test_an_invoice_has_its_lines_and_each_line_its_explanation(world):
+    with visiting(world, "bill@acme.example") as browser:
+        listed = browser.get("/account/invoices").text
+        assert "602.00 EUR" in text_of(listed)
+        invoice = browser.get(re.search(r'href="(/account/invoices/[0-9a-f]{64})"', listed).group(1)).text
+        assert "input 300,000 token 600.00 EUR" in text_of(invoice)
+        line = browser.get(re.search(r'href="(/account/lines/[0-9a-f]{64})"', invoice).group(1))
+    assert "300,000 at 2 EUR per 1,000: 600 EUR" in text_of(line.text)
+    assert "price book tests, version 1, line 12" in text_of(line.text)
+
+
+def test_a_line_can_be_questioned_and_is_answered_once(world):
+    at, _ = world
+    with visiting(world, "bill@acme.example") as browser:
+        listed = browser.get("/account/invoices").text
+        invoice = browser.get(re.search(r'href="(/account/invoices/[0-9a-f]{64})"', listed).group(1)).text
+        path = re.search(r'href="(/account/lines/[0-9a-f]{64})"', invoice).group(1)
+        form = {"form": form_token(browser.get(path).text), "question": "We made no such calls <b>"}
+        for _ in range(2):  # sent twice it is one question
+            assert browser.post(path, data=form).status_code == 303
+        assert browser.post(path, data=form | {"question": " "}).status_code == 422
+        (asked,) = questions.of_all(at.engine, "live", waiting=True)
+        assert (asked.customer_id, asked.amount_minor, asked.who) == ("acme", 60000, "bill@acme.example")
+        questions.answer(at.engine, "live", asked.question_id, "rejected", "See the log", who="op", now=NOW)
+        with pytest.raises(registry.RegistryError, match="rejected by op already"):
+            questions.answer(at.engine, "live", asked.question_id, "accepted", "No", who="op", now=NOW)
+        shown = browser.get("/account/questions").text
+    assert "We made no such calls &lt;b&gt;" in shown and "Rejected." in text_of(shown)
+
+
+def test_an_owner_manages_members_and_somebody_stays_owner(world):
+    with visiting(world, "gus@globex.example") as browser:
+        form = {"form": form_token(browser.get("/account/members").text)}
+        assert (
+            browser.post("/account/members", data=form | {"email": "x@globex.example", "role": "billing"}).status_code
+            == 303
+        )
+        assert "x@globex.example" in browser.get("/account/members").text
+        for who in ("both@example.com", "x@globex.example"):
+            assert browser.post("/account/members", data=form | {"email": who, "role": ""}).status_code == 303
+        browser.post("/account/members", data=form | {"email": "y@globex.example", "role": "viewer"})
+        refused = browser.post("/account/members", data=form | {"email": "gus@globex.example", "role": "viewer"})
+        assert refused.status_code == 422 and "last owner" in refused.text
+        assert browser.post("/account/members", data={"email": "z@globex.example", "role": "owner"}).status_code == 403
+    members.set_role(world[0].engine, "live", "globex", "both@example.com", "owner", who="tests", now=NOW)
+
+
+def test_a_key_is_shown_once_and_only_its_hash_is_kept(world):
+    at, _ = world
+    with visiting(world, "olga@acme.example") as browser:
+        form = {"form": form_token(browser.get("/account/keys").text)}
+        text = re.search(r"mhc_[\w-]+", browser.post("/account/keys", data=form | {"name": "nightly"}).text).group(0)
+        again = browser.get("/account/keys").text
+        assert "nightly" in again and text not in again
+        assert access_keys.customer_of(at.engine, "live", text) == "acme"
+        (key,) = access_keys.of_customer(at.engine, "live", "acme")
+        assert browser.post("/account/keys", data=form | {"revoke": key.key_id}).status_code == 303
+    assert access_keys.customer_of(at.engine, "live", text) is None
+    with at.engine.connect() as connection:
+        stored = connection.exec_driver_sql("SELECT key_sha256 FROM portal_keys").scalar_one()
+    assert stored == hashlib.sha256(text.encode()).hexdigest()
+
+
+# ---- nobody sees another's ------------------------------------------------------------------------------------------
+
+
+def routes(world):
+    """Every route of the customers' pages but those of signing in, from the routing table: (method, path, role)."""
+    _, settings = world
+    from meterhouse_portal.customer_pages import CustomerPages
+    from meterhouse_portal.rendering import Rendering
+    from meterhouse_portal.stores import Stores
+    from meterhouse_store.brand import Brand
+    from meterhouse_store.mail import MailSettings
+
+    pages = CustomerPages(settings, Stores(settings), Rendering(Brand()), MailSettings(), "", lambda: NOW)
+    return [
+        (next(iter(it.methods - {"HEAD"})), it.path, it.name)
+        for it in pages.routes()
+        if isinstance(it, Route) and it.name != "open"
+    ]
+
+
+def objects_of(world, customer):
+    """An object of the customer for every route that takes one."""
+    at, _ = world
+    with at.engine.connect() as connection:
+        rating, line = connection.exec_driver_sql(
+            "SELECT r.rating_id, l.line_id FROM ratings r JOIN rated_lines l ON l.rating_id = r.rating_id "
+            f"WHERE r.customer_id = '{customer}' AND r.state = 'closed' ORDER BY l.position"
+        ).fetchone()
+    action = {"acme": ("c-20", "2026-11-20T12:00:00+00:00"), "globex": ("c-globex-2", "2026-11-07T10:00:00+00:00")}
+    return {
+        "/account/invoices/{id}": f"/account/invoices/{rating}",
+        "/account/lines/{id}": f"/account/lines/{line}",
+        "/account/actions": "/account/actions?id={}&at={}".format(*action[customer]).replace("+", "%2B"),
+    }
+
+
+WITHOUT_OBJECT = {
+    "/account", "/account/usage", "/account/usage.csv", "/account/usage.parquet", "/account/invoices",
+    "/account/questions", "/account/credits", "/account/members", "/account/keys",
+}  # fmt: skip
+
+
+def test_every_route_is_in_the_matrix_of_objects_and_roles(world):
+    """Another customer's objects are answered as ids that do not exist; a role opens what it says and nothing else."""
+    mine, theirs = objects_of(world, "acme"), objects_of(world, "globex")
+    invented = {
+        "/account/invoices/{id}": "/account/invoices/" + "0" * 64,
+        "/account/lines/{id}": "/account/lines/" + "0" * 64,
+        "/account/actions": "/account/actions?id=c-none&at=2026-11-07T10:00:00%2B00:00",
+    }
+    everybody = {"viewer": "vera@acme.example", "billing": "bill@acme.example", "owner": "olga@acme.example"}
+    for role, email in everybody.items():
+        with visiting(world, email) as browser:
+            token = form_token(browser.get("/account").text)
+            for method, path, needed in routes(world):
+                assert path in WITHOUT_OBJECT or path in mine, f"{path} is in no matrix: add it here"
+                allowed = members.ROLES.index(role) >= members.ROLES.index(needed)
+                send = {"form": token, "question": "", "email": "-", "role": "viewer", "name": ""}
+
+                def ask(address, method=method, browser=browser, send=send):
+                    return browser.request(method, address, data=send if method == "POST" else None)
+
+                own = ask(mine.get(path, path))
+                assert own.status_code == ((200 if method == "GET" else 422) if allowed else 403), (role, path)
+                if path in theirs:
+                    other, none = ask(theirs[path]), ask(invented[path])
+                    assert other.status_code == (404 if allowed else 403), (role, path)
+                    assert other.text == none.text
+
+
+def test_the_pages_of_one_are_the_same_with_and_without_the_other_s_data(world):
+    at, _ = world
+    paths = ["/account", "/account/usage", "/account/invoices", "/account/credits", "/account/usage.csv"]
+    with visiting(world, "bill@acme.example") as browser:
+        before = [re.sub(r"[0-9a-f]{64}", "H", browser.get(path).text) for path in paths]
+        at.client.command(
+            f"INSERT INTO events ({COLUMNS}) VALUES "
+            + _row(900, event("globex", "llm.tokens.input", "2026-11-20 12:00:00", 999_999, call="c-20", model="x"))
+        )
+        try:
+            after = [re.sub(r"[0-9a-f]{64}", "H", browser.get(path).text) for path in paths]
+        finally:
+            at.client.command("DELETE FROM events WHERE event_id = 'e900'")
+    assert before == after
+
+
+def test_markup_in_names_stays_text(world):
+    with visiting(world, "vera@acme.example") as browser:
+        page = browser.get("/account/usage").text
+    assert "&lt;script&gt;" in page and "<script" not in page
+
+
+def test_every_answer_forbids_scripts_frames_and_caches(world):
+    with visiting(world, "olga@acme.example") as browser:
+        for path in ("/account", "/account/usage.csv", "/sign-in", "/account/lines/" + "0" * 64, "/logo"):
+            headers = browser.get(path).headers
+            assert "default-src 'none'" in headers["content-security-policy"], path
+            assert "frame-ancestors 'none'" in headers["content-security-policy"]
+            assert headers["cache-control"] == "no-store"
+            assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_a_form_that_is_too_long_is_refused(world):
+    with visiting(world, "olga@acme.example") as browser:
+        assert browser.post("/account/keys", data={"name": "x" * 70_000}).status_code == 413
+
+
+def test_the_first_page_is_small(world):
+    with visiting(world, "vera@acme.example") as browser:
+        assert len(browser.get("/account").content) + len(browser.get("/account.css").content) < 100_000
+
+
+def test_without_a_warehouse_pages_say_so(world, tmp_path):
+    at, settings = world
+    alone = settings.model_copy(update={"warehouse_url": "http://x:y@127.0.0.1:1"})
+    session = members.sign_in(at.engine, "live", members.request_link(at.engine, "live", "bill@acme.example", NOW), NOW)
+    with TestClient(app.build(alone, TOKEN, now=lambda: NOW), follow_redirects=False) as browser:
+        browser.cookies.set(COOKIE, session)
+        answer = browser.get("/account")
+    assert answer.status_code == 503
+    assert "Usage cannot be read now" in answer.text

@@ -1,0 +1,73 @@
+"""`meterhouse portal` for operators: who may sign in, and what customers ask."""
+
+import json
+import re
+from datetime import UTC, datetime
+
+import pytest
+from typer.testing import CliRunner
+
+from meterhouse_portal import members, questions
+from meterhouse_portal.commands import portal
+from meterhouse_store import registry, sql
+from meterhouse_store.settings import Settings
+
+NOW = datetime(2026, 11, 21, 3, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    monkeypatch.setenv("METERHOUSE_DATA", str(tmp_path))
+    engine = sql.open_engine(Settings(data=tmp_path))
+    registry.ensure_namespace(engine, "live", now=NOW)
+    registry.add_customer(engine, "live", "acme", plan="pay", now=NOW)
+    yield engine
+    engine.dispose()
+
+
+def call(*arguments):
+    done = CliRunner().invoke(portal, arguments)
+    return done.exit_code, done.output
+
+
+def test_an_operator_invites_lists_links_and_removes(engine):
+    assert call("invite", "acme", "Olga@acme.example", "--by", "op") == (
+        0, "olga@acme.example signs in for acme as owner, at the portal's /account.\n",
+    )  # fmt: skip
+    assert re.search(r"olga@acme\.example +owner", call("members", "acme")[1])
+    assert json.loads(call("members", "acme", "--json")[1])[0]["who"] == "op"
+    _, shown = call("link", "olga@acme.example")
+    token = re.fullmatch(r"http://127\.0\.0\.1:8080/sign-in/(\S+)\n", shown).group(1)
+    assert members.sign_in(engine, "live", token, datetime.now(UTC)) is not None
+    assert call("link", "nobody@acme.example")[0] == 1
+    assert call("invite", "acme", "olga@acme.example", "--role", "none")[0] == 0
+    assert "Nobody" in call("members", "acme")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("initech", "x@acme.example"), "there is no customer 'initech'"),
+        (("acme", "no address"), "is no e-mail address"),
+        (("acme", "x@acme.example", "--role", "king"), "'king' is no role: viewer, billing, owner"),
+    ],
+)
+def test_a_wrong_invitation_is_refused_in_a_sentence(engine, arguments, said):
+    code, shown = call("invite", *arguments)
+    assert code == 1
+    assert said in shown
+
+
+def test_questions_are_listed_and_answered_once(engine):
+    line = {"rating_id": "r" * 64, "line_id": "a" * 64, "amount_minor": 1250, "currency": "EUR"}
+    asked = questions.ask(engine, "live", "acme", line, "Why?", who="olga@acme.example", now=NOW)
+    short = asked.question_id[:10]
+    assert re.search(rf"{short} +acme +aaaaaaaaaa +12\.50 EUR", call("questions")[1])
+    assert call("answer", short, "--accept", "--why", "Credited", "--by", "op") == (
+        0,
+        f"{short} of acme is accepted.\n",
+    )
+    assert "No question waits" in call("questions")[1]
+    code, shown = call("answer", short, "--reject", "--why", "No")
+    assert (code, "it is answered once" in shown) == (1, True)
+    assert call("answer", "zzz", "--reject", "--why", "No")[0] == 1
