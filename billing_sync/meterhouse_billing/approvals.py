@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from sqlalchemy import RowMapping
 
-from meterhouse_billing import history, issues, records, reviews, states
+from meterhouse_billing import credit_records as kept
+from meterhouse_billing import credit_run, history, issues, records, reviews, states
+from meterhouse_billing.crediting import Note
 from meterhouse_billing.documents import Draft
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.run import Step, finalise, outbox_of, prepare
@@ -16,7 +18,13 @@ from meterhouse_store.sql import begin_write
 
 
 def approve(world: World, draft: Draft, why: str) -> Iterator[Step]:
-    """Compare what is in Stripe now, and approve it in spite of what there is to look at, which is kept with it."""
+    """Compare what is in Stripe now, and approve it in spite of what there is to look at, which is kept with it.
+
+    Of a finalised invoice, its credit notes that wait.
+    """
+    if notes := _notes(world, draft):
+        yield from credit_run.approve_waiting(world, notes, why)
+        return
     _state(world, draft, states.PENDING, "approve")
     yield from prepare(world, draft)
     row = _state(world, draft, states.PENDING, "approve")
@@ -39,7 +47,13 @@ def hold(world: World, draft: Draft, why: str) -> Iterator[Step]:
 
 
 def finalise_approved(world: World, draft: Draft, why: str) -> Iterator[Step]:
-    """Finalise what is approved, once more compared; above the limit another person than the one who approved."""
+    """Finalise what is approved, once more compared; above the limit another person than the one who approved.
+
+    Of a finalised invoice, its approved credit notes are issued.
+    """
+    if notes := _notes(world, draft):
+        yield from credit_run.issue_approved(world, notes)
+        return
     row = _state(world, draft, (states.APPROVED,), "finalise")
     policy = reviews.policy_of(world, draft.customer_id)
     if (refusal := reviews.second_person(world, row, policy)) is not None:
@@ -57,6 +71,8 @@ def void(world: World, draft: Draft, why: str, *, reissue: bool) -> Iterator[Ste
     """Void the finalised invoice; with `reissue` it becomes a draft again, a new invoice in Stripe."""
     row = _state(world, draft, (states.FINALISED, states.FAILED, states.VOID), "void")
     if row["state"] != states.VOID:
+        if kept.issued(world.engine, draft.invoice_id) or _notes(world, draft):
+            raise BillingError("it has credit notes: Stripe credits the rest of it instead of voiding it")
         stripe_id = row["stripe_invoice_id"]
         issue = issues.current(world.engine, draft.invoice_id)["issue"]
 
@@ -76,6 +92,14 @@ def void(world: World, draft: Draft, why: str, *, reissue: bool) -> Iterator[Ste
         with begin_write(world.engine) as connection:
             records.start_again(connection, draft, issues.VOIDED, who=world.who, why=why, now=world.now())
         yield Step(draft.customer_id, "is a draft again: `meterhouse bill run` makes a new invoice of it in Stripe")
+
+
+def _notes(world: World, draft: Draft) -> list[Note]:
+    """The credit notes on a finalised invoice that are not in Stripe yet."""
+    row = records.invoice(world.engine, draft.invoice_id)
+    if row is None or row["state"] in (*states.PENDING, states.VOID):
+        return []
+    return kept.notes(world.engine, draft.namespace, draft.customer_id, draft.rating_id, only_open=True)
 
 
 def _state(world: World, draft: Draft, allowed: tuple[str, ...], verb: str) -> RowMapping:

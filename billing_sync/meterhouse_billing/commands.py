@@ -24,6 +24,7 @@ from meterhouse_billing.command_line import (
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from meterhouse_billing.crediting import Note
     from meterhouse_billing.documents import Draft
     from meterhouse_billing.reconcile import Row
 
@@ -58,12 +59,16 @@ def run(
     """Make Stripe drafts of closed ratings, compare them to the minor unit and, with --approve, finalise them.
 
     What there is to look at (`bill review`) waits for `bill approve`; --approve is a person's approval of all of them,
-    but of none that is on hold, a credit, or for two persons. Prints each step when it is done. May be stopped anywhere
-    and run again: the same invoices come out, once. Exit code 3 when an invoice needs a person; it is left as a draft.
-    With --due and without a Stripe key, or with sync turned off (`meterhouse namespaces set`), nothing is done, exit
-    code 0.
+    but of none that is on hold, a credit, or for two persons. Carries the credit notes that wait to Stripe, too.
+
+    Prints each step when it is done. May be stopped anywhere and run again: the same invoices come out, once. Exit code
+    3 when an invoice needs a person; it is left as a draft. With --due and without a Stripe key, or with sync turned
+    off (`meterhouse namespaces set`), nothing is done, exit code 0.
     """
-    from meterhouse_billing import mirrors, records
+    from itertools import chain
+
+    from meterhouse_billing import credit_records, mirrors, records
+    from meterhouse_billing.credit_run import credit
     from meterhouse_billing.gateway import NoStripeKey
     from meterhouse_billing.run import bill as steps
     from meterhouse_store import switches
@@ -73,8 +78,9 @@ def run(
     with refusals():
         settings, engine = opened(data)
         drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
+        notes = credit_records.notes(engine, settings.namespace, customer, only_open=True)
         if dry_run:
-            _print_drafts(drafts, as_json)
+            _print_drafts(drafts, notes, as_json)
             return
         try:
             switches.require(engine, settings.namespace, switches.SYNC)
@@ -86,7 +92,7 @@ def run(
             say(f"Nothing is invoiced, {waiting}: {missing}.", as_json)
             return
         exceptions = []
-        for step in steps(world, drafts, approve=approve):
+        for step in chain(steps(world, drafts, approve=approve), credit(world, notes, approve=approve)):
             # Flushed line by line: whoever watches, or stops the run, knows what is committed.
             say(str(step), as_json)
             if step.failed:
@@ -97,7 +103,7 @@ def run(
             names = {draft.invoice_id for draft in drafts}
             rows = [row for row in _invoices(engine, settings.namespace) if row["invoice_id"] in names]
             print_json({"invoices": rows, "exceptions": exceptions})
-        elif not drafts:
+        elif not drafts and not notes:
             print("Nothing to invoice: no closed rating is waiting (`meterhouse rate close` closes a period).")
     if exceptions:
         raise typer.Exit(EXCEPTIONS)
@@ -257,7 +263,7 @@ def _print_invoices(rows: list[dict[str, Any]]) -> None:
                 print(f"! {name}: {exception}")
 
 
-def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
+def _print_drafts(drafts: list["Draft"], notes: list["Note"], as_json: bool) -> None:
     from meterhouse_billing.documents import text
     from meterhouse_rating.layout import money
 
@@ -273,7 +279,7 @@ def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
             }
             for draft in drafts
         ]
-        print_json({"drafts": found})
+        print_json({"drafts": found, "credit_notes": [vars(note) for note in notes]})
         return
     for draft in drafts:
         print(f"{draft.customer_id}, {draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}, {draft.currency}")
@@ -281,7 +287,9 @@ def _print_drafts(drafts: list["Draft"], as_json: bool) -> None:
         print_table([*lines, ("  total", money(draft.total_minor, draft.currency))], right=(1,))
         if draft.completeness:
             print(f"  {draft.completeness}")
-    if not drafts:
+    for note in notes:
+        print(f"{note.customer_id}: credit note of {money(note.total_minor, note.currency)} {note.currency}")
+    if not drafts and not notes:
         print("Nothing to invoice.")
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import stripe
 
+from meterhouse_billing.credit_documents import Shown, read_note
 from meterhouse_billing.documents import StripeInvoice, StripeLine, read_invoice, read_line
 
 TIMEOUT_S: Final = 30
@@ -105,6 +106,27 @@ class Gateway:
 
         return [read_line(line.to_dict()) for line in self._call(every)]
 
+    def credit_note(self, stripe_credit_note_id: str) -> Shown:
+        """The credit note as it is now, with all of its lines."""
+        body = self._call(lambda: self._client.v1.credit_notes.retrieve(stripe_credit_note_id)).to_dict()
+        return read_note(body, self._note_lines(stripe_credit_note_id))
+
+    def credit_notes(self, stripe_invoice_id: str) -> list[Shown]:
+        """All credit notes of an invoice."""
+
+        def every() -> list[stripe.CreditNote]:
+            page = self._client.v1.credit_notes.list({"invoice": stripe_invoice_id, "limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        return [read_note(note.to_dict(), self._note_lines(note.id)) for note in self._call(every)]
+
+    def _note_lines(self, stripe_credit_note_id: str) -> list[dict[str, Any]]:
+        def every() -> list[stripe.CreditNoteLineItem]:
+            page = self._client.v1.credit_notes.line_items.list(stripe_credit_note_id, {"limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        return [line.to_dict() for line in self._call(every)]
+
     def find_customer(self, metadata: Mapping[str, str]) -> dict[str, Any] | None:
         """The customer that carries the metadata. Stripe's search lags behind by about a minute."""
         query = " AND ".join(f"metadata['{_quoted(key)}']:'{_quoted(value)}'" for key, value in metadata.items())
@@ -142,6 +164,7 @@ _SENDERS: Final[dict[str, Callable[[Any, str, Any, stripe.RequestOptions], Any]]
     "invoice.create": lambda v1, _on, params, options: v1.invoices.create(params, options),
     "invoice.add_lines": lambda v1, on, params, options: v1.invoices.add_lines(on, params, options),
     "invoice.delete": lambda v1, on, params, options: v1.invoices.delete(on, params, options),
+    "credit_note.create": lambda v1, _on, params, options: v1.credit_notes.create(params, options),
     "invoice.void": lambda v1, on, params, options: v1.invoices.void_invoice(on, params, options),
     "invoice.finalise": lambda v1, on, params, options: v1.invoices.finalize_invoice(on, params, options),
 }

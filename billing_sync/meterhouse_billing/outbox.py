@@ -56,6 +56,12 @@ class Outbox:
         """Whether the call's answer is stored."""
         return self._any(operation, subject_id, DONE)
 
+    def request_of(self, operation: str, subject_id: str) -> Mapping[str, Any] | None:
+        """What the call was stored with, unless Stripe refused it; None where there is no call."""
+        query = select(outbox.c.request).where(self._is(operation, subject_id), outbox.c.state != FAILED)
+        with self.engine.connect() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
     def begun(self, operation: str, subject_id: str) -> bool:
         """Whether the call may have been sent, and its answer is not stored."""
         return self._any(operation, subject_id, PENDING)

@@ -1,6 +1,7 @@
-"""What becomes of an invoice after rating, as ledger postings: paid, void, issued again. Pure; amounts in minor units.
+"""What becomes of an invoice after rating, as ledger postings: paid, void, issued again, refunded.
 
 The receivable of a customer is then what Stripe shows as owed: a void invoice is owed no more, what is issued again is.
+Pure; amounts in minor units.
 """
 
 from meterhouse_rating.ids import digest
@@ -23,3 +24,9 @@ def reissue(invoice_id: str, issue: int, amount_minor: int, currency: str) -> Po
     """A void invoice is issued again, and owed again."""
     sides = (Entry(RECEIVABLE, amount_minor, currency), Entry(ADJUSTMENTS, -amount_minor, currency))
     return Posting("reissue", digest(["reissue", invoice_id, issue]), f"issued again, number {issue}", sides)
+
+
+def refund(note_id: str, name: str, amount_minor: int, currency: str) -> Posting:
+    """What a credit note on a paid invoice gave back: the note took it off what is owed, the money went out."""
+    sides = (Entry(RECEIVABLE, amount_minor, currency), Entry(CASH, -amount_minor, currency))
+    return Posting("refund", note_id, f"refund of credit note {name}", sides)

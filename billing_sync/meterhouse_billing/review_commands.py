@@ -23,6 +23,7 @@ from meterhouse_billing.command_line import (
 )
 
 if TYPE_CHECKING:
+    from meterhouse_billing.crediting import Note
     from meterhouse_billing.documents import Draft
     from meterhouse_billing.policies import Policy
     from meterhouse_billing.reviews import Review
@@ -48,13 +49,15 @@ def review(data: Data = None, as_json: Json = False) -> None:
     with refusals():
         settings, engine = opened(data)
         found = reviews.waiting(engine, settings.namespace)
+        notes = reviews.notes_waiting(engine, settings.namespace)
     if as_json:
-        print_json({"waiting": [_review_json(one) for one in found]})
-    elif not found:
+        told = [{**vars(note), "state": state} for note, state in notes]
+        print_json({"waiting": [_review_json(one) for one in found], "credit_notes": told})
+    elif not found and not notes:
         print("Nothing waits: `meterhouse bill status` lists the invoices.")
     else:
-        _print_reviews(found)
-    if any(one.for_a_person for one in found):
+        _print_reviews(found, notes)
+    if any(one.for_a_person for one in found) or any(state == "waiting" for _, state in notes):
         raise typer.Exit(EXCEPTIONS)
 
 
@@ -234,7 +237,7 @@ def _review_json(review: "Review") -> dict[str, Any]:
     }
 
 
-def _print_reviews(found: list["Review"]) -> None:
+def _print_reviews(found: list["Review"], notes: list[tuple["Note", str]]) -> None:
     from meterhouse_rating.layout import money
     from meterhouse_rating.periods import Period as Dates
 
@@ -246,7 +249,10 @@ def _print_reviews(found: list["Review"]) -> None:
         since = f"{one.since['changed_at']:%Y-%m-%d %H:%M}"
         total = money(row["total_minor"], row["currency"])
         table.append((row["customer_id"], period, state, total, row["currency"], since, one.since["who"]))
-    print_table(table, right=(3,))
+    if found:
+        print_table(table, right=(3,))
+    for note, state in notes:
+        print(f"{note.customer_id}: credit note of {money(note.total_minor, note.currency)} {note.currency}, {state}")
     for one in found:
         if one.on_hold:
             print(f"! {one.invoice['customer_id']}: on hold, {one.since['why']}")

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Engine, RowMapping, func, insert, select
 
-from meterhouse_billing import history, policies, records, states
+from meterhouse_billing import credit_records, history, policies, records, states
+from meterhouse_billing.crediting import Note
 from meterhouse_billing.documents import Draft
 from meterhouse_billing.findings import HISTORY, Evidence, Finding, assess
 from meterhouse_billing.policies import Policy
@@ -69,6 +70,15 @@ def waiting(engine: Engine, namespace: str) -> list[Review]:
         if row["state"] in states.PENDING:
             since = history.of(engine, row["invoice_id"])[-1]
             found.append(Review(row, tuple(latest(engine, row["invoice_id"])), since))
+    return found
+
+
+def notes_waiting(engine: Engine, namespace: str) -> list[tuple[Note, str]]:
+    """The credit notes that are not in Stripe yet, each with its state."""
+    found = []
+    for note in credit_records.notes(engine, namespace, only_open=True):
+        row = credit_records.issue_of(engine, note.note_id)
+        found.append((note, row["state"] if row else credit_records.WAITING))
     return found
 
 

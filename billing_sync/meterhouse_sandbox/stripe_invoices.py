@@ -75,6 +75,8 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
         "amount_paid": 0,
         "amount_remaining": 0,
         "amount_shipping": 0,
+        "post_payment_credit_notes_amount": 0,
+        "pre_payment_credit_notes_amount": 0,
         "attempt_count": 0,
         "attempted": False,
         "auto_advance": given.get("auto_advance", False),
@@ -177,20 +179,22 @@ def finalize(context: Context, name: str, given: dict[str, Any]) -> dict[str, An
     invoice |= {"ending_balance": customer["balance"], "amount_due": due, "amount_remaining": due}
     _save(context, invoice)
     context.emit("invoice.finalized", show(context, invoice))
-    return show(context, invoice) if chargeable else _paid(context, invoice)
+    return show(context, invoice) if chargeable else settle(context, invoice)
 
 
 def pay(context: Context, name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Paid out of band, or with one of Stripe's test cards (`pm_card_visa`; `pm_card_chargeDeclined` fails)."""
     invoice = _open(context, name)
     if given.get("paid_out_of_band"):
-        return _paid(context, invoice)
+        return settle(context, invoice)
     if "payment_method" not in given:
         message = "There is no payment method: give payment_method=pm_card_visa, or paid_out_of_band=true."
         raise StripeRefusal(message, code="invoice_payment_intent_requires_action", param="payment_method")
     invoice |= {"attempted": True, "attempt_count": invoice["attempt_count"] + 1}
     if given["payment_method"] != _DECLINED:
-        return _paid(context, invoice)
+        charge = {"id": new_id("ch"), "object": "charge", "amount": invoice["amount_remaining"], "amount_refunded": 0}
+        context.state.put("charge", charge, owner=name)
+        return settle(context, invoice)
     _save(context, invoice)
     context.emit("invoice.payment_failed", show(context, invoice))
     return show(context, invoice)
@@ -297,7 +301,8 @@ def _retotal(context: Context, invoice: dict[str, Any]) -> dict[str, Any]:
     return show(context, invoice)
 
 
-def _paid(context: Context, invoice: dict[str, Any]) -> dict[str, Any]:
+def settle(context: Context, invoice: dict[str, Any]) -> dict[str, Any]:
+    """What is due is paid."""
     invoice |= {"amount_paid": invoice["amount_due"], "amount_remaining": 0}
     return _close(context, invoice, "paid", "paid_at", "invoice.paid")
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from meterhouse_sandbox import stripe_credit_notes as credit_notes
 from meterhouse_sandbox import stripe_invoices as invoices
 from meterhouse_sandbox.stripe_calls import Call, Given, Handler
 from meterhouse_sandbox.stripe_calls import call as _call
@@ -79,6 +80,28 @@ def _list_lines(context: Context, name: str, given: Given) -> dict[str, Any]:
     return _page(invoices.lines(context, name), given, f"/v1/invoices/{name}/lines")
 
 
+def _retrieve_note(context: Context, name: str, _given: Given) -> dict[str, Any]:
+    return credit_notes.show(context, context.find("credit_note", name))
+
+
+def _list_notes(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    def fits(one: dict[str, Any]) -> bool:
+        return all(given.get(key) in (None, one[key]) for key in ("invoice", "customer"))
+
+    page = _page(context.state.newest_first("credit_note", fits), given, "/v1/credit_notes")
+    return page | {"data": [credit_notes.show(context, one) for one in page["data"]]}
+
+
+def _list_note_lines(context: Context, name: str, given: Given) -> dict[str, Any]:
+    context.find("credit_note", name)
+    return _page(credit_notes.lines(context, name), given, f"/v1/credit_notes/{name}/lines")
+
+
+def _list_refunds(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    found = context.state.newest_first("refund", lambda one: given.get("charge") in (None, one["charge"]))
+    return _page(found, given, "/v1/refunds")
+
+
 def _list_events(context: Context, _name: str, given: Given) -> dict[str, Any]:
     found = context.state.newest_first("event", lambda one: given.get("type") in (None, one["type"]))
     return _page(found, given, "/v1/events")
@@ -124,6 +147,18 @@ ROUTES: Final = (
         "POST", "/v1/invoiceitems", "InvoiceItemCreateParams", _new(invoices.create_item),
         "customer invoice amount currency description discountable metadata period", "customer invoice amount",
     ),
+    _call(
+        "POST", "/v1/credit_notes", "CreditNoteCreateParams", _new(credit_notes.create),
+        "invoice lines.type lines.invoice_line_item lines.amount lines.metadata memo metadata reason email_type "
+        "refund_amount credit_amount out_of_band_amount", "invoice lines",
+    ),
+    _call("GET", "/v1/credit_notes", "CreditNoteListParams", _list_notes, "limit starting_after invoice customer"),
+    _call("GET", "/v1/credit_notes/{id}", "CreditNoteRetrieveParams", _retrieve_note),
+    _call("GET", "/v1/credit_notes/{id}/lines", "CreditNoteLineItemListParams", _list_note_lines,
+          "limit starting_after"),
+    _call("POST", "/v1/credit_notes/{id}/void", "CreditNoteVoidCreditNoteParams", _on_invoice(credit_notes.void)),
+    _call("GET", "/v1/refunds", "RefundListParams", _list_refunds, "limit starting_after charge"),
+    _call("GET", "/v1/refunds/{id}", "RefundRetrieveParams", _retrieve("refund")),
     _call("GET", "/v1/events", "EventListParams", _list_events, "limit starting_after type"),
     _call("GET", "/v1/events/{id}", "EventRetrieveParams", _retrieve("event")),
 )  # fmt: skip

@@ -674,6 +674,39 @@ billing_settings = Table(
     Column("why", String(500), nullable=False),
 )
 
+# What became of a credit note on its way to Stripe.
+credit_note_issues = Table(
+    "credit_note_issues",
+    metadata,
+    Column("credit_note_id", String(64), ForeignKey("credit_notes.credit_note_id"), primary_key=True),
+    Column("invoice_id", String(64), ForeignKey("invoices.invoice_id"), nullable=False, index=True),
+    Column("state", String(16), nullable=False),  # waiting | approved | issued
+    Column("currency", String(3), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),  # positive; the parts below add up to it
+    Column("pre_payment_minor", BigInteger),  # off what remained to be paid
+    Column("balance_minor", BigInteger),  # onto the customer's balance
+    Column("refunded_minor", BigInteger),
+    Column("outside_minor", BigInteger),  # given back outside of Stripe
+    Column("lines", JSON),  # {Stripe's line: minor units}
+    Column("stripe_invoice_id", String(64)),
+    Column("stripe_credit_note_id", String(64), unique=True),
+    Column("number", String(64)),
+    Column("created_at", UtcTime, nullable=False),
+    Column("issued_at", UtcTime),
+)
+
+credit_note_transitions = Table(
+    "credit_note_transitions",
+    metadata,
+    Column("transition_id", String(64), primary_key=True),  # hash of credit_note_id, number, from_state, to_state
+    Column("credit_note_id", String(64), ForeignKey("credit_note_issues.credit_note_id"), nullable=False),
+    Column("from_state", String(16), nullable=False),  # '' of the first
+    Column("to_state", String(16), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+    Column("changed_at", UtcTime, nullable=False),
+)
+
 # Every call to Stripe that changes something is a row here before it is sent.
 outbox = Table(
     "outbox",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import stripe
 import uvicorn
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, select
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meterhouse_billing.gateway import Gateway, connect
@@ -185,11 +185,42 @@ class Books:
                 connection,
                 "test",
                 customer_id,
-                ledger.of_lines(rows),
+                ledger.of_lines(rows, "test"),
                 effective_at=NOVEMBER,
                 recorded_at=NOVEMBER,
             )
         return rating_id
+
+    def correction(self, rating_id: str, lines: list[tuple[int | None, int]], note_id: str = "note") -> str:
+        """A credit note that a later close made; lines are (position of what is corrected, signed minor units)."""
+        rows: list[dict[str, Any]] = [
+            {
+                "line_id": f"{note_id}-{number}",
+                "kind": "correction",
+                "description": "usage (correction)",
+                "amount_minor": amount,
+                "explanation": {"corrects": {"line": "" if at is None else f"{rating_id}-{at}", "kind": "usage"}},
+            }
+            for number, (at, amount) in enumerate(lines)
+        ]
+        with begin_write(self.engine) as connection:
+            rating = connection.execute(select(tables.ratings).where(tables.ratings.c.rating_id == rating_id)).one()
+            named = {"credit_note_id": note_id, "namespace": "test", "customer_id": rating.customer_id}
+            connection.execute(
+                insert(tables.credit_notes).values(
+                    **named,
+                    rating_id=rating_id,
+                    currency=rating.currency,
+                    total_minor=sum(amount for _, amount in lines),
+                    lines=rows,
+                    as_of=NOW,
+                    recorded_at=NOW,
+                )
+            )
+            rows = [{**row, "currency": rating.currency} for row in rows]
+            moments = {"effective_at": NOW, "recorded_at": NOW}
+            ledger.post(connection, "test", rating.customer_id, ledger.of_lines(rows, "test"), **moments)
+        return note_id
 
     def rows(self, table: Any) -> list[dict[str, Any]]:
         with self.engine.connect() as connection:

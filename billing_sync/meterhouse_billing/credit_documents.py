@@ -1,0 +1,45 @@
+"""Credit notes as Stripe shows them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A credit note as Stripe shows it; amounts in Stripe's unit, the currency upper case."""
+
+    stripe_credit_note_id: str
+    status: str
+    number: str
+    currency: str
+    total: int
+    pre_payment: int
+    refunded: int
+    outside: int
+    balance: int
+    metadata: Mapping[str, str]
+    lines: Mapping[str, int]
+
+
+def read_note(body: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Shown:
+    """Stripe's credit note object (https://docs.stripe.com/api/credit_notes/object) with all of its lines."""
+    refunded = sum(refund["amount_refunded"] for refund in body["refunds"])
+    outside = body["out_of_band_amount"] or 0
+    credited: dict[str, int] = {}
+    for line in lines:
+        item = line["invoice_line_item"] or ""
+        credited[item] = credited.get(item, 0) + line["amount"]
+    return Shown(
+        stripe_credit_note_id=body["id"],
+        status=body["status"],
+        number=body["number"],
+        currency=body["currency"].upper(),
+        total=body["total"],
+        pre_payment=body["pre_payment_amount"],
+        refunded=refunded,
+        outside=outside,
+        balance=body["post_payment_amount"] - refunded - outside,
+        metadata=body["metadata"] or {},
+        lines=credited,
+    )
