@@ -23,6 +23,8 @@ CLOSED = "closed"
 _CHUNK: Final = 5000
 """So many names at most are in one statement."""
 
+_OF_ANOTHER_MONTH = ("correction", "credit_restored")
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -163,8 +165,12 @@ def remembered(
     plan: Plan,
     carried: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Before], dict[str, Decimal]]:
-    """What lines of earlier ratings settled, and those of this month come to; `this_month`: ids of its ratings."""
+    """What lines of earlier ratings settled, and those of this month come to; `this_month`: ids of its ratings.
+
+    Corrections stand on the month's ratings and are of an earlier month: they settle nothing of this one.
+    """
     before, earlier = {}, {}
+    lines = [line for line in lines if line["kind"] not in _OF_ANOTHER_MONTH]
     for component in plan.components:
         mine = [
             line

@@ -174,6 +174,17 @@ def test_only_one_open_rating_carries_a_correction(closed):
     assert kinds.count("correction") == 1 and accounts(house)["receivable"] == 9300 + 300 + 300 + 2000
 
 
+def test_a_correction_fills_no_tier_of_the_month_whose_invoice_it_is_on(closed):
+    used(closed, "30", "2026-10-03T00:00:00", received="2026-11-08T00:00:00")
+    used(closed, "40", "2026-11-02T00:00:00")
+    used(closed, "70", "2026-11-18T00:00:00")
+    closed.run("2026-11-01..2026-11-16")
+    closed.run("2026-11-16..2026-12-01")
+    # The correction of 30 is October's: November's later part goes on from 40, 60 more are at 1.00 and 10 at 5.00.
+    usage = [it[3] for it in lines(closed, "2026-11") if it[0] == "usage"]
+    assert sorted(usage) == [4000, 11000]
+
+
 def test_late_usage_without_a_price_is_listed_for_its_period_and_other_late_usage_is_billed(closed):
     house = closed
     used(house, "5", "2026-10-09T00:00:00", received="2026-11-10T00:00:00", meter="llm.tokens.output", model="big")

@@ -201,7 +201,9 @@ class _Bill:
             number(it["quantity"])
             for rating in self.earlier
             for it in rating["lines"]
-            if rating["month"] == self.rating["month"] and (it["component"], it["metric"], it["dimensions"]) == key
+            if rating["month"] == self.rating["month"]
+            and it["kind"] == "usage"
+            and (it["component"], it["metric"], it["dimensions"]) == key
         ]
         if not known or sum(known) != said:
             self.findings.carry("where tiers and included usage went on from: an earlier rating of the month")
