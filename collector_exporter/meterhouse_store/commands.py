@@ -94,6 +94,7 @@ def _jobs(
     """Rate what is due, again and again, and bill it where Stripe is configured.
 
     A round is `rate run --due` and, with STRIPE_API_KEY, `bill run --due`.
+    Beside the rounds runs `budgets watch`.
     """
     from meterhouse_store import jobs as schedule
     from meterhouse_store.stack import meterhouse_command

@@ -1,4 +1,4 @@
-"""`meterhouse jobs`: rating and billing, round after round, one after the other.
+"""`meterhouse jobs`: rating and billing, round after round, one after the other; and budgets all the time.
 
 Each step is the command a person would type, as a child process; every step may be repeated, so a round that was
 interrupted is made good by the next.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from meterhouse_store.endpoints import replace_private
+from meterhouse_store.supervisor import die_with_parent
 
 STEP_TIMEOUT_S = 3600
 STOP_TIMEOUT_S = 20
@@ -24,13 +25,48 @@ DONE = 0
 DONE_WITH_EXCEPTIONS = 3
 
 
+class Beside:
+    """A command that runs all the time, beside the rounds; started again with the next round if it ended."""
+
+    def __init__(self, name: str, argv: Sequence[str], say: Callable[[str], None]) -> None:
+        self._name, self._argv, self._say = name, list(argv), say
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def keep(self) -> None:
+        """Start it where it does not run."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        if self.process is not None:
+            self._say(f"{self._name} ended with code {self.process.returncode}: it is started again")
+        after_fork = die_with_parent(os.getpid())
+        self.process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, preexec_fn=after_fork)
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
 class Jobs:
-    """Runs `steps` (name -> argv) in a loop; what came of them stands in `state_file`, `alive_file` is touched."""
+    """Runs `steps` (name -> argv) in a loop; what came of them stands in `state_file`, `alive_file` is touched.
+
+    What is `beside` them runs from the first round to the end of the loop.
+    """
 
     def __init__(
-        self, steps: dict[str, Sequence[str]], state_file: Path, alive_file: Path, say: Callable[[str], None]
+        self,
+        steps: dict[str, Sequence[str]],
+        state_file: Path,
+        alive_file: Path,
+        say: Callable[[str], None],
+        beside: Sequence[Beside] = (),
     ) -> None:
         self._steps = steps
+        self._beside = beside
         self._state_file = state_file
         self._alive_file = alive_file
         self._say = say
@@ -39,10 +75,16 @@ class Jobs:
 
     def loop(self, every_s: float) -> None:
         """Begin a round every `every_s` seconds, or as soon as the last one is done, until `stop` is set."""
-        while not self.stop.is_set():
-            began = time.monotonic()
-            self.round()
-            self.stop.wait(max(0.0, began + every_s - time.monotonic()))
+        try:
+            while not self.stop.is_set():
+                began = time.monotonic()
+                for it in self._beside:
+                    it.keep()
+                self.round()
+                self.stop.wait(max(0.0, began + every_s - time.monotonic()))
+        finally:
+            for it in self._beside:
+                it.end()
 
     def round(self) -> None:
         """Run every step once; a step that failed does not keep the next from running."""
@@ -94,7 +136,10 @@ def read_state(state_file: Path) -> dict[str, Any]:
 
 
 def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str], None]) -> None:
-    """Rate what is due, bill it where Stripe is configured, until SIGTERM or SIGINT; `command` calls meterhouse."""
+    """Rate what is due, bill it where Stripe is configured, and watch budgets, until SIGTERM or SIGINT.
+
+    `command` calls meterhouse.
+    """
     steps: dict[str, Sequence[str]] = {"rate run --due": (*command, "rate", "run", "--due", "--data", str(data))}
     if os.environ.get("STRIPE_API_KEY") or os.environ.get("STRIPE_SECRET_KEY"):
         steps["bill run --due"] = (*command, "bill", "run", "--due", "--data", str(data))
@@ -102,7 +147,8 @@ def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str
         say("no STRIPE_API_KEY: usage is rated, nothing is billed")
     folder = data / "run"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    jobs = Jobs(steps, folder / "jobs.json", folder / "jobs.alive", say)
+    beside = Beside("budgets watch", (*command, "budgets", "watch", "--data", str(data)), say)
+    jobs = Jobs(steps, folder / "jobs.json", folder / "jobs.alive", say, [beside])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: jobs.stop.set())
     jobs.loop(every_s)

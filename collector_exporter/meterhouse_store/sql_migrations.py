@@ -21,6 +21,7 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     (2, ("ALTER TABLE customers ADD COLUMN reference VARCHAR(256)",)),
     (3, ("ALTER TABLE ledger_entries ADD COLUMN grant_id VARCHAR(64)",)),
     (4, ("ALTER TABLE credentials ADD COLUMN role VARCHAR(16) NOT NULL DEFAULT 'metering'",)),
+    (5, ("DROP TABLE allowances",)),  # nothing wrote it yet; it is made anew
 )
 
 FILLED: Final[tuple[tuple[int, Callable[[Connection], None]], ...]] = (

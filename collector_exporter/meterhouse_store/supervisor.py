@@ -144,7 +144,7 @@ class Supervisor:
                 stderr=log,
                 env=os.environ | part.environment,
                 process_group=0,
-                preexec_fn=_die_with_parent(os.getpid()),
+                preexec_fn=die_with_parent(os.getpid()),
             )
 
     def _log_file(self, part: Part) -> Path:
@@ -167,7 +167,8 @@ def last_lines(log: IO[bytes], lines: int = 15) -> str:
     return "\n".join(f"  | {line}" for line in text)
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
+def die_with_parent(parent: int) -> Callable[[], None] | None:
+    """What a child runs first so that it ends when its parent does, where the system can do that."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl

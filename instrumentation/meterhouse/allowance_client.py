@@ -47,11 +47,14 @@ Reply = tuple[int, Any, str | None]
 class _Asking:
     """A question under way, and what was used meanwhile, by meter, which its answer cannot know of."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Lease | None) -> None:
         from concurrent.futures import Future
 
         self.answer: Future[Lease] = Future()
         self.spent: dict[str, Decimal] = {}
+        self.lease_id = known.lease_id if known else ""
+        self.used = {meter: str(quantity) for meter, quantity in known.used.items()} if known else {}
+        """What the lease's usage was when it was asked for: taken together with the beginning of `spent`."""
 
 
 class Client:
@@ -82,7 +85,7 @@ class Client:
             asking = self._asking.get(key)
             if asking is not None:
                 return asking.answer
-            asking = _Asking()
+            asking = _Asking(self.leases.get(key))
             _policy()  # now, not when nobody answers: what is spelled wrongly is told before it matters
             if not _limiting():
                 lease = leases.unlimited(time.monotonic(), leases.UNSUPPORTED_AGAIN_S)
@@ -108,13 +111,15 @@ class Client:
                 lease.renew_at = now + leases.RETRY_S
             return lease
 
-    def spend(self, key: Key, used: Iterable[tuple[str, int | float]]) -> None:
-        """Count usage against the key's lease, and ask for the next one in good time."""
+    def spend(self, key: Key, used: Iterable[tuple[str, int | float]], lease_id: str) -> None:
+        """Count usage, whose events name `lease_id`, against the key's lease, and ask for the next one in good time."""
         with self._lock:
             lease, asking = self.leases.get(key), self._asking.get(key)
             for meter, quantity in used:
                 if lease is not None:
                     lease.spend(meter, quantity)
+                    if lease.lease_id == lease_id:
+                        lease.count(meter, quantity)
                 if asking is not None and 0 <= quantity <= 10**15:
                     before = asking.spent.get(meter, Decimal(0))
                     asking.spent[meter] = leases.total(before, Decimal(str(quantity)))
@@ -135,15 +140,19 @@ class Client:
         """Give back the leases that hold units, for at most a second; what is not released expires."""
         from meterhouse.settings import destination
 
-        bounded = [(key, one.lease_id) for key, one in self.leases.items() if one.left is not None and one.lease_id]
+        bounded = [
+            (key, one.lease_id, {meter: str(quantity) for meter, quantity in one.used.items()})
+            for key, one in self.leases.items()
+            if one.lease_id and (one.left is not None or one.used)
+        ]
         goal = destination() if bounded else None
         deadline = time.monotonic() + RELEASE_S
-        for key, lease_id in bounded[:RELEASED]:
+        for key, lease_id, used in bounded[:RELEASED]:
             left_s = deadline - time.monotonic()
             if goal is None or left_s <= 0:
                 return
             try:
-                _post(goal, _request(key, lease_id, release=True), left_s)
+                _post(goal, _request(key, lease_id, used, release=True), left_s)
             except Exception as error:  # noqa: BLE001 - nobody answers there: the leases expire by themselves
                 interrupts.hand_on(error)
                 return
@@ -151,11 +160,13 @@ class Client:
     def _ask(self, key: Key, asking: _Asking, process_id: str | None) -> None:
         lease = None
         try:
-            reply = self._reply(key, process_id)
+            reply = self._reply(key, asking, process_id)
             # Under one lock: usage counts against the old lease, and is taken off the new one, or against the new one.
             with self._lock:
                 lease = None if reply is None else _lease(*reply, asking.spent)
                 if lease is not None:
+                    if (before := self.leases.get(key)) is not None:
+                        lease.follow(before)
                     self._remember_policy(key[0], lease.on_unreachable)
                     self._keep(key, lease)
                 self._asking.pop(key, None)
@@ -164,14 +175,13 @@ class Client:
                 self._asking.pop(key, None)
         asking.answer.set_result(self.unanswered(key) if lease is None else lease)
 
-    def _reply(self, key: Key, process_id: str | None) -> Reply | None:
+    def _reply(self, key: Key, asking: _Asking, process_id: str | None) -> Reply | None:
         from meterhouse.settings import destination
 
         goal = destination()
         if goal is None:
             return None
-        known = self.leases.get(key)
-        return _post(goal, _request(key, known.lease_id if known else "", process_id), self.timeout_s)
+        return _post(goal, _request(key, asking.lease_id, asking.used, process_id), self.timeout_s)
 
     def _remember_policy(self, customer: str, policy: str) -> None:
         self._policies.pop(customer, None)
@@ -287,12 +297,15 @@ def _post(goal: "Destination", request: dict[str, Any], timeout_s: float) -> Rep
     return answer.status_code, json.loads(body) if answer.status_code == 200 else None, answer.headers.get("Date")
 
 
-def _request(key: Key, lease_id: str, process_id: str | None = None, *, release: bool = False) -> dict[str, Any]:
+def _request(
+    key: Key, lease_id: str, used: dict[str, str], process_id: str | None = None, *, release: bool = False
+) -> dict[str, Any]:
     return {
         "customer_id": key[0],
         "agent_id": key[1] or None,
         "process_id": process_id,
         "lease_id": lease_id or None,
+        "used": used,
         "release": release,
     }
 

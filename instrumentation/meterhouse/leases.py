@@ -45,6 +45,10 @@ class Lease:
     low: Decimal | None = None
     """Below this many units the next lease is asked for; None where it has been."""
     weights: Mapping[str, Decimal] = field(default_factory=dict)
+    used: dict[str, Decimal] = field(default_factory=dict)
+    """What the events that name this lease come to, by limited meter, since it was granted first."""
+    limited: frozenset[str] = frozenset()
+    """The meters that any answer of this lease had a weight for."""
     pause_at: str = CALL
     on_unreachable: str = ALLOW
     reason: str = ""
@@ -54,11 +58,21 @@ class Lease:
         """True when it says nothing any more: expired, or used up."""
         return now >= self.expires_at or (self.left is not None and self.left <= 0)
 
+    def follow(self, before: "Lease") -> None:
+        """Go on from the answer before, where both are of one lease."""
+        if before.lease_id == self.lease_id:
+            self.used, self.limited = before.used, before.limited | self.limited
+
     def spend(self, meter: str, quantity: int | float) -> None:
         """Count down what was used; a quantity that does not count costs nothing."""
         weight = self.weights.get(meter)
         if weight and self.left is not None and 0 <= quantity <= 10**15:
             self.left = less(self.left, weight, Decimal(str(quantity)))
+
+    def count(self, meter: str, quantity: int | float) -> None:
+        """Keep what was used of a limited meter, to tell it with the next question."""
+        if meter in self.limited and 0 <= quantity <= 10**15:
+            self.used[meter] = total(self.used.get(meter, Decimal(0)), Decimal(str(quantity)))
 
 
 def less(left: Decimal, weight: Decimal, quantity: Decimal) -> Decimal:
@@ -103,6 +117,7 @@ def granted(reply: Any, date: str | None, now: float, spent: Mapping[str, Decima
         left=units if allowed else None,
         low=None if units is None else _EXACT.multiply(units, Decimal(str(RENEW_AT))),
         weights=weights,
+        limited=frozenset(weights),
         pause_at=TASK if reply.get("pause_at") == TASK else CALL,
         on_unreachable=PAUSE if reply.get("on_unreachable") == PAUSE else ALLOW,
         reason="" if allowed else reason or (USED_UP if reply["decision"] == ALLOW else ""),

@@ -24,7 +24,7 @@ from meterhouse.allowance_client import Client, Key
 from meterhouse.attribution import Attribution, Scope
 from meterhouse.events import Recorded
 from meterhouse.leases import TASK, Lease
-from meterhouse.vocabulary import AGENT_ID, CUSTOMER_ID
+from meterhouse.vocabulary import AGENT_ID, CUSTOMER_ID, LEASE_ID
 
 if TYPE_CHECKING:  # both take longer to import than all of Meterhouse
     import asyncio
@@ -160,7 +160,8 @@ def spend(recorded: Recorded) -> None:
         customer = recorded.attributes.get(CUSTOMER_ID)
         if customer:
             key = customer, recorded.attributes.get(AGENT_ID, "")
-            _client.spend(key, [(event.meter, event.quantity) for event in recorded.events()])
+            lease = recorded.attributes.get(LEASE_ID, "")
+            _client.spend(key, [(event.meter, event.quantity) for event in recorded.events()], lease)
 
 
 def lease_id(who: Attribution) -> str:

@@ -21,13 +21,10 @@ def agent(shared_collector, monkeypatch, tmp_path):
     monkeypatch.setattr(limits, "_client", Client())
     row = {
         "namespace": "live",
-        "agent_id": "",
-        "decision": "allow",
-        "units": None,
-        "weights": {},
+        "pauses": [],
+        "limits": [],
         "pause_at": "call",
         "on_unreachable": "allow",
-        "reason": None,
         "computed_at": datetime.now(UTC),
     }
 
@@ -42,6 +39,17 @@ def agent(shared_collector, monkeypatch, tmp_path):
     meterhouse.runtime.flush(5)
 
 
+def limit(left, weights, *, name="units", agent_id="", least="0"):
+    return {
+        "name": name,
+        "agent_id": agent_id,
+        "left": left,
+        "least": least,
+        "weights": weights,
+        "reason": "hard_cap",
+    }
+
+
 def admitted(customer_id, agent_name=None):
     with meterhouse.customer(customer_id), meterhouse.agent(agent_name or "any"):
         limits.admit()
@@ -54,7 +62,7 @@ def test_without_a_row_there_is_no_limit_and_a_lease_all_the_same(agent):
 
 
 def test_where_pausing_is_turned_off_nobody_is_stopped(agent, shared_collector):
-    agent("spared", decision="pause", reason="hard_cap", units=Decimal(0))
+    agent("spared", pauses=[{"agent_id": "", "reason": "operator"}])
 
     def turn(state):
         now = datetime.now(UTC)
@@ -70,15 +78,15 @@ def test_where_pausing_is_turned_off_nobody_is_stopped(agent, shared_collector):
 
 
 def test_a_paused_customer_is_stopped_and_its_other_agent_is_not(agent):
-    agent("capped", agent_id="support", decision="pause", reason="hard_cap")
-    with pytest.raises(meterhouse.UsageLimitExceeded, match="hard_cap") as raised:
+    agent("capped", pauses=[{"agent_id": "support", "reason": "payment_failed"}])
+    with pytest.raises(meterhouse.UsageLimitExceeded, match="payment_failed") as raised:
         admitted("capped", "support")
-    assert 50 < (raised.value.until - datetime.now(UTC)).total_seconds() <= 61
+    assert 0 < (raised.value.until - datetime.now(UTC)).total_seconds() <= 3  # so soon it asks again
     admitted("capped", "billing")
 
 
 def test_units_and_weights_arrive_as_exact_numbers_and_are_counted_down(agent):
-    agent("metered", units=Decimal("100.5"), weights={"pages": "2.25"})
+    agent("metered", limits=[limit("804", {"pages": "2.25"})])  # an eighth of it is handed out
     with meterhouse.customer("metered"), meterhouse.agent("any"):
         limits.admit()
         meterhouse.meter("pages").add(2)
@@ -87,6 +95,6 @@ def test_units_and_weights_arrive_as_exact_numbers_and_are_counted_down(agent):
 
 def test_a_key_that_may_not_act_for_the_customer_decides_nothing(agent, shared_collector, monkeypatch):
     _, key = registry.create_key(shared_collector.engine, "live", "only-acme", customers=["acme"])
-    agent("other", decision="pause")
+    agent("other", pauses=[{"agent_id": "", "reason": "operator"}])
     monkeypatch.setenv("METERHOUSE_API_KEY", key)
     admitted("other")  # its usage is suspended as customer_forbidden anyway

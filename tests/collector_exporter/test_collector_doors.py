@@ -257,25 +257,18 @@ def test_an_allowance_without_a_row_has_no_limit_and_with_one_says_what_billing_
             tables.allowances.insert().values(
                 namespace="live",
                 customer_id="acme",
-                agent_id="",
-                decision="pause",
-                units=Decimal("0"),
-                weights={"llm.tokens.output": "4"},
+                pauses=[{"agent_id": "", "reason": "operator"}],
+                limits=[],
                 pause_at="task",
                 on_unreachable="pause",
-                reason="hard_cap",
                 computed_at=registry.ALWAYS,
             )
         )
     status, reply = ask(customer_id="acme", agent_id="support")
-    assert (status, reply["decision"], reply["units"], reply["weights"]) == (
-        200,
-        "pause",
-        "0",
-        {"llm.tokens.output": "4"},
-    )
-    assert (reply["pause_at"], reply["on_unreachable"], reply["reason"]) == ("task", "pause", "hard_cap")
-    status, reply = ask(agent_id=7)
+    assert (status, reply["decision"], reply["units"], reply["weights"]) == (200, "pause", None, {})
+    assert (reply["pause_at"], reply["on_unreachable"], reply["reason"]) == ("task", "pause", "operator")
+    status, reply = ask(agent_id=7, used={"pages": 3})
+    assert "used must be an object" in reply["detail"]
     assert (status, reply["code"]) == (400, "malformed")
     assert "customer_id must be a string" in reply["detail"] and "agent_id must be a string" in reply["detail"]
 

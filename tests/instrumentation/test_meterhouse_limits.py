@@ -142,7 +142,7 @@ def test_a_lease_is_asked_for_once_and_its_events_name_it(allowance, provider, m
             client(provider).chat.completions.create(**ASK)
     (question,) = allowance.questions
     process_id = question.pop("process_id")
-    assert question == {"customer_id": "acme", "agent_id": "support", "lease_id": None, "release": False}
+    assert question == {"customer_id": "acme", "agent_id": "support", "lease_id": None, "used": {}, "release": False}
     events = metering.flush()
     assert len(events) == 9 and {event.own["meterhouse.lease.id"] for event in events} == {"lease-1"}
     assert {event.resource["meterhouse.process.id"] for event in events} == {process_id}
@@ -330,6 +330,7 @@ def test_units_are_counted_down_by_weight_and_asked_for_again_before_they_are_us
         meterhouse.meter("agent.seconds").add(20)  # 10 more: half of it is left, the next is asked for
         until(lambda: len(allowance.questions) == 2)
     assert allowance.questions[1]["lease_id"] == "lease-1"
+    assert allowance.questions[1]["used"] == {"pages": "20", "agent.seconds": "20"}
 
 
 def test_a_lease_that_is_used_up_stops_the_next_call_until_the_collector_says(allowance, until):
@@ -355,6 +356,10 @@ def test_usage_between_a_question_and_its_answer_is_taken_off_the_answer(allowan
         meterhouse.meter("pages").add(3)  # the answer's 10 do not know of these
         allowance.hold.set()
         until(lambda: limits._client.leases["acme", ""].left == 7)
+        assert allowance.questions[1]["used"] == {"pages": "6"}
+        meterhouse.meter("pages").add(2)  # asks, and tells of all that names this lease
+        until(lambda: len(allowance.questions) == 3)
+    assert allowance.questions[2]["used"] == {"pages": "11"}
 
 
 def test_a_call_of_a_task_under_way_may_end_where_the_pause_is_for_tasks(allowance, monkeypatch, until):
@@ -428,6 +433,7 @@ def test_units_are_given_back_at_the_end_after_the_usage_was_delivered(allowance
     assert process.wait(30) == 0, process.stderr.read()
     asked, released = allowance.questions
     assert (asked["release"], released["release"], released["lease_id"]) == (False, True, "lease-1")
+    assert released["used"] == {"pages": "1"}
     assert [event.own["meterhouse.lease.id"] for event in sink.events] == ["lease-1"]
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, func, insert, inspect, make_url, select, t
 from meterhouse_store import registry, sql_migrations
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import SchemaMismatch, begin_write, open_engine
-from meterhouse_store.tables import allowances, metadata, namespaces
+from meterhouse_store.tables import budget_changes, metadata, namespaces
 
 NOW = datetime(2026, 10, 1, 12, tzinfo=UTC)
 
@@ -155,17 +155,17 @@ def test_writers_that_read_first_wait_for_each_other_and_none_is_lost(tmp_path):
 
 
 def test_decimals_and_times_come_back_exactly(sql_engine):
-    units = Decimal("12345678901234567890.123456789")
+    amount = Decimal("12345678901234567890.123456789")
     with begin_write(sql_engine) as connection:
         connection.execute(
-            insert(allowances).values(
-                namespace="live", customer_id="acme", agent_id="", decision="allow", units=units, weights={},
-                pause_at="call", on_unreachable="allow", computed_at=NOW,
+            insert(budget_changes).values(
+                namespace="live", customer_id="acme", name="money", recorded_at=NOW, change="set", terms={},
+                amount=amount, who="ann", why="agreed",
             )
         )  # fmt: skip
     with sql_engine.connect() as connection:
-        row = connection.execute(select(allowances.c.units, allowances.c.computed_at)).one()
-    assert row == (units, NOW)
+        row = connection.execute(select(budget_changes.c.amount, budget_changes.c.recorded_at)).one()
+    assert row == (amount, NOW)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db"])

@@ -208,6 +208,26 @@ def test_jobs_stop_in_the_middle_of_a_step(tmp_path, said):
     assert time.monotonic() - began < 5
 
 
+def test_what_runs_beside_the_rounds_is_started_again_and_ends_with_them(tmp_path, said):
+    started = tmp_path / "started"
+    script = f"import os, time\nopen({str(started)!r}, 'a').write(f'{{os.getpid()}} ')\ntime.sleep(60)"
+    beside = jobs.Beside("watch", (sys.executable, "-c", script), said.append)
+    schedule = jobs.Jobs({}, tmp_path / "jobs.json", tmp_path / "jobs.alive", said.append, [beside])
+    running = threading.Thread(target=schedule.loop, args=(0.05,))
+    running.start()
+    for number in (1, 2):
+        deadline = time.monotonic() + 10
+        while not started.exists() or len(started.read_text().split()) < number:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if number == 1:
+            os.kill(int(started.read_text()), signal.SIGKILL)
+    schedule.stop.set()
+    running.join(10)
+    assert beside.process.poll() == -signal.SIGTERM
+    assert said == ["watch ended with code -9: it is started again"]
+
+
 def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path):
     first = stack._secrets(tmp_path)
     assert stack._secrets(tmp_path) == first

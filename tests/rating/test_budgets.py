@@ -1,0 +1,263 @@
+"""Budgets from the registry to what the collector serves: how they stand, notices, pauses, raises, plan limits."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import insert, update
+from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner
+
+from meterhouse_billing import budget_round
+from meterhouse_billing.budget_commands import budgets as command
+from meterhouse_billing.budget_periods import period_of
+from meterhouse_rating import credit_changes
+from meterhouse_rating.credits import BOUGHT, Grant
+from meterhouse_store import budgets, tables
+from meterhouse_store.budgets import MONEY, PREPAID, UNITS, Budget, Policy
+from meterhouse_store.registry import RegistryError
+
+D = Decimal
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+BOOK = """
+book: own
+currency: USD
+metrics:
+  tokens: {unit: token, meters: [llm.tokens.input, llm.tokens.output]}
+  talks: {unit: conversation, meters: [agent.conversations]}
+unbilled: {meters: [llm.requests]}
+plans:
+  pay:
+    components:
+      fee: {model: recurring, price: 49.00}
+      tokens: {model: per_unit, metric: tokens, per: 1000, price: 2.00}
+      talks: {model: per_unit, metric: talks, price: 0.50}
+  free:
+    components:
+      talks: {model: included, metric: talks, included: 100, beyond: none}
+      tokens: {model: graduated, metric: tokens, per: 1000, tiers: [{up_to: 1000, price: 3.00}, {price: 1.00}]}
+"""
+
+
+@pytest.fixture(params=["sqlite_house"])
+def acme(request):
+    """A house with customer acme on plan pay; everything up to now is in the warehouse."""
+    return _acme(request.getfixturevalue(request.param))
+
+
+def _acme(house):
+    house.publish(BOOK, valid_from=datetime(2026, 1, 1, tzinfo=UTC))
+    house.customer("acme", "pay")
+    house.collected("2026-11-21T12:00:00")
+    return house
+
+
+def put(house, **terms):
+    budget = Budget("acme", **({"name": "b", "measure": UNITS, "limit": D(100), "of": "agent.conversations"} | terms))
+    budgets.set_budget(house.world.engine, "test", budget, who="ann", why="agreed", now=NOW)
+    return budget
+
+
+def talks(house, number, when="2026-11-20T10:00:00", **more):
+    house.event("acme", "agent.conversations", str(number), when, **more)
+
+
+def apply(house):
+    return budget_round.run(house.world)
+
+
+def limits(house):
+    (row,) = house.rows(tables.allowances)
+    return {it["name"]: (it["left"], it["weights"], it["reason"]) for it in row["limits"]}
+
+
+def kinds(house):
+    found = sorted(house.rows(tables.notices), key=lambda row: (row["kind"], row["facts"].get("threshold_percent", 0)))
+    return [(row["kind"], row["facts"].get("threshold_percent")) for row in found]
+
+
+def test_units_are_served_and_each_threshold_is_told_once(house):
+    acme = _acme(house)
+    put(acme)
+    talks(acme, 79)
+    talks(acme, 5, status="failed")  # the book does not bill them
+    talks(acme, 50, "2026-10-31T23:00:00")  # last month's
+    assert apply(acme).notices == 1 and kinds(acme) == [("budget_threshold", 50)]
+    assert limits(acme) == {"b": ("21.000000000", {"agent.conversations": "1"}, "hard_cap")}
+    talks(acme, 21)
+    assert apply(acme).notices == 3 and apply(acme).notices == 0
+    assert kinds(acme) == [("budget_cap", None), *[("budget_threshold", percent) for percent in (50, 80, 100)]]
+    (cap,) = [row for row in acme.rows(tables.notices) if row["kind"] == "budget_cap"]
+    assert cap["subject"] == (
+        "acme is at its cap b (100 of 100 agent.conversations, 2026-11-01..2026-12-01): model calls are paused"
+    )
+    talks(acme, 1)
+    apply(acme)
+    (over,) = [row for row in acme.rows(tables.notices) if row["kind"] == "over_cap"]
+    assert (over["facts"]["over"], over["subject"].endswith("that is not billed")) == ("1", True)
+
+
+def test_money_is_what_the_month_s_usage_costs_now_and_is_served_at_the_highest_price(acme):
+    put(acme, name="money", measure=MONEY, limit=D(100), of="")
+    acme.event("acme", "llm.tokens.input", "30000", "2026-11-20T10:00:00")  # 60.00
+    talks(acme, 20)  # 10.00
+    (state,) = apply(acme).states
+    assert (state.used, state.limit, state.currency) == (D(70), D(100), "USD")  # the fee of 49.00 is no usage
+    prices = {"llm.tokens.input": "0.002", "llm.tokens.output": "0.002", "agent.conversations": "0.5"}
+    assert {name: D(it) for name, it in limits(acme)["money"][1].items()} == {k: D(v) for k, v in prices.items()}
+    assert kinds(acme) == [("budget_threshold", 50)]
+
+
+def test_a_day_s_money_and_an_agent_s_are_what_the_month_costs_more_with_them(acme):
+    acme.customer("globex", "free")
+    for name, terms in {
+        "day": {"per": "day"},
+        "agent": {"agent_id": "bot"},
+        "both": {"per": "day", "agent_id": "bot"},
+    }.items():
+        budget = Budget("globex", name, MONEY, D(50), **terms)
+        budgets.set_budget(acme.world.engine, "test", budget, who="ann", why="agreed", now=NOW)
+    for tokens, when, agent in (
+        ("800", "2026-11-20", "bot"),
+        ("1200", "2026-11-21", ""),
+        ("2000", "2026-11-21", "bot"),
+    ):
+        acme.event("globex", "llm.tokens.input", tokens, f"{when}T10:00:00", agent_id=agent)
+    # 4000 tokens: 3.00 for the first thousand, 3.00 for the rest; 2.40 up to yesterday, 3.20 without the bot; without
+    # what the bot used today, 4.00.
+    used = {it.budget.name: it.used for it in apply(acme).states if it.budget.measure == MONEY}
+    assert used == {"day": D("3.6"), "agent": D("2.8"), "both": D(2)}
+
+
+def test_a_plan_without_more_stops_at_what_it_includes_until_it_is_raised_or_acknowledged(acme):
+    acme.customer("globex", "free")
+    acme.event("globex", "agent.conversations", "100", "2026-11-20T10:00:00")
+    (state,) = apply(acme).states
+    assert (state.budget.name, state.limit, state.left, state.caps) == ("plan:talks", D(100), D(0), True)
+    who = {"who": "ann", "why": "a good customer", "now": NOW}
+    budgets.raise_limit(acme.world.engine, "test", state.budget, D(150), state.period.start, **who)
+    (state,) = apply(acme).states
+    assert (state.left, limits(acme)["plan:talks"][0]) == (D(50), "50.000000000")
+    budgets.acknowledge(acme.world.engine, "test", state.budget, state.period.start, **who)
+    (state,) = apply(acme).states
+    assert not state.caps and acme.rows(tables.allowances)[0]["limits"] == []
+    acme.at(datetime(2026, 12, 2, tzinfo=UTC))
+    (state,) = apply(acme).states
+    assert (state.limit, state.used, state.caps) == (D(100), D(0), True)  # a new month has neither
+
+
+def test_a_prepaid_balance_is_what_is_there_of_credits(acme):
+    grant = Grant("", BOUGHT, 2500, datetime(2026, 11, 1, tzinfo=UTC), None, 0, 0)
+    credit_changes.grant(
+        acme.world.engine, "test", "acme", grant, "USD", reference="", who="ann", why="paid", now=NOW, write=True
+    )
+    put(acme, name="prepaid", measure=PREPAID, limit=D(0), of="")
+    talks(acme, 30)  # 15.00 of 25.00
+    (state,) = apply(acme).states
+    assert (state.limit, state.used, state.left) == (D(25), D(15), D(10))
+    talks(acme, 20)
+    (state,) = apply(acme).states
+    assert (state.left, limits(acme)["prepaid"][2]) == (D(0), "prepaid_used")
+
+
+def test_one_reason_s_pause_leaves_the_others_and_is_served_at_once(acme):
+    engine, who = acme.world.engine, {"who": "ann", "why": "card declined", "now": NOW}
+    assert budgets.pause(engine, "test", "acme", budgets.PAYMENT_FAILED, **who)
+    assert not budgets.pause(engine, "test", "acme", budgets.PAYMENT_FAILED, **who)
+    assert budgets.pause(engine, "test", "acme", **who)
+    both = [{"agent_id": "", "reason": "operator"}, {"agent_id": "", "reason": "payment_failed"}]
+    assert acme.rows(tables.allowances)[0]["pauses"] == both
+    assert budgets.lift(engine, "test", "acme", budgets.PAYMENT_FAILED, **who)
+    assert acme.rows(tables.allowances)[0]["pauses"] == both[:1]
+    apply(acme)
+    assert acme.rows(tables.allowances)[0]["pauses"] == both[:1]
+    assert [row["facts"]["reason"] for row in acme.rows(tables.notices)] == ["operator"]
+    assert budgets.lift(engine, "test", "acme", **who) and not budgets.lift(engine, "test", "acme", **who)
+    apply(acme)
+    assert acme.rows(tables.allowances) == []
+    with pytest.raises(RegistryError, match="say why"):
+        budgets.pause(engine, "test", "acme", who="ann", why=" ", now=NOW)
+    with pytest.raises(DBAPIError, match="rows are never changed"), engine.begin() as connection:
+        connection.execute(update(tables.pause_changes).values(state="off"))
+
+
+def test_what_arrived_of_a_lease_is_used_and_no_longer_reserved(acme):
+    put(acme)
+    lease = {"namespace": "test", "customer_id": "acme", "agent_id": "", "process_id": "p"}
+    lease |= {"granted_at": datetime(2026, 11, 1, tzinfo=UTC)}
+    lease |= {"lease_id": "lease-1", "granted": {"b": "10"}, "used": {"agent.conversations": "30"}, "arrived": {}}
+    with acme.world.engine.begin() as connection:
+        connection.execute(insert(tables.leases).values(**lease, expires_at=NOW + timedelta(seconds=60)))
+    done = apply(acme)
+    assert (done.states[0].used, done.reserved(done.states[0])) == (0, 40)
+    talks(acme, 25, "2026-11-21T11:00:00", lease_id="lease-1")
+    talks(acme, 3, "2026-10-31T23:59:59", lease_id="lease-1")  # of the month before: arrived, and not this month's
+    done = apply(acme)
+    assert (done.states[0].used, done.reserved(done.states[0])) == (25, 12)
+    acme.at(NOW + timedelta(minutes=17))
+    assert apply(acme).states[0].used == 25 and acme.rows(tables.leases) == []
+
+
+def test_an_earlier_round_never_replaces_what_a_later_one_wrote(acme):
+    put(acme)
+    talks(acme, 60)
+    later = apply(acme)
+    acme.at(later.now - timedelta(seconds=5))
+    acme.world.client.command("TRUNCATE TABLE events")
+    apply(acme)
+    assert limits(acme)["b"][0] == "40.000000000"
+
+
+def test_a_budget_that_cannot_be_worked_out_stops_nobody_and_says_why(acme):
+    put(acme, of="pages")
+    (state,) = apply(acme).states
+    assert state.trouble == "pages is neither a meter nor a metric of the price book" and not state.caps
+    with pytest.raises(RegistryError, match=r"day, week or month; .*above 0; units are of a meter"):
+        put(acme, per="year", limit=D(0), of="")
+
+
+def test_periods_are_the_customer_s_own_also_where_clocks_change():
+    moment = datetime(2026, 10, 25, 12, tzinfo=UTC)
+    found = {per: period_of(moment, per, "Europe/Berlin") for per in ("day", "week", "month")}
+    assert {per: str(it) for per, it in found.items()} == {
+        "day": "2026-10-24T22:00:00Z..2026-10-25T23:00:00Z",
+        "week": "2026-10-18T22:00:00Z..2026-10-25T23:00:00Z",
+        "month": "2026-09-30T22:00:00Z..2026-10-31T23:00:00Z",
+    }
+
+
+def test_the_commands_set_show_raise_acknowledge_pause_and_remove(acme, command_environment, monkeypatch):
+    for name, value in command_environment(acme).items():
+        monkeypatch.setenv(name, value)
+    month = datetime.now(UTC).strftime("%Y-%m")
+    talks(acme, 90, f"{month}-01T00:00:00")
+    acme.collected(datetime.now(UTC).replace(tzinfo=None).isoformat(), position=2000)
+
+    def call(*arguments, code=0):
+        done = CliRunner().invoke(command, list(arguments))
+        assert done.exit_code == code, done.output
+        return done.stdout
+
+    why = ("--why", "agreed", "--by", "ann")
+    talk = ("acme", "--units", "100", "--of", "agent.conversations")
+    assert json.loads(call("set", *talk, *why, "--dry-run", "--json"))["budgets"][0]["left"] == "10"
+    assert "No budgets" in call("list")
+    assert "90     0    100  agent.conversations  90 %  open" in call("set", *talk, *why)
+    found = json.loads(call("raise", "acme", "agent.conversations", "--to", "200", *why, "--json"))
+    assert (found["budgets"][0]["limit"], found["budgets"][0]["left"], found["dry_run"]) == ("200", "110", False)
+    assert "acknowledged" in call("acknowledge", "acme", "agent.conversations", *why)
+    assert "acme is paused: operator (agreed)" in call("pause", "acme", *why)
+    shown = call("show", "acme")
+    assert "acme is paused since" in shown and shown.count(" ann ") == 3
+    assert "acme is not paused" in call("unpause", "acme", *why)
+    assert "acme: pauses at a task; pause while" in call(
+        "policy", "acme", "--pause-at", "task", "--on-unreachable", "pause", *why
+    )
+    (row,) = acme.rows(tables.allowances)
+    assert (row["pause_at"], row["on_unreachable"], row["limits"]) == ("task", "pause", [])
+    assert "No budgets" in call("remove", "acme", "agent.conversations", *why)
+    call("raise", "acme", "agent.conversations", "--to", "9", *why, code=1)
+    call("set", "acme", *why, code=2)
+    with pytest.raises(RegistryError, match="pause_at is call or task"):
+        budgets.set_policy(acme.world.engine, "test", "acme", Policy("never"), who="a", why="b", now=NOW)
