@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meterhouse_billing import review_commands
+from meterhouse_billing import meter_commands, review_commands
 from meterhouse_billing.command_line import (
     CALLED_WRONGLY,
     EXCEPTIONS,
@@ -38,6 +38,7 @@ for _command in (
     review_commands.settings,
 ):
     bill.command()(_command)
+meter_commands.register(bill)
 
 CustomerOption = Annotated[str | None, typer.Option(help="Only this customer.")]
 PeriodOption = Annotated[

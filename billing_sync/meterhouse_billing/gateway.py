@@ -83,6 +83,19 @@ class Gateway:
     def __init__(self, client: stripe.StripeClient, sleep: Callable[[float], None] = time.sleep) -> None:
         self._client, self._sleep = client, sleep
 
+    def call(self, ask: Callable[[stripe.StripeClient], Answer]) -> Answer:
+        """What Stripe answers, after as many attempts as it takes up to ATTEMPTS."""
+        return self._call(lambda: ask(self._client))
+
+    def once(self, ask: Callable[[stripe.StripeClient], Answer]) -> Answer:
+        """What Stripe answers to one attempt. Raises the SDK's StripeError."""
+        return ask(self._client)
+
+    def pause(self, attempt: int) -> None:
+        """Wait after an attempt (1, 2, ...) that failed."""
+        # Half of the delay is random, so that several processes do not come back at the same moment.
+        self._sleep(min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * (0.5 + random.random() / 2))
+
     def send(self, operation: str, request: Mapping[str, Any], key: str) -> dict[str, Any]:
         """One call that changes something, with its idempotency key; the answer as plain JSON.
 
@@ -149,13 +162,11 @@ class Gateway:
                 return call()
             except stripe.StripeError as problem:
                 status = problem.http_status
-                again = isinstance(problem, stripe.APIConnectionError) or status in (409, 429) or (status or 0) >= 500
-                if not again:
-                    raise StripeRefused(_sentence(problem), code=problem.code, status=status) from problem
+                if not may_pass(problem):
+                    raise StripeRefused(sentence(problem), code=problem.code, status=status) from problem
                 if attempt == ATTEMPTS:
                     raise StripeUnavailable(f"Stripe gave no answer in {ATTEMPTS} attempts: {problem}") from problem
-                # Half of the delay is random, so that several processes do not come back at the same moment.
-                self._sleep(min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * (0.5 + random.random() / 2))
+                self.pause(attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -166,11 +177,23 @@ _SENDERS: Final[dict[str, Callable[[Any, str, Any, stripe.RequestOptions], Any]]
     "invoice.delete": lambda v1, on, params, options: v1.invoices.delete(on, params, options),
     "credit_note.create": lambda v1, _on, params, options: v1.credit_notes.create(params, options),
     "invoice.void": lambda v1, on, params, options: v1.invoices.void_invoice(on, params, options),
+    "product.create": lambda v1, _on, params, options: v1.products.create(params, options),
+    "price.create": lambda v1, _on, params, options: v1.prices.create(params, options),
+    "meter.create": lambda v1, _on, params, options: v1.billing.meters.create(params, options),
+    "subscription.create": lambda v1, _on, params, options: v1.subscriptions.create(params, options),
+    "customer.update": lambda v1, on, params, options: v1.customers.update(on, params, options),
+    "checkout.create": lambda v1, _on, params, options: v1.checkout.sessions.create(params, options),
     "invoice.finalise": lambda v1, on, params, options: v1.invoices.finalize_invoice(on, params, options),
 }
 
 
-def _sentence(problem: stripe.StripeError) -> str:
+def may_pass(problem: stripe.StripeError) -> bool:
+    """Whether the same request may succeed later."""
+    status = problem.http_status or 0
+    return isinstance(problem, stripe.APIConnectionError) or status in (409, 429) or status >= 500
+
+
+def sentence(problem: stripe.StripeError) -> str:
     request = f" (request {problem.request_id})" if problem.request_id else ""
     return f"Stripe refused: {problem.user_message or problem}{request}"
 

@@ -10,24 +10,31 @@ from typing import Any
 
 from sqlalchemy import Engine, insert, select, update
 
-from meterhouse_billing import records, states
+from meterhouse_billing import meter_reports, records, states
 from meterhouse_billing.gateway import StripeRefused
 from meterhouse_billing.world import World
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import webhook_inbox
 
 BATCH = 100
+THIN = "v2.core.event"
+"""Events that carry no data: https://docs.stripe.com/event-destinations#thin-payload"""
 
 
 def receive(engine: Engine, namespace: str, payload: str, now: datetime) -> bool:
     """Store a verified event; False for one that is there already. Raises ValueError for what is no event."""
     try:
         event: dict[str, Any] = json.loads(payload)
+        if event.get("object") == THIN:
+            object_id, created = (event["related_object"] or {}).get("id", ""), datetime.fromisoformat(event["created"])
+        else:
+            object_id = event["data"]["object"].get("id", "")
+            created = datetime.fromtimestamp(int(event["created"]), UTC)
         row = {
             "event_id": _name(event["id"], 128),
             "type": _name(event["type"], 128),
-            "object_id": _name(event["data"]["object"].get("id", ""), 128),
-            "stripe_created_at": datetime.fromtimestamp(int(event["created"]), UTC),
+            "object_id": _name(object_id, 128),
+            "stripe_created_at": created,
         }
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
         raise ValueError(f"this is no Stripe event: {problem!r}") from None
@@ -57,7 +64,11 @@ def process(world: World) -> list[str]:
         events = connection.execute(query).mappings().all()
     done = []
     for event in events:
-        outcome = _look(world, event["object_id"], event["type"]) if event["type"].startswith("invoice.") else "ignored"
+        outcome = "ignored"
+        if event["type"].startswith("invoice."):
+            outcome = _look(world, event["object_id"], event["type"])
+        elif event["type"].startswith(meter_reports.TYPES):
+            outcome = meter_reports.take(world, event["event_id"])
         is_it = webhook_inbox.c.event_id == event["event_id"]
         with begin_write(world.engine) as connection:
             values = {"processed_at": world.now(), "outcome": outcome[:256]}

@@ -22,7 +22,7 @@ KEY_LASTS: Final = timedelta(hours=23)
 """Less than the 24 hours for which Stripe keeps an answer: https://docs.stripe.com/api/idempotent_requests"""
 
 PENDING, DONE, FAILED = "pending", "done", "failed"
-_KEPT: Final = ("id", "object", "status", "currency", "total", "number", "hosted_invoice_url")
+_KEPT: Final = ("id", "object", "status", "currency", "total", "number", "hosted_invoice_url", "url")
 
 Find = Callable[[], Mapping[str, Any] | None]
 

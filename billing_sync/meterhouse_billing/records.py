@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
 
-from meterhouse_billing import history, issues, postings, states
+from meterhouse_billing import drivers, history, issues, postings, states
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, LINE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
 from meterhouse_rating import ledger, periods
@@ -34,7 +34,8 @@ def drafts(engine: Engine, namespace: str, *, period: str | None = None, custome
 
     `period` is read in each customer's time zone; None stands for all that is not finalised yet.
 
-    A rating without lines is no invoice: there is nothing to say to the customer. Raises PeriodError.
+    A rating without lines is no invoice: there is nothing to say to the customer; nor is one of a month that Stripe's
+    meters bill. Raises PeriodError.
     """
     zones = {customer.customer_id: customer.time_zone for customer in customers(engine, namespace)}
     query = select(ratings).where(ratings.c.namespace == namespace, ratings.c.state == "closed")
@@ -48,7 +49,13 @@ def drafts(engine: Engine, namespace: str, *, period: str | None = None, custome
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(ratings.c.customer_id, ratings.c.period_start)).mappings().all()
         chosen = [row for row in rows if period is None or _within(row, period, zones.get(row["customer_id"], "UTC"))]
-        found = [_draft(connection, row) for row in chosen]
+        known = drivers.drivers(engine, namespace)
+        mine = [
+            row
+            for row in chosen
+            if drivers.driver_at(known, row["customer_id"], row["period_start"]) == drivers.INVOICES
+        ]
+        found = [_draft(connection, row) for row in mine]
     return [draft for draft in found if draft.lines]
 
 

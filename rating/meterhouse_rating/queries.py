@@ -130,6 +130,13 @@ TOTALS: Final = (
 )
 """Per customer and meter what a period comes to, and when the last of it became known."""
 
+HOURS: Final = (
+    "SELECT billed_customer_id, meter, status, toUnixTimestamp(toStartOfHour(event_time, 'UTC')) AS hour, count(), "
+    f"sum(quantity) FROM usage WHERE {_WINDOW} AND billed_customer_id IN {{customers:Array(String)}} "
+    "GROUP BY billed_customer_id, meter, status, hour ORDER BY billed_customer_id, meter, status, hour"
+)
+"""Per customer, meter, status and hour (its start, seconds since 1970) events and quantity."""
+
 
 def window_parameters(
     namespace: str,

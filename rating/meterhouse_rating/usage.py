@@ -3,7 +3,7 @@
 The queries are built in `queries.py`, from fixed parts; values are bound by the server.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -18,6 +18,7 @@ from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import (
     EPOCH,
     FIRST_USAGE,
+    HOURS,
     MAX_GROUPS,
     TOTALS,
     USAGE,
@@ -127,6 +128,27 @@ def totals(
     for customer, meter, quantity, last in client.query(TOTALS, parameters=parameters).result_rows:
         found.setdefault(customer, {})[meter] = (_exact(quantity), _aware(last))
     return found
+
+
+@dataclass(frozen=True)
+class Hour:
+    """What a customer used of a meter in an hour, by the status of the calls; `start` in UTC."""
+
+    customer_id: str
+    meter: str
+    status: str
+    start: datetime
+    events: int
+    quantity: Decimal
+
+
+def by_hour(
+    client: Client, namespace: str, period: Period, customers: Sequence[str], *, as_of: datetime
+) -> Iterator[Hour]:
+    """The usage of a period hour by hour, in the order of customers, meters and time."""
+    parameters = window_parameters(namespace, period, as_of=as_of, customers=customers)
+    for customer, meter, status, hour, events, quantity in client.query(HOURS, parameters=parameters).result_rows:
+        yield Hour(customer, meter, status, datetime.fromtimestamp(hour, UTC), events, _exact(quantity))
 
 
 def first_usage(client: Client, namespace: str, *, as_of: datetime) -> dict[str, datetime]:

@@ -1,6 +1,7 @@
 """The sandbox as a real HTTP server, and ratings seeded straight into SQLite."""
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from meterhouse_sandbox.stripe_server import application
 from meterhouse_store import registry, tables
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
+
+sys.path.insert(0, str(Path(__file__).parent))  # for metered
 
 OCTOBER = datetime(2026, 10, 1, tzinfo=UTC)
 NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
