@@ -6,19 +6,19 @@ from decimal import Decimal
 from math import ceil, log10
 from typing import Final
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from meterhouse_rating.layout import number
 
 WIDTH, HEIGHT = 720, 220
-_LEFT, _BOTTOM, _TOP = 64, 24, 12
+_LEFT, _BOTTOM, _TOP = 72, 28, 16
 SERIES: Final = 7
 """So many series have a colour of their own; what is beyond them is `other`."""
 
 
 @dataclass(frozen=True)
 class Bars:
-    """`columns` are the labels of the bars; each series has a name and one value, 0 or more, per column."""
+    """`columns` are the days of the bars as 2026-11-01; each series has a name and one value, 0 or more, per column."""
 
     columns: Sequence[str]
     series: Sequence[tuple[str, Sequence[Decimal]]]
@@ -54,7 +54,7 @@ def draw(bars: Bars, title: str, unit: str) -> Markup:
                 '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" class="y">{}</text>'
             ).format(_LEFT, WIDTH, _at(y), _at(y), _LEFT - 8, _at(y + 4), short(top * share))
         )
-    every = max(1, ceil(len(bars.columns) / 10))
+    every = max(1, ceil(len(bars.columns) / 8))
     for at, label in enumerate(bars.columns):
         x, y = _LEFT + step * at + (step - width) / 2, Decimal(_TOP + high)
         for index, (name, values) in enumerate(bars.series):
@@ -69,7 +69,7 @@ def draw(bars: Bars, title: str, unit: str) -> Markup:
             )
         if at % every == 0:
             parts.append(
-                Markup('<text class="x" x="{}" y="{}">{}</text>').format(_at(x + width / 2), HEIGHT - 6, escape(label))
+                Markup('<text class="x" x="{}" y="{}">{}</text>').format(_at(x + width / 2), HEIGHT - 6, label[5:])
             )
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)

@@ -282,7 +282,7 @@ class CustomerPages:
         asked = questions.of_customer(mine.engine, mine.namespace, mine.customer_id)
         return self._page(
             "line.html", 422 if problem else 200, visit=visit, customer=mine.customer(), line=found,
-            explanation=explain.as_text(found).splitlines(), problem=problem, text=text,
+            explanation=explain.sentences(found), problem=problem, text=text,
             questions=[it for it in asked if it.line_id == found["line_id"]],
         )  # fmt: skip
 

@@ -13,7 +13,6 @@ from markupsafe import Markup, escape
 from meterhouse_portal.wording import without_controls
 from meterhouse_rating.layout import money, number
 from meterhouse_store.brand import Brand
-from meterhouse_store.reasons import sentence
 
 _STATES: Final = {
     "open": "under way",
@@ -43,7 +42,7 @@ class Rendering:
         )
         self._environment.globals.update(brand=brand, has_logo=self.logo is not None, style_version=self._version())
         self._environment.filters.update(
-            local=local, day=day, month=month_name, money=_money, number=number, state=_state, reason=sentence,
+            local=local, day=day, month=month_name, money=_money, amount=money, number=number, state=_state,
             breakable=_breakable,
         )  # fmt: skip
 

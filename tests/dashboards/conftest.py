@@ -4,12 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from meterhouse_store import warehouse
 from meterhouse_store.schema import migrate
 from meterhouse_store.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # for portal_samples
 
 PASSWORDS = {"admin": "admin-password-of-the-tests", "reader": "reader-password-of-the-tests"}
 FILLED = ("events", "conflicts", "checkpoints", "mirror_ratings", "mirror_rated_lines")

@@ -1,0 +1,123 @@
+"""The customers' pages in a real browser: nothing wider than the screen, nothing axe complains of, no script needed."""
+
+import os
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+from portal_samples import NOW, TOKEN, portal_world
+
+from meterhouse_portal import app, members
+
+PAGES = (
+    "/account", "/account?meter=tool.calls&by=tool", "/account/usage", "/account/actions", "/account/invoices",
+    "/account/invoices/{id}", "/account/lines/{id}", "/account/questions", "/account/credits", "/account/members",
+    "/account/keys",
+)  # fmt: skip
+SCREENS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
+PICTURES = os.environ.get("METERHOUSE_PICTURES")
+"""A directory for pictures of every page, for whoever wants to look at them."""
+
+
+@pytest.fixture(scope="module")
+def portal(warehouse_address, tmp_path_factory):
+    """The address of a served portal, and its world."""
+    with portal_world(warehouse_address, tmp_path_factory.mktemp("portal") / "data") as (world, settings):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        built = app.build(settings, TOKEN, now=lambda: NOW)
+        server = uvicorn.Server(uvicorn.Config(built, host="127.0.0.1", port=port, log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}", world
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(portal, browser, screen):
+    from axe_playwright_python.sync_playwright import Axe
+
+    address, world = portal
+    width, height, scheme = SCREENS[screen]
+    # The page's own scripts would be refused anyway; axe is one, so that it needs to get past the page's policy.
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, bypass_csp=True)
+    complaints = []
+    page = context.new_page()
+    page.on("console", lambda it: complaints.append(it.text) if it.type in ("error", "warning") else None)
+    page.on("response", lambda it: complaints.append(f"{it.status} {it.url}") if it.status >= 400 else None)
+
+    def looked_at(name):
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{name} is {wide} wide"
+        found = Axe().run(page)
+        assert found.violations_count == 0, f"{name}: {found.generate_report()}"
+        if PICTURES:
+            file = re.sub(r"[^a-z]+", "-", name.strip("/")) or "sign-in"
+            page.screenshot(path=Path(PICTURES) / f"{screen}-{file}.png", full_page=True)
+
+    page.goto(f"{address}/account")
+    page.wait_for_url("**/sign-in")
+    looked_at("sign-in")
+    page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'olga@acme.example', NOW)}")
+    looked_at("sign-in-button")
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/account")
+
+    paths = {"/account/actions": "/account/usage", "/account/invoices/{id}": "/account/invoices"}
+    for name in PAGES:
+        if name == "/account/lines/{id}":
+            page.goto(f"{address}/account/invoices")
+            page.locator("main tbody a").first.click()
+        elif name in paths:
+            page.goto(f"{address}{paths[name]}")
+        if name in paths or name == "/account/lines/{id}":
+            page.locator("main tbody a").first.click()
+            page.wait_for_load_state()
+        else:
+            page.goto(f"{address}{name}")
+        looked_at(name)
+
+    page.goto(f"{address}/account/keys")
+    page.get_by_label("What it is for").fill(f"nightly {screen}")
+    page.get_by_role("button", name="Make a key").click()
+    assert page.locator("pre").inner_text().startswith("mhc_")
+    looked_at("key-made")
+    page.get_by_role("button", name="Sign out").click()
+    page.wait_for_url("**/sign-in")
+    assert complaints == []
+    context.close()
+
+
+def test_the_keyboard_reaches_the_content_first_and_then_every_page(portal, browser):
+    address, world = portal
+    context = browser.new_context(java_script_enabled=True)
+    page = context.new_page()
+    page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'bill@acme.example', NOW)}")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/account")
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.innerText"))
+    assert reached == ["Skip to the content", "Overview", "Usage", "Invoices", "Credits", "Questions"]
+    context.close()
