@@ -115,6 +115,7 @@ def set_budget(engine: Engine, namespace: str, budget: Budget, *, who: str, why:
             ((budget.measure == UNITS) != bool(budget.of), "units are of a meter or a metric: name it"),
             (budget.measure == PREPAID and (budget.agent_id or budget.per != "month"), _PREPAID_WHOLE),
             (not all(1 <= it <= 1000 for it in budget.thresholds), "thresholds are per cent from 1 to 1000"),
+            (_over_is_billed(budget) and not budget.bill_over, _SAY_BILL_OVER),
             (len(budget.thresholds) > 20, "a budget has at most 20 thresholds"),
             (not 1 <= len(budget.name) <= 128, "a budget's name has 1 to 128 characters"),
             (budget.name.startswith(PLAN) and budget.measure != UNITS, f"names of plan limits begin with {PLAN}"),
@@ -269,6 +270,14 @@ def pauses(engine: Engine, namespace: str, customer_id: str | None = None) -> li
         return pauses_in(connection, namespace, customer_id)
 
 
+def _over_is_billed(budget: Budget) -> bool:
+    """Where what goes above a hard cap is on the bill: only a month's of all agents is taken off it."""
+    return budget.hard and budget.measure != PREPAID and bool(budget.agent_id or budget.per != "month")
+
+
+_SAY_BILL_OVER: Final = (
+    "what goes above a cap of one agent, of a day or a week is billed: say so (--bill-over), or only tell (--soft)"
+)
 _PREPAID_WHOLE: Final = "a prepaid balance is the whole customer's, by the month: leave agent and period out"
 
 

@@ -7,8 +7,10 @@ from typing import TypeVar
 from sqlalchemy import Engine
 
 from meterhouse_rating.agreements import AddOn, Agreement, Discount, Override
+from meterhouse_rating.caps import caps_of
 from meterhouse_rating.charges import Fact
 from meterhouse_store import agreements as store
+from meterhouse_store import budgets
 
 Record = TypeVar("Record", store.AddOn, store.Override, store.Discount, store.Quantity)
 
@@ -44,14 +46,16 @@ def agreed_in(
     for fact in _known(store.quantities(engine, namespace, customer_id), known_at):
         of_customer = quantities.setdefault(fact.customer_id, {})
         of_customer.setdefault(fact.name, []).append(Fact(fact.valid_from, fact.quantity))
+    caps = caps_of(budgets.changes(engine, namespace, customer_id), known_at)
     return {
         name: Agreement(
             tuple(addons.get(name, ())),
             tuple(overrides.get(name, ())),
             tuple(discounts.get(name, ())),
             _facts(quantities.get(name, {})),
+            tuple(caps.get(name, ())),
         )
-        for name in sorted({*addons, *overrides, *discounts, *quantities})
+        for name in sorted({*addons, *overrides, *discounts, *quantities, *caps})
     }
 
 

@@ -68,13 +68,28 @@ class Discount:
 
 
 @dataclass(frozen=True)
+class Cap:
+    """A budget's hard cap of a month, in units `of` a meter or metric, or ('') in money of the customer's currency.
+
+    `raised` and `acknowledged` name months by their start, ISO 8601 in UTC.
+    """
+
+    name: str
+    of: str
+    limit: Decimal
+    raised: Mapping[str, Decimal]
+    acknowledged: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Agreement:
-    """All of one customer's. `quantities` are dated facts by name."""
+    """All of one customer's. `quantities` are dated facts by name; `caps` matter by the discounts they become."""
 
     addons: tuple[AddOn, ...] = ()
     overrides: tuple[Override, ...] = ()
     discounts: tuple[Discount, ...] = ()
     quantities: Mapping[str, tuple[Fact, ...]] = field(default_factory=dict)
+    caps: tuple[Cap, ...] = ()
 
     def canonical(self) -> list[Any]:
         """Everything that can change a rating, as JSON."""

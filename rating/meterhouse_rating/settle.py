@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from meterhouse_rating import credit_book, engine, recorrect, results
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.caps import capped
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.charges import Before, Setting
 from meterhouse_rating.credit_book import Credits
@@ -448,7 +449,7 @@ def _inputs_of(
         facts=basis.terms.facts,
         earlier=earlier,
     )
-    return Inputs(
+    inputs = Inputs(
         contract_id=contract.contract_id,
         currency=customer.currency if basis.rate is not None else plan.currency,
         book=basis.book,
@@ -463,3 +464,4 @@ def _inputs_of(
         overrides=basis.terms.overrides,
         rate=basis.rate,
     )
+    return capped(inputs, basis.agreement.caps)

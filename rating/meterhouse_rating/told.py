@@ -53,6 +53,7 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         usage, left = found.get(standing.customer_id, Found()).rows, _unrated(connection, world.namespace, standing)
     wanted = terms.wanted(standing.period)
     measured = {it.metric.of for it in wanted.measurements if it.metric.of is not None}
+    lines = lines_of(connection, [standing.rating_id])
     facts = {
         "rating_id": standing.rating_id,
         "period_start": moment(standing.period.start),
@@ -67,8 +68,8 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         "closed_at": None if standing.closed_at is None else moment(standing.closed_at),
         "inputs_sha256": standing.inputs_sha256,
         "result_sha256": standing.result_sha256,
-        **_terms(terms, standing.customer_id, standing.period),
-        "lines": [_line(line) for line in lines_of(connection, [standing.rating_id])],
+        **_terms(terms, standing.customer_id, standing.period, lines),
+        "lines": [_line(line) for line in lines],
         "left": sorted(left, key=lambda it: (it["meter"], it["reason"], it["hint"], sorted(it["dimensions"].items()))),
     }
     return Told(standing, facts, usage, tuple(sorted({*wanted.dimensions, *measured})), wanted.tasks)
@@ -87,7 +88,7 @@ def moment(value: datetime) -> str:
     return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z"
 
 
-def _terms(terms: Terms, customer_id: str, period: Period) -> dict[str, Any]:
+def _terms(terms: Terms, customer_id: str, period: Period, lines: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
     """What the customer had agreed to, and the calendar that it is billed by."""
     zone, agreement = terms.customers[customer_id].time_zone, terms.agreements.get(customer_id, Agreement())
     contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
@@ -121,8 +122,27 @@ def _terms(terms: Terms, customer_id: str, period: Period) -> dict[str, Any]:
                 "before_minimum": it.before_minimum,
             }
             for it in agreement.discounts
-        ],
+        ]
+        + _above_caps(agreement, lines),
     }
+
+
+def _above_caps(agreement: Agreement, lines: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """What was not billed because it was above a cap: discounts that no record states but the rating itself."""
+    stated = {it.agreement_id for it in agreement.discounts}
+    component = {line["description"]: line["component"] for line in lines}
+    return [
+        {
+            "id": line["explanation"]["discount"],
+            "name": line["description"],
+            "percent": None,
+            "amount": plain(-line["amount_exact"]),
+            "components": sorted({component[it["off"]] for it in line["explanation"]["steps"]}),
+            "before_minimum": True,
+        }
+        for line in lines
+        if line["kind"] == "discount" and line["explanation"]["discount"] not in stated
+    ]
 
 
 def _line(row: Mapping[Any, Any]) -> dict[str, Any]:

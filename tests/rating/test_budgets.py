@@ -116,7 +116,7 @@ def test_a_day_s_money_and_an_agent_s_are_what_the_month_costs_more_with_them(ac
         "agent": {"agent_id": "bot"},
         "both": {"per": "day", "agent_id": "bot"},
     }.items():
-        budget = Budget("globex", name, MONEY, D(50), **terms)
+        budget = Budget("globex", name, MONEY, D(50), bill_over=True, **terms)
         budgets.set_budget(acme.world.engine, "test", budget, who="ann", why="agreed", now=NOW)
     for tokens, when, agent in (
         ("800", "2026-11-20", "bot"),
@@ -213,8 +213,57 @@ def test_a_budget_that_cannot_be_worked_out_stops_nobody_and_says_why(acme):
     put(acme, of="pages")
     (state,) = apply(acme).states
     assert state.trouble == "pages is neither a meter nor a metric of the price book" and not state.caps
-    with pytest.raises(RegistryError, match=r"day, week or month; .*above 0; units are of a meter"):
+    with pytest.raises(RegistryError, match=r"day, week or month; .*above 0; units are of a meter.*--bill-over"):
         put(acme, per="year", limit=D(0), of="")
+
+
+def october(house, **terms):
+    """October closed, with a cap: the discounts of its invoice, and its total."""
+    put(house, **terms)
+    house.collected("2026-11-05T00:00:00")
+    house.run()
+    (rating,) = house.rows(tables.ratings)
+    lines = [row for row in house.rows(tables.rated_lines) if row["kind"] == "discount"]
+    return [(row["description"], row["amount_minor"]) for row in lines], rating["total_minor"]
+
+
+def test_units_above_a_hard_cap_are_not_billed_as_if_usage_had_ended_there(acme):
+    acme.event("acme", "agent.conversations", "130", "2026-10-10T00:00:00")
+    found, total = october(acme)
+    assert found == [("Above the cap of 100 agent.conversations: not billed", -1500)]  # 30 at 0.50
+    assert total == 4900 + 5000
+    acme.customer("acme", "free", valid_from=datetime(2026, 9, 1, tzinfo=UTC))
+    acme.event("acme", "llm.tokens.input", "900", "2026-10-10T00:00:00", model="a")
+    acme.event("acme", "llm.tokens.output", "600", "2026-10-10T00:00:00", model="b")
+    put(acme, name="tokens", of="tokens", limit=D(1200))
+    acme.run()
+    (rating,) = acme.rows(tables.ratings)
+    # 1500 tokens are 3.00 and 0.50; 1200 are 3.00 and 0.20. Conversations: 100 are included, the rest is unrated.
+    assert rating["total_minor"] == 320
+    assert [row["amount_minor"] for row in acme.rows(tables.rated_lines) if row["kind"] == "discount"] == [-30]
+
+
+def test_money_above_a_hard_cap_is_not_billed_unless_the_cap_says_so_or_it_is_acknowledged(acme):
+    talks(acme, 130, "2026-10-10T00:00:00")  # 65.00
+    cap = {"name": "money", "measure": MONEY, "limit": D("50.005"), "of": ""}
+    found, total = october(acme, **cap)
+    assert found == [("Above the cap of 50.005 USD: not billed", -1500)]  # the cap is 50.00 in whole cents
+    assert total == 4900 + 5000
+    acme.run()
+    assert acme.rows(tables.ratings)[0]["total_minor"] == 9900
+    october_start = datetime(2026, 10, 1, tzinfo=UTC)
+    budget = budgets.standing(budgets.changes(acme.world.engine, "test"))[0]
+    who = {"who": "ann", "why": "wanted", "now": NOW}
+    budgets.raise_limit(acme.world.engine, "test", budget, D(60), october_start, **who)
+    acme.run()
+    assert acme.rows(tables.ratings)[0]["total_minor"] == 4900 + 6000
+    budgets.acknowledge(acme.world.engine, "test", budget, october_start, **who)
+    acme.run()
+    assert acme.rows(tables.ratings)[0]["total_minor"] == 4900 + 6500
+    put(acme, **cap | {"bill_over": True})
+    acme.close()
+    (rating,) = acme.rows(tables.ratings)
+    assert (rating["state"], rating["total_minor"]) == ("closed", 11400)
 
 
 def test_periods_are_the_customer_s_own_also_where_clocks_change():

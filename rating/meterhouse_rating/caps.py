@@ -1,0 +1,139 @@
+"""What is used above a hard cap is not billed: a discount of exactly that, on usage lines, before all others.
+
+The caps are the customer's budgets (`meterhouse_store.budgets`) as they were known when the period was rated. Above a
+cap of money is what usage lines come to beyond it. Above a cap of units is what the invoice would be less if usage had
+ended at the cap, all priced dimensions in proportion: so what is included, tiers and percentages on top come out as
+they then would. A cap holds for the whole month in which it is set, raised or acknowledged.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final
+
+from meterhouse_rating import engine
+from meterhouse_rating.agreements import Cap, Discount
+from meterhouse_rating.book import Book
+from meterhouse_rating.charges import Before
+from meterhouse_rating.discounts import share_out
+from meterhouse_rating.ids import digest
+from meterhouse_rating.metrics import SUM
+from meterhouse_rating.money import exact, of_minor, to_minor
+from meterhouse_rating.sorting import UsageRow
+from meterhouse_store import budgets
+from meterhouse_store.numbers import plain
+from meterhouse_store.registry import ALWAYS
+
+NANO: Final = 10**9
+"""Quantities have nine digits after the point at most."""
+
+
+def caps_of(changes: Iterable[budgets.Change], known_at: datetime | None) -> dict[str, list[Cap]]:
+    """Per customer the hard caps of whole months whose excess is not billed, as recorded up to a moment."""
+    known = [it for it in changes if known_at is None or it.recorded_at <= known_at]
+    found: dict[str, list[Cap]] = {}
+    for it in budgets.standing(known):
+        if it.hard and not it.bill_over and it.measure != budgets.PREPAID and not it.agent_id and it.per == "month":
+            cap = Cap(it.name, it.of, it.limit, dict(it.raised or {}), it.acknowledged)
+            found.setdefault(it.customer_id, []).append(cap)
+    return found
+
+
+def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
+    """The inputs with a discount for each cap that is passed: of units first, then of money."""
+    month = inputs.setting.month.start.astimezone(UTC).isoformat()
+    holding = [it for it in caps if month not in it.acknowledged]
+    if not holding:
+        return inputs
+    with exact():
+        made: list[Discount] = []
+        part = inputs
+        for cap in sorted(holding, key=lambda it: (not it.of, it.name)):
+            limit = cap.raised.get(month, cap.limit)
+            if cap.of:
+                less = replace(part, usage=_ended_at(part, cap.of, limit))
+                over, part = _priced(part) - _priced(less), less
+            else:
+                over = _over_money(part, limit)
+            if over > 0:
+                made.append(_discount(inputs, cap, limit, over))
+        if not made:
+            return inputs
+        agreement = replace(inputs.agreement, discounts=(*made, *inputs.agreement.discounts))
+    return replace(inputs, agreement=agreement)
+
+
+@dataclass(frozen=True)
+class _Covered:
+    """The rows that a cap counts: which of the usage, and what its metric had in the month's earlier parts."""
+
+    rows: tuple[int, ...]
+    before: Decimal
+
+
+def _ended_at(inputs: engine.Inputs, of: str, limit: Decimal) -> tuple[UsageRow, ...]:
+    """The usage if it had ended at the limit; as it is where it did, or where that cannot be said."""
+    covered = _covered(inputs, of)
+    amounts = [int(inputs.usage[at].quantity * NANO) for at in covered.rows]
+    room = int(max(Decimal(0), limit - covered.before) * NANO)
+    if sum(amounts) <= room or any(it < 0 for it in amounts):
+        return inputs.usage
+    unit = NANO if room % NANO == 0 and all(it % NANO == 0 for it in amounts) else 1
+    kept = share_out(room, amounts, unit) if room else [0] * len(amounts)
+    usage = list(inputs.usage)
+    for at, amount in zip(covered.rows, kept, strict=True):
+        usage[at] = replace(usage[at], quantity=Decimal(amount) / NANO)
+    return tuple(usage)
+
+
+def _covered(inputs: engine.Inputs, of: str) -> _Covered:
+    book = inputs.book
+    meters = _meters(book, of)
+    rows = tuple(
+        at
+        for at, row in enumerate(inputs.usage)
+        if row.meter in meters and not row.trial and row.status not in book.unbilled_statuses
+    )
+    before: Mapping[str, Before] = inputs.before
+    earlier = sum((it.quantities.get(of, Decimal(0)) for it in before.values()), Decimal(0))
+    return _Covered(rows, earlier)
+
+
+def _meters(book: Book, of: str) -> frozenset[str]:
+    metric = book.metrics.get(of)
+    if metric is not None:
+        return frozenset(metric.meters) if metric.aggregate == SUM else frozenset()
+    measured = {meter for it in book.metrics.values() if it.aggregate != SUM for meter in it.meters}
+    return frozenset([of]) - measured
+
+
+def _priced(inputs: engine.Inputs) -> int:
+    """What usage, and percentages of it, come to in minor units; fees of the plan are in it whatever is used."""
+    lines = engine.rate(replace(inputs, agreement=replace(inputs.agreement, discounts=()))).lines
+    return sum(line.amount_minor for line in lines if line.kind in ("usage", "flat"))
+
+
+def _over_money(inputs: engine.Inputs, limit: Decimal) -> int:
+    lines = engine.rate(replace(inputs, agreement=replace(inputs.agreement, discounts=()))).lines
+    used = sum(line.amount_minor for line in lines if line.kind == "usage")
+    metered = {component.name for component in inputs.plan.components if component.metrics}
+    earlier = sum((it for name, it in inputs.setting.earlier.items() if name in metered), Decimal(0))
+    earlier = earlier if inputs.rate is None else earlier * inputs.rate.rate
+    room = max(0, to_minor(limit - earlier, inputs.currency, inputs.book.rounding))
+    return min(used, used - room)
+
+
+def _discount(inputs: engine.Inputs, cap: Cap, limit: Decimal, over: int) -> Discount:
+    metered = tuple(sorted(component.name for component in inputs.plan.components if component.metrics))
+    return Discount(
+        agreement_id=digest(["cap", cap.name, cap.of, plain(limit), inputs.setting.period.start.isoformat()]),
+        name=f"Above the cap of {plain(limit)} {cap.of or inputs.currency}: not billed",
+        percent=None,
+        amount=of_minor(over, inputs.currency),
+        components=metered,
+        months=None,
+        before_minimum=True,
+        valid_from=ALWAYS,
+        until=None,
+    )
