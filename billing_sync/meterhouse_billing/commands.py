@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meterhouse_billing import meter_commands, review_commands
+from meterhouse_billing import meter_commands, reconcile_commands, review_commands
 from meterhouse_billing.command_line import (
     CALLED_WRONGLY,
     EXCEPTIONS,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from meterhouse_billing.crediting import Note
     from meterhouse_billing.documents import Draft
-    from meterhouse_billing.reconcile import Row
 
 bill = typer.Typer(help="Turn closed ratings into Stripe invoices.", no_args_is_help=True, add_completion=False)
 for _command in (
@@ -36,6 +35,7 @@ for _command in (
     review_commands.finalise,
     review_commands.void,
     review_commands.settings,
+    reconcile_commands.reconcile,
 ):
     bill.command()(_command)
 meter_commands.register(bill)
@@ -122,30 +122,6 @@ def status(data: Data = None, as_json: Json = False) -> None:
         print("No invoices yet: `meterhouse bill run --period P`.")
     else:
         _print_invoices(rows)
-
-
-@bill.command()
-def reconcile(
-    period: Annotated[str, typer.Option(metavar="P", help="The period, as for `bill run`.")],
-    customer: CustomerOption = None,
-    data: Data = None,
-    as_json: Json = False,
-) -> None:
-    """Compare, per invoice: rated = ledger = Stripe, lines and units included. Exit code 3 on any difference."""
-    from meterhouse_billing import reconcile as comparison
-    from meterhouse_billing import records
-
-    with refusals():
-        settings, engine = opened(data)
-        drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
-        rows = comparison.reconcile(world_of(settings, engine), drafts)
-    different = [row for row in rows if row.differences]
-    if as_json:
-        print_json({"period": period, "equal": not different, "invoices": [_row_json(row) for row in rows]})
-    else:
-        _print_rows(rows, period)
-    if different:
-        raise typer.Exit(EXCEPTIONS)
 
 
 @bill.command()
@@ -292,34 +268,3 @@ def _print_drafts(drafts: list["Draft"], notes: list["Note"], as_json: bool) -> 
         print(f"{note.customer_id}: credit note of {money(note.total_minor, note.currency)} {note.currency}")
     if not drafts and not notes:
         print("Nothing to invoice.")
-
-
-def _row_json(row: "Row") -> dict[str, Any]:
-    from meterhouse_store.numbers import plain
-
-    return {
-        **vars(row),
-        "rated_units": {name: plain(quantity) for name, quantity in row.rated_units.items()},
-        "stripe_units": {name: plain(quantity) for name, quantity in row.stripe_units.items()},
-        "differences": list(row.differences),
-    }
-
-
-def _print_rows(rows: list["Row"], period: str) -> None:
-    from meterhouse_rating.layout import money
-
-    if not rows:
-        print(
-            f"Nothing to compare: no rating of {period} is closed. `meterhouse rate status --period {period}` shows "
-            f"what is rated, `meterhouse rate close --period {period}` closes it."
-        )
-        return
-    table: list[tuple[str, ...]] = [("customer", "state", "currency", "rated", "ledger", "Stripe", "")]
-    for row in rows:
-        amounts = [row.rated_minor, row.ledger_minor, row.stripe_minor]
-        shown = ["-" if amount is None else money(amount, row.currency) for amount in amounts]
-        table.append((row.customer_id, row.state, row.currency, *shown, "differs" if row.differences else "equal"))
-    print_table(table, right=(3, 4, 5))
-    for row in rows:
-        for difference in row.differences:
-            print(f"{row.customer_id}: {difference}")

@@ -132,6 +132,7 @@ class StripeInvoice:
     total: int
     amount_paid: int
     amount_remaining: int
+    credited: int
     attempt_count: int
     customer: str
     metadata: Mapping[str, str]
@@ -187,6 +188,7 @@ def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
         total=body["total"],
         amount_paid=body["amount_paid"],
         amount_remaining=body["amount_remaining"],
+        credited=body["pre_payment_credit_notes_amount"] + body["post_payment_credit_notes_amount"],
         attempt_count=body["attempt_count"],
         customer=body["customer"],
         metadata=body["metadata"] or {},

@@ -140,6 +140,29 @@ class Gateway:
 
         return [line.to_dict() for line in self._call(every)]
 
+    def invoices_of(self, stripe_customer_id: str) -> list[StripeInvoice]:
+        """All invoices of a customer."""
+
+        def every() -> list[stripe.Invoice]:
+            page = self._client.v1.invoices.list({"customer": stripe_customer_id, "limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        return [read_invoice(invoice.to_dict()) for invoice in self._call(every)]
+
+    def pending_items(self, stripe_customer_id: str) -> list[dict[str, Any]]:
+        """The customer's invoice items that are on no invoice."""
+
+        def every() -> list[stripe.InvoiceItem]:
+            page = self._client.v1.invoice_items.list({"customer": stripe_customer_id, "pending": True, "limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        return [item.to_dict() for item in self._call(every)]
+
+    def balance(self, stripe_customer_id: str) -> int:
+        """What the customer owes beside invoices (below 0: has left), in Stripe's unit."""
+        customer = self._call(lambda: self._client.v1.customers.retrieve(stripe_customer_id)).to_dict()
+        return int(customer.get("balance") or 0)
+
     def find_customer(self, metadata: Mapping[str, str]) -> dict[str, Any] | None:
         """The customer that carries the metadata. Stripe's search lags behind by about a minute."""
         query = " AND ".join(f"metadata['{_quoted(key)}']:'{_quoted(value)}'" for key, value in metadata.items())

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
 from meterhouse_billing.documents import Draft
 from meterhouse_rating.ids import digest
 from meterhouse_store.tables import invoice_issues as table
+from meterhouse_store.tables import invoices
 
 DELETED: Final = "deleted"
 REPLACED: Final = "replaced"
@@ -46,6 +47,14 @@ def end(connection: Connection, invoice_id: str, how: str, now: datetime) -> Non
     """The issue that counts has come to its end."""
     is_it = (table.c.invoice_id == invoice_id) & table.c.ended.is_(None)
     connection.execute(update(table).where(is_it).values(ended=how, ended_at=now))
+
+
+def stripe_ids(engine: Engine, namespace: str) -> set[str]:
+    """Every Stripe invoice that stands or stood for one of the namespace's."""
+    query = select(table.c.stripe_invoice_id).join(invoices, invoices.c.invoice_id == table.c.invoice_id)
+    with engine.connect() as connection:
+        found = connection.execute(query.where(invoices.c.namespace == namespace)).scalars().all()
+    return {name for name in found if name is not None}
 
 
 def has_ended(connection: Connection, stripe_invoice_id: str) -> bool:

@@ -46,11 +46,23 @@ class Outbox:
         row = self._row(operation, subject_id, request)
         if row["state"] == DONE:
             return dict(row["response"])
-        if row["attempts"] and self.now() - row["created_at"] > KEY_LASTS:
+        try:  # at each call: sync may be turned off while a run is under way
+            switches.require(self.engine, self.namespace, switches.SYNC)
+        except switches.SwitchedOff as off:
+            raise BillingError(str(off)) from None
+        if self._is_unsure(row):
             found = find()
             if found is not None:
                 return self._done(row["idempotency_key"], found)
         return self._send(row)
+
+    def _is_unsure(self, row: RowMapping) -> bool:
+        """Whether Stripe may have it although its key does not say so any more: after a day, or after a restore."""
+        if row["attempts"]:
+            # After an error the first answer may be one that Stripe keeps saying under this key.
+            return row["last_error"] is not None or self.now() - row["created_at"] > KEY_LASTS
+        changes = switches.history(self.engine, self.namespace)
+        return any(change.switch == switches.SYNC and change.why.startswith(switches.RESTORED) for change in changes)
 
     def answered(self, operation: str, subject_id: str) -> bool:
         """Whether the call's answer is stored."""
@@ -104,10 +116,6 @@ class Outbox:
 
     def _send(self, row: RowMapping) -> Mapping[str, Any]:
         key = row["idempotency_key"]
-        try:  # at each call: sync may be turned off while a run is under way
-            switches.require(self.engine, self.namespace, switches.SYNC)
-        except switches.SwitchedOff as off:
-            raise BillingError(str(off)) from None
         # Before sending: a row with attempts is one whose outcome may be unknown.
         self._set(key, attempts=row["attempts"] + 1)
         try:

@@ -29,10 +29,12 @@ from meterhouse_store.tables import (
 # ---- what is to be invoiced
 
 
-def drafts(engine: Engine, namespace: str, *, period: str | None = None, customer_id: str | None = None) -> list[Draft]:
+def drafts(
+    engine: Engine, namespace: str, *, period: str | None = None, customer_id: str | None = None, every: bool = False
+) -> list[Draft]:
     """The closed ratings with lines, by customer and period.
 
-    `period` is read in each customer's time zone; None stands for all that is not finalised yet.
+    `period` is read in each customer's time zone; None stands for all that is not finalised yet, with `every` for all.
 
     A rating without lines is no invoice: there is nothing to say to the customer; nor is one of a month that Stripe's
     meters bill. Raises PeriodError.
@@ -41,10 +43,10 @@ def drafts(engine: Engine, namespace: str, *, period: str | None = None, custome
     query = select(ratings).where(ratings.c.namespace == namespace, ratings.c.state == "closed")
     if customer_id is not None:
         query = query.where(ratings.c.customer_id == customer_id)
-    if period is None:
+    if period is None and not every:
         unfinished = invoices.c.state.is_(None) | invoices.c.state.in_(states.PENDING)
         query = query.outerjoin(invoices, invoices.c.rating_id == ratings.c.rating_id).where(unfinished)
-    else:
+    elif period is not None:
         periods.parse(period, "UTC")  # a mistake in it is a mistake also where there are no ratings
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(ratings.c.customer_id, ratings.c.period_start)).mappings().all()
@@ -302,6 +304,13 @@ def receivable(engine: Engine, draft: Draft) -> int:
             ledger_entries.c.currency == draft.currency,
         )
     )
+    with engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def paid(engine: Engine, invoice_id: str) -> int:
+    """What was recorded as paid of an invoice, in minor units."""
+    query = select(func.coalesce(func.sum(payments.c.amount_minor), 0)).where(payments.c.invoice_id == invoice_id)
     with engine.connect() as connection:
         return int(connection.execute(query).scalar_one())
 

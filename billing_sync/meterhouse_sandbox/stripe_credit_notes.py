@@ -5,7 +5,6 @@ what remains to be paid, and what is beyond that has to be refunded, put on the 
 outside of Stripe, to the cent; no line and no invoice is credited beyond what it came to.
 """
 
-import time
 from typing import Any, Final
 
 from meterhouse_sandbox import stripe_invoices as invoices
@@ -54,7 +53,7 @@ def void(context: Context, name: str) -> dict[str, Any]:
     invoice = context.find("invoice", note["invoice"])
     if note["status"] == "void" or note["post_payment_amount"] or invoice["status"] != "open":
         raise StripeRefusal("Only a credit note on an open invoice can be voided, once.")
-    note |= {"status": "void", "voided_at": int(time.time())}
+    note |= {"status": "void", "voided_at": context.now()}
     context.state.put("credit_note", note)
     invoice["pre_payment_credit_notes_amount"] -= note["pre_payment_amount"]
     _owe(context, invoice, note["pre_payment_amount"])
@@ -113,7 +112,7 @@ def _note(context: Context, invoice: dict[str, Any], given: dict[str, Any], tota
         "object": "credit_note",
         "amount": total,
         "amount_shipping": 0,
-        "created": int(time.time()),
+        "created": context.now(),
         "currency": invoice["currency"],
         "customer": invoice["customer"],
         "customer_balance_transaction": None,
@@ -173,7 +172,7 @@ def _refund(context: Context, invoice: dict[str, Any], amount: int) -> list[dict
         "object": "refund",
         "amount": amount,
         "charge": charge["id"],
-        "created": int(time.time()),
+        "created": context.now(),
         "currency": invoice["currency"],
         "metadata": {},
         "reason": None,

@@ -113,26 +113,38 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def create_item(context: Context, given: dict[str, Any]) -> dict[str, Any]:
-    """An invoice item on a draft; one that waits for some later invoice is refused."""
+    """An invoice item on a draft; without an invoice it waits for one that takes it up."""
     customer = context.find("customer", given["customer"], "customer")
+    if "invoice" not in given:
+        item = _item(
+            context, new_id("ii"), given, customer, given.get("currency", customer["currency"] or "usd").lower()
+        )
+        context.state.put("invoiceitem", item)
+        return item
     invoice = _draft(context, given["invoice"], "invoice")
     if invoice["customer"] != customer["id"]:
         raise StripeRefusal("The invoice belongs to another customer.", param="invoice")
     line = _add(context, invoice, given, given.get("currency", invoice["currency"]))
     _retotal(context, invoice)
+    name = line["parent"]["invoice_item_details"]["invoice_item"]
+    return _item(context, name, line, customer, line["currency"]) | {"invoice": invoice["id"]}
+
+
+def _item(context: Context, name: str, line: dict[str, Any], customer: dict[str, Any], currency: str) -> dict[str, Any]:
+    now = context.now()
     return {
-        "id": line["parent"]["invoice_item_details"]["invoice_item"],
+        "id": name,
         "object": "invoiceitem",
         "amount": line["amount"],
-        "currency": line["currency"],
+        "currency": currency,
         "customer": customer["id"],
-        "date": context.now(),
-        "description": line["description"],
-        "discountable": line["discountable"],
-        "invoice": invoice["id"],
+        "date": now,
+        "description": line.get("description"),
+        "discountable": line.get("discountable", line["amount"] >= 0),
+        "invoice": None,
         "livemode": False,
-        "metadata": line["metadata"],
-        "period": line["period"],
+        "metadata": line.get("metadata") or {},
+        "period": line.get("period", {"start": now, "end": now}),
         "proration": False,
         "quantity": 1,
     }

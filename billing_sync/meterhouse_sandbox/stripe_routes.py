@@ -102,6 +102,14 @@ def _list_refunds(context: Context, _name: str, given: Given) -> dict[str, Any]:
     return _page(found, given, "/v1/refunds")
 
 
+def _list_items(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    """Those that are on no invoice; the others are their invoices' lines."""
+    if given["pending"] is not True:
+        raise StripeRefusal("The sandbox lists pending invoice items only.", param="pending")
+    found = context.state.newest_first("invoiceitem", lambda one: given.get("customer") in (None, one["customer"]))
+    return _page(found, given, "/v1/invoiceitems")
+
+
 def _list_events(context: Context, _name: str, given: Given) -> dict[str, Any]:
     found = context.state.newest_first("event", lambda one: given.get("type") in (None, one["type"]))
     return _page(found, given, "/v1/events")
@@ -145,7 +153,7 @@ ROUTES: Final = (
     ),
     _call(
         "POST", "/v1/invoiceitems", "InvoiceItemCreateParams", _new(invoices.create_item),
-        "customer invoice amount currency description discountable metadata period", "customer invoice amount",
+        "customer invoice amount currency description discountable metadata period", "customer amount",
     ),
     _call(
         "POST", "/v1/credit_notes", "CreditNoteCreateParams", _new(credit_notes.create),
@@ -159,6 +167,8 @@ ROUTES: Final = (
     _call("POST", "/v1/credit_notes/{id}/void", "CreditNoteVoidCreditNoteParams", _on_invoice(credit_notes.void)),
     _call("GET", "/v1/refunds", "RefundListParams", _list_refunds, "limit starting_after charge"),
     _call("GET", "/v1/refunds/{id}", "RefundRetrieveParams", _retrieve("refund")),
+    _call("GET", "/v1/invoiceitems", "InvoiceItemListParams", _list_items, "limit starting_after customer pending",
+          "pending"),
     _call("GET", "/v1/events", "EventListParams", _list_events, "limit starting_after type"),
     _call("GET", "/v1/events/{id}", "EventRetrieveParams", _retrieve("event")),
 )  # fmt: skip

@@ -177,7 +177,7 @@ def test_reconcile_names_what_differs(books, sandbox, call):
         connection.execute(update(entries).where(is_it).values(amount_minor=224))
     result = call("reconcile", "--period", "2026-10")
     assert result.exit_code == 3
-    assert "acme: the ledger's receivable is 5124, rated 5125" in result.output
+    assert "acme: the ledger's receivable is 51.24, rated 51.25" in result.output
 
 
 def test_status_and_poll(books, call):

@@ -12,7 +12,7 @@ from meterhouse_billing.amounts import NotPayable, from_stripe, to_stripe
 from meterhouse_billing.documents import StripeInvoice
 from meterhouse_billing.gateway import LiveKeyRefused, NoStripeKey, connect
 
-OPEN = StripeInvoice("in_1", "open", "USD", 100, 0, 100, 0, "cus_1", {}, "A-1", None, None, None)
+OPEN = StripeInvoice("in_1", "open", "USD", 100, 0, 100, 0, 0, "cus_1", {}, "A-1", None, None, None)
 
 
 @pytest.mark.parametrize(
