@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from meterhouse_billing import credit_records, issues, records, states
+from meterhouse_billing import credit_records, drivers, issues, records, states
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, NAMESPACE, StripeInvoice
 from meterhouse_billing.gateway import StripeRefused
@@ -40,16 +40,21 @@ class Account:
 
 
 def compare(world: World, rows: Sequence[Row], customer_id: str | None = None) -> list[Account]:
-    """The accounts of the customers; `rows` are all of their closed ratings as compared before."""
+    """The accounts of the customers; `rows` are all of their closed ratings as compared before.
+
+    Customers that Stripe's meters billed at some time are left out: what Stripe made of those months is in no row here.
+    """
     query = select(customers).where(customers.c.namespace == world.namespace).order_by(customers.c.customer_id)
     if customer_id is not None:
         query = query.where(customers.c.customer_id == customer_id)
     with world.engine.connect() as connection:
         found = [dict(row) for row in connection.execute(query).mappings()]
+    switched = drivers.drivers(world.engine, world.namespace)
     known = issues.stripe_ids(world.engine, world.namespace)
     return [
         _account(world, customer, known, [row for row in rows if row.customer_id == customer["customer_id"]])
         for customer in found
+        if all(it.driver == drivers.INVOICES for it in switched.get(customer["customer_id"], ()))
     ]
 
 
