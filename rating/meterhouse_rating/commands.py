@@ -14,6 +14,7 @@ import typer
 from meterhouse_rating.command_line import (
     CALLED_WRONGLY,
     EXCEPTIONS,
+    FAILED,
     Data,
     Json,
     engine_of,
@@ -211,23 +212,40 @@ def rate_corrections(customer: CustomerOption = None, data: Data = None, as_json
 @rate.command("explain")
 def rate_explain(
     line_id: Annotated[str, typer.Argument(help="The line's id, or its beginning, as `rate status --lines` shows it.")],
+    events: Annotated[
+        int, typer.Option(min=0, max=100_000, help="Show so many of the events; 0: none, and ask no warehouse.")
+    ] = 20,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Say how a line's amount came about: quantity, price and its line in the book, tiers, rounding, credits."""
-    from meterhouse_rating import explain, report
+    """Say how a line's amount came about, down to the events and traces: quantity, price and its line in the book,
+    tiers, credits, rounding. So are lines of fees, discounts, credits and corrections, and those of credit notes.
+
+    It is checked that the events add up to the quantity, and that the price book's text gives the amount.
+
+    Exit code 1 when they do not; what differs is said.
+    """
+    from meterhouse_rating import explain, explain_events, report
 
     with refusals():
         settings = existing(data)
-        rows = report.lines_named(engine_of(settings), settings.namespace, line_id)
+        engine = engine_of(settings)
+        rows = report.lines_named(engine, settings.namespace, line_id)
         if len(rows) != 1:
             many = "Several lines begin" if rows else "No line begins"
             fail(f"{many} with {line_id}: `meterhouse rate status --lines` shows their ids.")
+        line = rows[0]
+        found = explain_events.behind(world_of(settings, engine), line, events) if events else None
         if as_json:
-            explanation = rows[0]["explanation"]
-            print_json({"line_id": rows[0]["line_id"], "description": rows[0]["description"], **explanation})
+            told = {} if found is None else found.as_json()
+            about = {"line_id": line["line_id"], "description": line["description"]}
+            print_json({**about, **line["explanation"], "behind": told})
         else:
-            print(explain.as_text(rows[0]))
+            print(explain.as_text(line))
+            if found is not None:
+                print(found.as_text())
+        if found is not None and found.problems:
+            raise typer.Exit(FAILED)
 
 
 def _as_of(world: "World", period: str, customer: str | None, as_of: str, as_json: bool) -> None:

@@ -54,7 +54,11 @@ def sentences(line: Row) -> list[str]:
         text.append(f"Tax: {tax['behaviour'] or 'unspecified'}, code {tax['code'] or 'none'}.")
     if "amount_exact" in explanation:
         exact = number(D(explanation["amount_exact"]))
-        text.append(f"Exactly {exact} {currency}, rounded {explanation['rounding']}: {explanation['amount']}.")
+        # A top-up needs no rounding.
+        how = f", rounded {explanation['rounding']}: " if "rounding" in explanation else ": "
+        if "corrects" in explanation:
+            how = ", of two amounts that were rounded by themselves: "
+        text.append(f"Exactly {exact} {currency}{how}{explanation['amount']}.")
     return text
 
 

@@ -57,9 +57,15 @@ WATERMARK: Final = "SELECT collector_id, segment, position, projected_through FR
 
 
 def aggregate_query(
-    dimensions: Sequence[str], customers: Sequence[str] | None, *, tasks: bool = False, source: str = USAGE
+    dimensions: Sequence[str],
+    customers: Sequence[str] | None,
+    *,
+    tasks: bool = False,
+    source: str = USAGE,
+    largest: bool = False,
 ) -> str:
-    """The aggregate of a period: one row per customer, meter, status and the dimensions that prices depend on.
+    """The aggregate of a period: one row per customer, meter, status and the dimensions that prices depend on, with the
+    number of events and the sum of their quantities (or the `largest` of them).
 
     `customers` None: of the whole namespace, in one pass. `tasks`: also by how the task ended that the calls were in.
     `source`: USAGE or WOUND_BACK. Raises ValueError for a dimension that is none.
@@ -67,8 +73,9 @@ def aggregate_query(
     columns = [*_columns(dimensions), *([_task_column(source)] if tasks else [])]
     keys = ", ".join(["billed_customer_id", "meter", "status", *columns])
     bounded = f" LIMIT {MAX_GROUPS + 1} BY billed_customer_id" if dimensions else ""
+    quantity = "max(quantity)" if largest else "sum(quantity)"
     return (
-        f"SELECT {keys}, count(), sum(quantity) FROM {source} WHERE {_WINDOW}{_only(customers)} GROUP BY {keys} "
+        f"SELECT {keys}, count(), {quantity} FROM {source} WHERE {_WINDOW}{_only(customers)} GROUP BY {keys} "
         f"ORDER BY {keys}{bounded}"
     )
 

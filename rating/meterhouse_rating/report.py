@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from meterhouse_rating import recorrect, results
 from meterhouse_rating.causes import causes
@@ -20,7 +20,7 @@ from meterhouse_rating.settle import Outcome
 from meterhouse_rating.settled import CLOSED
 from meterhouse_store import registry
 from meterhouse_store.last_runs import LastRun
-from meterhouse_store.numbers import plain
+from meterhouse_store.numbers import D, plain
 from meterhouse_store.tables import rated_lines, ratings, unrated_usage
 
 SHORT_ID: Final = 10
@@ -114,13 +114,30 @@ def _correction(line: Mapping[Any, Any], customer_id: str, on: str) -> dict[str,
 
 
 def lines_named(engine: Engine, namespace: str, beginning: str) -> Sequence[Row]:
-    """Up to two lines whose id begins so, each with its rating's customer, period and state."""
-    of_rating = (ratings.c.customer_id, ratings.c.period_start, ratings.c.period_end, ratings.c.state)
+    """Up to two lines whose id begins so, each with its rating's customer, period, state and as_of.
+
+    A line of a credit note has the period of the rating that it corrects.
+    """
+    of_rating = (ratings.c.customer_id, ratings.c.period_start, ratings.c.period_end, ratings.c.state, ratings.c.as_of)
     query = select(rated_lines, *of_rating).join(ratings, ratings.c.rating_id == rated_lines.c.rating_id)
     query = query.where(ratings.c.namespace == namespace)
     with engine.connect() as connection:
-        found = query.where(rated_lines.c.line_id.startswith(beginning, autoescape=True)).limit(2)
-        return connection.execute(found).mappings().all()
+        named = query.where(rated_lines.c.line_id.startswith(beginning, autoescape=True)).limit(2)
+        found: list[Row] = [dict(row) for row in connection.execute(named).mappings()]
+        return [*found, *_noted(connection, namespace, beginning)][:2]
+
+
+def _noted(connection: Connection, namespace: str, beginning: str) -> list[Row]:
+    found: list[Row] = []
+    for note in recorrect.notes(connection, namespace):
+        for line in note["lines"]:
+            if line["line_id"].startswith(beginning):
+                of = select(ratings.c.period_start, ratings.c.period_end)
+                period = connection.execute(of.where(ratings.c.rating_id == note["rating_id"])).mappings().one()
+                exact = {name: D(line[name]) for name in ("quantity", "amount_exact")}
+                told = {name: note[name] for name in ("customer_id", "as_of")} | {"state": "credit note"}
+                found.append(line | exact | told | dict(period))
+    return found
 
 
 def imagined(namespace: str, outcomes: Iterable[Outcome], moment: Moment, late: Sequence[LateUsage]) -> Report:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 from sqlalchemy import Connection, select
@@ -16,12 +17,13 @@ from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.as_of import closed_again
 from meterhouse_rating.effective import facts_of
 from meterhouse_rating.engine import UsageRow
+from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.facts import at
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.queries import WOUND_BACK
 from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import CLOSED, Standing, contract_in_force, lines_of, standings
-from meterhouse_rating.usage import Found
+from meterhouse_rating.usage import Found, Wanted
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import ratings, unrated_usage
@@ -37,8 +39,15 @@ class Told:
     standing: Standing
     facts: dict[str, Any]
     usage: tuple[UsageRow, ...]
-    dimensions: tuple[str, ...]
-    tasks: bool
+    wanted: Wanted
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        return self.wanted.dimensions
+
+    @property
+    def tasks(self) -> bool:
+        return self.wanted.tasks
 
 
 def tell(world: World, connection: Connection, standing: Standing, every: Sequence[Standing]) -> Told:
@@ -72,7 +81,39 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         "lines": [_line(line) for line in lines],
         "left": sorted(left, key=lambda it: (it["meter"], it["reason"], it["hint"], sorted(it["dimensions"].items()))),
     }
-    return Told(standing, facts, usage, tuple(sorted({*wanted.dimensions, *measured})), wanted.tasks)
+    return Told(standing, facts, usage, Wanted(tuple(sorted({*wanted.dimensions, *measured})), wanted.tasks))
+
+
+def groups(usage: Sequence[UsageRow], largest: Sequence[UsageRow] = ()) -> list[Group]:
+    """Usage as the verifier of evidence packs groups it; `largest`: the largest quantities, where prices need them."""
+    most = {_kind(it): Fraction(it.quantity) for it in largest}
+    return [
+        Group(
+            it.meter,
+            it.status,
+            it.task,
+            it.trial,
+            dict(it.dimensions),
+            it.events,
+            Fraction(it.quantity),
+            most.get(_kind(it), Fraction(0)),
+        )
+        for it in usage
+    ]
+
+
+def _kind(it: UsageRow) -> tuple[Any, ...]:
+    return it.meter, it.status, it.task, it.dimensions
+
+
+def earlier_in_month(connection: Connection, told: Told, every: Sequence[Standing]) -> list[dict[str, Any]]:
+    """The lines of the ratings that came before in the same month, for where tiers went on from."""
+    month = datetime.fromisoformat(told.facts["month"])
+    before = [it for it in every if month <= it.period.start < told.standing.period.start]
+    return [
+        {"month": told.facts["month"], "lines": [_line(line) for line in lines_of(connection, [it.rating_id])]}
+        for it in before
+    ]
 
 
 def standing_in(

@@ -78,13 +78,15 @@ def gather(
     as_of: datetime,
     customers: Sequence[str] | None = None,
     source: str = USAGE,
+    after: datetime = EPOCH,
 ) -> dict[str, Found]:
     """Usage per customer: rows, measures, and whose usage has too many groups to be rated by its dimensions.
 
-    `source`: queries.USAGE, or WOUND_BACK for what it was at `as_of`: decisions of later are taken back.
+    `source`: queries.USAGE, or WOUND_BACK for what it was at `as_of`: decisions of later are taken back. `after`: only
+    what became known after that.
     """
     found = _Gathered()
-    asked = _Asked(client, namespace, period, as_of, EPOCH, customers, source)
+    asked = _Asked(client, namespace, period, as_of, after, customers, source)
     for customer, row in _rows(asked, wanted):
         found.rows.setdefault(customer, []).append(row)
     _set_aside(found, found.rows, wanted.dimensions)
@@ -117,6 +119,14 @@ def aggregates(
     """Usage per customer: events in the period, received after `after` and up to `as_of`. Quantities are exact."""
     asked = _Asked(client, namespace, period, as_of, after, customers)
     return _grouped(_rows(asked, Wanted(tuple(dimensions))))
+
+
+def largest(
+    client: Client, namespace: str, period: Period, wanted: Wanted, customer_id: str, *, as_of: datetime, source: str
+) -> tuple[UsageRow, ...]:
+    """One customer's usage, with the largest quantity of an event in the place of their sum."""
+    asked = _Asked(client, namespace, period, as_of, EPOCH, [customer_id], source)
+    return tuple(row for _, row in _rows(asked, wanted, largest=True))
 
 
 def totals(
@@ -205,8 +215,10 @@ class _Asked:
     source: str = USAGE
 
 
-def _rows(asked: _Asked, wanted: Wanted) -> list[tuple[str, UsageRow]]:
-    query = aggregate_query(wanted.dimensions, asked.customers, tasks=wanted.tasks, source=asked.source)
+def _rows(asked: _Asked, wanted: Wanted, *, largest: bool = False) -> list[tuple[str, UsageRow]]:
+    query = aggregate_query(
+        wanted.dimensions, asked.customers, tasks=wanted.tasks, source=asked.source, largest=largest
+    )
     parameters = window_parameters(
         asked.namespace,
         asked.period,

@@ -6,124 +6,15 @@ import json
 import subprocess
 import sys
 import zipfile
-from decimal import Decimal
 
 import pytest
-from rating_samples import at
+from evidence_samples import furnished
 from typer.testing import CliRunner
 
-from meterhouse_rating import credit_changes
-from meterhouse_rating.credits import Grant
 from meterhouse_rating.evidence_check.main import verify
 from meterhouse_rating.evidence_commands import evidence
 from meterhouse_rating.evidence_commands import verify as verify_command
 from meterhouse_rating.ledger_commands import ledger
-from meterhouse_store import agreements
-
-BOOK = """\
-book: mixed   # the prices of the month
-currency: USD
-metrics:
-  input: {unit: token, meters: [llm.tokens.input]}
-  output: {unit: token, meters: [llm.tokens.output, llm.tokens.reasoning]}
-  tools: {unit: call, meters: [tool.calls]}
-  images: {unit: image, meters: [llm.images]}
-  searches: {unit: search, meters: [llm.web_searches]}
-  pages: {unit: page, meters: [llm.pages]}
-  people: {unit: person, meters: [agent.conversations], aggregate: unique, of: attributes.user}
-  audio: {unit: second, meters: [llm.audio.seconds]}
-  code: {unit: execution, meters: [llm.code_executions]}
-unbilled:
-  meters: [llm.requests]
-plans:
-  pay:
-    components:
-      fee:
-        model: flat
-        price: 49.00
-        included: {output: 1_000_000}
-        overage: {output: {per: 1_000_000, tiers: [{price: 9.00}]}}
-      input:
-        model: per_unit
-        metric: input
-        by: [model]
-        per: 1_000_000
-        prices:
-          - {model: gpt-5*, price: 3.00}
-        default: 1.00
-      tools: {model: graduated, metric: tools, tiers: [{up_to: 10, price: 0.50}, {price: 0.25, flat: 1.00}]}
-      images: {model: package, metric: images, size: 10, price: 2.00, free: 5}
-      searches: {model: volume, metric: searches, tiers: [{up_to: 100, price: 0.02}, {price: 0.01}]}
-      seats: {model: recurring, price: 31.00, quantity: seats}
-      pages: {model: formula, inputs: {p: pages}, amount: "max(0, p - 10) * 0.05"}
-      people: {model: per_unit, metric: people, price: 1.00}
-      audio:
-        model: matrix
-        metric: audio
-        by: [attributes.region]
-        cells: [{attributes.region: eu, price: 0.02}]
-        default: 0.01
-      code: {model: cost_plus, metric: code, markup: 200, cost: {price: 0.05}}
-      share: {model: percentage, of: [fee, input], percent: 10}
-      least: {model: minimum, amount: 200.00}
-"""
-
-
-def furnished(house):
-    """October of acme, closed. What it comes to, by hand:
-
-    fee 49.00, output 400,000 beyond at 9.00 per million 3.60, input 2,000,000 at 3.00 6.00 and 1,500,000 at 1.00 1.50,
-    tools 10 x 0.50 + 1.00 + 6 x 0.25 = 7.50, images 21 beyond = 3 packages 6.00, searches 120 x 0.01 1.20, 2 seats from
-    11 October on 31.00 x 2 x 21/31 = 42.00, pages 20 x 0.05 1.00, 3 people 3.00, audio 50 x 0.02 + 30 x 0.01 = 1.00 and
-    0.30, code 4 x 0.05 x 3 = 0.60, a tenth of fee, output and input 6.01: 128.71. The minimum of 200.00 adds 71.29, a
-    tenth off the tools takes 0.75, credits pay 5.00.
-    """
-    house.at(at("2026-11-05"))
-    house.publish(BOOK, now=at("2026-09-01"))
-    house.customer("acme", now=at("2026-09-01"))
-    house.customer("other", now=at("2026-09-01"))
-    engine, known = house.world.engine, {"now": at("2026-09-01")}
-    agreements.add_quantity(engine, "test", "acme", "seats", Decimal(2), valid_from=at("2026-10-11"), **known)
-    agreements.add_discount(
-        engine,
-        "test",
-        "acme",
-        "Launch",
-        percent=Decimal(10),
-        components=["tools"],
-        valid_from=at("2026-10-01"),
-        **known,
-    )
-    said = {"reference": "gift", "who": "ann", "why": "sorry", "now": at("2026-10-02")}
-    credit_changes.grant(engine, "test", "acme", Grant("", "promotional", 500, at("2026-10-02")), None, **said)
-    used = [
-        ("llm.tokens.input", "2000000", {"model": "gpt-5-mini"}),
-        ("llm.tokens.input", "1500000", {"model": "llama"}),
-        ("llm.tokens.input", "999", {"model": "llama", "status": "failed"}),
-        ("llm.tokens.output", "900000", {"model": "llama"}),
-        ("llm.tokens.reasoning", "500000", {"model": "llama", "trace_id": "cafe"}),
-        ("llm.images", "26", {}),
-        ("llm.web_searches", "120", {}),
-        ("llm.pages", "30", {}),
-        ("llm.audio.seconds", "50", {"attributes": {"region": "eu"}}),
-        ("llm.audio.seconds", "30", {"attributes": {"region": "us"}}),
-        ("llm.code_executions", "4", {}),
-        ("llm.requests", "3", {}),
-        *(("tool.calls", "1", {"tool": "search"}) for _ in range(16)),
-        *(("agent.conversations", "1", {"attributes": {"user": name}}) for name in ("ann", "bob", "cleo", "ann")),
-    ]
-    plain = {"status": "ok", "model": "", "tool": "", "trace_id": "", "attributes": {}}
-    house.events(
-        [
-            {"customer_id": "acme", "meter": meter, "quantity": quantity, "when": f"2026-10-{day % 28 + 1:02}T08:00:00",
-             "event_id": f"e{day:02}", **plain, **more}
-            for day, (meter, quantity, more) in enumerate(used)
-        ]
-    )  # fmt: skip
-    house.event("other", "llm.tokens.input", "1000000", "2026-10-05T00:00:00")
-    house.collected("2026-11-05T00:00:00")
-    house.close()
-    return house
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +86,7 @@ def test_anchors_put_the_whole_chain_into_the_pack_and_nobody_elses_name(house, 
     kept = json.loads(anchor.read_text())
     anchor.write_text(json.dumps(kept | {"hash": "f" * 64}))
     code, said = call(house, command_environment, verify_command, file, "--anchor", anchor)
-    assert code == 1 and f"the anchor of transaction {kept['sequence']}: the pack says ffff" in said
+    assert code == 1 and f"the anchor of transaction {kept['sequence']}: it says ffff" in said
 
 
 # ---- forgeries ------------------------------------------------------------------------------------------------------
@@ -302,16 +193,16 @@ def hide_as_free(rating):
 
 FORGERIES = {
     "an event's quantity": (
-        events(of_first("quantity", "2000001")), "its quantity, from the events: the pack says 2000000,",
+        events(of_first("quantity", "2000001")), "its quantity, from the events: it says 2000000,",
     ),
     "an event that is no number": (events(of_first("quantity", "NaN")), "'NaN' is no decimal number"),
     "an event removed": (
-        events(lambda found: found[1:]), "llm.tokens.input on lines and left over: the pack says 3500999,",
+        events(lambda found: found[1:]), "llm.tokens.input on lines and left over: it says 3500999,",
     ),
     "an event doubled": (events(lambda found: [found[0], *found]), "event e00 is there twice"),
     "an event added": (
         events(lambda found: sorted([*found, found[0] | {"id": "e99"}], key=lambda it: (it["time"], it["id"]))),
-        "llm.tokens.input on lines and left over: the pack says 3500999, recomputed it is 5500999",
+        "llm.tokens.input on lines and left over: it says 3500999, recomputed it is 5500999",
     ),
     "an event of another month": (
         events(of_first("time", "2026-09-30T00:00:00.000000000Z")), "is in no rated period",
@@ -322,32 +213,32 @@ FORGERIES = {
     ),
     "a failed call as a good one": (
         events(lambda found: [it | {"status": "ok"} for it in found]),
-        "usage that is free (llm.tokens.input unbilled_status): the pack says 999, recomputed it is 0",
+        "usage that is free (llm.tokens.input unbilled_status): it says 999, recomputed it is 0",
     ),
     "a line's amount": (
         ratings(lambda it: with_amount(it, "tools", 760)),
-        "(tools): its amount by the price book: the pack says 7.6, recomputed it is 7.5",
+        "(tools): its amount by the price book: it says 7.6, recomputed it is 7.5",
     ),
     "a line's rounding": (ratings(lambda it: line_of(it, "share").update(amount_minor=602)), "its rounded amount"),
     "a line removed": (ratings(lambda it: it["lines"].pop(1)), "llm.tokens.output on lines and left over"),
     "a line doubled": (ratings(lambda it: it["lines"].insert(0, it["lines"][0])), "is there twice"),
     "a price in the book": (
         book("{model: gpt-5*, price: 3.00}", "{model: gpt-5*, price: 2.50}"),
-        "(input (gpt-5-mini)): its amount by the price book: the pack says 6, recomputed it is 5",
+        "(input (gpt-5-mini)): its amount by the price book: it says 6, recomputed it is 5",
     ),
     "a price in the book and the line": (
         both(
             book("{model: gpt-5*, price: 3.00}", "{model: gpt-5*, price: 2.50}"),
             ratings(lambda it: with_amount(it, "input (gpt-5-mini)", 500)),
         ),
-        "(input (gpt-5-mini)): what the ledger says is owed: the pack says 600, recomputed it is 500",
+        "(input (gpt-5-mini)): what the ledger says is owed: it says 600, recomputed it is 500",
     ),
     "a tier's bound": (
         book("{up_to: 10, price: 0.50}", "{up_to: 12, price: 0.50}"),
-        "(tools): its amount by the price book: the pack says 7.5, recomputed it is 8",
+        "(tools): its amount by the price book: it says 7.5, recomputed it is 8",
     ),
     "the minimum": (
-        book("amount: 200.00", "amount: 210.00"), "(least): its amount by the price book: the pack says 71.29",
+        book("amount: 200.00", "amount: 210.00"), "(least): its amount by the price book: it says 71.29",
     ),
     "seats": (
         ratings(lambda it: it["quantities"]["seats"][0].__setitem__(1, "1")), "how many there were from 2026-10-11",
@@ -355,17 +246,17 @@ FORGERIES = {
     "the discount": (ratings(lambda it: it["discounts"][0].update(percent="20")), "(Launch): what it takes off"),
     "credits": (ratings(lambda it: line_of(it, "Credits applied").update(amount_minor=-400)), "what credits pay"),
     "usage told as free": (
-        ratings(hide_as_free), "usage that is free (llm.tokens.input unbilled_status): the pack says 100999,",
+        ratings(hide_as_free), "usage that is free (llm.tokens.input unbilled_status): it says 100999,",
     ),
     "the total": (
-        ratings(lambda it: it.update(total_minor=19325)), "the total of rating 2026-10-01: the pack says 19325",
+        ratings(lambda it: it.update(total_minor=19325)), "the total of rating 2026-10-01: it says 19325",
     ),
     "a ledger amount": (
         facts("ledger.json", lambda it: entry(it, "minimum", "receivable").update(amount_minor=1)),
         "does not sum to zero",
     ),
     "a ledger transaction": (
-        facts("ledger.json", cheaper_in_the_ledger), "(least): what the ledger says is owed: the pack",
+        facts("ledger.json", cheaper_in_the_ledger), "(least): what the ledger says is owed: it says 7029",
     ),
     "the chain": (facts("ledger.json", seal_broken), "the seal before it"),
     "a transaction removed": (facts("ledger.json", lambda it: it["transactions"].pop()), "what the ledger has of it"),

@@ -1,13 +1,13 @@
 """The verifier of evidence packs against rating: it reads the same books, and comes to the same amounts by itself."""
 
-from decimal import Decimal
 from fractions import Fraction
 from importlib.resources import files
 
 import pytest
+from evidence_samples import agreed_and_closed
 from hypothesis import HealthCheck, given, settings
 from random_books import cases
-from rating_samples import BOOK, at
+from rating_samples import BOOK
 
 from meterhouse_rating import document, engine, results, starters
 from meterhouse_rating.evidence import make
@@ -17,7 +17,6 @@ from meterhouse_rating.evidence_check.prices import prices_of
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.evidence_check.yaml_subset import Unreadable, read
 from meterhouse_rating.periods import parse
-from meterhouse_store import agreements, registry
 from meterhouse_store.numbers import plain
 
 
@@ -119,86 +118,6 @@ def same(one, other):
 def test_yaml_beyond_that_is_never_guessed(text):
     with pytest.raises(Unreadable):
         read(text)
-
-
-AGREED = """\
-book: agreed
-currency: USD
-rounding: half_up
-rates: [{from: USD, to: EUR, rate: 0.5, valid_from: 2026-01-01}]
-plan_changes: {apply: at_once, usage: carry_on}
-metrics:
-  input: {unit: token, meters: [llm.tokens.input]}
-  tools: {unit: call, meters: [tool.calls], tasks: not_failed}
-  peak: {unit: call, meters: [api.calls], aggregate: max}
-  images: {unit: image, meters: [llm.images]}
-  audio: {unit: second, meters: [llm.audio.seconds]}
-addons:
-  desk:
-    components:
-      fee: {model: flat, price: 5.00}
-      seat: {model: recurring, price: 3.10}
-      pack: {model: credit_pack, price: 10.00, credits: 12.00}
-plans:
-  small:
-    trial_days: 2
-    components:
-      base: {model: recurring, price: 31.00}
-      in: {model: graduated, metric: input, tiers: [{up_to: 100, price: 0.10}, {price: 0.05}]}
-      calls: {model: per_unit, metric: tools, price: 0.20}
-      peak: {model: per_unit, metric: peak, price: 0.01}
-      audio: {model: cost_plus, metric: audio, markup: 100}
-  big:
-    components:
-      base: {model: recurring, price: 62.00, pay: advance}
-      in: {model: graduated, metric: input, tiers: [{up_to: 100, price: 0.10}, {price: 0.05}]}
-      images: {model: included, metric: images, included: 3, beyond: none}
-"""
-
-
-def agreed_and_closed(house):
-    """Berlin pays in euros (half a dollar each). September on `small`, of which two days are a trial; on 16 October it
-    changes to `big`. In between come late usage, an add-on, a price of its own, and a discount."""
-    known, engine = {"now": at("2026-08-20")}, house.world.engine
-    house.publish(AGREED, **known)
-    house.customer(
-        "berlin", plan="small", currency="EUR", time_zone="Europe/Berlin", valid_from=at("2026-08-31T22:00"), **known
-    )
-    own = "model: package\nmetric: tools\nsize: 2\nprice: 0.30\n"
-    agreements.add_override(
-        engine,
-        "test",
-        "berlin",
-        "calls",
-        own,
-        valid_from=at("2026-09-30T22:00"),
-        valid_until=at("2026-10-15T22:00"),
-        **known,
-    )
-    agreements.add_addon(
-        engine, "test", "berlin", "desk", quantity=Decimal(2), valid_from=at("2026-10-10T22:00"), now=at("2026-10-05")
-    )
-    five = {"amount": Decimal(5), "valid_from": at("2026-10-01"), "before_minimum": True}
-    agreements.add_discount(engine, "test", "berlin", "Five off", **five, **known)
-    registry.add_customer(engine, "test", "berlin", plan="big", valid_from=at("2026-10-15T22:00"), now=at("2026-10-05"))
-    for meter, quantity, when, more in (
-        ("llm.tokens.input", "7", "2026-09-01T12:00:00", {}),  # in the trial
-        ("llm.tokens.input", "80", "2026-09-20T12:00:00", {}),
-        ("llm.tokens.input", "40", "2026-09-21T12:00:00", {"received": "2026-10-20T00:00:00"}),  # late
-        ("llm.tokens.input", "90", "2026-10-02T12:00:00", {}),
-        ("llm.tokens.input", "60", "2026-10-20T12:00:00", {}),
-        ("tool.calls", "3", "2026-10-03T12:00:00", {}),
-        ("tool.calls", "50", "2026-10-03T13:00:00", {"task_id": "t1"}),
-        ("agent.tasks", "1", "2026-10-03T14:00:00", {"task_id": "t1", "status": "failed"}),
-        ("api.calls", "500", "2026-10-04T12:00:00", {}),
-        ("api.calls", "700", "2026-10-05T12:00:00", {}),
-        ("llm.images", "5", "2026-10-25T12:00:00", {}),
-    ):
-        house.event("berlin", meter, quantity, when, **({"task_id": "", "received": f"{when[:-1]}1"} | more))
-    for moment in ("2026-10-03", "2026-11-05"):
-        house.at(at(moment))
-        house.collected(f"{moment}T00:00:00", position=int(moment[5:7]) * 100)
-        house.close(None)
 
 
 def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomputed(house, tmp_path):

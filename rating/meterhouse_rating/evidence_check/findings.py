@@ -31,7 +31,7 @@ class Findings:
     def equal(self, what: str, claimed: object, found: object) -> bool:
         """Whether both are the same; if not, that is a problem."""
         if claimed != found:
-            self.wrong(f"{what}: the pack says {shown(claimed)}, recomputed it is {shown(found)}")
+            self.wrong(f"{what}: it says {shown(claimed)}, recomputed it is {shown(found)}")
         return claimed == found
 
     def done(self, what: str, count: int = 1) -> None:

@@ -1,6 +1,6 @@
 """Checks the lines of a rating: quantities against the events, amounts against the price book, the total."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from fractions import Fraction
@@ -15,6 +15,9 @@ from .usage import BY_CHOICE, Counted, Group, Key, count, inputs_of
 
 BOOK: Final = "amounts of lines, from the text of the price book"
 ROUNDED: Final = "roundings to the minor unit"
+QUANTITIES: Final = "quantities of lines, from the events"
+DISCOUNTS: Final = "discounts, from the agreement and the lines"
+CREDITS: Final = "use of credits, from the balance and the lines"
 _ABOUT_CLOSED: Final = ("correction", "credit_restored")
 
 
@@ -22,7 +25,7 @@ def check_rating(
     rating: Mapping[str, Any],
     prices: Prices | str,
     groups: list[Group],
-    earlier: list[Mapping[str, Any]],
+    earlier: Sequence[Mapping[str, Any]],
     findings: Findings,
 ) -> None:
     """All that can be said of one rating. `prices` may be why the book cannot be read; `earlier`: ratings before it."""
@@ -42,6 +45,27 @@ def check_rating(
     total = sum(whole(line["amount_minor"]) for line in rating["lines"])
     if findings.equal(f"the total of {what}", whole(rating["total_minor"]), total):
         findings.done("totals as the sum of their lines")
+
+
+def check_line(
+    rating: Mapping[str, Any],
+    prices: Prices | str,
+    groups: list[Group],
+    earlier: Sequence[Mapping[str, Any]],
+    line_id: str,
+) -> tuple[Findings, Counted | None]:
+    """What can be said of one line of a rating, and the events on it; None of a line that no events are on."""
+    counted = {} if isinstance(prices, str) else count(prices, groups, rating["left"])[0]
+    bill = _Bill(rating, prices, groups, earlier, Findings(), counted)
+    for line in rating["lines"]:
+        # The lines above it are needed for discounts, minimums and credits; what is said of them is not.
+        bill.findings = Findings()
+        bill.check(line)
+        if line["line_id"] == line_id:
+            if isinstance(prices, str):
+                bill.findings.carry(f"the amount: {prices}")
+            return bill.findings, counted.get(bill.key(line))
+    raise KeyError(line_id)
 
 
 def _check_free(rating: Mapping[str, Any], free: Mapping[str, Fraction], findings: Findings) -> None:
@@ -78,7 +102,7 @@ class _Bill:
     rating: Mapping[str, Any]
     prices: Prices | str
     groups: list[Group]
-    earlier: list[Mapping[str, Any]]
+    earlier: Sequence[Mapping[str, Any]]
     findings: Findings
     counted: dict[Key, Counted]
     lines: list[Mapping[str, Any]] = field(default_factory=list)
@@ -104,6 +128,12 @@ class _Bill:
             self.findings.carry(f"{why}")
         self.lines.append(line)
         self.left.append(0 if line["kind"] in ("discount", "credit_applied") else amount)
+
+    def key(self, line: Mapping[str, Any]) -> Key:
+        """The line's name among what was counted; it stands for nothing where no events are on it."""
+        part = None if isinstance(self.prices, str) else self.prices.parts.get(line["component"])
+        by = part.by if part is not None and line["kind"] == "usage" else []
+        return line["component"], str(line["metric"]), tuple((name, line["dimensions"].get(name, "")) for name in by)
 
     def check_missing(self) -> None:
         """Lines that the events and the book ask for, and that are not there."""
@@ -153,8 +183,8 @@ class _Bill:
 
     def _usage(self, name: str, line: Mapping[str, Any], part: Part) -> Fraction:
         assert not isinstance(self.prices, str)
-        metric, dimensions = line["metric"], {one: line["dimensions"].get(one, "") for one in part.by}
-        key: Key = (part.name, metric, tuple(dimensions.items()))
+        metric, key = line["metric"], self.key(line)
+        dimensions = dict(key[2])
         counted = self.counted.get(key, Counted(None if self.prices.measured(metric) else Fraction(0), 0))
         if key in self.seen:
             self.findings.wrong(f"{name} is there twice")
@@ -170,7 +200,7 @@ class _Bill:
             room = max(Fraction(0), part.amount("included") * each - start) if capped else counted.quantity
             what = f"{name}: its quantity, from the events"
             if self.findings.equal(what, quantity, min(counted.quantity, room)):
-                self.findings.done("quantities of lines, from the events")
+                self.findings.done(QUANTITIES)
         if not capped:
             said = {meter: number(it) for meter, it in line["explanation"]["meters"].items()}
             for meter in sorted({*said, *counted.meters}):
@@ -296,7 +326,7 @@ class _Bill:
         )
         off = min(sum(base), money.minor(exact, currency, self.prices.rounding))
         if self.findings.equal(f"{name}: what it takes off", amount, -off):
-            self.findings.done("discounts, from the agreement and the lines")
+            self.findings.done(DISCOUNTS)
         if not sum(base):
             return
         for at, share in enumerate(money.share_out(off, base, currency)):
@@ -319,7 +349,7 @@ class _Bill:
         before, after = number(explanation["balance_before"]), number(explanation["balance_after"])
         spent = -money.major(amount, currency)
         if self.findings.equal(f"{name}: what credits pay", spent, min(before, money.major(payable, currency))):
-            self.findings.done("use of credits, from the balance and the lines")
+            self.findings.done(CREDITS)
         self.findings.equal(f"{name}: the credits that are left", after, before - spent)
         for key, told in (
             ("what it pays of each line", [it["amount"] for it in explanation["steps"]]),

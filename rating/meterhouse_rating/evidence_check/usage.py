@@ -36,6 +36,7 @@ class Counted:
     quantity: Fraction | None
     events: int
     meters: dict[str, Fraction] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
 
 
 def groups_of(
@@ -104,6 +105,7 @@ def count(
                 whole = formulas.setdefault(component, Counted(Fraction(1), 0))
                 whole.events += counted.events
                 whole.meters |= counted.meters
+                whole.groups += counted.groups
                 lines[component, part.metrics()[0], ()] = whole
             else:
                 lines[component, metric, dimensions] = counted
@@ -177,4 +179,4 @@ def _counted(prices: Prices, metric: str, groups: list[Group]) -> Counted:
         "max": max((it.largest for it in groups), default=Fraction(0)),
         "unique": Fraction(len({it.dimensions.get(prices.of(metric), "") for it in groups})),
     }
-    return Counted(values.get(how), events, meters)
+    return Counted(values.get(how), events, meters, groups)
