@@ -14,17 +14,22 @@ from zoneinfo import ZoneInfo
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine, select
 
+from meterhouse_billing import budget_round
+from meterhouse_billing.budget_round import Round
 from meterhouse_portal.chart import Bars
 from meterhouse_rating import credit_book, outlook, periods, report
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.outlook import Outlook
 from meterhouse_rating.periods import Period
+from meterhouse_rating.price_api import reading
 from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.settled import contract_in_force, lines_of
 from meterhouse_rating.world import World
+from meterhouse_reports import documents
+from meterhouse_reports.documents import Document, NoDocument
 from meterhouse_store import registry
 from meterhouse_store.meters import Meter
-from meterhouse_store.tables import invoices, payments, rated_lines, ratings
+from meterhouse_store.tables import invoices, notices, payments, rated_lines, ratings
 
 PAGE: Final = 50
 """So many rows of the usage log are on a page."""
@@ -100,22 +105,19 @@ class Account:
 
     def customer(self) -> registry.Customer:
         """Who it is. Raises RegistryError for one that is not registered any more."""
-        every = registry.customers(self.engine, self.namespace)
-        found = next((it for it in every if it.customer_id == self.customer_id), None)
+        found = registry.customer(self.engine, self.namespace, self.customer_id)
         if found is None:
             raise registry.RegistryError(f"there is no customer {self.customer_id!r}")
         return found
 
     def plan(self, period: Period) -> str | None:
         """The plan that the period is priced by."""
-        mine = [it for it in registry.contracts(self.engine, self.namespace) if it.customer_id == self.customer_id]
-        found = contract_in_force(mine, period)
+        found = contract_in_force(registry.contracts(self.engine, self.namespace, self.customer_id), period)
         return None if found is None else found.plan
 
     def outlook(self) -> Outlook:
         """The month under way: so far, and to its end. Raises NotThere without a price book."""
-        world = World(self.engine, self.client, self.namespace, self.meters, now=lambda: self.now)
-        return outlook.look(world, self.customer_id)
+        return outlook.look(self.world(), self.customer_id)
 
     def totals(self, period: Period) -> list[tuple[str, Decimal, int]]:
         """Meter, quantity and events of the period."""
@@ -276,6 +278,37 @@ class Account:
     def corrections(self) -> list[dict[str, Any]]:
         """What was corrected in closed periods."""
         return report.corrections(self.engine, self.namespace, self.customer_id)
+
+    def document(self, rating: Mapping[str, Any]) -> Document:
+        """The invoice of a rated period, or its usage statement where there is no invoice. Raises NoDocument."""
+        span = f"{periods.short(rating['period_start'])}..{periods.short(rating['period_end'])}"
+        try:
+            return documents.invoice(self.engine, self.namespace, self.customer_id, span)
+        except NoDocument:
+            return documents.statement(self.engine, self.namespace, self.customer_id, span)
+
+    def prices(self) -> dict[str, Any] | None:
+        """The price list of now, as `price_api` has it. Raises NotPriced."""
+        return reading.prices_of(self.engine, self.namespace, self.customer_id, self.now)
+
+    def budgets(self) -> Round:
+        """How the budgets stand, and pauses."""
+        return budget_round.run(self.world(), self.customer_id, write=False)
+
+    def notices(self) -> list[dict[str, Any]]:
+        """What the customer was told, latest first; the last hundred."""
+        query = (
+            select(notices)
+            .where(notices.c.namespace == self.namespace, notices.c.customer_id == self.customer_id)
+            .order_by(notices.c.created_at.desc(), notices.c.notice_id)
+            .limit(100)
+        )
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def world(self) -> World:
+        """What rating and billing go by."""
+        return World(self.engine, self.client, self.namespace, self.meters, now=lambda: self.now)
 
     def _bound(self, period: Period) -> dict[str, Any]:
         return {

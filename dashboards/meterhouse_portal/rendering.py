@@ -1,6 +1,7 @@
 """Templates: pages and e-mails in the operator's brand, with times in the customer's zone and grouped numbers."""
 
 import hashlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.resources import files
@@ -13,6 +14,9 @@ from markupsafe import Markup, escape
 from meterhouse_portal.wording import without_controls
 from meterhouse_rating.layout import money, number
 from meterhouse_store.brand import Brand
+
+_TOLD: Final = frozenset({"model", "title", "tax"})
+"""Terms of a price that stand elsewhere on its row."""
 
 _STATES: Final = {
     "open": "under way",
@@ -41,9 +45,10 @@ class Rendering:
             finalize=_clean,
         )
         self._environment.globals.update(brand=brand, has_logo=self.logo is not None, style_version=self._version())
+        self._environment.globals["terms"] = terms
         self._environment.filters.update(
             local=local, day=day, month=month_name, money=_money, amount=money, number=number, state=_state,
-            breakable=_breakable,
+            breakable=_breakable, shortened=_shortened,
         )  # fmt: skip
 
     def page(self, template: str, **values: Any) -> str:
@@ -86,6 +91,24 @@ def month_name(moment: datetime, zone: str) -> str:
 
 def _money(amount_minor: int, currency: str) -> str:
     return f"{money(amount_minor, currency)} {currency}"
+
+
+def _shortened(value: Decimal) -> str:
+    """At most two decimals, rounded half up: for amounts beside a bar."""
+    return number(value.quantize(Decimal("0.01"), rounding="ROUND_HALF_UP"))
+
+
+def terms(written: Mapping[str, Any]) -> str:
+    """The terms of a price as the book has them, in words: `price 2.00, per 1000, metric input tokens`."""
+    return ", ".join(f"{name.replace('_', ' ')} {_said(value)}" for name, value in written.items() if name not in _TOLD)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name.replace('_', ' ')} {_said(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(_said(part) for part in value)
+    return str(value).replace("_", " ")
 
 
 def _state(state: str | None) -> str:

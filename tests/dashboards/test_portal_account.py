@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from meterhouse_portal import access_keys, app, members, questions
 from meterhouse_portal.customer_pages import COOKIE
-from meterhouse_store import registry
+from meterhouse_store import budgets, registry
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +268,57 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(world):
     assert stored == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_the_prices_that_apply_are_listed(world):
+    with visiting(world, "vera@acme.example") as browser:
+        shown = text_of(browser.get("/account/prices").text)
+    assert "input per unit metric input tokens, per 1000, price 2.00" in shown
+    assert "Free of charge: llm.requests." in shown and "Nothing is planned." in shown
+
+
+def test_an_invoice_is_had_as_a_document(world):
+    with visiting(world, "bill@acme.example") as browser:
+        invoice = re.search(r'href="(/account/invoices/[0-9a-f]{64})"', browser.get("/account/invoices").text).group(1)
+        assert f'href="{invoice}/pdf"' in browser.get(invoice).text
+        answer = browser.get(f"{invoice}/pdf")
+    assert answer.content[:5] == b"%PDF-"
+    # Nothing went to Stripe yet: it is a statement, and says that it is no invoice.
+    assert answer.headers["content-disposition"] == 'attachment; filename="usage-statement-2026-09-30.pdf"'
+
+
+def test_members_set_raise_acknowledge_and_remove_their_own_budget_and_no_other(world):
+    at, _ = world
+    theirs = budgets.Budget("acme", "money", "money", Decimal(5000))
+    budgets.set_budget(at.engine, "live", theirs, who="op", why="credit limit", now=NOW)
+    with visiting(world, "bill@acme.example") as browser:
+        page = browser.get("/account/budgets").text
+        assert "1,200.5 of 5,000 EUR" in text_of(page) and "24 % used" in text_of(page)
+        form = {"form": form_token(page)}
+
+        def act(**more):
+            answer = browser.post("/account/budgets", data=form | more)
+            assert answer.status_code == 303, text_of(answer.text)
+            return text_of(browser.get("/account/budgets").text)
+
+        shown = act(act="set", amount="1,000.00", thresholds="60, 100", stop="yes")
+        assert "1,200.5 of 1,000 EUR" in shown and "120 % used" in shown and "Notices at 60, 100 %" in shown
+        assert "Go on this month, and bill it" in shown and "Calls stop at the limit." in shown
+        assert len(re.findall(r"2026-11-21 04:30 CET : ", shown)) == 4  # 60 %, 100 %, the cap, and what is above it
+        with at.engine.connect() as connection:
+            served = connection.exec_driver_sql("SELECT decision, reason FROM allowances").fetchall()
+        assert served == [("pause", "hard_cap")]
+        assert "1,200.5 of 2,000 EUR" in act(act="raise", amount="2000")
+        assert "It only tells." in act(act="acknowledge")
+        (own, operators) = (
+            next(it for it in budgets.standing(budgets.changes(at.engine, "live", "acme")) if it.name == name)
+            for name in ("own", "money")
+        )
+        assert own.bill_over and operators == theirs
+        assert "Your own budget" not in act(act="remove")
+        assert browser.post("/account/budgets", data=form | {"act": "raise", "amount": "9"}).status_code == 404
+        for wrong in ({"amount": "much"}, {"amount": "-5"}, {"amount": "NaN"}, {"amount": "5", "thresholds": "half"}):
+            assert browser.post("/account/budgets", data=form | wrong).status_code == 422
+
+
 # ---- nobody sees another's ------------------------------------------------------------------------------------------
 
 
@@ -299,6 +350,7 @@ def objects_of(world, customer):
     action = {"acme": ("c-20", "2026-11-20T12:00:00+00:00"), "globex": ("c-globex-2", "2026-11-07T10:00:00+00:00")}
     return {
         "/account/invoices/{id}": f"/account/invoices/{rating}",
+        "/account/invoices/{id}/pdf": f"/account/invoices/{rating}/pdf",
         "/account/lines/{id}": f"/account/lines/{line}",
         "/account/actions": "/account/actions?id={}&at={}".format(*action[customer]).replace("+", "%2B"),
     }
@@ -306,7 +358,8 @@ def objects_of(world, customer):
 
 WITHOUT_OBJECT = {
     "/account", "/account/usage", "/account/usage.csv", "/account/usage.parquet", "/account/invoices",
-    "/account/questions", "/account/credits", "/account/members", "/account/keys",
+    "/account/questions", "/account/credits", "/account/members", "/account/keys", "/account/prices",
+    "/account/budgets",
 }  # fmt: skip
 
 
@@ -315,6 +368,7 @@ def test_every_route_is_in_the_matrix_of_objects_and_roles(world):
     mine, theirs = objects_of(world, "acme"), objects_of(world, "globex")
     invented = {
         "/account/invoices/{id}": "/account/invoices/" + "0" * 64,
+        "/account/invoices/{id}/pdf": "/account/invoices/" + "0" * 64 + "/pdf",
         "/account/lines/{id}": "/account/lines/" + "0" * 64,
         "/account/actions": "/account/actions?id=c-none&at=2026-11-07T10:00:00%2B00:00",
     }

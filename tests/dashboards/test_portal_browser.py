@@ -15,7 +15,8 @@ from meterhouse_portal import app, members
 
 PAGES = (
     "/account", "/account?meter=tool.calls&by=tool", "/account/usage", "/account/actions", "/account/invoices",
-    "/account/invoices/{id}", "/account/lines/{id}", "/account/questions", "/account/credits", "/account/members",
+    "/account/invoices/{id}", "/account/lines/{id}", "/account/questions", "/account/credits", "/account/budgets",
+    "/account/prices", "/account/members",
     "/account/keys",
 )  # fmt: skip
 SCREENS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
@@ -95,6 +96,11 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
             page.goto(f"{address}{name}")
         looked_at(name)
 
+    page.goto(f"{address}/account/budgets")
+    page.get_by_label("EUR a month").fill("1500")
+    page.get_by_role("button", name="Save").click()
+    assert page.get_by_text("1,200.5 of 1,500 EUR").is_visible()
+    looked_at("budget-set")
     page.goto(f"{address}/account/keys")
     page.get_by_label("What it is for").fill(f"nightly {screen}")
     page.get_by_role("button", name="Make a key").click()
@@ -119,5 +125,5 @@ def test_the_keyboard_reaches_the_content_first_and_then_every_page(portal, brow
     for _ in range(6):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.innerText"))
-    assert reached == ["Skip to the content", "Overview", "Usage", "Invoices", "Credits", "Questions"]
+    assert reached == ["Skip to the content", "Overview", "Usage", "Prices", "Invoices", "Budgets"]
     context.close()

@@ -1,0 +1,98 @@
+"""What it costs: invoices with every line explained, as pages and PDFs; credits; questions about lines."""
+
+from typing import Final
+
+from starlette.responses import Response
+
+from meterhouse_portal import questions
+from meterhouse_portal.members import BILLING
+from meterhouse_portal.visit import NotShown, Page, Visit
+from meterhouse_rating import explain
+from meterhouse_reports import drawing
+from meterhouse_reports.documents import NoDocument
+from meterhouse_store.registry import RegistryError
+
+
+def invoices(visit: Visit) -> Response:
+    """Rated periods with their invoices, and what was paid."""
+    visit.query(set())
+    mine = visit.account
+    return visit.page("invoices.html", ratings=mine.ratings(), payments=mine.payments(), corrections=mine.corrections())
+
+
+def invoice(visit: Visit) -> Response:
+    """One period: every line, each with the way to its explanation."""
+    found = visit.account.rating(visit.id)
+    if found is None:
+        raise NotShown(visit.id)
+    rating, lines = found
+    return visit.page("invoice.html", rating=rating, lines=lines)
+
+
+def pdf(visit: Visit) -> Response:
+    """The invoice as a document; a usage statement where there is none yet."""
+    found = visit.account.rating(visit.id)
+    if found is None:
+        raise NotShown(visit.id)
+    try:
+        document = visit.account.document(found[0])
+    except NoDocument:
+        raise NotShown(visit.id) from None
+    name = f"{document.title.lower().replace(' ', '-')}-{found[0]['period_start']:%Y-%m-%d}.pdf"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(drawing.draw(document, visit.drawn_by.brand), media_type="application/pdf", headers=headers)
+
+
+def line(visit: Visit, problem: str = "", text: str = "") -> Response:
+    """One line, explained, with what was asked about it."""
+    found = visit.account.line(visit.id)
+    if found is None:
+        raise NotShown(visit.id)
+    mine = visit.account
+    asked = questions.of_customer(mine.engine, mine.namespace, mine.customer_id)
+    return visit.page(
+        "line.html", problem=problem, line=found, explanation=explain.sentences(found), text=text,
+        questions=[it for it in asked if it.line_id == found["line_id"]],
+    )  # fmt: skip
+
+
+def show_line(visit: Visit) -> Response:
+    """One line, explained."""
+    return line(visit)
+
+
+def ask(visit: Visit) -> Response:
+    """Ask about a line."""
+    found = visit.account.line(visit.id)
+    if found is None:
+        raise NotShown(visit.id)
+    mine, text = visit.account, visit.form.get("question", "")
+    try:
+        questions.ask(mine.engine, mine.namespace, mine.customer_id, found, text, who=visit.visitor.email, now=mine.now)
+    except RegistryError as wrong:
+        return line(visit, str(wrong), text)
+    return visit.to(f"/account/lines/{found['line_id']}#questions")
+
+
+def asked(visit: Visit) -> Response:
+    """All that was asked and answered."""
+    mine = visit.account
+    return visit.page("questions.html", questions=questions.of_customer(mine.engine, mine.namespace, mine.customer_id))
+
+
+def credits(visit: Visit) -> Response:
+    """Credits with what is left of each grant."""
+    grants = [it for it in visit.account.credits() if it.left_minor]
+    left = sum(it.left_minor for it in grants if it.expires_at is None or it.expires_at > visit.account.now)
+    return visit.page("credits.html", grants=grants, left=left)
+
+
+PAGES: Final = (
+    Page("GET", "/account/invoices", BILLING, invoices),
+    Page("GET", "/account/invoices/{id}", BILLING, invoice),
+    Page("GET", "/account/invoices/{id}/pdf", BILLING, pdf),
+    Page("GET", "/account/lines/{id}", BILLING, show_line),
+    Page("POST", "/account/lines/{id}", BILLING, ask),
+    Page("GET", "/account/questions", BILLING, asked),
+    Page("GET", "/account/credits", BILLING, credits),
+)

@@ -1,0 +1,95 @@
+"""Budgets: how they stand, what was told of them, and the one that members set themselves.
+
+A member's budget is called `own`. Members change that one alone: what the operator, a contract or a plan limits is
+theirs to read. What passes their own cap is billed: else it were a way to use for nothing.
+"""
+
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+from starlette.responses import Response
+
+from meterhouse_billing import budget_round
+from meterhouse_billing.budget_state import State
+from meterhouse_portal.members import BILLING
+from meterhouse_portal.visit import NotShown, Page, Visit
+from meterhouse_store import budgets
+from meterhouse_store.budgets import MONEY, Budget
+from meterhouse_store.registry import RegistryError
+
+OWN: Final = "own"
+MAX_AMOUNT: Final = Decimal(10) ** 12
+
+
+def show(visit: Visit) -> Response:
+    """Every budget with what is used of it, pauses, and notices."""
+    visit.query(set())
+    return _page(visit)
+
+
+def change(visit: Visit) -> Response:
+    """Set, raise, acknowledge or remove the members' own budget; agents that were stopped go on within seconds."""
+    mine, form = visit.account, visit.form
+    own = next((it for it in mine.budgets().states if it.budget.name == OWN), None)
+    act = form.get("act", "set")
+    who, now = visit.visitor.email, mine.now
+    try:
+        if act == "set":
+            thresholds = _thresholds(form.get("thresholds", ""))
+            limit, stop = _amount(form.get("amount", "")), form.get("stop") == "yes"
+            wanted = Budget(mine.customer_id, OWN, MONEY, limit, hard=stop, bill_over=True, thresholds=thresholds)
+            budgets.set_budget(mine.engine, mine.namespace, wanted, who=who, why="portal", now=now)
+        elif own is None:
+            raise NotShown(act)
+        else:
+            _act(visit, own, act, who, now)
+    except RegistryError as wrong:
+        return _page(visit, str(wrong))
+    budget_round.run(mine.world(), mine.customer_id)
+    return visit.to("/account/budgets")
+
+
+PAGES: Final = (
+    Page("GET", "/account/budgets", BILLING, show),
+    Page("POST", "/account/budgets", BILLING, change),
+)
+
+
+def _act(visit: Visit, own: State, act: str, who: str, now: datetime) -> None:
+    engine, namespace = visit.account.engine, visit.account.namespace
+    if act == "raise":
+        limit = _amount(visit.form.get("amount", ""))
+        budgets.raise_limit(engine, namespace, own.budget, limit, own.period.start, who=who, why="portal", now=now)
+    elif act == "acknowledge":
+        budgets.acknowledge(engine, namespace, own.budget, own.period.start, who=who, why="portal", now=now)
+    elif act == "remove":
+        budgets.remove(engine, namespace, own.budget, who=who, why="portal", now=now)
+    else:
+        raise NotShown(act)
+
+
+def _page(visit: Visit, problem: str = "") -> Response:
+    mine = visit.account
+    found = mine.budgets()
+    own = next((it for it in found.states if it.budget.name == OWN), None)
+    return visit.page(
+        "budgets.html", problem=problem, states=found.states, pauses=found.pauses, own=own, notices=mine.notices(),
+    )  # fmt: skip
+
+
+def _amount(text: str) -> Decimal:
+    try:
+        amount = Decimal(text.strip().replace(",", ""))
+    except InvalidOperation:
+        raise RegistryError("Write the amount as 1500 or 1500.00.") from None
+    if not amount.is_finite() or not 0 < amount <= MAX_AMOUNT:
+        raise RegistryError("The amount is above 0.")
+    return amount
+
+
+def _thresholds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
+        raise RegistryError("Write the thresholds in per cent with commas between: 50, 80, 100.")
+    return tuple(sorted({int(part) for part in parts})) or budgets.THRESHOLDS

@@ -1,0 +1,126 @@
+"""What was used: the month under way, the log down to single events, downloads, and the prices."""
+
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import urlencode
+
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+
+from meterhouse_portal import account, chart
+from meterhouse_portal.account import Account
+from meterhouse_portal.exports import Exports
+from meterhouse_portal.members import VIEWER
+from meterhouse_portal.visit import NotShown, Page, Refused, Visit
+from meterhouse_rating.outlook import Outlook
+from meterhouse_rating.periods import Period
+from meterhouse_rating.price_api.price_list import NotPriced
+from meterhouse_rating.settle import WatermarkWentBack
+from meterhouse_rating.versions import NotThere
+
+_EXPORTS: Final = Exports()
+_MEDIA: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+
+
+def overview(visit: Visit) -> Response:
+    """The month under way: so far, to its end, what was used, and when."""
+    mine, zone = visit.account, visit.account.customer().time_zone
+    query = visit.query({"meter", "by"})
+    month = account.month(None, zone, mine.now)
+    totals = mine.totals(month)
+    shown = [meter for meter, _, _ in totals]
+    meter = query.get("meter") or ("llm.tokens.input" if "llm.tokens.input" in shown else next(iter(shown), ""))
+    by = query.get("by", "model")
+    if by not in account.GROUPS or (meter and meter not in shown):
+        raise Refused(f"Usage is shown of one of your meters, by {', '.join(account.GROUPS)}.")
+    bars = chart.joined(mine.daily(meter, by, month, zone)) if meter else None
+    outlook, trouble = _outlook(mine)
+    unit = mine.meters[meter].unit.strip("{}") if meter in mine.meters else ""
+    return visit.page(
+        "overview.html", month=month, plan=mine.plan(month), totals=totals, meter=meter, by=by, bars=bars,
+        groups=list(account.GROUPS), outlook=outlook, trouble=trouble,
+        drawing=None if bars is None else chart.draw(bars, f"{meter} by day and {by}", unit),
+    )  # fmt: skip
+
+
+def usage(visit: Visit) -> Response:
+    """The usage log: what was done, when, by which agent, and what it consumed."""
+    mine = visit.account
+    period, wanted, query = _asked(visit, {"after"})
+    try:
+        log = mine.log(period, wanted, query.get("after"))
+    except ValueError as wrong:
+        raise Refused(f"{str(wrong).capitalize()}: go back to the first page.") from None
+    kept = {**wanted, **({"period": query["period"]} if "period" in query else {})}
+    return visit.page(
+        "usage.html", period=period, wanted=wanted, log=log, choices=mine.choices(period), kept=kept,
+        query=urlencode(kept), following=None if log.next is None else urlencode({**kept, "after": log.next}),
+    )  # fmt: skip
+
+
+def usage_csv(visit: Visit) -> Response:
+    """The events of the log for a spreadsheet."""
+    return _export(visit, "csv")
+
+
+def usage_parquet(visit: Visit) -> Response:
+    """The events of the log for programs."""
+    return _export(visit, "parquet")
+
+
+def action(visit: Visit) -> Response:
+    """One action of the log, down to its single events."""
+    query = visit.query({"id", "at"})
+    try:
+        at = datetime.fromisoformat(query.get("at", "")).astimezone(UTC)
+    except ValueError:
+        raise NotShown("at") from None
+    events = visit.account.events(query.get("id", "")[:256], at)
+    if not events:
+        raise NotShown(query.get("id", ""))
+    return visit.page("action.html", events=events)
+
+
+def prices(visit: Visit) -> Response:
+    """The prices that apply now, and what is to change."""
+    visit.query(set())
+    try:
+        return visit.page("prices.html", prices=visit.account.prices(), trouble="")
+    except NotPriced as none:
+        return visit.page("prices.html", prices=None, trouble=str(none))
+
+
+PAGES: Final = (
+    Page("GET", "/account", VIEWER, overview),
+    Page("GET", "/account/usage", VIEWER, usage),
+    Page("GET", "/account/usage.csv", VIEWER, usage_csv),
+    Page("GET", "/account/usage.parquet", VIEWER, usage_parquet),
+    Page("GET", "/account/actions", VIEWER, action),
+    Page("GET", "/account/prices", VIEWER, prices),
+)
+
+
+def _outlook(mine: Account) -> tuple[Outlook | None, str]:
+    try:
+        return mine.outlook(), ""
+    except NotThere:
+        return None, "There are no prices yet."
+    except WatermarkWentBack:
+        return None, "The warehouse is being brought up to date: amounts come back when it is."
+
+
+def _asked(visit: Visit, more: set[str]) -> tuple[Period, dict[str, str], dict[str, str]]:
+    """Period and filters of the log, and all that was asked."""
+    query = visit.query({*account.FILTERS, "period"} | more)
+    wanted = {name: query[name][:256] for name in account.FILTERS if query.get(name)}
+    return account.month(query.get("period"), visit.account.customer().time_zone, visit.account.now), wanted, query
+
+
+def _export(visit: Visit, form: str) -> Response:
+    period, wanted, _ = _asked(visit, set())
+    blocks = _EXPORTS.begin(visit.account.customer_id, visit.account.export(period, wanted, form))
+    if blocks is None:
+        told = {"title": "An export is under way", "text": "Wait until the other download of this customer ends."}
+        return HTMLResponse(visit.drawn_by.page("message.html", visitor=visit.visitor, **told), 429)
+    name = f"usage-{period.start:%Y-%m-%d}-{period.end:%Y-%m-%d}.{form}"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(blocks, media_type=_MEDIA[form], headers=headers)

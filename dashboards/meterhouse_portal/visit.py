@@ -1,0 +1,68 @@
+"""A request of somebody who is signed in, and what every page of the customers' does with one."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from meterhouse_portal.account import Account
+from meterhouse_portal.members import Visitor
+from meterhouse_portal.rendering import Rendering
+
+_ID: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class NotShown(LookupError):
+    """What is asked for is not there, or not this customer's: nobody can tell which."""
+
+
+class Refused(ValueError):
+    """What the visitor sent cannot be taken; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Who is here, for whom, and what was sent."""
+
+    request: Request
+    visitor: Visitor
+    account: Account
+    form: Mapping[str, str]
+    drawn_by: Rendering
+
+    @property
+    def id(self) -> str:
+        """The id in the path. Raises NotShown for what cannot be one."""
+        found = str(self.request.path_params["id"])
+        if not _ID.fullmatch(found):
+            raise NotShown(found)
+        return found
+
+    def query(self, names: set[str]) -> dict[str, str]:
+        """The parameters, without empty ones. Raises Refused for one that the page does not know."""
+        if unknown := sorted(set(self.request.query_params) - names):
+            raise Refused(f"This page does not know the parameter {unknown[0][:20]!r}.")
+        return {name: value for name, value in self.request.query_params.items() if value}
+
+    def page(self, template: str, *, problem: str = "", **values: Any) -> HTMLResponse:
+        """The template, filled; with a problem that the form on it has, the answer says that it was not taken."""
+        customer = self.account.customer()
+        text = self.drawn_by.page(template, visit=self, customer=customer, problem=problem, **values)
+        return HTMLResponse(text, 422 if problem else 200)
+
+    def to(self, path: str) -> Response:
+        """On to another page, after something was done."""
+        return RedirectResponse(path, 303)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of the customers': how it is asked for, the role that it needs, and what it shows."""
+
+    method: str
+    path: str
+    role: str
+    handler: Callable[[Visit], Response]
