@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
@@ -174,7 +174,7 @@ class Report:
             "end": self.end,
             "verdict": self.verdict,
             "exceptions": list(self.exceptions),
-            **asdict(self.found),
+            **_fields(self.found),
         }
         return {name: _plain(value) for name, value in told.items()}
 
@@ -350,6 +350,11 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return plain(value)
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items() if name != "hours"}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return {name: _plain(one) for name, one in _fields(value).items()} if is_dataclass(value) else value
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields, without the hours of a stream, of which there are hundreds: asdict would copy each first."""
+    return {field.name: getattr(record, field.name) for field in fields(record) if field.name != "hours"}

@@ -5,7 +5,7 @@ the book leaves free by choice, or in what has no price; `rate` checks that befo
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
@@ -118,7 +118,7 @@ class Inputs:
                 money,
                 _setting_json(self.setting),
                 self.agreement.canonical(),
-                *([] if not self.corrections else [[_plain(asdict(it)) for it in self.corrections]]),
+                *([] if not self.corrections else [[_plain(vars(it)) for it in self.corrections]]),
             ]
         )
 
@@ -149,7 +149,7 @@ class Rated:
 
     def sha256(self) -> str:
         """The hash of the result: the same inputs give the same hash."""
-        return digest([[_plain(asdict(line)) for line in self.lines], [_plain(asdict(it)) for it in self.leftovers]])
+        return digest([[_plain(vars(line)) for line in self.lines], [_plain(vars(it)) for it in self.leftovers]])
 
 
 def rate(inputs: Inputs) -> Rated:

@@ -6,6 +6,7 @@ what is not is done. The generators do the work; printing and exit codes are the
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -13,20 +14,20 @@ from typing import Final
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from meterhouse_rating import costs_rates, known, mirrors, restated, statements, windows
+from meterhouse_rating import costs_rates, known, mirrors, restated, windows
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, PeriodError
-from meterhouse_rating.results import Moment, rating_id
+from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, Restated, Terms, WatermarkWentBack, settle
 from meterhouse_rating.settled import CLOSED, pasts, standings
 from meterhouse_rating.sorting import ConservationError
+from meterhouse_rating.statements import Statements
 from meterhouse_rating.usage import Found, Watermark, watermark
 from meterhouse_rating.world import World
 from meterhouse_store import decided, decisions, registry
-from meterhouse_store.completeness import Gathering
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import customers, rating_statements
 
@@ -165,18 +166,31 @@ def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator
     users = sum(name in found for name in mine)
     text = f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}"
     yield Step("usage", text, customers=len(mine))
-    stating = Gathering(it.world.client, it.world.namespace, window.period.start, window.period.end)
-    for start in range(0, len(mine), BATCH):
-        batch = mine[start : start + BATCH]
-        for customer_id in batch:
-            if customer_id not in it.terms.customers:
-                yield from _register(it, customer_id)
-                if it.terms.trial_end(customer_id, window.period) is not None:
-                    found |= known.gather(it.world, it.terms, window.period, moment.as_of, [customer_id])
-        used = {customer_id: found.pop(customer_id, Found()) for customer_id in batch}
-        for outcome in _settle(it, window.period, used, moment, stating):
-            if outcome.what != "nothing":
-                yield _customer_step(outcome, it.request.dry_run)
+    with closing(_stating(it, window.period, mine, moment)) as stating:
+        for start in range(0, len(mine), BATCH):
+            batch = mine[start : start + BATCH]
+            for customer_id in batch:
+                if customer_id not in it.terms.customers:
+                    yield from _register(it, customer_id)
+                    if it.terms.trial_end(customer_id, window.period) is not None:
+                        found |= known.gather(it.world, it.terms, window.period, moment.as_of, [customer_id])
+            used = {customer_id: found.pop(customer_id, Found()) for customer_id in batch}
+            for outcome in _settle(it, window.period, used, moment, stating):
+                if outcome.what != "nothing":
+                    yield _customer_step(outcome, it.request.dry_run)
+
+
+def _stating(it: _Run, period: Period, customers: Sequence[str], moment: Moment) -> Statements:
+    """What is stated of the customers whose period will be closed: of none where nothing will."""
+    world, asked = it.world, list(customers)
+    if not it.close or it.request.dry_run:
+        asked = []
+    else:
+        with world.engine.connect() as connection:
+            every = standings(connection, world.namespace)
+        done = {one.customer_id for one in every if one.period == period and one.state == CLOSED}
+        asked = [name for name in customers if name not in done]
+    return Statements(world.client, world.namespace, period, asked, moment.rated_at)
 
 
 def _register(it: _Run, customer_id: str) -> Iterator[Step]:
@@ -212,7 +226,7 @@ def _add(world: World, customer_id: str, plan: str) -> registry.Customer:
 
 
 def _settle(
-    it: _Run, period: Period, used: Mapping[str, Found], moment: Moment, stating: Gathering
+    it: _Run, period: Period, used: Mapping[str, Found], moment: Moment, stating: Statements
 ) -> Iterator[Outcome]:
     """Settle customers in one transaction; those before one that cannot be settled are settled all the same."""
     try:
@@ -225,19 +239,14 @@ def _settle(
 
 
 def _settle_all(
-    it: _Run, period: Period, used: Mapping[str, Found], moment: Moment, stating: Gathering
+    it: _Run, period: Period, used: Mapping[str, Found], moment: Moment, stating: Statements
 ) -> list[Outcome]:
     """All of the customers, or none of them."""
     world, mark, names = it.world, it.mark, sorted(used)
     if it.request.dry_run:
         with world.engine.connect() as connection:
             return _settle_on(connection, it, period, used, moment, mark, Changes(world.namespace))
-    stated = {}
-    if it.close:
-        with world.engine.connect() as connection:
-            every = standings(connection, world.namespace, among=names)
-        done = {one.customer_id for one in every if one.period == period and one.state == CLOSED}
-        stated = statements.state(stating, sorted(used.keys() - done), world.namespace, period, moment.rated_at)
+    stated = stating.of(names)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with begin_write(world.engine) as connection:
@@ -248,12 +257,8 @@ def _settle_all(
                 connection.execute(locking.with_for_update())
                 changes = Changes(world.namespace)
                 outcomes = _settle_on(connection, it, period, used, moment, mark, changes)
-                closed = [outcome.customer_id for outcome in outcomes if outcome.what == "closed" and it.close]
-                rows = [
-                    statements.row_of(rating_id(world.namespace, name, period), stated[name], moment.rated_at)
-                    for name in closed
-                ]
-                changes.add(rating_statements, rows)
+                closed = [outcome.customer_id for outcome in outcomes if outcome.what == "closed"]
+                changes.add(rating_statements, [stated[name] for name in closed])
                 changes.write(connection)
             return outcomes
         except IntegrityError:
