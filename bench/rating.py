@@ -1,9 +1,14 @@
-"""How long it takes to rate a million events: aggregated by the warehouse, priced in Decimal, written to SQL.
+"""How long rating takes: a month of many customers, ten times as many, another book, and what is new each minute.
 
-The baseline fetches the same million events through the same port and prices each by itself in Python, as a rating loop
-without an aggregate would; it writes nothing, so the comparison is in its favour. Both must arrive at the same total.
+    make bench ONLY=rating                              1/50 of the full size: a million events a month, 200 customers
+    METERHOUSE_BENCH_SCALE=1 make bench ONLY=rating     50 million events a month, 10,000 customers: an hour or more
+
+The unit of each row says what was measured. Events are made by the engine from numbers(), the same in every run; five
+meters, graduated prices. The rating process is this one; the warehouse is another, as it is in use. Each row has a
+baseline of the same run, because machines differ. Nothing is extrapolated but baselines, which say so.
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,27 +16,35 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from decimal import Decimal
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
+
+from sqlalchemy import func, insert, select
 
 from meterhouse_rating import versions
-from meterhouse_rating.run import Request, run
+from meterhouse_rating.run import Request, close, run
+from meterhouse_rating.simulate import simulate
 from meterhouse_rating.world import World
-from meterhouse_store import registry, schema, warehouse
+from meterhouse_store import registry, schema, tables, warehouse
 from meterhouse_store.meters import declared
 from meterhouse_store.settings import Settings
-from meterhouse_store.sql import open_engine
+from meterhouse_store.sql import begin_write, open_engine
 
-EVENTS = 1_000_000
-CUSTOMERS = 200
+SCALE = float(os.environ.get("METERHOUSE_BENCH_SCALE", "0.02"))
+EVENTS, CUSTOMERS = int(50_000_000 * SCALE), int(10_000 * SCALE)
+MINUTE = max(1, EVENTS // (30 * 24 * 60))
+ALONE = 10
+"""So many customers the baselines do one by one; what that takes is multiplied to all."""
+
 PROOF_CASES = 10_000
 METERS = ("llm.tokens.input", "llm.tokens.cache_read", "llm.tokens.output", "llm.tokens.reasoning", "tool.calls")
-NAMESPACE = "test"
-NOW = datetime(2026, 11, 5, tzinfo=UTC)
+RATED, EARLIER = "2026-10", ("2026-08", "2026-09")
+START, NOW = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 5, tzinfo=UTC)
+INSERTED_AT_A_TIME = 2_000_000
 
-# Prices chosen so that no line has to be rounded: then event by event and sum by sum must agree to the last digit.
 BOOK = """
 book: bench
 currency: USD
@@ -42,24 +55,33 @@ metrics:
 plans:
   pay:
     components:
-      input: {model: per_unit, metric: input, price: 0.01}
-      output: {model: per_unit, metric: output, by: [model], prices: [{model: m1, price: 0.02}], default: 0.03}
-      tools: {model: per_unit, metric: tools, price: 0.05}
+      input:
+        model: graduated
+        metric: input
+        per: 1000
+        tiers: [{up_to: 100000, price: 0.03}, {up_to: 1000000, price: 0.02}, {price: 0.01}]
+      output:
+        model: graduated
+        metric: output
+        per: 1000
+        tiers: [{up_to: 100000, price: 0.30}, {up_to: 1000000, price: 0.20}, {price: 0.10}]
+      tools: {model: graduated, metric: tools, tiers: [{up_to: 500, price: 0.05}, {price: 0.04}]}
 """
-PRICES = {
-    "llm.tokens.input": Decimal("0.01"),
-    "llm.tokens.cache_read": Decimal("0.01"),
-    "tool.calls": Decimal("0.05"),
-}
+OTHER_BOOK = BOOK.replace("price: 0.02}", "price: 0.025}")
 
-FILL = f"""
-INSERT INTO events (namespace, customer_id, meter, event_id, event_time, quantity, status, model, received_at, first)
-SELECT '{NAMESPACE}', concat('customer-', toString(number % {CUSTOMERS})), {list(METERS)}[1 + intDiv(number, 7) % 5],
-    toString(number), toDateTime64('2026-10-01', 9, 'UTC') + toIntervalSecond(number % 2600000),
-    toDecimal128(1 + number % 997, 9), 'ok', concat('m', toString(intDiv(number, 3) % 4)),
-    toDateTime64('2026-11-01 12:00:00', 9, 'UTC'), 1
-FROM numbers({EVENTS})
-"""  # noqa: S608 (constants of this file)
+FILL = """
+INSERT INTO events (namespace, customer_id, meter, event_id, event_time, quantity, status, model, received_at, first,
+    credential_id, service_name, process_id, usage_source, record_id, segment)
+SELECT {namespace:String}, concat('customer-', leftPad(toString(cityHash64(number) % {customers:UInt64}), 5, '0')),
+    {meters:Array(String)}[1 + cityHash64(number, 1) % 5], lower(hex(sipHash128(number, {start:String}))),
+    toDateTime64({start:String}, 9, 'UTC')
+        + toIntervalMillisecond(intDiv(number * {length_ms:UInt64}, {events:UInt64})) AS happened,
+    toDecimal128(1 + number % 997, 9), 'ok', concat('model-', toString(cityHash64(number, 2) % 4)),
+    happened + toIntervalSecond(60) AS received, bitNot(toUInt64(toUnixTimestamp64Nano(received))),
+    concat('key-', toString(cityHash64(number) % 50)), 'agent', concat('process-', toString(number % 1000)), 'reported',
+    toString(intDiv(number, 1000)), 'segment-1'
+FROM numbers({first:UInt64}, {count:UInt64})
+"""
 
 SERVE = """
 import sys
@@ -68,37 +90,46 @@ from meterhouse_store.embedded import serve
 serve(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), {"admin": "secret", "reader": "read"})
 """
 
+Row = dict[str, Any]
 
-def bench() -> list[dict[str, Any]]:
-    """Seconds to rate a million events, against pricing them one by one."""
-    with _world() as world:
-        world.client.command(FILL)
-        began = time.perf_counter()
-        total = sum(
-            step.outcome.rated.total_minor
-            for step in run(world, Request("2026-10"))
-            if step.outcome is not None and step.outcome.rated is not None
-        )
-        took = time.perf_counter() - began
-        began = time.perf_counter()
-        baseline_total = _one_by_one(world)
-        baseline = time.perf_counter() - began
-    if total != baseline_total:
-        raise AssertionError(f"rated {total}, one by one {baseline_total}")
+
+def bench() -> list[Row]:
+    """The five measurements; at METERHOUSE_BENCH_SCALE=1 those that the goals are about."""
+    size = f"{EVENTS:,} events, {CUSTOMERS:,} customers"
+    with tempfile.TemporaryDirectory() as scratch, _warehouse(Path(scratch)) as url:
+        small = _Bench.made(Path(scratch), url, "small", EVENTS // 10, CUSTOMERS // 10)
+        small.fill(RATED)
+        small.at(NOW)
+        few_s = small.closed()
+        large = _Bench.made(Path(scratch), url, "large", EVENTS, CUSTOMERS)
+        large.fill(RATED)
+        anew_s, new_s = large.next_minute()
+        large.at(NOW)
+        alone_s = large.closed_alone()
+        before_mb = _memory_mb("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        all_s = large.closed()
+        peak_mb = _memory_mb("VmHWM")
+        for month in EARLIER:
+            large.fill(month)
+        months_s, months_alone_s = large.simulated()
+    one_by_one = f"{ALONE} customers, each by itself, times {CUSTOMERS // ALONE}"
     return [
-        {
-            "name": "rating.seconds_1m_events",
-            "value": round(took, 3),
-            "unit": "s",
-            "baseline": round(baseline, 3),
-            "baseline_is": "each event priced by itself in Python",
-            "better": "lower",
-        }
+        _row("seconds_50m_events", all_s, f"s ({size})", alone_s, one_by_one),
+        _row("rss_mb", peak_mb, f"MB ({size})", before_mb, "the process before it rates"),
+        _row("growth_10x_customers", all_s / few_s, f"times (to {size})", 10, "ten times the customers"),
+        _row("simulate_quarter_s", months_s, f"s (3 months of {size})", months_alone_s, one_by_one),
+        _row("incremental_s", new_s, f"s ({MINUTE:,} new of {size})", anew_s, "rated for the first time"),
     ]
 
 
-def prove() -> list[dict[str, Any]]:
-    """Random books x usages x currencies: what tests/rating/random_books.py checks, with many more cases."""
+def prove() -> list[Row]:
+    """Random books x usages x currencies, with many more cases than the tests; and crashes at every step."""
+    return [_random_books(), _crashes()]
+
+
+def _random_books() -> Row:
+    """What tests/rating/random_books.py checks."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "rating"))
     import random_books
     from hypothesis import HealthCheck, Phase, given, settings
@@ -114,7 +145,7 @@ def prove() -> list[dict[str, Any]]:
         phases=[Phase.generate],
     )
     @given(random_books.cases())
-    def run(case: Any) -> None:
+    def check(case: Any) -> None:
         nonlocal count
         count += 1
         try:
@@ -122,51 +153,169 @@ def prove() -> list[dict[str, Any]]:
         except AssertionError as broken:
             violations.append(str(broken))
 
-    run()
+    check()
     for text in violations[:5]:
         print(text)
-    return [{"name": "rating.random_books", "cases": count, "violations": len(violations)}]
+    return {"name": "rating.random_books", "cases": count, "violations": len(violations)}
 
 
-def _one_by_one(world: World) -> int:
-    amounts: dict[tuple[str, str, str], Decimal] = {}
-    query = "SELECT billed_customer_id, meter, model, quantity FROM usage WHERE namespace = 'test'"
-    with world.client.query_rows_stream(query) as rows:
-        for customer, meter, model, quantity in rows:
-            price = PRICES.get(meter) or (Decimal("0.02") if model == "m1" else Decimal("0.03"))
-            key = (customer, meter, model)
-            amounts[key] = amounts.get(key, Decimal(0)) + quantity * price
-    return int(sum(amounts.values()) * 100)
+def _crashes() -> Row:
+    """tests/rating/test_rating_crash.py at every step, statement and line instead of some of them."""
+    root = Path(__file__).parents[1]
+    file = str(root / "tests" / "rating" / "test_rating_crash.py")
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", file]
+        subprocess.run(command, cwd=root, env=os.environ | {"METERHOUSE_PROVE": "1"}, check=False)
+        suite = ElementTree.parse(report).getroot().find("testsuite")
+    if suite is None or not int(suite.get("tests", "0")):
+        raise RuntimeError(f"{file} has not run")
+    failed = int(suite.get("failures", "0")) + int(suite.get("errors", "0"))
+    return {"name": "rating.crashes", "cases": int(suite.get("tests", "0")), "violations": failed}
+
+
+@dataclass
+class _Bench:
+    """A namespace; how many events it has in a month, and of how many customers."""
+
+    world: World
+    events: int
+    customers: int
+
+    @classmethod
+    def made(cls, scratch: Path, url: str, namespace: str, events: int, customers: int) -> "_Bench":
+        """The namespace with its book and its customers."""
+        sql_url = f"sqlite:///{scratch / namespace}.db"
+        settings = Settings(data=scratch, namespace=namespace, warehouse_url=url, sql_url=sql_url)
+        engine, client, meters = open_engine(settings), warehouse.connect(settings), declared(settings)
+        registry.ensure_namespace(engine, namespace)
+        versions.publish(engine, namespace, BOOK, {name: it.unit for name, it in meters.items()}, author="bench")
+        registry.add_customer(engine, namespace, _name(0), plan="pay", now=START)
+        with begin_write(engine) as connection:  # the others are like the first; one by one they take minutes
+            for table in (tables.customers, tables.contracts):
+                first = dict(connection.execute(select(table)).mappings().one())
+                rows = [first | {"customer_id": _name(number)} for number in range(1, customers)]
+                if "contract_id" in first:
+                    rows = [row | {"contract_id": f"{number:064x}"} for number, row in enumerate(rows)]
+                if rows:
+                    connection.execute(insert(table), rows)
+        return cls(World(engine, client, namespace, meters), events, customers)
+
+    def fill(self, month: str) -> None:
+        """A month of events, up to the end of its thirtieth day."""
+        self._fill(_start(month), self.events, timedelta(days=30))
+
+    def at(self, now: datetime) -> None:
+        """Let it be that moment, with all that was sent before it in the warehouse."""
+        self.world = replace(self.world, now=lambda: now)
+        row = ["collector-1", "segment-1", 1000, now, int(now.timestamp())]
+        columns = ["collector_id", "segment", "position", "projected_through", "step"]
+        self.world.client.insert("checkpoints", [row], column_names=columns)
+
+    def closed(self) -> float:
+        """Seconds until the lines of all customers are in the ledger."""
+        began = time.perf_counter()
+        for _ in close(self.world, Request(RATED), grace=timedelta(hours=1), wait_s=0):
+            pass
+        took = time.perf_counter() - began
+        posted = select(func.count()).select_from(tables.ledger_transactions)
+        with self.world.engine.connect() as connection:
+            lines = connection.execute(posted).scalar_one()
+        if lines != 3 * self.customers:
+            raise AssertionError(f"{lines} lines of {self.customers} customers are in the ledger")
+        return took
+
+    def closed_alone(self) -> float:
+        """What it would take to close each customer by a run of its own, from some of them."""
+        began = time.perf_counter()
+        for name in self._some:
+            for _ in close(self.world, Request(RATED, name), grace=timedelta(hours=1), wait_s=0):
+                pass
+        return (time.perf_counter() - began) * self.customers / ALONE
+
+    def next_minute(self) -> tuple[float, float]:
+        """Seconds of `rate run --due` in the month that is rated; and again, when one more minute of usage has come."""
+        evening = _start(RATED) + timedelta(days=30)
+        self.at(evening + timedelta(minutes=1))
+        first, _ = self._due()
+        self._fill(evening, MINUTE, timedelta(minutes=1))
+        self.at(evening + timedelta(minutes=2))
+        again, rated = self._due()
+        if not rated:
+            raise AssertionError("what is new was not rated")
+        return first, again
+
+    def simulated(self) -> tuple[float, float]:
+        """Seconds to price all months under another book; and one customer by one, from some of them."""
+        began = time.perf_counter()
+        made = simulate(self.world, OTHER_BOOK, (*EARLIER, RATED))
+        took = time.perf_counter() - began
+        if len(made.changes) != self.customers or made.totals["USD"].minor <= 0:
+            raise AssertionError(f"{len(made.changes)} customers were simulated: {made.totals}")
+        began = time.perf_counter()
+        for name in self._some:
+            simulate(self.world, OTHER_BOOK, (*EARLIER, RATED), name)
+        return took, (time.perf_counter() - began) * self.customers / ALONE
+
+    @property
+    def _some(self) -> list[str]:
+        return [_name(number * self.customers // ALONE) for number in range(ALONE)]
+
+    def _due(self) -> tuple[float, int]:
+        began = time.perf_counter()
+        rated = sum(step.name == "rated" for step in run(self.world, Request(None)))
+        return time.perf_counter() - began, rated
+
+    def _fill(self, start: datetime, events: int, length: timedelta) -> None:
+        """That many events, evenly over a time."""
+        for first in range(0, events, INSERTED_AT_A_TIME):
+            parameters = {
+                "namespace": self.world.namespace,
+                "customers": self.customers,
+                "meters": list(METERS),
+                "start": f"{start:%Y-%m-%d %H:%M:%S}",
+                "length_ms": length // timedelta(milliseconds=1),
+                "events": events,
+                "first": first,
+                "count": min(INSERTED_AT_A_TIME, events - first),
+            }
+            self.world.client.command(FILL, parameters=parameters)
+
+
+def _start(month: str) -> datetime:
+    return datetime.fromisoformat(f"{month}-01T00:00:00+00:00")
+
+
+def _name(number: int) -> str:
+    return f"customer-{number:05}"
+
+
+def _row(name: str, value: float, unit: str, baseline: float, baseline_is: str) -> Row:
+    told = {"unit": unit, "baseline": round(baseline, 3), "baseline_is": baseline_is, "better": "lower"}
+    return {"name": f"rating.{name}", "value": round(value, 3), **told}
+
+
+def _memory_mb(name: str) -> float:
+    """Resident memory of this process: VmRSS now, VmHWM at most."""
+    (line,) = (it for it in Path("/proc/self/status").read_text().splitlines() if it.startswith(name))
+    return int(line.split()[1]) / 1024
 
 
 @contextmanager
-def _world() -> Iterator[World]:
-    with tempfile.TemporaryDirectory() as scratch, socket.socket() as probe:
+def _warehouse(scratch: Path) -> Iterator[str]:
+    """The URL of an embedded warehouse with the schema in it."""
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        probe.close()
-        served = subprocess.Popen([sys.executable, "-c", SERVE, scratch, str(port)], cwd=scratch)
-        try:
-            settings = Settings(
-                data=Path(scratch),
-                namespace=NAMESPACE,
-                warehouse_url=f"http://admin:secret@127.0.0.1:{port}",
-                sql_url="",
-            )
-            schema.migrate(warehouse.connect(settings, database="default"), settings.warehouse_database)
-            engine, client = open_engine(settings), warehouse.connect(settings)
-            meters = declared(settings)
-            registry.ensure_namespace(engine, NAMESPACE)
-            units = {name: meter.unit for name, meter in meters.items()}
-            versions.publish(engine, NAMESPACE, BOOK, units, author="bench")
-            for number in range(CUSTOMERS):
-                registry.add_customer(engine, NAMESPACE, f"customer-{number}", plan="pay")
-            yield World(engine, client, NAMESPACE, meters, lambda: NOW)
-            client.close()
-            engine.dispose()
-        finally:
-            served.terminate()
-            served.wait(30)
+    url = f"http://admin:secret@127.0.0.1:{port}"
+    served = subprocess.Popen([sys.executable, "-c", SERVE, str(scratch), str(port)], cwd=scratch)
+    try:
+        settings = Settings(data=scratch, warehouse_url=url)
+        schema.migrate(warehouse.connect(settings, database="default"), settings.warehouse_database)
+        yield url
+    finally:
+        served.terminate()
+        served.wait(60)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from meterhouse_rating.periods import Period, PeriodError
 from meterhouse_rating.queries import WOUND_BACK, nanoseconds
 from meterhouse_rating.rates import rate_at
 from meterhouse_rating.settle import Terms, as_known
-from meterhouse_rating.settled import Standing, lines_of, standings
+from meterhouse_rating.settled import Standing, by_rating, lines_of, standings
 from meterhouse_rating.sorting import sort_out
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import NotThere, in_force
@@ -50,6 +50,10 @@ _REVENUE_KINDS: Final = ("usage", "flat", "minimum", "discount", "correction")
 _IN: Final = (
     "namespace = {namespace:String} AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
     "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC')"
+)
+
+_KNOWN: Final = (
+    "SELECT count() FROM cost_rates FINAL WHERE namespace = {namespace:String} AND status IN ('known', 'free')"
 )
 
 Key = tuple[str, ...]
@@ -136,21 +140,40 @@ def margins(world: World, text: str, by: Sequence[str], only: str | None = None)
         made.revenue(connection, found)
     currencies = {name: currency for name, (_, currency) in zones.items()} | own
     not_ok: dict[tuple[str, str], Ended] = {}
-    for period in sorted({*mine.values(), periods.parse(text, "UTC")}):
-        strangers = period == periods.parse(text, "UTC")
-        for row in _costs(world, period, made.by, only):
+    for row in _costs_within(made, text, mine, currencies, only):
+        if row["status"] != "ok":
+            key = (row["status"], row["currency"])
+            was = not_ok.get(key, Ended(*key, 0, 0, Decimal(0)))
+            not_ok[key] = Ended(*key, was.events + row["events"], was.unknown + row["unknown"], was.cost + row["cost"])
+    return Margins(text, made.by, made.sorted(), tuple(not_ok[key] for key in sorted(not_ok)))
+
+
+def costs_by_customer(world: World, text: str, only: str | None = None) -> tuple[Share, ...]:
+    """The cost of each customer's usage in a period as written, without revenue. Raises PeriodError."""
+    zones = _zones(world)
+    made = _Made(world, ("customer",), _terms(world), {})
+    mine = {name: periods.parse(text, zone) for name, (zone, _) in zones.items()}
+    for _ in _costs_within(made, text, mine, {name: currency for name, (_, currency) in zones.items()}, only):
+        pass
+    return made.sorted()
+
+
+def nothing_known(world: World) -> bool:
+    """Whether no kind of usage has a known cost: then that of all usage is unknown, and nobody has to work it out."""
+    return not world.client.query(_KNOWN, parameters={"namespace": world.namespace}).result_rows[0][0]
+
+
+def _costs_within(
+    made: "_Made", text: str, mine: Mapping[str, Period], currencies: Mapping[str, str], only: str | None
+) -> Iterable[Mapping[str, Any]]:
+    """Put costs into their groups, of each customer those of its own period; yields what was put."""
+    utc = periods.parse(text, "UTC")
+    for period in sorted({*mine.values(), utc}):
+        for row in _costs(made.world, period, made.by, only):
             customer = row["customer"]
-            if mine.get(customer, period if strangers else None) != period:
-                continue
-            made.cost(row, period, currencies.get(customer))
-            if row["status"] != "ok":
-                key = (row["status"], row["currency"])
-                was = not_ok.get(key, Ended(*key, 0, 0, Decimal(0)))
-                not_ok[key] = Ended(
-                    *key, was.events + row["events"], was.unknown + row["unknown"], was.cost + row["cost"]
-                )
-    shares = tuple(sorted(made.shares.values(), key=lambda it: (it.values, it.currency)))
-    return Margins(text, made.by, shares, tuple(not_ok[key] for key in sorted(not_ok)))
+            if mine.get(customer, period if period == utc else None) == period:
+                made.cost(row, period, currencies.get(customer))
+                yield row
 
 
 @dataclass
@@ -162,11 +185,16 @@ class _Made:
     terms: Terms | None
     shares: dict[tuple[Key, str], Share]
 
+    def sorted(self) -> tuple[Share, ...]:
+        """The groups in their order."""
+        return tuple(sorted(self.shares.values(), key=lambda it: (it.values, it.currency)))
+
     def revenue(self, connection: Connection, found: Sequence[Standing]) -> None:
         """Put the revenue of ratings into its groups."""
         usage = self._usage(found)
+        every = by_rating(lines_of(connection, [it.rating_id for it in found]))
         for it in found:
-            lines = [row for row in lines_of(connection, [it.rating_id]) if row["kind"] in _REVENUE_KINDS]
+            lines = [row for row in every.get(it.rating_id, ()) if row["kind"] in _REVENUE_KINDS]
             portions = self._portions(connection, it, usage)
             for line in lines:
                 for values, amount in self._divided(it, line, portions):

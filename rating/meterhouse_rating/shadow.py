@@ -18,7 +18,7 @@ from meterhouse_rating.money import of_minor
 from meterhouse_rating.periods import Period
 from meterhouse_rating.results import line_rows
 from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
-from meterhouse_rating.simulate import History, other_terms, side
+from meterhouse_rating.simulate import History, Seen, other_terms, side
 from meterhouse_rating.world import World
 from meterhouse_store import registry
 from meterhouse_store.numbers import plain
@@ -86,8 +86,9 @@ def under(world: World, months: Sequence[str], book: str, only: str | None = Non
     histories: tuple[History, History] = {}, {}
     for month in months:
         sides: list[_Lines] = [{}, {}]
+        seen: Seen = {}
         for lines, terms, history in zip(sides, both, histories, strict=True):
-            for outcome in side(world, terms, month, history, only, now):
+            for outcome in side(world, terms, month, history, only, now, seen):
                 who = f"{outcome.customer_id} {outcome.period}"
                 if outcome.rated is not None and outcome.inputs is not None:
                     key = (outcome.customer_id, outcome.period)

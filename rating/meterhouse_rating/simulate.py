@@ -15,7 +15,7 @@ from typing import Any, Final
 from meterhouse_rating import known, periods
 from meterhouse_rating.book import check
 from meterhouse_rating.engine import RatedLine
-from meterhouse_rating.margin import margins
+from meterhouse_rating.margin import costs_by_customer, nothing_known
 from meterhouse_rating.periods import Period, PeriodError
 from meterhouse_rating.settle import Imagined, Outcome, Terms, imagine
 from meterhouse_rating.usage import Found
@@ -136,24 +136,33 @@ def simulate(world: World, text: str, months: Sequence[str], only: str | None = 
     new = other_terms(world, old, text)
     made = Simulation(tuple(months), new.book(new.versions[0]).name)
     histories: tuple[History, History] = {}, {}
+    now, users = world.now(), set[str]()
     for month in months:
+        seen: Seen = {}
         sides = [
-            _Side.of(side(world, terms, month, history, only), months[-1], terms)
+            _Side.of(side(world, terms, month, history, only, now, seen), months[-1], terms)
             for terms, history in zip((old, new), histories, strict=True)
         ]
         _put(made, month, *sides)
-    _put_costs(world, made, only)
+        users |= sides[0].users
+    _put_costs(world, made, users, only)
     return made
 
 
 History = dict[str, list[Imagined]]
 """What was imagined so far of one side, by customer."""
 
+Seen = dict[tuple[Any, ...], dict[str, Found]]
+"""Usage that was read already, by all that it depends on: mostly both sides need the same."""
+
 
 def side(
-    world: World, terms: Terms, month: str, history: History, only: str | None, as_of: datetime | None = None
+    world: World, terms: Terms, month: str, history: History, only: str | None, as_of: datetime, seen: Seen
 ) -> Iterator[Outcome]:
-    """One month of all customers (or one) under the terms; the history grows, and is cut to what later months need."""
+    """One month of all customers (or one) under the terms; the history grows, and is cut to what later months need.
+
+    Usage that is `seen` is not read again.
+    """
     windows: dict[Period, set[str]] = {}
     strangers = periods.parse(month, _STRANGERS_ZONE)
     for name, customer in terms.customers.items():
@@ -162,7 +171,11 @@ def side(
                 windows.setdefault(part, set()).add(name)
     windows.setdefault(strangers, set())
     for period in sorted(windows):
-        found = known.gather(world, terms, period, as_of or world.now(), None if only is None else [only])
+        trials = [(name, terms.trial_end(name, period)) for name in terms.customers]
+        key = (period, as_of, terms.wanted(period), tuple(it for it in trials if it[1] is not None))
+        if key not in seen:
+            seen[key] = known.gather(world, terms, period, as_of, None if only is None else [only])
+        found = seen[key]
         names = windows[period]
         if period == strangers:
             names = names | {name for name in found if name not in terms.customers}
@@ -184,12 +197,13 @@ def tier_of(line: RatedLine) -> str:
 
 @dataclass
 class _Side:
-    """One side of a month, folded: revenue per customer and item, tiers per customer and component."""
+    """One side of a month, folded: revenue per customer and item, tiers per customer and component, who had usage."""
 
     revenue: dict[tuple[str, str], int] = field(default_factory=dict)
     items: dict[tuple[str, Item], int] = field(default_factory=dict)
     tiers: dict[tuple[str, str], str] = field(default_factory=dict)
     left: list[tuple[str, Any]] = field(default_factory=list)
+    users: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, outcomes: Iterator[Outcome], last_month: str, terms: Terms) -> "_Side":
@@ -197,6 +211,8 @@ class _Side:
         for outcome in outcomes:
             name = outcome.customer_id
             made.left += [(name, it) for it in outcome.exceptions]
+            if outcome.usage:
+                made.users.add(name)
             if outcome.rated is None or outcome.inputs is None:
                 continue
             currency = outcome.inputs.currency
@@ -238,11 +254,15 @@ def _put(made: Simulation, month: str, old: _Side, new: _Side) -> None:
         left.customers.add(customer)
 
 
-def _put_costs(world: World, made: Simulation, only: str | None) -> None:
+def _put_costs(world: World, made: Simulation, users: set[str], only: str | None) -> None:
     """Beside each customer's revenue its cost, where all of it is known: the same on both sides."""
+    if nothing_known(world):
+        for key, change in made.changes.items():
+            change.cost = None if key[0] in users else Decimal(0)
+        return
     costs: dict[tuple[str, str], Decimal | None] = {}
     for month in made.months:
-        for share in margins(world, month, ["customer"], only).shares:
+        for share in costs_by_customer(world, month, only):
             key, certain = (share.values[0], share.currency), share.certain
             so_far = costs.get(key, Decimal(0))
             costs[key] = so_far + share.cost if certain and so_far is not None else None
