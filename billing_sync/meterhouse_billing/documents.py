@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+from meterhouse_billing import taxes
 from meterhouse_billing.amounts import to_stripe
 from meterhouse_billing.items import Item, items
+from meterhouse_billing.taxes import Tax
 from meterhouse_rating.ids import digest
 from meterhouse_store.numbers import plain
 
@@ -30,7 +32,8 @@ KIND, METRIC, QUANTITY, UNIT = "kind", "metric", "quantity", "unit"
 class Line:
     """A rated line as it goes on the invoice; `amount_minor` in ISO 4217 minor units, `amount_exact` in major ones.
 
-    `included`: some of its quantity is within what the plan includes.
+    `included`: some of its quantity is within what the plan includes. `off`: of a negative line, descriptions of those
+    that it is taken off and how much of each, 0 where that is in proportion.
     """
 
     line_id: str
@@ -44,6 +47,8 @@ class Line:
     amount_minor: int
     amount_exact: Decimal
     included: bool
+    tax: Tax = taxes.UNSAID
+    off: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Draft:
     """A closed rating to be invoiced; the period is half-open, the currency upper case.
 
     `completeness` says in a sentence whether the usage was all there when it was closed; '' where nobody asked then.
+    `automatic_tax`: Stripe computes tax on it.
     """
 
     rating_id: str
@@ -63,6 +69,7 @@ class Draft:
     result_sha256: str
     lines: tuple[Line, ...]
     completeness: str = ""
+    automatic_tax: bool = False
 
     @property
     def invoice_id(self) -> str:
@@ -70,14 +77,24 @@ class Draft:
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """The lines as they are put on Stripe's invoice."""
-        return items(self.lines)
+        """The lines as they are put on Stripe's invoice. Raises NotTaxable where automatic tax cannot be computed."""
+        if not self.automatic_tax:
+            return items(self.lines)
+        return items(self.lines, self.currency, taxes.net(self.lines, self.currency))
+
+    @property
+    def products(self) -> tuple[Tax, ...]:
+        """The tax of the items that say any: their products have to be in Stripe."""
+        return tuple(sorted({item.tax for item in self.items if _is_taxed(item)}, key=lambda tax: tax.product))
 
     @property
     def content_sha256(self) -> str:
         """What the invoice says: another one after the period was rated anew."""
-        lines = [[line.line_id, text(line), plain(line.quantity), line.amount_minor] for line in self.lines]
-        return digest([self.result_sha256, self.currency, self.total_minor, lines])
+        lines = [
+            [line.line_id, text(line), plain(line.quantity), line.amount_minor, line.tax.behaviour, line.tax.code]
+            for line in self.lines
+        ]
+        return digest([self.result_sha256, self.currency, self.total_minor, lines, self.automatic_tax])
 
     def metadata(self, issue: int) -> dict[str, str]:
         """What Stripe's invoice carries to be found again."""
@@ -95,7 +112,7 @@ class Draft:
         period = {"start": int(self.period_start.timestamp()), "end": int(self.period_end.timestamp()) - 1}
         return [
             {
-                "amount": to_stripe(item.amount_minor, self.currency),
+                **self._price(item),
                 "description": item.text,
                 "discountable": False,
                 "period": period,
@@ -110,6 +127,20 @@ class Draft:
             }
             for item in self.items
         ]
+
+    def _price(self, item: Item) -> dict[str, Any]:
+        """An amount or, where the book says how it is taxed, a price of one: amounts alone carry no tax in Stripe."""
+        amount, currency = to_stripe(item.amount_minor, self.currency), self.currency.lower()
+        if not _is_taxed(item):
+            return {"amount": amount}
+        price: dict[str, Any] = {"currency": currency, "product": item.tax.product, "unit_amount": amount}
+        if item.tax.behaviour:
+            price["tax_behavior"] = item.tax.behaviour
+        return {"price_data": price, "quantity": 1}
+
+
+def _is_taxed(item: Item) -> bool:
+    return item.amount_minor >= 0 and item.tax != taxes.UNSAID
 
 
 @dataclass(frozen=True)
@@ -140,6 +171,10 @@ class StripeInvoice:
     hosted_url: str | None
     finalised_at: datetime | None
     paid_at: datetime | None
+    tax: taxes.Charged = taxes.NONE
+    automatic_tax: bool = False
+    tax_status: str | None = None
+    """Of automatic tax: complete, failed or requires_location_inputs."""
 
 
 def text(line: Line) -> str:
@@ -157,9 +192,24 @@ def differences(draft: Draft, invoice: StripeInvoice, lines: Sequence[StripeLine
     total = to_stripe(draft.total_minor, draft.currency)
     if sum(line.amount_minor for line in draft.lines) != draft.total_minor:
         found.append(f"the rated lines do not add up to the rated total of {draft.total_minor}")
-    if invoice.total != total:
-        found.append(f"Stripe's total is {invoice.total}, rated {total}")
-    return found + _line_differences(draft, lines)
+    if invoice.total - invoice.tax.added != total:
+        before = " before tax" if invoice.tax.added else ""
+        found.append(f"Stripe's total is {invoice.total - invoice.tax.added}{before}, rated {total}")
+    return found + _tax_differences(draft, invoice) + _line_differences(draft, lines)
+
+
+def _tax_differences(draft: Draft, invoice: StripeInvoice) -> list[str]:
+    if invoice.automatic_tax != draft.automatic_tax:
+        asked = "is asked for and" if draft.automatic_tax else "is not asked for, and"
+        return [f"automatic tax {asked} {'on' if invoice.automatic_tax else 'off'} in Stripe"]
+    if not draft.automatic_tax and invoice.tax != taxes.NONE:
+        return [f"tax of {invoice.tax.added + invoice.tax.contained} was put on it in Stripe, which nobody asked for"]
+    if draft.automatic_tax and invoice.tax_status != "complete":
+        return [
+            f"Stripe could not compute the tax ({invoice.tax_status}): give {invoice.customer} an address in Stripe, "
+            "and see that tax is set up there"
+        ]
+    return []
 
 
 def _line_differences(draft: Draft, lines: Sequence[StripeLine]) -> list[str]:
@@ -196,6 +246,9 @@ def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
         hosted_url=body["hosted_invoice_url"],
         finalised_at=_moment(moments["finalized_at"]),
         paid_at=_moment(moments["paid_at"]),
+        tax=taxes.charged(body.get("total_taxes")),
+        automatic_tax=body["automatic_tax"]["enabled"],
+        tax_status=body["automatic_tax"]["status"],
     )
 
 

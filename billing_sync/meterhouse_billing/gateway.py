@@ -42,6 +42,7 @@ class StripeRefused(BillingError):
     def __init__(self, text: str, *, code: str | None, status: int | None) -> None:
         super().__init__(text)
         self.missing = code == "resource_missing" or status == 404
+        self.exists = code == "resource_already_exists"
 
 
 def connect(environment: Mapping[str, str], *, live: bool) -> "Gateway":
@@ -197,6 +198,7 @@ _SENDERS: Final[dict[str, Callable[[Any, str, Any, stripe.RequestOptions], Any]]
     "customer.create": lambda v1, _on, params, options: v1.customers.create(params, options),
     "invoice.create": lambda v1, _on, params, options: v1.invoices.create(params, options),
     "invoice.add_lines": lambda v1, on, params, options: v1.invoices.add_lines(on, params, options),
+    "invoice.update": lambda v1, on, params, options: v1.invoices.update(on, params, options),
     "invoice.delete": lambda v1, on, params, options: v1.invoices.delete(on, params, options),
     "credit_note.create": lambda v1, _on, params, options: v1.credit_notes.create(params, options),
     "invoice.void": lambda v1, on, params, options: v1.invoices.void_invoice(on, params, options),

@@ -19,14 +19,15 @@ BALANCE: Final = "balance"
 REFUND: Final = "refund"
 OUTSIDE: Final = "outside"
 
-APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT = (
+APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX = (
     "approval",
     "two-persons",
     "unusual-change",
     "days-until-due",
     "paid-credit",
+    "automatic-tax",
 )
-OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT)
+OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT, AUTOMATIC_TAX)
 """Settings that a customer may have otherwise than the namespace."""
 
 
@@ -43,6 +44,8 @@ class Policy:
     days_until_due: int = 30
     paid_credit: str = BALANCE
     """Where a credit note on a paid invoice goes: balance | refund | outside."""
+    automatic_tax: bool = False
+    """Whether Stripe computes tax on invoices."""
 
     def needs_two(self, amount_minor: int, currency: str) -> bool:
         """Whether the one who finalises must be another than the one who approved."""
@@ -62,6 +65,15 @@ def load(engine: Engine, namespace: str, customer_id: str = "") -> Policy:
     found: dict[str, Any] = {row["setting"]: row["value"] for row in rows}
     given = {_FIELDS[name]: _READ[name](value) for name, value in found.items()}
     return Policy(**given)
+
+
+def taxed(engine: Engine, namespace: str) -> Callable[[str], bool]:
+    """Says of a customer whether Stripe computes tax on its invoices."""
+    is_it = (table.c.namespace == namespace) & (table.c.setting == AUTOMATIC_TAX)
+    with engine.connect() as connection:
+        rows = connection.execute(select(table).where(is_it).order_by(table.c.recorded_at)).mappings().all()
+    said = {row["customer_id"]: row["value"] == "on" for row in rows}
+    return lambda customer_id: said.get(customer_id, said.get("", False))
 
 
 def change(
@@ -99,6 +111,10 @@ def _approval(text: str) -> str:
 
 def _paid_credit(text: str) -> str:
     return _one_of(text, (BALANCE, REFUND, OUTSIDE))
+
+
+def _on_or_off(text: str) -> str:
+    return _one_of(text, ("on", "off"))
 
 
 def _one_of(text: str, choices: tuple[str, ...]) -> str:
@@ -140,6 +156,7 @@ _TYPED: Final[dict[str, Callable[[str], Any]]] = {
     CHANGE: _factor,
     TERMS: _days,
     PAID_CREDIT: _paid_credit,
+    AUTOMATIC_TAX: _on_or_off,
 }
 _FIELDS: Final = {
     APPROVAL: "automatic",
@@ -147,6 +164,7 @@ _FIELDS: Final = {
     CHANGE: "unusual_change",
     TERMS: "days_until_due",
     PAID_CREDIT: "paid_credit",
+    AUTOMATIC_TAX: "automatic_tax",
 }
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
     APPROVAL: lambda value: value == "automatic",
@@ -154,4 +172,5 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     CHANGE: D,
     TERMS: int,
     PAID_CREDIT: str,
+    AUTOMATIC_TAX: lambda value: value == "on",
 }

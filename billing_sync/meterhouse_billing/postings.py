@@ -5,7 +5,7 @@ Pure; amounts in minor units.
 """
 
 from meterhouse_rating.ids import digest
-from meterhouse_rating.ledger import ADJUSTMENTS, CASH, RECEIVABLE, Entry, Posting
+from meterhouse_rating.ledger import ADJUSTMENTS, CASH, RECEIVABLE, REVENUE, TAX, Entry, Posting, transaction_id
 
 
 def payment(payment_id: str, name: str, amount_minor: int, currency: str) -> Posting:
@@ -18,6 +18,21 @@ def void(stripe_invoice_id: str, name: str, amount_minor: int, currency: str) ->
     """A finalised invoice is owed no more."""
     sides = (Entry(RECEIVABLE, -amount_minor, currency), Entry(ADJUSTMENTS, amount_minor, currency))
     return Posting("void", digest(["void", stripe_invoice_id]), f"void invoice {name}", sides)
+
+
+def tax(stripe_invoice_id: str, name: str, added_minor: int, contained_minor: int, currency: str) -> Posting | None:
+    """Tax that Stripe computed, None for none: on top of the lines it is owed, too; within them it is no revenue."""
+    moved = ((RECEIVABLE, added_minor), (REVENUE, contained_minor), (TAX, -added_minor - contained_minor))
+    sides = tuple(Entry(account, amount, currency) for account, amount in moved if amount)
+    source = digest(["tax", stripe_invoice_id])
+    return Posting("tax", source, f"tax of invoice {name}", sides) if sides else None
+
+
+def untax(namespace: str, posted: Posting) -> Posting:
+    """The tax of an invoice that is void is not owed either."""
+    sides = tuple(it._replace(amount_minor=-it.amount_minor) for it in posted.entries)
+    corrects = transaction_id(namespace, posted.kind, posted.source_id)
+    return Posting("void_tax", posted.source_id, f"{posted.memo}, which is void", sides, corrects)
 
 
 def reissue(invoice_id: str, issue: int, amount_minor: int, currency: str) -> Posting:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
-from meterhouse_billing import credit_records, records, states
+from meterhouse_billing import credit_records, records, states, tax_records
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.credit_documents import Shown
 from meterhouse_billing.crediting import NOTE_ID
@@ -96,7 +96,7 @@ def _row(world: World, draft: Draft) -> Row:
         currency=draft.currency,
         rated_minor=draft.total_minor,
         ledger_minor=posted,
-        stripe_minor=from_stripe(shown.total, draft.currency) if shown else None,
+        stripe_minor=from_stripe(shown.total - shown.tax.added, draft.currency) if shown else None,
         credited_minor=from_stripe(shown.credited, draft.currency) if shown else 0,
         paid_minor=records.paid(world.engine, draft.invoice_id),
         stripe_paid_minor=from_stripe(shown.amount_paid, draft.currency) if shown else None,
@@ -128,6 +128,9 @@ def _of_invoice(
         else:
             step = "void it with `meterhouse bill void --reissue`, or adjust by hand (`meterhouse ledger adjust`)"
         yield Difference("invoice_differs", sentence, step)
+    if row["state"] not in states.PENDING:
+        for sentence in tax_records.differences(world.engine, draft, shown):
+            yield Difference("tax_differs", sentence, POLL, waits=True)
     wanted = states.of(shown)
     if (wanted or states.DRAFT) != row["state"] and not (wanted is None and row["state"] in states.PENDING):
         cause = f"it is {row['state']} here and {shown.status} in Stripe: the news did not come"

@@ -1,12 +1,13 @@
 """Invoices in SQL: which ratings are to be invoiced, and the rows that drafts, transitions and payments leave."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
 
-from meterhouse_billing import drivers, history, issues, postings, states
+from meterhouse_billing import drivers, history, issues, policies, postings, states, tax_records, taxes
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, LINE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
 from meterhouse_rating import ledger, periods
@@ -58,7 +59,13 @@ def drafts(
             if drivers.driver_at(known, row["customer_id"], row["period_start"]) == drivers.INVOICES
         ]
         found = [_draft(connection, row) for row in mine]
-    return [draft for draft in found if draft.lines]
+        went_out = tax_records.went_out(connection, namespace)
+    taxed = policies.taxed(engine, namespace)
+    return [
+        replace(draft, automatic_tax=went_out.get(draft.invoice_id, taxed(draft.customer_id)))
+        for draft in found
+        if draft.lines
+    ]
 
 
 def _within(rating: RowMapping, period: str, time_zone: str) -> bool:
@@ -81,6 +88,8 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
             amount_minor=row["amount_minor"],
             amount_exact=row["amount_exact"],
             included=any("included" in step for step in row["explanation"].get("steps", ())),
+            tax=taxes.of_line(row["explanation"]),
+            off=taxes.taken_off(row["explanation"], row["currency"]),
         )
         for row in connection.execute(query).mappings()
     )
@@ -191,11 +200,12 @@ def start_again(connection: Connection, draft: Draft, how: str, *, who: str, why
     write_lines(connection, draft)
 
 
-def set_stripe_id(engine: Engine, invoice_id: str, stripe_invoice_id: str) -> None:
-    """Remember which of Stripe's invoices this is."""
+def set_stripe_id(engine: Engine, draft: Draft, stripe_invoice_id: str, now: datetime) -> None:
+    """Remember which of Stripe's invoices this is, and whether tax is computed on it."""
     with begin_write(engine) as connection:
-        _update(connection, invoice_id, stripe_invoice_id=stripe_invoice_id)
-        issues.name(connection, invoice_id, stripe_invoice_id)
+        _update(connection, draft.invoice_id, stripe_invoice_id=stripe_invoice_id)
+        issues.name(connection, draft.invoice_id, stripe_invoice_id)
+        tax_records.begin(connection, draft, stripe_invoice_id, now)
 
 
 def compared(engine: Engine, draft: Draft, shown: StripeInvoice, lines: Sequence[StripeLine]) -> None:
@@ -238,8 +248,13 @@ def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str,
         moved = history.follow(connection, row["invoice_id"], wanted, who=who, why=why, now=now)
         if wanted == states.PAID:
             _pay(connection, row, shown, now)
+        tax = tax_records.take_over(connection, row, shown, now)
+        if wanted != states.VOID:
+            _post(connection, row, tax, shown.finalised_at or now, now)
         if moved and wanted == states.VOID:
             _void(connection, row, shown, now)
+            if tax is not None and ledger.posted(connection, namespace, tax.kind, tax.source_id):
+                _post(connection, row, postings.untax(namespace, tax), now, now)
         return f"{row['state']} -> {wanted}" if moved else "nothing new"
 
 
@@ -283,10 +298,16 @@ def _void(connection: Connection, row: RowMapping, shown: StripeInvoice, now: da
     _post(connection, row, posting, now, now)
 
 
-def _post(connection: Connection, row: RowMapping, posting: Posting, effective_at: datetime, now: datetime) -> None:
+def _post(
+    connection: Connection, row: RowMapping, posting: Posting | None, effective_at: datetime, now: datetime
+) -> None:
     """Post once, and nothing where nothing is moved."""
     namespace = row["namespace"]
-    if posting.entries[0].amount_minor and not ledger.posted(connection, namespace, posting.kind, posting.source_id):
+    if (
+        posting is not None
+        and posting.entries[0].amount_minor
+        and not ledger.posted(connection, namespace, posting.kind, posting.source_id)
+    ):
         ledger.post(connection, namespace, row["customer_id"], [posting], effective_at=effective_at, recorded_at=now)
 
 

@@ -140,6 +140,9 @@ def settings(
         str | None,
         typer.Option(metavar="balance|refund|outside", help="Where credit notes on paid invoices go (balance)."),
     ] = None,
+    automatic_tax: Annotated[
+        str | None, typer.Option(metavar="on|off", help="Whether Stripe computes tax on invoices (off).")
+    ] = None,
     why: Annotated[str, typer.Option(help="Kept with the change.")] = "",
     data: Data = None,
     as_json: Json = False,
@@ -153,6 +156,7 @@ def settings(
         policies.CHANGE: unusual_change,
         policies.TERMS: days_until_due,
         policies.PAID_CREDIT: paid_credit,
+        policies.AUTOMATIC_TAX: automatic_tax,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
     with refusals():
@@ -268,6 +272,7 @@ def _policy_json(policy: "Policy") -> dict[str, Any]:
         "unusual_change": str(policy.unusual_change),
         "days_until_due": policy.days_until_due,
         "paid_credit": policy.paid_credit,
+        "automatic_tax": policy.automatic_tax,
     }
 
 
@@ -284,5 +289,6 @@ def _print_policy(policy: "Policy") -> None:
             ("unusual change", f"{policy.unusual_change} times"),
             ("payment terms", f"{policy.days_until_due} days"),
             ("credit notes on paid invoices", policy.paid_credit),
+            ("tax computed by Stripe", "on" if policy.automatic_tax else "off"),
         ]
     )

@@ -17,6 +17,7 @@ from meterhouse_billing.documents import CUSTOMER_ID, LINE_ID, NAMESPACE, Draft,
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
 from meterhouse_billing.outbox import Outbox
 from meterhouse_billing.policies import Policy
+from meterhouse_billing.taxes import Tax
 from meterhouse_billing.world import World
 from meterhouse_rating.ids import digest
 from meterhouse_rating.layout import counted
@@ -237,6 +238,8 @@ def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int)
         "description": f"Usage {draft.period_start:%Y-%m-%d} to {draft.period_end:%Y-%m-%d} (end not included)",
         "metadata": draft.described(issue),
     }
+    if draft.automatic_tax:
+        params["automatic_tax"] = {"enabled": True}
     # Stripe refuses to make an invoice for sending where the customer has no e-mail address. The other method does not
     # charge anybody by itself either, as long as auto_advance is off; the customer pays on the invoice's page.
     if customer["email"]:
@@ -251,12 +254,14 @@ def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int)
         lambda: world.gateway.find_invoice(customer["stripe_customer_id"], draft.metadata(issue)),
     )
     stripe_id = str(answer["id"])
-    records.set_stripe_id(world.engine, draft.invoice_id, stripe_id)
+    records.set_stripe_id(world.engine, draft, stripe_id, world.now())
     return stripe_id
 
 
 def _fill(world: World, draft: Draft, stripe_id: str, lines: list[dict[str, Any]], issue: int) -> Iterator[Step]:
     outbox, named = outbox_of(world), issues.subject(draft.invoice_id, issue)
+    for tax in draft.products:
+        _ensure_product(outbox, tax)
     for start in range(0, len(lines), CHUNK):
         subject, chunk = digest([named, start]), lines[start : start + CHUNK]
         if outbox.answered("invoice.add_lines", subject):
@@ -271,9 +276,22 @@ def _fill(world: World, draft: Draft, stripe_id: str, lines: list[dict[str, Any]
         yield Step(draft.customer_id, f"lines {start + 1} to {start + len(chunk)} in Stripe")
 
 
+def _ensure_product(outbox: Outbox, tax: Tax) -> None:
+    """The product that carries a tax code, made once; another namespace of the account may have made it."""
+    params = {"id": tax.product, "name": "Usage"} | ({"tax_code": tax.code} if tax.code else {})
+    if outbox.answered("product.create", tax.product):
+        return
+    try:
+        outbox.call("product.create", tax.product, {"params": params}, lambda: None)
+    except StripeRefused as refused:
+        if not refused.exists:
+            raise
+
+
 def _compare(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
     """Read everything back; nothing is approved that differs in any line. Raises NotAsRated, StripeRefused."""
-    shown, lines = world.gateway.invoice(stripe_id), world.gateway.lines(stripe_id)
+    shown = _with_tax(world, draft, stripe_id)
+    lines = world.gateway.lines(stripe_id)
     found = differences(draft, shown, lines)
     if not found:
         records.compared(world.engine, draft, shown, lines)
@@ -288,6 +306,20 @@ def _compare(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
         if history.of(world.engine, draft.invoice_id)[-1]["why"] != why[:500]:
             reviews.decide(world, draft.invoice_id, states.IN_REVIEW, who=history.RULE, why=why)
     raise NotAsRated(f"{stripe_id} is not what was rated, and stays a draft: " + "; ".join(found))
+
+
+def _with_tax(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
+    """The invoice as Stripe shows it; a draft without its tax is computed anew, once an hour at most.
+
+    The customer's address may have been put into Stripe since, which by itself changes no draft.
+    """
+    shown = world.gateway.invoice(stripe_id)
+    if not draft.automatic_tax or shown.status != "draft" or shown.tax_status == "complete":
+        return shown
+    subject = digest([stripe_id, "tax", f"{world.now():%Y-%m-%dT%H}"])
+    params = {"automatic_tax": {"enabled": True}}
+    outbox_of(world).call("invoice.update", subject, {"on": stripe_id, "params": params}, lambda: {"id": stripe_id})
+    return world.gateway.invoice(stripe_id)
 
 
 def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:

@@ -8,6 +8,7 @@ once and moves to the customer's balance, which the next finalised invoice takes
 from dataclasses import dataclass
 from typing import Any, Final
 
+from meterhouse_sandbox import stripe_taxes as taxes
 from meterhouse_sandbox.stripe_contract import StripeRefusal
 from meterhouse_sandbox.stripe_state import State, new_id
 
@@ -80,7 +81,11 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
         "attempt_count": 0,
         "attempted": False,
         "auto_advance": given.get("auto_advance", False),
-        "automatic_tax": {"enabled": False, "liability": None, "status": None},
+        "automatic_tax": {
+            "enabled": given.get("automatic_tax", {}).get("enabled", False),
+            "liability": None,
+            "status": None,
+        },
         "billing_reason": "manual",
         "collection_method": method,
         "created": now,
@@ -106,7 +111,11 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
         ),
         "subtotal": 0,
         "total": 0,
+        "total_excluding_tax": 0,
+        "total_taxes": [],
     }
+    if invoice["automatic_tax"]["enabled"]:
+        taxes.compute(invoice, [], customer)
     _save(context, invoice)
     context.emit("invoice.created", show(context, invoice))
     return show(context, invoice)
@@ -158,6 +167,13 @@ def add_lines(context: Context, name: str, given: dict[str, Any]) -> dict[str, A
     return _retotal(context, invoice)
 
 
+def change(context: Context, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Turn automatic tax of a draft on or off; either way its tax is computed anew."""
+    invoice = _draft(context, name)
+    invoice["automatic_tax"] |= given.get("automatic_tax", {})
+    return _retotal(context, invoice)
+
+
 def delete(context: Context, name: str) -> dict[str, Any]:
     """Only a draft can be deleted; what was finalised is voided."""
     invoice = _draft(context, name)
@@ -174,6 +190,9 @@ def delete(context: Context, name: str) -> dict[str, Any]:
 def finalize(context: Context, name: str, given: dict[str, Any]) -> dict[str, Any]:
     invoice = _draft(context, name)
     customer = context.find("customer", invoice["customer"])
+    if invoice["automatic_tax"]["enabled"]:
+        _retotal(context, invoice)
+        taxes.require(invoice)
     owed = invoice["total"] + customer["balance"]
     number = f"SANDBOX-{1 + len(context.state.newest_first('invoice', lambda other: other['number'] is not None)):04d}"
     invoice |= {
@@ -273,8 +292,9 @@ def _add(context: Context, invoice: dict[str, Any], given: dict[str, Any], curre
         )
     if context.state.count("line_item", invoice["id"]) >= MAX_ITEMS:
         raise StripeRefusal(f"An invoice has at most {MAX_ITEMS} items.", code="invoice_too_many_items")
-    if "amount" not in given:
-        raise StripeRefusal("Missing required param: amount.", code="parameter_missing", param="amount")
+    amount, pricing = taxes.priced(given, invoice)
+    if pricing is not None:
+        context.find("product", pricing["price_details"]["product"], "price_data[product]")
     now = context.now()
     period = given.get("period", {"start": now, "end": now})
     if period["end"] < period["start"]:
@@ -282,10 +302,10 @@ def _add(context: Context, invoice: dict[str, Any], given: dict[str, Any], curre
     line: dict[str, Any] = {
         "id": new_id("il"),
         "object": "line_item",
-        "amount": given["amount"],
+        "amount": amount,
         "currency": invoice["currency"],
         "description": given.get("description"),
-        "discountable": given.get("discountable", given["amount"] >= 0),
+        "discountable": given.get("discountable", amount >= 0),
         "invoice": invoice["id"],
         "livemode": False,
         "metadata": given.get("metadata") or {},
@@ -295,9 +315,9 @@ def _add(context: Context, invoice: dict[str, Any], given: dict[str, Any], curre
             "subscription_item_details": None,
         },
         "period": period,
-        "pricing": None,
+        "pricing": pricing,
         "quantity": 1,
-        "subtotal": given["amount"],
+        "subtotal": amount,
         "taxes": [],
     }
     context.state.put("line_item", line, owner=invoice["id"])
@@ -305,9 +325,15 @@ def _add(context: Context, invoice: dict[str, Any], given: dict[str, Any], curre
 
 
 def _retotal(context: Context, invoice: dict[str, Any]) -> dict[str, Any]:
-    total = sum(line["amount"] for line in lines(context, invoice["id"]))
-    due = max(total, 0)
-    invoice |= {"subtotal": total, "total": total, "amount_due": due, "amount_remaining": due}
+    every = lines(context, invoice["id"])
+    subtotal = sum(line["amount"] for line in every)
+    invoice |= {"subtotal": subtotal, "total": subtotal, "total_excluding_tax": subtotal}
+    if invoice["automatic_tax"]["enabled"]:
+        taxes.compute(invoice, every, context.find("customer", invoice["customer"]))
+        for line in every:
+            context.state.put("line_item", line, owner=invoice["id"])
+    due = max(invoice["total"], 0)
+    invoice |= {"amount_due": due, "amount_remaining": due}
     _save(context, invoice)
     context.emit("invoice.updated", show(context, invoice))
     return show(context, invoice)

@@ -32,6 +32,7 @@ def _create_customer(context: Context, _name: str, given: Given) -> dict[str, An
         "metadata": given.get("metadata") or {},
         "name": given.get("name"),
         "phone": None,
+        "address": given.get("address"),
     }
     context.state.put("customer", customer)
     context.emit("customer.created", customer)
@@ -127,21 +128,27 @@ def _metadata_query(query: str) -> dict[str, str]:
 
 
 ROUTES: Final = (
-    _call("POST", "/v1/customers", "CustomerCreateParams", _create_customer, "email name description metadata"),
+    _call("POST", "/v1/customers", "CustomerCreateParams", _create_customer, "email name description metadata address"),
     _call("GET", "/v1/customers", "CustomerListParams", _list_customers, "limit starting_after email"),
     _call("GET", "/v1/customers/search", "CustomerSearchParams", _search_customers, "query limit"),
     _call("GET", "/v1/customers/{id}", "CustomerRetrieveParams", _retrieve("customer")),
-    _call("POST", "/v1/customers/{id}", "CustomerUpdateParams", _update_customer, "email name description metadata"),
+    _call(
+        "POST", "/v1/customers/{id}", "CustomerUpdateParams", _update_customer,
+        "email name description metadata address",
+    ),
     _call(
         "POST", "/v1/invoices", "InvoiceCreateParams", _new(invoices.create),
-        "customer auto_advance collection_method currency days_until_due due_date description metadata", "customer",
+        "customer auto_advance automatic_tax.enabled collection_method currency days_until_due due_date description "
+        "metadata", "customer",
     ),
     _call("GET", "/v1/invoices", "InvoiceListParams", _list_invoices, "limit starting_after customer status"),
     _call("GET", "/v1/invoices/{id}", "InvoiceRetrieveParams", _retrieve_invoice),
+    _call("POST", "/v1/invoices/{id}", "InvoiceUpdateParams", invoices.change, "automatic_tax.enabled"),
     _call("DELETE", "/v1/invoices/{id}", "InvoiceDeleteParams", _on_invoice(invoices.delete)),
     _call(
         "POST", "/v1/invoices/{id}/add_lines", "InvoiceAddLinesParams", invoices.add_lines,
-        "lines.amount lines.description lines.discountable lines.metadata lines.period",
+        "lines.amount lines.description lines.discountable lines.metadata lines.period lines.quantity "
+        "lines.price_data.currency lines.price_data.product lines.price_data.tax_behavior lines.price_data.unit_amount",
     ),
     _call("GET", "/v1/invoices/{id}/lines", "InvoiceLineItemListParams", _list_lines, "limit starting_after"),
     _call("POST", "/v1/invoices/{id}/finalize", "InvoiceFinalizeInvoiceParams", invoices.finalize, "auto_advance"),

@@ -46,7 +46,7 @@ _INVOICES = {
     "period_start": _TIME, "period_end": _TIME, "state": _NAME, "currency": _NAME, "total_minor": "Int64",
     "stripe_invoice_id": "String", "stripe_total_minor": "Nullable(Int64)", "number": "String",
     "hosted_url": "String", "created_at": _TIME, "finalised_at": _MAYBE_TIME, "paid_at": _MAYBE_TIME,
-    "version": "UInt64",
+    "tax_added_minor": "Int64", "tax_contained_minor": "Int64", "version": "UInt64",
 }  # fmt: skip
 _PAYMENTS = {
     "namespace": _NAME, "customer_id": "String", "payment_id": "String", "invoice_id": "String",
@@ -166,9 +166,16 @@ def _push_invoices(sql: Connection, client: Client, namespace: str, *conditions:
         .group_by(transitions.c.invoice_id)
         .subquery()
     )
+    tax = tables.invoice_taxes
     query = (
-        select(invoices, changed.c.changed_at)
+        select(
+            invoices,
+            changed.c.changed_at,
+            func.coalesce(tax.c.added_minor, 0).label("tax_added_minor"),
+            func.coalesce(tax.c.contained_minor, 0).label("tax_contained_minor"),
+        )
         .outerjoin(changed, changed.c.invoice_id == invoices.c.invoice_id)
+        .outerjoin(tax, tax.c.stripe_invoice_id == invoices.c.stripe_invoice_id)
         .where(invoices.c.namespace == namespace, *conditions)
     )
     rows = (

@@ -614,6 +614,20 @@ invoices = Table(
     Column("paid_at", UtcTime),
 )
 
+# Tax on invoices in Stripe: a row for each on which tax is computed, or was found; the amounts when it is finalised.
+invoice_taxes = Table(
+    "invoice_taxes",
+    metadata,
+    Column("stripe_invoice_id", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False, index=True),
+    Column("invoice_id", String(64), ForeignKey("invoices.invoice_id"), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("automatic", Integer, nullable=False),  # 1: we asked Stripe to compute it
+    Column("added_minor", BigInteger),  # on top of the lines
+    Column("contained_minor", BigInteger),  # within them
+    Column("recorded_at", UtcTime, nullable=False),
+)
+
 invoice_lines = Table(
     "invoice_lines",
     metadata,

@@ -164,7 +164,7 @@ def check(text: str, declared: Mapping[str, str] | None) -> Checked:
         check_name(metric_name, block)
         metrics[metric_name] = read_metric(metric_name, block, declared)
     free_meters, free_statuses = _unbilled(top, declared)
-    reader = _PlanReader(metrics, free_meters, currency or "USD", declared, notes)
+    reader = _PlanReader(metrics, free_meters, currency or "USD", declared, notes, tax)
     plans = {name: reader.plan(name, block) for name, block in top.named_blocks("plans")}
     addons = {name: reader.addon(name, block) for name, block in top.named_blocks("addons", required=False)}
     top.done()
@@ -201,6 +201,7 @@ class _PlanReader:
     currency: str
     declared: Mapping[str, str] | None
     notes: list[Mistake]
+    tax: Tax = field(default_factory=Tax)
 
     def plan(self, name: str, block: Block) -> Plan:
         trial = block.number("trial_days", default=None) if block.has("trial_days") else None
@@ -209,12 +210,14 @@ class _PlanReader:
             trial = None
         plan = self._offer(name, block, int(trial or 0))
         self._check_charged_once(plan, block)
+        self._check_taxed_alike(plan, block)
         self._note_unpriced(plan, block)
         return plan
 
     def addon(self, name: str, block: Block) -> Plan:
         addon = self._offer(name, block, 0)
         self._check_charged_once(addon, block)
+        self._check_taxed_alike(addon, block)
         for component in addon.components:
             # On a rated line it is named add-on.component, a credit pack with eight more characters and a point.
             if len(name) + len(component.name) > _MAX_NAME - 10:
@@ -281,6 +284,16 @@ class _PlanReader:
                             key="components",
                         )
                     charged[meter] = component.name
+
+    def _check_taxed_alike(self, plan: Plan, block: Block) -> None:
+        """Minimums, discounts and credits go over the lines of a plan: amounts with and without tax do not add up."""
+        said = {options.tax.behaviour or self.tax.behaviour for options in plan.options.values()}
+        if self.declared is not None and {"exclusive", "inclusive"} <= said:
+            block.wrong(
+                "has prices with tax in them (inclusive) and without (exclusive)",
+                "Choose one of the two for the whole plan; codes may differ.",
+                key="components",
+            )
 
     def _note_unpriced(self, plan: Plan, block: Block) -> None:
         named = {name for component in plan.components for name in component.metrics if name in self.metrics}

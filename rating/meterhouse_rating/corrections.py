@@ -112,6 +112,7 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None) ->
             "period": str(closed.period),
         },
         "price": like["explanation"].get("price", {}),
+        **({"tax": like["explanation"]["tax"]} if "tax" in like["explanation"] else {}),
         "steps": [
             {"comes_to": str(closed.period), "amount": plain(exact)},
             {"billed_so_far": str(closed.period), "amount": plain(-was.exact)},

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from meterhouse_rating import discounts
 from meterhouse_rating.agreements import Agreement, Discount
-from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.book import Book, Plan, Tax
 from meterhouse_rating.charges import NO_PRICE, Before, Charge, Component, Dimensions, Setting, Unpriced, step
 from meterhouse_rating.credit_lines import grants_told, pack_grants, used_told
 from meterhouse_rating.credits import Grant, TopUp, burn, order, usable
@@ -313,12 +313,7 @@ def _line(inputs: Inputs, component: Component, charge: Charge) -> tuple[RatedLi
             "valid_from": inputs.rate.valid_from.isoformat(),
             "line": inputs.rate.line,
         }
-    tax = {
-        "behaviour": options.tax.behaviour or inputs.book.tax.behaviour,
-        "code": options.tax.code or inputs.book.tax.code,
-    }
-    if any(tax.values()):
-        explanation["tax"] = tax
+    explanation |= _taxed(options.tax, inputs.book.tax)
     line = RatedLine(
         charge.kind,
         component.name,
@@ -334,6 +329,12 @@ def _line(inputs: Inputs, component: Component, charge: Charge) -> tuple[RatedLi
     return line, grants
 
 
+def _taxed(own: Tax, of_book: Tax) -> dict[str, Any]:
+    """How a line is taxed, for its explanation; nothing where the book says nothing."""
+    tax = {"behaviour": own.behaviour or of_book.behaviour, "code": own.code or of_book.code}
+    return {"tax": tax} if any(tax.values()) else {}
+
+
 def _top_up_line(inputs: Inputs, each_minor: int, times: int) -> tuple[RatedLine, list[Grant]]:
     total, start, currency = each_minor * times, inputs.setting.period.start, inputs.currency
     grants = pack_grants([inputs.contract_id, TOP_UP, start.isoformat()], total, total, start)
@@ -344,6 +345,7 @@ def _top_up_line(inputs: Inputs, each_minor: int, times: int) -> tuple[RatedLine
         "amount": show(total, currency),
         "credits": show(total, currency),
         "grants": grants_told(grants, currency),
+        **_taxed(Tax(), inputs.book.tax),
     }
     words = ("credit_pack", TOP_UP, None, "Credit top-up", Decimal(times), "top-up")
     return RatedLine(*words, (), amount, total, explanation), grants

@@ -58,7 +58,11 @@ def test_a_request_that_was_refused_does_not_use_up_its_key(sandbox):
         ({"lines": [{"amount": "1.5"}]}, "parameter_invalid_integer", "lines[0][amount]"),
         ({"lines": [{"amount": 1, "period": {"start": 1}}]}, "parameter_missing", "lines[0][period][end]"),
         ({}, "parameter_missing", "lines"),
-        ({"lines": [{"amount": 1, "quantity": 2}]}, None, "lines.quantity"),  # known to Stripe, not acted upon here
+        (
+            {"lines": [{"amount": 1, "tax_rates": ["txr_1"]}]},
+            None,
+            "lines.tax_rates",
+        ),  # known to Stripe, not acted upon here
     ],
 )
 def test_parameters_are_held_against_the_contract_of_the_sdk(sandbox, params, code, param):

@@ -35,7 +35,7 @@ plans:
     trial_days: 10
     components:
       in: {model: per_unit, title: Input tokens, metric: input, per: 1_000_000, price: 2.50}
-      calls: {model: per_unit, metric: calls, price: 0.01, tax: {behaviour: inclusive}}
+      calls: {model: per_unit, metric: calls, price: 0.01, tax: {code: txcd_20030000}}
       seats: {model: recurring, price: 20, quantity: seats}
   big:
     components:
@@ -146,7 +146,7 @@ def test_a_version_is_told_with_its_plans_and_exact_terms(reading):
         "tax": {"behaviour": "exclusive", "code": "txcd_10103001"},
         "terms": {"model": "per_unit", "title": "Input tokens", "metric": "input", "per": "1000000", "price": "2.50"},
     }
-    assert plan["components"][1]["tax"] == {"behaviour": "inclusive", "code": "txcd_10103001"}
+    assert plan["components"][1]["tax"] == {"behaviour": "exclusive", "code": "txcd_20030000"}
     assert reading.get("/v1/price-books/1/addons/support").json()["components"][0]["terms"]["price"] == "100"
     assert [it["name"] for it in reading.get("/v1/price-books/1/addons").json()["items"]] == ["support"]
 

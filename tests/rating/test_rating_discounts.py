@@ -7,7 +7,7 @@ from rating_samples import BOOK, at, book_with, rated, used
 
 from meterhouse_rating import discounts
 from meterhouse_rating.agreements import AddOn, Agreement, Discount, Override
-from meterhouse_rating.book import parse
+from meterhouse_rating.book import BookRefused, check, parse
 from meterhouse_rating.effective import AgreementRefused, effective
 from meterhouse_rating.periods import parse as period
 from meterhouse_rating.rates import rate_at
@@ -241,6 +241,19 @@ def test_tax_behaviour_and_codes_are_carried_to_the_lines():
         {"behaviour": "exclusive", "code": "txcd_1"},
         {"behaviour": "exclusive", "code": "txcd_0"},
     ]
+
+
+def test_a_plan_has_prices_with_tax_or_without_but_not_both():
+    text = BOOK % (
+        "      in: {model: per_unit, metric: input, price: 1}\n"
+        "      out: {model: per_unit, metric: output, price: 1, tax: {behaviour: inclusive}}"
+    )
+    meters = ["input", "cache_write", "output", "reasoning"]
+    declared = {f"llm.tokens.{name}": "{token}" for name in meters} | {"llm.requests": "{request}"}
+    with pytest.raises(BookRefused, match=r"plans.sample.components: has prices with tax in them .* and without"):
+        check(text + "tax: {behaviour: exclusive}\n", declared)
+    check(text + "tax: {behaviour: inclusive}\n", declared)
+    parse(text + "tax: {behaviour: exclusive}\n")  # what was published before is read as it is
 
 
 @pytest.mark.parametrize(("rounding", "minor"), [("up", 101), ("down", 100), ("half_up", 101), ("half_even", 100)])

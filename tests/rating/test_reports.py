@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy import insert, select, update
 from typer.testing import CliRunner
 
+from meterhouse_billing import postings
 from meterhouse_rating import credit_changes, ledger, ledger_books
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.ledger import Entry, Posting
@@ -25,7 +26,14 @@ from meterhouse_reports.journal import codes_from, journal
 from meterhouse_reports.made import lacking, make, span_of
 from meterhouse_store import mirror
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import invoices, ledger_entries, ledger_transactions, payments, ratings
+from meterhouse_store.tables import (
+    invoice_taxes,
+    invoices,
+    ledger_entries,
+    ledger_transactions,
+    payments,
+    ratings,
+)
 
 BOOK = """
 book: reports
@@ -243,6 +251,27 @@ def test_what_happens_later_shows_too(sqlite_house):
     mirror.push(engine, client, "test")
     found = rows(house, "reconciliation", customer="acme")
     assert amounts(found, "differs", "stripe") == [("stripe", Decimal("50.99"))]
+
+
+def test_tax_on_top_of_an_invoice_is_in_the_tax_report_and_owed_until_it_is_paid(sqlite_house):
+    house = furnished(sqlite_house)
+    engine, client = house.world.engine, house.world.client
+    with begin_write(engine) as connection:
+        # Rated 51.00; Stripe put 9.69 of tax on top: 60.69 in all, of which 25.00 are paid.
+        values = {"stripe_invoice_id": "in_acme", "namespace": "test", "invoice_id": "i-acme", "currency": "USD"}
+        amounts_of_it = {"automatic": 1, "added_minor": 969, "contained_minor": 0, "recorded_at": NOVEMBER_3}
+        connection.execute(insert(invoice_taxes).values(**values, **amounts_of_it))
+        connection.execute(update(invoices).values(stripe_total_minor=6069))
+        posting = postings.tax("in_acme", "A-1", 969, 0, "USD")
+        ledger.post(connection, "test", "acme", [posting], effective_at=NOVEMBER_3, recorded_at=NOVEMBER_3)
+    mirror.push(engine, client, "test")
+    assert amounts(rows(house, "tax", "2026-11"), "customer", "amount") == [("acme", Decimal("9.69"))]
+    assert of_ledger(house, "tax") == Decimal("-9.69")
+    (ageing,) = rows(house, "ageing", "2026-11", customer="acme")
+    owed = Decimal("35.69")
+    assert amounts([ageing], "not_invoiced", "days_0_30", "receivable") == [(0, owed, owed)]
+    found = rows(house, "reconciliation", customer="acme")
+    assert amounts(found, "differs", "rated", "stripe") == [("", 51, 51)]
 
 
 def test_every_report_can_be_grouped_by_each_of_its_columns_and_sums_stay_the_same(books):

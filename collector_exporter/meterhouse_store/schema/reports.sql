@@ -79,7 +79,9 @@ SELECT
     invoice.state AS state, invoice.number AS number, invoice.currency AS currency,
     invoice.total_minor AS total_minor, toDecimal128(total_minor, 3) / {minor_units:invoice.currency} AS total,
     paid.paid_minor AS paid_minor, toDecimal128(paid_minor, 3) / {minor_units:invoice.currency} AS paid,
-    if(invoice.finalised_at IS NULL OR invoice.state = 'void', 0, total_minor - paid_minor) AS outstanding_minor,
+    invoice.tax_added_minor AS tax_added_minor, invoice.tax_contained_minor AS tax_contained_minor,
+    if(invoice.finalised_at IS NULL OR invoice.state = 'void', 0, total_minor + tax_added_minor - paid_minor)
+        AS outstanding_minor,
     toDecimal128(outstanding_minor, 3) / {minor_units:invoice.currency} AS outstanding,
     invoice.stripe_total_minor AS stripe_total_minor,
     invoice.period_start AS period_start, invoice.period_end AS period_end, invoice.created_at AS created_at,
@@ -105,15 +107,16 @@ SELECT
     rating.period_start AS period_start, rating.period_end AS period_end, rating.currency AS currency,
     rating.total_minor AS rated_minor, line.lines_minor AS lines_minor, posted.ledger_minor AS ledger_minor,
     if(invoice.invoice_id = '', NULL, invoice.total_minor) AS invoice_minor,
-    invoice.stripe_total_minor AS stripe_minor, invoice.paid_minor AS paid_minor,
+    invoice.stripe_total_minor - invoice.tax_added_minor AS stripe_minor, invoice.paid_minor AS paid_minor,
+    invoice.tax_added_minor AS tax_added_minor,
     if(invoice.invoice_id = '', 'no invoice', invoice.state) AS state, invoice.number AS number,
     arrayStringConcat(arrayFilter(told -> told != '', [
         if(lines_minor != rated_minor, 'lines', ''),
         if(ledger_minor != rated_minor, 'ledger', ''),
         if(invoice_minor IS NOT NULL AND invoice_minor != rated_minor, 'invoice', ''),
         if(stripe_minor IS NOT NULL AND stripe_minor != rated_minor, 'stripe', ''),
-        if(invoice.state = 'paid' AND paid_minor != rated_minor AND rated_minor > 0, 'paid', ''),
-        if(paid_minor > greatest(rated_minor, 0), 'overpaid', '')
+        if(invoice.state = 'paid' AND paid_minor != rated_minor + tax_added_minor AND rated_minor > 0, 'paid', ''),
+        if(paid_minor > greatest(rated_minor, 0) + tax_added_minor, 'overpaid', '')
     ]), ', ') AS differs,
     rating.rating_id AS rating_id, rating.rated_at AS as_of, true AS is_closed
 FROM {database}.mirror_ratings AS rating FINAL
