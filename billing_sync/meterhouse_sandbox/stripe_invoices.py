@@ -237,7 +237,12 @@ def declined(given: dict[str, Any]) -> bool:
 
 
 def void(context: Context, name: str) -> dict[str, Any]:
-    return _close(context, _open(context, name), "void", "voided_at", "invoice.voided")
+    """What it took of the customer's balance is there again (`unapplied_from_invoice`)."""
+    invoice = _open(context, name)
+    customer = context.find("customer", invoice["customer"])
+    customer["balance"] += invoice["starting_balance"] - invoice["ending_balance"]
+    context.state.put("customer", customer)
+    return _close(context, invoice, "void", "voided_at", "invoice.voided")
 
 
 def mark_uncollectible(context: Context, name: str) -> dict[str, Any]:
