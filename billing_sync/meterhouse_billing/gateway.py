@@ -16,6 +16,7 @@ ATTEMPTS: Final = 5
 FIRST_DELAY_S: Final = 0.5
 MAX_DELAY_S: Final = 8.0
 PAGE: Final = 100
+KEPT_STATUS: Final = 500
 
 Answer = TypeVar("Answer")
 
@@ -33,7 +34,12 @@ class LiveKeyRefused(BillingError):
 
 
 class StripeUnavailable(BillingError):
-    """Stripe did not answer, or not usefully, in all attempts: whether it did what was asked is unknown."""
+    """Stripe did not answer, or not usefully, in all attempts: whether it did what was asked is unknown.
+
+    `kept`: it answered with a 500, which it keeps under the idempotency key and repeats for a day.
+    """
+
+    kept = False
 
 
 class StripeRefused(BillingError):
@@ -189,7 +195,9 @@ class Gateway:
                 if not may_pass(problem):
                     raise StripeRefused(sentence(problem), code=problem.code, status=status) from problem
                 if attempt == ATTEMPTS:
-                    raise StripeUnavailable(f"Stripe gave no answer in {ATTEMPTS} attempts: {problem}") from problem
+                    unavailable = StripeUnavailable(f"Stripe gave no answer in {ATTEMPTS} attempts: {problem}")
+                    unavailable.kept = problem.http_status == KEPT_STATUS
+                    raise unavailable from problem
                 self.pause(attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
 

@@ -17,7 +17,7 @@ from meterhouse_billing import meter_records as records
 from meterhouse_billing.documents import CUSTOMER_ID, NAMESPACE
 from meterhouse_billing.drivers import METERS, drivers
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
-from meterhouse_billing.meter_pace import OTHERS_PER_S, Pace
+from meterhouse_billing.meter_pace import Pace
 from meterhouse_billing.meter_prices import Item
 from meterhouse_billing.meter_records import Subscription
 from meterhouse_billing.meter_terms import refuse_start, terms
@@ -31,6 +31,8 @@ from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import customers
 
 DAYS_UNTIL_DUE: Final = 30
+CALLS_PER_S: Final = 20
+"""Of all endpoints together; each takes 25, the search for customers 20: https://docs.stripe.com/rate-limits"""
 VALID_FROM: Final = "meterhouse_valid_from"
 
 Found = Mapping[str, Any] | None
@@ -61,7 +63,13 @@ class Choice:
 
 
 def setup(
-    world: World, declared: Mapping[str, Meter], choice: Choice, *, only: str | None = None, dry_run: bool = False
+    world: World,
+    declared: Mapping[str, Meter],
+    choice: Choice,
+    *,
+    only: str | None = None,
+    dry_run: bool = False,
+    pace: Pace | None = None,
 ) -> Iterator[Step]:
     """Set up every customer whose latest driver is the meters. An exception with one does not stop the others.
 
@@ -74,10 +82,11 @@ def setup(
         name = min(strangers)
         raise BillingError(f"{name} is not billed by Stripe's meters: `meterhouse bill driver {name} meters` first")
     made = {it.customer_id: it for it in records.subscriptions(world.engine, world.namespace)}
+    pace = pace or Pace(CALLS_PER_S)
     for name, start in sorted(starts.items()):
         if only not in (None, name):
             continue
-        one = _Customer(world, declared, choice, name, start, made.get(name), dry_run)
+        one = _Customer(world, declared, choice, name, start, made.get(name), dry_run, pace)
         try:
             yield from one.steps()
         except StripeUnavailable:
@@ -95,11 +104,11 @@ class _Customer:
     start: datetime
     made: Subscription | None
     dry_run: bool
+    pace: Pace
 
     def __post_init__(self) -> None:
         world = self.world
         self._outbox = Outbox(world.engine, world.gateway, world.namespace, world.now)
-        self._pace = Pace(OTHERS_PER_S)
         self._steps: list[Step] = []
 
     def steps(self) -> Iterator[Step]:
@@ -198,7 +207,7 @@ class _Customer:
             return customer.stripe_customer_id
         if wanted is not None:
             return self._adopt(wanted, metadata)
-        found = self.world.gateway.find_customer(metadata)
+        found = self._known(metadata)
         if found is not None:
             self._say(f"customer {found['id']} found in Stripe by its metadata")
             return self._is(str(found["id"]))
@@ -214,10 +223,12 @@ class _Customer:
         if customer.email:
             params["email"] = customer.email
         subject = digest(["customer", self.world.namespace, self.name])
-        made = self._ensure(
-            "customer.create", "", params, lambda: self.world.gateway.find_customer(metadata), subject=subject
-        )
+        made = self._ensure("customer.create", "", params, lambda: self._known(metadata), subject=subject)
         return self._is(made)
+
+    def _known(self, metadata: Mapping[str, str]) -> Found:
+        self.pace.wait()
+        return self.world.gateway.find_customer(metadata)
 
     def _adopt(self, wanted: str, metadata: Mapping[str, str]) -> str:
         shown = self._ask(lambda client: client.v1.customers.retrieve(wanted)).to_dict()
@@ -306,8 +317,10 @@ class _Customer:
             self._steps.append(Step(self.name, f"would make {named}", {"operation": operation, "params": dict(params)}))
             return f"(new {named})"
         name = subject or digest([operation, self.world.namespace, dict(params)])
-        self._pace.wait()
-        made = str(self._outbox.call(operation, name, {"params": dict(params)}, find)["id"])
+        self.pace.wait()
+        # Stripe's search finds a customer only a minute after it was made, its lists everything at once.
+        unique = operation != "customer.create"
+        made = str(self._outbox.call(operation, name, {"params": dict(params)}, find, unique=unique)["id"])
         self._say(f"{named}: {made}")
         return made
 
@@ -317,7 +330,7 @@ class _Customer:
             self._steps.append(Step(self.name, f"would change {on}", request))
             return
         subject = digest([operation, self.world.namespace, on, dict(params)])
-        self._pace.wait()
+        self.pace.wait()
         self._outbox.call(operation, subject, {"on": on, "params": dict(params)}, lambda: None)
 
     def _by_id(self, product_id: str) -> Found:
@@ -334,7 +347,7 @@ class _Customer:
         return found[0].to_dict() if found else None
 
     def _ask(self, ask: Callable[[stripe.StripeClient], Any]) -> Any:
-        self._pace.wait()
+        self.pace.wait()
         return self.world.gateway.call(ask)
 
     def _say(self, text: str) -> None:

@@ -36,12 +36,15 @@ class Outbox:
     namespace: str
     now: Callable[[], datetime]
 
-    def call(self, operation: str, subject_id: str, request: Mapping[str, Any], find: Find) -> Mapping[str, Any]:
+    def call(
+        self, operation: str, subject_id: str, request: Mapping[str, Any], find: Find, *, unique: bool = False
+    ) -> Mapping[str, Any]:
         """The answer to the call (id, status, total, ...), now or from an earlier run.
 
         `find` looks for the call's effect in Stripe, None where there is none. A call that Stripe refused is sent
-        anew, with a new key, since its cause may have been mended. Raises StripeRefused, StripeUnavailable, and
-        BillingError where sync is turned off for the namespace.
+        anew, with a new key, since its cause may have been mended; so is a `unique` one after a 500 that Stripe keeps:
+        whoever calls has looked for its effect, and Stripe shows that at once. Raises StripeRefused, StripeUnavailable,
+        and BillingError where sync is turned off for the namespace.
         """
         row = self._row(operation, subject_id, request)
         if row["state"] == DONE:
@@ -54,7 +57,7 @@ class Outbox:
             found = find()
             if found is not None:
                 return self._done(row["idempotency_key"], found)
-        return self._send(row)
+        return self._send(row, unique)
 
     def _is_unsure(self, row: RowMapping) -> bool:
         """Whether Stripe may have it although its key does not say so any more: after a day, or after a restore."""
@@ -114,7 +117,7 @@ class Outbox:
                 row = connection.execute(current).mappings().one()
         return row
 
-    def _send(self, row: RowMapping) -> Mapping[str, Any]:
+    def _send(self, row: RowMapping, unique: bool) -> Mapping[str, Any]:
         key = row["idempotency_key"]
         # Before sending: a row with attempts is one whose outcome may be unknown.
         self._set(key, attempts=row["attempts"] + 1)
@@ -124,7 +127,7 @@ class Outbox:
             self._set(key, state=FAILED, last_error=str(refused), done_at=self.now())
             raise
         except StripeUnavailable as problem:
-            self._set(key, last_error=str(problem))
+            self._set(key, last_error=str(problem), state=FAILED if unique and problem.kept else PENDING)
             raise
         return self._done(key, answer)
 

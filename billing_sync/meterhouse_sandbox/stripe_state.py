@@ -49,6 +49,7 @@ class State:
         self._webhooks = webhooks
         self._sql = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
         self._sql.execute("PRAGMA journal_mode = WAL")
+        self._sql.execute("PRAGMA synchronous = NORMAL")  # outlives the process; a power cut may take the last replies
         self._sql.executescript(_SCHEMA)
         row = self._sql.execute("SELECT ahead_s FROM clock").fetchone()
         self._ahead_s: float = row[0] if row else 0.0

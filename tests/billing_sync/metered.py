@@ -104,7 +104,7 @@ class Metered:
         )
 
     def setup(self, choice: Choice | None = None, **more: Any) -> list[Any]:
-        return list(setup(self.world, DECLARED, choice or Choice({}), **more))
+        return list(setup(self.world, DECLARED, choice or Choice({}), pace=Pace(10**9), **more))
 
     def run(self) -> meter_sync.Sync:
         never = Pace(10**9)

@@ -300,3 +300,27 @@ def test_everything_is_written_down_before_it_is_sent(metered):
 
     run.gateway.send = look
     list(meter_sync.deliver(run))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_random_month_of_crashes_faults_and_outages_ends_exact(tmp_path, sandbox, seed):
+    """Many more of these: `make prove ONLY=billing`."""
+    from meter_months import check
+
+    assert check(seed, tmp_path / "data", sandbox.url) == []
+
+
+def test_on_postgresql_it_is_the_same(tmp_path, sandbox, postgres_url):
+    from meter_months import check
+
+    from meterhouse_billing.meter_lock import Busy, alone
+    from meterhouse_store.settings import Settings
+    from meterhouse_store.sql import open_engine
+
+    assert check(4, tmp_path / "data", sandbox.url, postgres_url) == []
+    engine = open_engine(Settings(data=tmp_path / "data", namespace="test", sql_url=postgres_url))
+    with alone(engine, "test"), pytest.raises(Busy), alone(engine, "test"):
+        pass
+    with alone(engine, "test"):
+        pass
+    engine.dispose()

@@ -1,0 +1,141 @@
+"""Billing: how fast usage gets to Stripe's meters, and random months that have to end exact, for both drivers.
+
+The baseline of a measurement is what Stripe's published limits allow, not another program. Stripe is the sandbox, on
+the same machine and with the same limits, so part of the time is its own.
+"""
+
+import logging
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+EVENTS_PER_S = 1000
+"""Meter events of v1: https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api"""
+CUSTOMERS, HOURS = 20, 500
+SEEDS = int(os.environ.get("METERHOUSE_PROOF_SEEDS", "1000"))
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "billing_sync"))
+
+
+def bench() -> list[dict[str, Any]]:
+    """Hourly totals per second from usage to meter events that Stripe has."""
+    return [_meter_events()]
+
+
+def prove() -> list[dict[str, Any]]:
+    """Random months (tests/billing_sync/meter_months.py): a sample, each of which follows from its seed."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = [text for texts in pool.imap_unordered(_month, range(SEEDS), chunksize=5) for text in texts]
+    for text in found[:5]:
+        print(text)
+    return [{"name": "billing.meter_months", "cases": SEEDS, "violations": len(found)}]
+
+
+def _meter_events() -> dict[str, Any]:
+    from metered import DECLARED, NOVEMBER, OCTOBER, Metered
+
+    from meterhouse_billing import meter_sync
+    from meterhouse_billing.meter_gateway import MeterGateway
+    from meterhouse_billing.meter_setup import Choice, setup
+    from meterhouse_store import registry
+    from meterhouse_store.settings import Settings
+    from meterhouse_store.sql import open_engine
+
+    with tempfile.TemporaryDirectory() as scratch, _stripe(Path(scratch) / "stripe") as url:
+        engine = open_engine(Settings(data=Path(scratch) / "data", namespace="test"))
+        registry.ensure_namespace(engine, "test", now=OCTOBER)
+        metered = Metered(engine, url)
+        names = [f"customer-{number}" for number in range(CUSTOMERS)]
+        for name in names:
+            metered.customer(name)
+        metered.gateway._sleep = time.sleep
+        failed = [str(step) for step in setup(metered.world, DECLARED, Choice({})) if step.failed]
+        if failed:
+            raise AssertionError(failed[0])
+        metered.at(NOVEMBER - timedelta(hours=1))
+        for name in names:
+            for hour in range(HOURS):
+                metered.truth.use(name, "documents", OCTOBER + timedelta(hours=hour), 1 + hour % 7)
+        run = meter_sync.Sync(metered.world, metered.truth, MeterGateway(metered.gateway))
+        began = time.perf_counter()
+        for _ in meter_sync.plan(run):
+            pass
+        for _ in meter_sync.deliver(run):
+            pass
+        took = time.perf_counter() - began
+        wrong = [
+            name for name in names if metered.in_stripe(name, "documents") != metered.truth.total(name, "documents")
+        ]
+        engine.dispose()
+    if wrong:
+        raise AssertionError(f"{wrong[0]} has another total in Stripe")
+    return {
+        "name": "billing.meter_events_per_s",
+        "value": round(CUSTOMERS * HOURS / took, 1),
+        "unit": "events/s",
+        "baseline": EVENTS_PER_S,
+        "baseline_is": "Stripe's limit for meter events of v1",
+        "better": "higher",
+    }
+
+
+def _month(seed: int) -> list[str]:
+    """One random month with a sandbox of its own."""
+    from conftest import Server
+    from meter_months import check
+
+    from meterhouse_sandbox.stripe_server import application
+
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # broken connections are what is wanted here
+    with (
+        tempfile.TemporaryDirectory(dir=_fast()) as scratch,
+        Server(application(Path(scratch) / "stripe")) as server,
+    ):
+        try:
+            return check(seed, Path(scratch) / "data", server.url)
+        except Exception as problem:  # noqa: BLE001 (a run that ends otherwise is a violation, too)
+            return [f"seed {seed}: {type(problem).__name__}: {problem}"]
+
+
+def _fast() -> str | None:
+    """A directory in memory, where there is one: nothing here is about power cuts."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@contextmanager
+def _stripe(folder: Path) -> Iterator[str]:
+    """The sandbox in a process of its own, with Stripe's limits."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["sandbox", "stripe", "--port", str(port), "--data", str(folder), "--limits"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{url}/healthz").close()
+                break
+            except urllib.error.URLError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+if __name__ == "__main__":
+    for row in bench():
+        print(row)
