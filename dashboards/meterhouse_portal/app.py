@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meterhouse_portal import health, overview, page
+from meterhouse_portal.customer_api import CustomerApi
 from meterhouse_portal.customer_pages import CustomerPages
 from meterhouse_portal.overview import Month
 from meterhouse_portal.page import Address
@@ -67,6 +68,7 @@ def build(settings: Settings, token: str, *, public_url: str = "", now: Callable
         Route("/style.css", portal.style),
         Route("/account.css", _file(rendering.style().encode(), "text/css")),
         *customers.routes(),
+        *CustomerApi(settings, stores, now).routes(),
     ]
     if rendering.logo is not None:
         routes.append(Route("/logo", _file(*rendering.logo)))

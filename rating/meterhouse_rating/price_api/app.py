@@ -70,10 +70,10 @@ def build(open_engine: Callable[[], Engine], *, now: Callable[[], datetime] = no
     app = Starlette(
         routes=[Route(it.route, _answers(prices, it), methods=["GET"], name=it.name) for it in OPERATIONS],
         exception_handlers={
-            Problem: lambda _request, problem: _refused(problem),
-            HTTPException: lambda _request, problem: _refused(_of_http(problem)),
-            SQLAlchemyError: lambda _request, problem: _refused(_unavailable(problem)),
-            SchemaMismatch: lambda _request, problem: _refused(_unavailable(problem)),
+            Problem: lambda _request, problem: refused(problem),
+            HTTPException: lambda _request, problem: refused(_of_http(problem)),
+            SQLAlchemyError: lambda _request, problem: refused(_unavailable(problem)),
+            SchemaMismatch: lambda _request, problem: refused(_unavailable(problem)),
         },
     )
     app.router.redirect_slashes = False
@@ -269,7 +269,8 @@ def _conditional(request: Request, body: bytes, media: str, cache: str) -> Respo
     return Response(body, headers=headers | {"Content-Type": media})
 
 
-def _refused(problem: Exception) -> Response:
+def refused(problem: Exception) -> Response:
+    """The answer to a Problem: RFC 9457."""
     assert isinstance(problem, Problem)
     told = {
         "type": f"urn:meterhouse:problem:{problem.code}",
@@ -309,8 +310,8 @@ class _Bounded:
             headers = dict(scope["headers"])
             if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_ADDRESS:
                 problem = Problem(414, "address_too_long", f"an address has at most {MAX_ADDRESS} bytes")
-                return await _refused(problem)(scope, receive, send)
+                return await refused(problem)(scope, receive, send)
             if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
                 problem = Problem(400, "unexpected_body", "a GET has no body", {"Connection": "close"})
-                return await _refused(problem)(scope, receive, send)
+                return await refused(problem)(scope, receive, send)
         return await self._app(scope, receive, send)
