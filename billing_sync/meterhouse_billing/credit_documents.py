@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from meterhouse_billing.taxes import Charged, charged
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -18,6 +20,7 @@ class Shown:
     refunded: int
     outside: int
     balance: int
+    tax: Charged
     metadata: Mapping[str, str]
     lines: Mapping[str, int]
 
@@ -40,6 +43,7 @@ def read_note(body: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Sh
         refunded=refunded,
         outside=outside,
         balance=body["post_payment_amount"] - refunded - outside,
+        tax=charged(body["total_taxes"]),
         metadata=body["metadata"] or {},
         lines=credited,
     )

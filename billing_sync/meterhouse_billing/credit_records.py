@@ -78,15 +78,12 @@ def invoice_of(engine: Engine, rating_id: str) -> RowMapping | None:
         return connection.execute(select(invoices).where(invoices.c.rating_id == rating_id)).mappings().one_or_none()
 
 
-def places(engine: Engine, invoice_id: str) -> tuple[list[tuple[str, int]], dict[str, str]]:
-    """The invoice's lines in Stripe in their order with their amounts, and rated line -> line in Stripe."""
+def places(engine: Engine, invoice_id: str) -> dict[str, str]:
+    """Rated line -> the line in Stripe that it is on, in the order of the lines."""
     query = select(invoice_lines).where(invoice_lines.c.invoice_id == invoice_id)
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(invoice_lines.c.position)).mappings().all()
-    amounts: dict[str, int] = {}
-    for row in rows:
-        amounts[row["stripe_item_id"]] = amounts.get(row["stripe_item_id"], 0) + row["amount_minor"]
-    return list(amounts.items()), {row["line_id"]: row["stripe_item_id"] for row in rows}
+    return {row["line_id"]: row["stripe_item_id"] for row in rows}
 
 
 def record(engine: Engine, note: Note, invoice_id: str, *, who: str, now: datetime) -> bool:
@@ -122,6 +119,7 @@ def issue(
             "stripe_credit_note_id": shown.stripe_credit_note_id,
             "number": shown.number,
             "lines": dict(lines),
+            "tax_minor": from_stripe(shown.tax.added, currency),
             "pre_payment_minor": from_stripe(shown.pre_payment, currency),
             "balance_minor": from_stripe(shown.balance, currency),
             "refunded_minor": from_stripe(shown.refunded, currency),
@@ -129,11 +127,14 @@ def issue(
             "issued_at": now,
         }
         connection.execute(update(table).where(table.c.credit_note_id == note.note_id).values(**values))
+        tax = from_stripe(shown.tax.added, currency)
+        if tax:
+            posting = postings.credited_tax(note.note_id, shown.number, tax, currency)
+            ledger.post(connection, note.namespace, note.customer_id, [posting], effective_at=now, recorded_at=now)
         back = from_stripe(shown.refunded + shown.outside, currency)
         if back:
             posting = postings.refund(note.note_id, shown.number, back, currency)
-            moments = {"effective_at": now, "recorded_at": now}
-            ledger.post(connection, note.namespace, note.customer_id, [posting], **moments)
+            ledger.post(connection, note.namespace, note.customer_id, [posting], effective_at=now, recorded_at=now)
 
 
 def history(engine: Engine, note_id: str) -> Sequence[RowMapping]:

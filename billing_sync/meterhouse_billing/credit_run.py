@@ -93,13 +93,22 @@ def _issue(world: World, note: Note) -> Step:
     invoice = kept.invoice_of(world.engine, note.rating_id)
     assert invoice is not None, "recorded with its invoice"
     stripe_id, currency = invoice["stripe_invoice_id"], note.currency
-    lines = _allocated(world, note, invoice["invoice_id"])
     shown = world.gateway.invoice(stripe_id)
+    if shown.tax.contained:
+        raise BillingError(
+            f"{stripe_id} has tax in its prices, and Stripe credits amounts before tax: credit it by hand, "
+            "or let this customer's corrections be lines of the next invoice (`meterhouse contracts corrections`)"
+        )
+    lines = _allocated(world, note, invoice["invoice_id"], stripe_id)
     remaining = from_stripe(shown.amount_remaining, currency)
     earlier = kept.issued(world.engine, invoice["invoice_id"])
     refundable = from_stripe(shown.amount_paid, currency) - sum(row["refunded_minor"] for row in earlier)
     policy = reviews.policy_of(world, note.customer_id).paid_credit
-    parts = crediting.split(max(0, note.total_minor - remaining), policy, refundable)
+    total = note.total_minor
+    if shown.tax.added:  # goes back with what it was computed on, as Stripe rounds it
+        previewed = world.gateway.credited_with_tax(crediting.params(note, stripe_id, lines, {}))
+        total = from_stripe(previewed, currency)
+    parts = crediting.split(max(0, total - remaining), policy, refundable)
 
     def find() -> Mapping[str, Any] | None:
         there = world.gateway.credit_notes(stripe_id)
@@ -122,10 +131,9 @@ def _issue(world: World, note: Note) -> Step:
     return Step(note.customer_id, f"credit note {made.number}: {_amount(note)}" + "".join(f", {it}" for it in told))
 
 
-def _allocated(world: World, note: Note, invoice_id: str) -> dict[str, int]:
+def _allocated(world: World, note: Note, invoice_id: str, stripe_id: str) -> dict[str, int]:
     """What is credited of which line in Stripe: as it was sent, else as what is left of the lines allows."""
     sent = outbox_of(world).request_of("credit_note.create", note.note_id)
-    items, place = kept.places(world.engine, invoice_id)
     if sent is not None:
         credited = {line["invoice_line_item"]: line["amount"] for line in sent["params"]["lines"]}
         return {item: from_stripe(amount, note.currency) for item, amount in credited.items()}
@@ -133,6 +141,9 @@ def _allocated(world: World, note: Note, invoice_id: str) -> dict[str, int]:
     for row in kept.issued(world.engine, invoice_id):
         for item, amount in row["lines"].items():
             so_far[item] = so_far.get(item, 0) + amount
+    place = kept.places(world.engine, invoice_id)
+    amounts = {line.line_item_id: from_stripe(line.amount, note.currency) for line in world.gateway.lines(stripe_id)}
+    items = [(item, amounts[item]) for item in dict.fromkeys(place.values())]
     lines = crediting.allocate(note, items, place, so_far)
     for amount in lines.values():
         to_stripe(amount, note.currency)  # before anything is written: amounts that Stripe cannot take stop here

@@ -110,8 +110,11 @@ def differences(note: Note, shown: Shown, lines: Mapping[str, int]) -> list[str]
     if shown.metadata.get(NOTE_ID) != note.note_id:
         found.append(f"{shown.stripe_credit_note_id} carries the id of another credit note")
     total = to_stripe(note.total_minor, note.currency)
-    if (shown.total, shown.currency) != (total, note.currency):
-        found.append(f"Stripe's note is {shown.total} {shown.currency}, ours {total} {note.currency}")
+    if (shown.total - shown.tax.added, shown.currency) != (total, note.currency):
+        before = " before tax" if shown.tax.added else ""
+        found.append(
+            f"Stripe's note is {shown.total - shown.tax.added} {shown.currency}{before}, ours {total} {note.currency}"
+        )
     wanted = {item: to_stripe(amount, note.currency) for item, amount in lines.items()}
     if dict(shown.lines) != wanted:
         found.append(f"Stripe credits {dict(shown.lines)}, ours {wanted}")

@@ -131,6 +131,12 @@ class Gateway:
         body = self._call(lambda: self._client.v1.credit_notes.retrieve(stripe_credit_note_id)).to_dict()
         return read_note(body, self._note_lines(stripe_credit_note_id))
 
+    def credited_with_tax(self, params: Mapping[str, Any]) -> int:
+        """What a credit note (invoice, lines) would come to, with the tax that goes back, in Stripe's unit."""
+        asked = {"invoice": params["invoice"], "lines": params["lines"]}
+        previewed = self._call(lambda: self._client.v1.credit_notes.preview(cast(Any, asked)))
+        return int(previewed.to_dict()["total"])
+
     def credit_notes(self, stripe_invoice_id: str) -> list[Shown]:
         """All credit notes of an invoice."""
 

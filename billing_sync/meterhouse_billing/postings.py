@@ -41,6 +41,12 @@ def reissue(invoice_id: str, issue: int, amount_minor: int, currency: str) -> Po
     return Posting("reissue", digest(["reissue", invoice_id, issue]), f"issued again, number {issue}", sides)
 
 
+def credited_tax(note_id: str, name: str, amount_minor: int, currency: str) -> Posting:
+    """The tax on what a credit note takes back is not owed either, nor to the tax office."""
+    sides = (Entry(RECEIVABLE, -amount_minor, currency), Entry(TAX, amount_minor, currency))
+    return Posting("credited_tax", note_id, f"tax of credit note {name}", sides)
+
+
 def refund(note_id: str, name: str, amount_minor: int, currency: str) -> Posting:
     """What a credit note on a paid invoice gave back: the note took it off what is owed, the money went out."""
     sides = (Entry(RECEIVABLE, amount_minor, currency), Entry(CASH, -amount_minor, currency))

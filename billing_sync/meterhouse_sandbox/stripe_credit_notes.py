@@ -18,23 +18,14 @@ _CREDITED: Final = ("open", "paid", "uncollectible")
 
 def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
     invoice = context.find("invoice", given["invoice"], "invoice")
-    if invoice["status"] not in _CREDITED:
-        raise StripeRefusal(f"A credit note needs a finalized invoice, this one is {invoice['status']}.")
-    items = _lines(context, invoice, given["lines"])
-    total = sum(amount for _, amount in items)
-    earlier = sum(note["total"] for note in _notes(context, invoice["id"]))
-    if total > invoice["total"] - earlier:
-        raise StripeRefusal(
-            f"The sum of credit notes ({earlier + total}) exceeds the invoice's total ({invoice['total']})."
-        )
-    before = min(total, invoice["amount_remaining"])
+    items, note = _draft(context, invoice, given)
+    total, before = note["total"], note["pre_payment_amount"]
     after = {name: given.get(name, 0) for name in _AFTER_PAYMENT}
     if min(after.values()) < 0 or sum(after.values()) != total - before:
         raise StripeRefusal(
             "The sum of refund_amount, credit_amount and out_of_band_amount must equal the post payment amount "
             f"({total - before}), it is {sum(after.values())}."
         )
-    note = _note(context, invoice, given, total, before)
     note["refunds"] = _refund(context, invoice, after["refund_amount"])
     for line in _note_lines(items, given["lines"]):
         context.state.put("credit_note_line_item", line, owner=note["id"])
@@ -45,6 +36,44 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
     _owe(context, invoice, -before)
     context.emit("credit_note.created", show(context, note))
     return show(context, note)
+
+
+def preview(context: Context, given: dict[str, Any]) -> dict[str, Any]:
+    """What a note would come to, tax included; nothing is kept."""
+    invoice = context.find("invoice", given["invoice"], "invoice")
+    return _draft(context, invoice, given)[1]
+
+
+def _draft(
+    context: Context, invoice: dict[str, Any], given: dict[str, Any]
+) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+    """What is credited of which line, and the note. Raises StripeRefusal for what cannot be credited."""
+    if invoice["status"] not in _CREDITED:
+        raise StripeRefusal(f"A credit note needs a finalized invoice, this one is {invoice['status']}.")
+    items = _lines(context, invoice, given["lines"])
+    tax = _taxes(context, invoice, items)
+    total = sum(amount for _, amount in items) + sum(one["amount"] for one in tax)
+    earlier = sum(note["total"] for note in _notes(context, invoice["id"]))
+    if total > invoice["total"] - earlier:
+        raise StripeRefusal(
+            f"The sum of credit notes ({earlier + total}) exceeds the invoice's total ({invoice['total']})."
+        )
+    before = min(total, invoice["amount_remaining"])
+    return items, _note(context, invoice, given, total, before) | {"total_taxes": tax}
+
+
+def _taxes(context: Context, invoice: dict[str, Any], items: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """The share of each line's tax on top of it that goes back with it, as one sum."""
+    taxes = {line["id"]: (line["amount"], line["taxes"]) for line in invoices.lines(context, invoice["id"])}
+    if any(tax["tax_behavior"] == "inclusive" and tax["amount"] for name, _ in items for tax in taxes[name][1]):
+        raise StripeRefusal("The sandbox does not credit lines with tax in their price; Stripe does.", param="lines")
+    back = sum(
+        (2 * tax["amount"] * amount + taxes[name][0]) // (2 * taxes[name][0])  # half up
+        for name, amount in items
+        for tax in taxes[name][1]
+    )
+    base = sum(amount for _, amount in items)
+    return [{"amount": back, "tax_behavior": "exclusive", "taxable_amount": base}] if back else []
 
 
 def void(context: Context, name: str) -> dict[str, Any]:
@@ -129,7 +158,7 @@ def _note(context: Context, invoice: dict[str, Any], given: dict[str, Any], tota
         "reason": given.get("reason"),
         "refunds": [],
         "status": "issued",
-        "subtotal": total,
+        "subtotal": sum(line["amount"] for line in given["lines"]),
         "total": total,
         "type": kinds.get((before > 0, total > before), "mixed"),
         "voided_at": None,

@@ -168,6 +168,10 @@ ROUTES: Final = (
         "refund_amount credit_amount out_of_band_amount", "invoice lines",
     ),
     _call("GET", "/v1/credit_notes", "CreditNoteListParams", _list_notes, "limit starting_after invoice customer"),
+    _call(
+        "GET", "/v1/credit_notes/preview", "CreditNotePreviewParams", _new(credit_notes.preview),
+        "invoice lines.type lines.invoice_line_item lines.amount", "invoice lines",
+    ),
     _call("GET", "/v1/credit_notes/{id}", "CreditNoteRetrieveParams", _retrieve_note),
     _call("GET", "/v1/credit_notes/{id}/lines", "CreditNoteLineItemListParams", _list_note_lines,
           "limit starting_after"),

@@ -696,7 +696,8 @@ credit_note_issues = Table(
     Column("invoice_id", String(64), ForeignKey("invoices.invoice_id"), nullable=False, index=True),
     Column("state", String(16), nullable=False),  # waiting | approved | issued
     Column("currency", String(3), nullable=False),
-    Column("amount_minor", BigInteger, nullable=False),  # positive; the parts below add up to it
+    Column("amount_minor", BigInteger, nullable=False),  # positive, before tax; with the tax the parts add up to it
+    Column("tax_minor", BigInteger),  # given back beside it
     Column("pre_payment_minor", BigInteger),  # off what remained to be paid
     Column("balance_minor", BigInteger),  # onto the customer's balance
     Column("refunded_minor", BigInteger),

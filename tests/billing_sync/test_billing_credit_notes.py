@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import pytest
 import stripe
+from sqlalchemy import update
 
-from meterhouse_billing import approvals, credit_records, news, policies, records
+from meterhouse_billing import accounts, approvals, credit_records, news, policies, records
+from meterhouse_billing import reconcile as comparison
 from meterhouse_billing.credit_run import credit
 from meterhouse_billing.crediting import NotCreditable, Note, allocate, split
 from meterhouse_billing.gateway import BillingError, StripeUnavailable
 from meterhouse_billing.outbox import Outbox
 from meterhouse_billing.run import bill
 from meterhouse_store import tables
+from meterhouse_store.sql import begin_write
 
 LINES = [("flat", "", "1", 4000), ("usage", "input", "1000", 1000), ("credit_applied", "", "1", -500)]  # 45.00
 
@@ -267,3 +270,46 @@ def test_the_sandbox_refuses_what_stripe_refuses(books, sandbox, world):
     refused("901 cannot be credited", 901, credit_amount=901)
     [customer] = client.customers.list().data
     assert customer.balance == -40
+
+
+# ---- tax
+
+
+def taxed(books, sandbox, world, later, behaviour):
+    """An invoice over 45.00 with 19 % tax."""
+    now = world.now()
+    policies.change(world.engine, "test", "", {"automatic-tax": "on"}, who="c", why="w", now=now)
+    rating_id = books.rating("acme", [("flat", "", "1", 4000), ("usage", "input", "1000", 500)])
+    tax = {"tax": {"behaviour": behaviour, "code": "txcd_10103001"}}
+    with begin_write(books.engine) as connection:
+        connection.execute(update(tables.rated_lines).values(explanation=tax))
+    run(world, approve=False)
+    [customer] = sandbox.client.v1.customers.list().data
+    sandbox.client.v1.customers.update(customer.id, {"address": {"country": "DE"}})
+    run(later)
+    [invoice] = sandbox.client.v1.invoices.list().data
+    return rating_id, invoice
+
+
+@pytest.mark.parametrize("paid", [False, True])
+def test_tax_on_top_goes_back_with_the_line_and_the_ledger_follows(books, sandbox, world, later, paid):
+    rating_id, invoice = taxed(books, sandbox, world, later, "exclusive")
+    assert invoice.total == 5355  # 45.00 and 8.55
+    if paid:
+        sandbox.client.v1.invoices.pay(invoice.id, {"payment_method": "pm_card_visa"})
+        news.poll(later)
+    books.correction(rating_id, [(1, -250)])
+    assert run(later)[-1].startswith("acme: credit note SANDBOX-0001-CN-01: 2.50 USD")
+    # 19 % of 2.50 is 0.475, half up 0.48: 2.98 go back.
+    owed_now = -298 if paid else 5057
+    assert (balance(books, "receivable"), owed(sandbox), balance(books, "tax")) == (owed_now, owed_now, -807)
+    rows = comparison.reconcile(later, records.drafts(later.engine, "test", every=True))
+    assert [row.differences for row in rows] == [()]
+    assert [one.differences for one in accounts.compare(later, rows)] == [()]
+
+
+def test_a_line_with_tax_in_its_price_waits_for_a_person(books, sandbox, world, later):
+    rating_id, _ = taxed(books, sandbox, world, later, "inclusive")
+    books.correction(rating_id, [(1, -250)])
+    assert "has tax in its prices, and Stripe credits amounts before tax" in run(later)[-1]
+    assert sandbox.client.v1.credit_notes.list().data == []
