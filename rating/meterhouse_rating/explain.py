@@ -40,7 +40,7 @@ def sentences(line: Row) -> list[str]:
         text.append(f"Credits before: {number(D(explanation['balance_before']))} {currency}.")
     conversion = explanation.get("conversion")
     priced_in = currency if conversion is None else conversion["currency"]
-    text += [_step(step, priced_in) for step in explanation["steps"]]
+    text += [said(step, priced_in) for step in explanation["steps"]]
     if conversion is not None:
         rate = f"{conversion['rate']} {currency} (line {conversion['line']}, from {conversion['valid_from'][:10]} on)"
         text.append(f"{number(D(conversion['amount']))} {priced_in} at {rate}.")
@@ -62,7 +62,7 @@ def sentences(line: Row) -> list[str]:
     return text
 
 
-def _step(step: Mapping[str, Any], currency: str) -> str:
+def said(step: Mapping[str, Any], currency: str) -> str:
     """One step in words: the first of its keys that says what kind of step it is."""
     for key, say in _SAYINGS.items():
         if key in step:

@@ -1,0 +1,58 @@
+"""`meterhouse statement`: what is printed, and the exit codes."""
+
+import csv
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meterhouse_rating.command_line import EXCEPTIONS, Data, Json, existing, fail, print_json, refusals, world_of
+
+app = typer.Typer(help="Say what a customer used in a period and what it comes to.", add_completion=False)
+
+
+@app.command()
+def statement(
+    customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")],
+    period: Annotated[
+        str, typer.Option(metavar="P", help="2026-10 (a month in the customer's time zone) or START..END (half-open).")
+    ],
+    table: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write it as rows of CSV there too; - for this output.")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Itemise a customer's usage of a period before anything is charged: each line with its arithmetic, sums by kind,
+    what is free, has no price, came late or is in suspense, and whether the usage is complete. Nothing is written.
+
+    Of an open period it says what all that is known now comes to; of a closed one, what was billed.
+
+    Exit code 3 when there is usage without a price, late, or in suspense.
+    """
+    from meterhouse_rating import periods, usage_statement
+    from meterhouse_store import registry
+
+    to_output = str(table) == "-"
+    with refusals():
+        world = world_of(existing(data))
+        known = registry.customer(world.engine, world.namespace, customer)
+        if known is None:
+            fail(f"{customer} is not registered: `meterhouse customers list` shows who is.")
+        made = usage_statement.state(world, known, period, periods.parse(period, known.time_zone))
+        if table is not None:
+            rows = usage_statement.as_rows(made)
+            # The output is not ours to close.
+            place = nullcontext(sys.stdout) if to_output else table.open("w", encoding="utf-8", newline="")
+            with place as file:
+                writer = csv.DictWriter(file, usage_statement.COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        if as_json:
+            print_json(usage_statement.as_json(made))
+        elif not to_output:
+            print(usage_statement.as_text(made))
+    if made.exceptions:
+        raise typer.Exit(EXCEPTIONS)
