@@ -218,9 +218,11 @@ def _policy(
 @budgets.command("apply")
 def _apply(data: Data = None, as_json: Json = False) -> None:
     """Work out all budgets once: what agents may use, and which notices are due. Exit code 3 where one has trouble."""
-    from meterhouse_billing import budget_round
+    from meterhouse_billing import budget_round, payment_pauses
+    from meterhouse_billing.payment_pauses import PauseSettings
 
     with _opened(data) as it:
+        payment_pauses.follow(it.engine, it.namespace, PauseSettings(), _now())
         done = budget_round.run(it.world)
         if as_json:
             print_json(_round_json(done) | {"new_notices": done.notices})

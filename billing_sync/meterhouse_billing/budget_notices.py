@@ -1,36 +1,15 @@
-"""What people are to be told about budgets, as rows of `notices`: once each, whoever sees it how often."""
+"""What people are to be told about budgets and pauses."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
-
 from meterhouse_billing.budget_state import State
-from meterhouse_rating.ids import digest
+from meterhouse_billing.notices import Notice
 from meterhouse_store.budgets import PREPAID, UNITS, Pause
 from meterhouse_store.numbers import plain
-from meterhouse_store.tables import notices
 
 THRESHOLD, CAP, OVER_CAP, PAUSED = "budget_threshold", "budget_cap", "over_cap", "paused"
-_CHUNK = 500
-
-
-@dataclass(frozen=True)
-class Notice:
-    """One thing to tell; `cause` makes its id, with kind and customer."""
-
-    namespace: str
-    customer_id: str
-    kind: str
-    cause: tuple[str, ...]
-    subject: str
-    facts: dict[str, Any]
-
-    @property
-    def notice_id(self) -> str:
-        return digest(["notice", self.namespace, self.customer_id, self.kind, *self.cause])
 
 
 def of_states(namespace: str, found: Sequence[State], now: datetime) -> Iterator[Notice]:
@@ -63,31 +42,6 @@ def of_pauses(namespace: str, found: Iterable[Pause]) -> Iterator[Notice]:
         cause = it.agent_id, it.reason, it.since.isoformat()
         subject = f"{who} is paused ({it.reason}): model calls stop"
         yield Notice(namespace, it.customer_id, PAUSED, cause, subject[:256], facts)
-
-
-def keep(connection: Connection, told: Iterable[Notice], now: datetime) -> int:
-    """Write those that are new; how many they are. In a transaction that writes."""
-    wanted = {it.notice_id: it for it in told}
-    names = sorted(wanted)
-    for at in range(0, len(names), _CHUNK):
-        query = select(notices.c.notice_id).where(notices.c.notice_id.in_(names[at : at + _CHUNK]))
-        for known in connection.execute(query).scalars():
-            del wanted[known]
-    rows = [
-        {
-            "notice_id": name,
-            "namespace": it.namespace,
-            "customer_id": it.customer_id,
-            "kind": it.kind,
-            "subject": it.subject,
-            "facts": it.facts,
-            "created_at": now,
-        }
-        for name, it in sorted(wanted.items())
-    ]
-    if rows:
-        connection.execute(insert(notices), rows)
-    return len(rows)
 
 
 def facts_of(state: State) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
-from meterhouse_billing import budget_notices
+from meterhouse_billing import budget_notices, notices
 from meterhouse_billing.budget_state import State, budgets_of, read, states
 from meterhouse_billing.budget_usage import Reading
 from meterhouse_rating.world import World
@@ -23,7 +23,7 @@ from meterhouse_store.budgets import Pause, Policy
 from meterhouse_store.numbers import plain
 from meterhouse_store.reservations import LAPSE, Held
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import allowances, budget_changes, leases
+from meterhouse_store.tables import allowances, budget_changes, leases, pause_changes
 
 ATTEMPTS: Final = 5
 """So often a round is begun anew because somebody changed a budget meanwhile."""
@@ -92,7 +92,9 @@ class Watch:
                 select(func.count(), func.max(leases.c.expires_at)).where(leases.c.namespace == self.world.namespace)
             ).one()
             changed = _version(connection, self.world.namespace)
-        return watermark(self.world.client).as_json(), tuple(asked), changed
+            paused = select(func.count()).where(pause_changes.c.namespace == self.world.namespace)
+            pauses = connection.execute(paused).scalar()
+        return watermark(self.world.client).as_json(), tuple(asked), changed, pauses
 
 
 _AT_LEAST_S: Final = 60.0
@@ -134,7 +136,7 @@ def _written(
         for it in theirs if name not in later else ():
             _settle(connection, world.namespace, it, arrived.get(it.lease_id, {}), now)
     told = [*budget_notices.of_states(world.namespace, found, now), *budget_notices.of_pauses(world.namespace, paused)]
-    new = budget_notices.keep(connection, told, now)
+    new = notices.keep(connection, told, now)
     return Round(found, tuple(paused), new, _with_arrived(held, arrived), now)
 
 

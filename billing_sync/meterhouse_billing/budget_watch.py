@@ -9,7 +9,9 @@ from typing import Final
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from sqlalchemy.exc import SQLAlchemyError
 
+from meterhouse_billing import payment_pauses
 from meterhouse_billing.budget_round import Round, TooBusy, Watch
+from meterhouse_billing.payment_pauses import PauseSettings
 from meterhouse_rating.command_line import engine_of, world_of
 from meterhouse_store.settings import Settings
 from meterhouse_store.warehouse import WarehouseUnavailable
@@ -33,6 +35,8 @@ def watch(settings: Settings, every_s: float, tell: Callable[[Round], None]) -> 
         wait_s = every_s
         try:
             watching = watching or Watch(world_of(settings, engine))
+            for said in payment_pauses.follow(engine, settings.namespace, PauseSettings(), watching.world.now()):
+                print(said, flush=True)
             done = watching.due()
             if done is not None and done.notices:
                 tell(done)

@@ -925,6 +925,40 @@ notices = Table(
     Index("notices_by_customer", "namespace", "customer_id", "created_at"),
 )
 
+# Where notices go; of a customer, or ('') of all. A customer's own e-mail address needs no row.
+notice_channels = Table(
+    "notice_channels",
+    metadata,
+    Column("channel_id", String(64), primary_key=True),  # hash of namespace, customer, kind, address, recorded_at
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("kind", String(8), nullable=False),  # email | webhook
+    Column("address", String(2000), nullable=False),  # an e-mail address, or a URL
+    Column("secret", String(128)),  # signs what goes to a webhook
+    Column("kinds", JSON, nullable=False),  # of notices; empty: all
+    Column("who", String(128), nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("removed_at", UtcTime),
+)
+
+# Each notice to each address; written with the notice, so that none is forgotten, and never sent under another id.
+notice_deliveries = Table(
+    "notice_deliveries",
+    metadata,
+    Column("delivery_id", String(64), primary_key=True),  # hash of notice, kind of channel, address
+    Column("notice_id", String(64), ForeignKey("notices.notice_id"), nullable=False, index=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("channel", String(8), nullable=False),  # email | webhook
+    Column("address", String(2000), nullable=False),
+    Column("state", String(8), nullable=False),  # pending | sent | failed
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", UtcTime, nullable=False),
+    Column("last_error", Text),
+    Column("sent_at", UtcTime),
+    Index("notice_deliveries_due", "namespace", "state", "next_attempt_at"),
+)
+
 # ---- portal ---------------------------------------------------------------------------------------------------------
 
 # Who may sign in for a customer, as what; the row recorded last counts. No role: not any more.

@@ -1,0 +1,326 @@
+"""Notices: who is told what, in which form, how often; real SMTP server, real HTTP endpoint, both databases."""
+
+import base64
+import email
+import email.policy
+import hashlib
+import hmac
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from aiosmtpd.controller import Controller
+from sqlalchemy import insert, select, update
+from typer.testing import CliRunner
+
+from meterhouse_billing import invoice_notices, notices, payment_pauses
+from meterhouse_billing.invoice_notices import NoticeSettings
+from meterhouse_billing.notice_commands import notices as command
+from meterhouse_billing.notice_sending import Sender, send
+from meterhouse_billing.notices import Notice
+from meterhouse_billing.payment_pauses import PauseSettings
+from meterhouse_store import budgets, registry, tables
+from meterhouse_store.brand import Brand
+from meterhouse_store.mail import MailSettings
+from meterhouse_store.registry import RegistryError
+from meterhouse_store.settings import Settings
+from meterhouse_store.sql import begin_write, open_engine
+
+NOW = datetime(2026, 11, 2, 8, tzinfo=UTC)
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
+PAUSED = {"agent_id": "", "reason": "operator", "since": "2026-11-02T07:59:00+00:00", "why": "key <leaked>"}
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine(request, tmp_path):
+    url = f"sqlite:///{tmp_path}/m.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    made = open_engine(Settings(data=tmp_path, namespace="test", sql_url=url))
+    registry.ensure_namespace(made, "test", now=NOW)
+    registry.add_customer(made, "test", "acme", email="olga@acme.example", now=NOW)
+    yield made
+    made.dispose()
+
+
+class Inbox:
+    """Keeps what arrives; answers DATA with a line of its own where it has one."""
+
+    def __init__(self):
+        self.answer, self.messages = "250 OK", []
+
+    async def handle_DATA(self, server, session, envelope):
+        if self.answer == "250 OK":
+            self.messages.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
+        return self.answer
+
+
+@pytest.fixture
+def inbox():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    box = Inbox()
+    controller = Controller(box, hostname="127.0.0.1", port=port)
+    controller.start()
+    box.url = f"smtp://127.0.0.1:{port}"
+    yield box
+    controller.stop()
+
+
+@contextmanager
+def endpoint(*statuses):
+    """A webhook on this machine that answers so, and 200 from then on; what it got is in `got`."""
+    answers = list(statuses)
+
+    class Door(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            server.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+            self.send_response(answers.pop(0) if answers else 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Door)
+    server.got = []
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def tell(engine, *causes, kind="paused", customer="acme", facts=PAUSED, now=NOW):
+    told = [Notice("test", customer, kind, (cause,), f"{customer}: {cause}", facts) for cause in causes]
+    with begin_write(engine) as connection:
+        return notices.keep(connection, told, now)
+
+
+def sender(engine, inbox=None, brand=None):
+    settings = MailSettings(smtp_url=inbox.url if inbox else "", mail_from="billing@operator.example")
+    return Sender(engine, "test", settings, brand or Brand(name="Acme AI"))
+
+
+def states(engine):
+    with engine.connect() as connection:
+        table = tables.notice_deliveries
+        query = select(table.c.address, table.c.state, table.c.attempts).order_by(table.c.address, table.c.delivery_id)
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def test_a_notice_is_mailed_once_in_text_and_html_under_the_operator_s_name_logo_and_colour(engine, inbox, tmp_path):
+    (tmp_path / "logo.png").write_bytes(PNG)
+    brand = Brand(name="Acme AI", colour="#aa0000", logo=tmp_path / "logo.png", support="help@operator.example")
+    assert tell(engine, "one") == 1 and tell(engine, "one") == 0
+    assert [it.state for it in send(sender(engine, inbox, brand), NOW)] == ["sent"]
+    assert list(send(sender(engine, inbox, brand), NOW + timedelta(days=9))) == []
+    (found,) = inbox.messages
+    assert (found["To"], found["Subject"]) == ("olga@acme.example", "Acme AI: Model calls are paused")
+    assert found["Message-ID"].startswith("<") and found["Message-ID"].endswith("@operator.example>")
+    text = found.get_body(("plain",)).get_content()
+    assert "Model calls of acme are paused since 2026-11-02 07:59 UTC." in text and "Said    key <leaked>" in text
+    html = found.get_body(("html",)).get_content()
+    assert "#aa0000" in html and "key &lt;leaked&gt;" in html and "help@operator.example" in html
+    (image,) = [part for part in found.walk() if part.get_content_type() == "image/png"]
+    assert image.get_content() == PNG and f"cid:{image['Content-ID'][1:-1]}" in html
+
+
+def test_a_webhook_is_signed_over_id_time_and_raw_body_and_retried_under_the_same_id(engine):
+    with endpoint(503, 302) as door:
+        url = f"http://127.0.0.1:{door.server_port}/hook"
+        made = notices.add_channel(engine, "test", "", url, ["paused"], who="ann", now=NOW)
+        tell(engine, "one")
+        tell(engine, "two", kind="budget_cap")
+        moments = [NOW, NOW + timedelta(seconds=59), NOW + timedelta(minutes=1), NOW + timedelta(minutes=6)]
+        outcomes = [[it.state for it in send(sender(engine), moment)] for moment in moments]
+        assert outcomes == [["pending"], [], ["pending"], ["sent"]]
+    headers, body = door.got[2]
+    assert len({got["webhook-id"] for got, _ in door.got}) == 1
+    key = base64.b64decode(made.secret.removeprefix("whsec_"))
+    signed = f"{headers['webhook-id']}.{int(moments[3].timestamp())}.".encode() + body
+    expected = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}" and len(key) == 32
+    sent = json.loads(body)
+    assert (sent["type"], sent["customer_id"], sent["data"]) == ("paused", "acme", PAUSED)
+
+
+def test_what_is_never_taken_has_failed_after_eight_attempts_and_can_be_begun_anew(engine, inbox):
+    tell(engine, "one")
+    inbox.answer = "451 later"
+    moment, found = NOW, []
+    for _ in range(9):
+        found += [it.state for it in send(sender(engine, inbox), moment)]
+        moment += timedelta(days=1)
+    assert found == ["pending"] * 7 + ["failed"]
+    assert states(engine) == [("olga@acme.example", "failed", 8)]
+    inbox.answer = "250 OK"
+    (delivery,) = notices.listed(engine, "test", state="failed")[0]["deliveries"]
+    assert "451 later" in delivery["last_error"]
+    assert notices.retry(engine, "test", delivery["delivery_id"][:8], moment) == [delivery["delivery_id"]]
+    assert [it.state for it in send(sender(engine, inbox), moment)] == ["sent"]
+    assert inbox.messages[0]["Message-ID"] == f"<{delivery['delivery_id']}@operator.example>"
+    tell(engine, "two")
+    inbox.answer = "550 never"
+    assert [it.state for it in send(sender(engine, inbox), moment)] == ["failed"]  # there is no point in asking again
+
+
+def test_an_attempt_that_died_is_made_again_and_two_senders_make_it_once(engine, inbox, monkeypatch):
+    tell(engine, "one")
+    waiting = sender(engine, inbox)
+    first, second = send(waiting, NOW), send(waiting, NOW)
+    assert next(first).state == "sent" and list(second) == []
+    tell(engine, "two")
+    monkeypatch.setattr("meterhouse_store.mail.send", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        list(send(waiting, NOW))
+    monkeypatch.undo()
+    assert list(send(waiting, NOW)) == []
+    assert [it.state for it in send(waiting, NOW + timedelta(minutes=1))] == ["sent"]
+    assert len(inbox.messages) == 2
+
+
+def test_channels_are_checked_and_new_ones_get_nothing_old(engine):
+    tell(engine, "one")
+    notices.add_channel(engine, "test", "acme", "ops@acme.example", [], who="ann", now=NOW)
+    assert [address for address, _, _ in states(engine)] == ["olga@acme.example"]
+    registry.add_customer(engine, "test", "globex", now=NOW)
+    tell(engine, "two")
+    tell(engine, "three", customer="globex")
+    assert [it[0] for it in states(engine)] == ["olga@acme.example", "olga@acme.example", "ops@acme.example"]
+    for address, kinds, words in (
+        ("ops@acme.example", [], "already"),
+        ("http://elsewhere.example/x", ["nonsense"], "no notices nonsense .*https://"),
+        ("nobody", [], "neither an e-mail"),
+    ):
+        with pytest.raises(RegistryError, match=words):
+            notices.add_channel(engine, "test", "acme", address, kinds, who="ann", now=NOW)
+    notices.remove_channel(engine, "test", "acme", "ops@acme.example", NOW)
+    with pytest.raises(RegistryError, match="is no channel"):
+        notices.remove_channel(engine, "test", "acme", "ops@acme.example", NOW)
+
+
+# ---- invoices
+
+
+def invoiced(books, state, **changes):
+    """An invoice of acme over 12.00, made on the first of November."""
+    rating_id = books.rating("acme", [("usage", "input", "100", 1000), ("flat", "", "1", 200)])
+    row = {
+        "invoice_id": "inv-1", "namespace": "test", "customer_id": "acme", "rating_id": rating_id,
+        "period_start": datetime(2026, 10, 1, tzinfo=UTC), "period_end": datetime(2026, 11, 1, tzinfo=UTC),
+        "state": state, "currency": "USD", "total_minor": 1200, "number": "A-1", "hosted_url": "https://pay.example/1",
+        "created_at": datetime(2026, 11, 1, tzinfo=UTC),
+    }  # fmt: skip
+    lines = [
+        {
+            "invoice_id": "inv-1",
+            "position": at,
+            "line_id": f"{rating_id}-{at}",
+            "description": words,
+            "quantity": Decimal(1),
+            "amount_minor": amount,
+        }
+        for at, (words, amount) in enumerate((("Input", 1000), ("Fee", 200)))
+    ]
+    with begin_write(books.engine) as connection:
+        connection.execute(insert(tables.invoices).values(**row | changes))
+        for line in lines:
+            connection.execute(insert(tables.invoice_lines).values(**line))
+
+
+def kinds(books, now):
+    found = invoice_notices.of_invoices(books.engine, "test", NoticeSettings(days_to_look=5), now)
+    with begin_write(books.engine) as connection:
+        notices.keep(connection, found, now)
+    return {it.kind: it for it in found}
+
+
+def become(books, **changes):
+    with begin_write(books.engine) as connection:
+        connection.execute(update(tables.invoices).values(**changes))
+
+
+def test_customers_are_told_before_they_are_charged_around_the_due_day_and_when_it_is_paid(books, inbox):
+    invoiced(books, "draft")
+    registry.add_customer(books.engine, "test", "acme", email="olga@acme.example", now=NOW)
+    found = kinds(books, NOW)
+    assert set(found) == {"pre_charge"} and found["pre_charge"].facts["look_until"][:10] == "2026-11-06"
+    list(send(sender(books.engine, inbox), NOW))
+    text = inbox.messages[0].get_body(("plain",)).get_content().replace("\r\n", "\n")
+    assert "12.00 USD will be charged" in text and "Until 2026-11-06 there is time" in text
+    assert "Input  10.00\nFee    2.00\nTotal  12.00 USD" in text
+    become(books, state="finalised", finalised_at=NOW)
+    told = {}
+    for day in (0, 26, 27, 29, 30, 31, 37, 44, 80):  # due after 30 days
+        told[day] = set(kinds(books, NOW + timedelta(days=day)))
+    assert told == {
+        0: {"invoice"}, 26: set(), 27: {"payment_due"}, 29: {"payment_due"}, 30: set(),
+        31: {"overdue"}, 37: {"overdue"}, 44: {"overdue"}, 80: set(),
+    }  # fmt: skip
+    with books.engine.connect() as connection:
+        rows = connection.execute(select(tables.notices.c.kind)).scalars().all()
+    assert sorted(rows) == ["invoice", "overdue", "overdue", "overdue", "payment_due", "pre_charge"]
+    become(books, state="paid", paid_at=NOW + timedelta(days=45))
+    assert set(kinds(books, NOW + timedelta(days=46))) == {"receipt"}
+
+
+def test_a_failed_payment_pauses_after_the_days_set_and_payment_lifts_only_that(books):
+    invoiced(books, "failed", finalised_at=NOW)
+    transition = {"transition_id": "t", "invoice_id": "inv-1", "from_state": "finalised", "to_state": "failed"}
+    with begin_write(books.engine) as connection:
+        connection.execute(
+            insert(tables.invoice_transitions).values(**transition, who="stripe", why="card", changed_at=NOW)
+        )
+    assert "payment_failed" in kinds(books, NOW)
+    later = NOW + timedelta(days=3)
+    budgets.pause(books.engine, "test", "acme", who="ann", why="leak", now=NOW)
+    assert payment_pauses.follow(books.engine, "test", PauseSettings(), later) == []
+    set_to = PauseSettings(pause_after_failed_payment_days=3)
+    assert payment_pauses.follow(books.engine, "test", set_to, later - timedelta(seconds=1)) == []
+    assert payment_pauses.follow(books.engine, "test", set_to, later) == [
+        "acme is paused: a payment failed on 2026-11-02"
+    ]
+    assert payment_pauses.follow(books.engine, "test", set_to, later) == []
+    become(books, state="paid", paid_at=later)
+    assert payment_pauses.follow(books.engine, "test", PauseSettings(), later) == [
+        "acme goes on: no payment of it stands as failed"
+    ]
+    assert [it.reason for it in budgets.pauses(books.engine, "test")] == ["operator"]
+
+
+def test_the_commands_add_send_list_and_retry(books, monkeypatch):
+    monkeypatch.setenv("METERHOUSE_DATA", str(books.settings.data))
+    monkeypatch.setenv("METERHOUSE_NAMESPACE", "test")
+    registry.add_customer(books.engine, "test", "acme", now=NOW)
+
+    def call(*arguments, code=0):
+        done = CliRunner().invoke(command, list(arguments))
+        assert done.exit_code == code, done.output
+        return done.stdout
+
+    assert call("list") == "No notices.\n" and call("send") == "Nothing was due.\n"
+    with endpoint() as door:
+        url = f"http://127.0.0.1:{door.server_port}/hook"
+        added = call("add", url, "--customer", "acme", "--kinds", "paused")
+        assert f"{url} gets paused of acme." in added and "whsec_" in added
+        assert "whsec_" not in call("channels", "--json") and url in call("channels")
+        tell(books.engine, "one", now=datetime.now(UTC))
+        assert f"would go to {url}: acme: one" in call("send", "--dry-run") and door.got == []
+        assert call("send") == f"sent to {url}: acme: one\n1 sent.\n" and len(door.got) == 1
+    listed = json.loads(call("list", "--json"))["notices"]
+    assert [(it["kind"], it["deliveries"][0]["state"]) for it in listed] == [("paused", "sent")]
+    with begin_write(books.engine) as connection:
+        connection.execute(update(tables.notice_deliveries).values(state="failed", last_error="HTTP 500", attempts=8))
+    assert "failed  http://" in call("list", code=3) and "after 8 attempts: HTTP 500" in call("list", code=3)
+    assert call("retry") == "1 will be sent again.\n"
+    assert call("remove", url, "--customer", "acme") == f"{url} gets nothing new.\n"
+    call("retry", "abc", code=1)
