@@ -86,6 +86,11 @@ def test_there_is_no_default_secret_and_the_example_names_all_of_them():
     assert {(name, rest) for name, kind, rest in variables if kind != "?"} == {
         ("METERHOUSE_NAMESPACE", "live"),
         ("METERHOUSE_API_KEY", ""),
+        ("METERHOUSE_SMTP_URL", ""),  # without it no mail is sent
+        ("METERHOUSE_MAIL_FROM", ""),
+        ("METERHOUSE_BRAND_NAME", ""),
+        ("METERHOUSE_DAYS_TO_LOOK", "3"),
+        ("METERHOUSE_PAUSE_AFTER_FAILED_PAYMENT_DAYS", ""),
     }
     assert set(EXAMPLE) == {name for name, _, _ in variables}
     assert {name for name, value in EXAMPLE.items() if value} == {"METERHOUSE_NAMESPACE"}
