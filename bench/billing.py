@@ -34,12 +34,15 @@ def bench() -> list[dict[str, Any]]:
 
 
 def prove() -> list[dict[str, Any]]:
-    """Random months (tests/billing_sync/meter_months.py): a sample, each of which follows from its seed."""
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        found = [text for texts in pool.imap_unordered(_month, range(SEEDS), chunksize=5) for text in texts]
-    for text in found[:5]:
-        print(text)
-    return [{"name": "billing.meter_months", "cases": SEEDS, "violations": len(found)}]
+    """Random months (tests/billing_sync/*_months.py) per driver: a sample, each of which follows from its seed."""
+    rows = []
+    for name, month in (("billing.meter_months", _month), ("billing.invoice_months", _invoice_month)):
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            found = [text for texts in pool.imap_unordered(month, range(SEEDS), chunksize=5) for text in texts]
+        for text in found[:5]:
+            print(text)
+        rows.append({"name": name, "cases": SEEDS, "violations": len(found)})
+    return rows
 
 
 def _meter_events() -> dict[str, Any]:
@@ -106,6 +109,32 @@ def _month(seed: int) -> list[str]:
             return check(seed, Path(scratch) / "data", server.url)
         except Exception as problem:  # noqa: BLE001 (a run that ends otherwise is a violation, too)
             return [f"seed {seed}: {type(problem).__name__}: {problem}"]
+
+
+def _invoice_month(seed: int) -> list[str]:
+    """Two random months of invoices with a sandbox of their own."""
+    from conftest import OCTOBER, Books, Server
+    from invoice_months import check
+
+    from meterhouse_sandbox.stripe_server import application
+    from meterhouse_store import registry
+    from meterhouse_store.settings import Settings
+    from meterhouse_store.sql import open_engine
+
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    with (
+        tempfile.TemporaryDirectory(dir=_fast()) as scratch,
+        Server(application(Path(scratch) / "stripe")) as server,
+    ):
+        settings = Settings(data=Path(scratch) / "data", namespace="test")
+        engine = open_engine(settings)
+        try:
+            registry.ensure_namespace(engine, "test", now=OCTOBER)
+            return [f"seed {seed}: {text}" for text in check(seed, Books(settings, engine), server.url)]
+        except Exception as problem:  # noqa: BLE001 (a run that ends otherwise is a violation, too)
+            return [f"seed {seed}: {type(problem).__name__}: {problem}"]
+        finally:
+            engine.dispose()
 
 
 def _fast() -> str | None:

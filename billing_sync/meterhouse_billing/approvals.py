@@ -80,9 +80,8 @@ def void(world: World, draft: Draft, why: str, *, reissue: bool) -> Iterator[Ste
             shown = world.gateway.invoice(stripe_id)
             return {"id": stripe_id, "status": shown.status} if shown.status == "void" else None
 
-        outbox_of(world).call(
-            "invoice.void", issues.subject(draft.invoice_id, issue), {"on": stripe_id, "params": {}}, find
-        )
+        subject = issues.subject(draft.invoice_id, issue)
+        outbox_of(world).call("invoice.void", subject, {"on": stripe_id, "params": {}}, find, unique=True)
         shown = world.gateway.invoice(stripe_id)
         outcome = records.take_over(world.engine, world.namespace, shown, who=world.who, why=why, now=world.now())
         yield Step(draft.customer_id, f"voided {shown.number or stripe_id}: {outcome}")

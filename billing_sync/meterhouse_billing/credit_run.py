@@ -116,7 +116,7 @@ def _issue(world: World, note: Note) -> Step:
         return next(({"id": one.stripe_credit_note_id} for one in mine), None)
 
     request = {"params": crediting.params(note, stripe_id, lines, parts)}
-    answer = outbox_of(world).call("credit_note.create", note.note_id, request, find)
+    answer = outbox_of(world).call("credit_note.create", note.note_id, request, find, unique=True)
     made = world.gateway.credit_note(answer["id"])
     if found := crediting.differences(note, made, lines):
         raise NotAsRated(

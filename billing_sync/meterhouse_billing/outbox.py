@@ -42,9 +42,9 @@ class Outbox:
         """The answer to the call (id, status, total, ...), now or from an earlier run.
 
         `find` looks for the call's effect in Stripe, None where there is none. A call that Stripe refused is sent
-        anew, with a new key, since its cause may have been mended; so is a `unique` one after a 500 that Stripe keeps:
-        whoever calls has looked for its effect, and Stripe shows that at once. Raises StripeRefused, StripeUnavailable,
-        and BillingError where sync is turned off for the namespace.
+        anew, with a new key, since its cause may have been mended; so is a `unique` one after a 500 that Stripe keeps,
+        when `find` has looked for its effect: Stripe has to show that at once, which its search does not. Raises
+        StripeRefused, StripeUnavailable, and BillingError where sync is turned off for the namespace.
         """
         row = self._row(operation, subject_id, request)
         if row["state"] == DONE:
@@ -60,10 +60,12 @@ class Outbox:
         return self._send(row, unique)
 
     def _is_unsure(self, row: RowMapping) -> bool:
-        """Whether Stripe may have it although its key does not say so any more: after a day, or after a restore."""
+        """Whether Stripe may have it although its key does not say so: after a day, an error, or a restore."""
         if row["attempts"]:
             # After an error the first answer may be one that Stripe keeps saying under this key.
             return row["last_error"] is not None or self.now() - row["created_at"] > KEY_LASTS
+        if self._any(row["operation"], row["subject_id"], FAILED):
+            return True  # under the key before, which may have been given up after a 500
         changes = switches.history(self.engine, self.namespace)
         return any(change.switch == switches.SYNC and change.why.startswith(switches.RESTORED) for change in changes)
 

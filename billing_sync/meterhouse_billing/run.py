@@ -252,6 +252,7 @@ def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int)
         issues.subject(draft.invoice_id, issue),
         {"params": params},
         lambda: world.gateway.find_invoice(customer["stripe_customer_id"], draft.metadata(issue)),
+        unique=True,
     )
     stripe_id = str(answer["id"])
     records.set_stripe_id(world.engine, draft, stripe_id, world.now())
@@ -272,7 +273,7 @@ def _fill(world: World, draft: Draft, stripe_id: str, lines: list[dict[str, Any]
             there = {line.metadata.get(LINE_ID) for line in world.gateway.lines(stripe_id)}
             return {"id": stripe_id} if wanted <= there else None
 
-        outbox.call("invoice.add_lines", subject, {"on": stripe_id, "params": {"lines": chunk}}, find)
+        outbox.call("invoice.add_lines", subject, {"on": stripe_id, "params": {"lines": chunk}}, find, unique=True)
         yield Step(draft.customer_id, f"lines {start + 1} to {start + len(chunk)} in Stripe")
 
 
@@ -330,7 +331,8 @@ def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:
         return None if shown.status == "draft" else {"id": stripe_id, "status": shown.status}
 
     subject = issues.subject(draft.invoice_id, issues.current(world.engine, draft.invoice_id)["issue"])
-    outbox_of(world).call("invoice.finalise", subject, {"on": stripe_id, "params": {"auto_advance": False}}, find)
+    request = {"on": stripe_id, "params": {"auto_advance": False}}
+    outbox_of(world).call("invoice.finalise", subject, request, find, unique=True)
     shown = world.gateway.invoice(stripe_id)
     records.take_over(world.engine, world.namespace, shown, who=world.who, why=why, now=world.now())
     found = differences(draft, shown, world.gateway.lines(stripe_id))
