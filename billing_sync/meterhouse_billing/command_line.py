@@ -63,6 +63,7 @@ def webhook_secret(settings: "Settings") -> str:
 @contextmanager
 def refusals() -> Iterator[None]:
     """Turns the refusals that a user can do something about into a sentence and an exit code."""
+    from clickhouse_connect.driver.exceptions import ClickHouseError
     from pydantic import ValidationError
 
     from meterhouse_billing.gateway import BillingError
@@ -70,16 +71,17 @@ def refusals() -> Iterator[None]:
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
     from meterhouse_store.switches import SwitchedOff
+    from meterhouse_store.warehouse import WarehouseUnavailable
 
     try:
         yield
-    except NoData as refused:
+    except (NoData, WarehouseUnavailable) as refused:
         fail(str(refused))
     except PeriodError as refused:
         fail(str(refused), CALLED_WRONGLY)
     except (BillingError, SchemaMismatch, SwitchedOff) as refused:
         fail(f"{refused}.")
-    except (ValidationError, OSError, ValueError) as refused:
+    except (ClickHouseError, ValidationError, OSError, ValueError) as refused:
         fail(f"{type(refused).__name__}: {refused}")
 
 

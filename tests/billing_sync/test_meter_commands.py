@@ -1,0 +1,148 @@
+"""`meterhouse bill driver, setup, sync, meters, link` from outside: a real warehouse, the real SDK, the sandbox."""
+
+import json
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pytest
+from typer.testing import CliRunner
+
+from meterhouse_billing.commands import bill
+from meterhouse_rating import versions
+from meterhouse_store import registry, schema, warehouse
+from meterhouse_store.meters import declared
+
+SERVE = """
+import sys
+from pathlib import Path
+from meterhouse_store.embedded import serve
+serve(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), {"admin": "secret", "reader": "read"})
+"""
+BOOK = """
+book: b
+currency: USD
+metrics:
+  documents: {unit: document, meters: [api.calls]}
+  operations: {unit: operation, meters: [tool.calls]}
+plans:
+  pay:
+    components:
+      documents: {model: per_unit, metric: documents, price: 0.02}
+      operations: {model: per_unit, metric: operations, price: 0.02}
+  by-model:
+    components:
+      documents: {model: per_unit, metric: documents, by: [model], prices: [{model: a, price: 0.02}], default: 0.03}
+"""
+
+
+@pytest.fixture
+def call(books, sandbox, monkeypatch):
+    for name in ("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "METERHOUSE_WAREHOUSE_URL", "METERHOUSE_METERS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"METERHOUSE_DATA": str(books.settings.data), "METERHOUSE_NAMESPACE": "test"}.items():
+        monkeypatch.setenv(name, value)
+    for name, value in sandbox.environment.items():
+        monkeypatch.setenv(name, value)
+    units = {name: meter.unit for name, meter in declared(books.settings).items()}
+    versions.publish(books.engine, "test", BOOK, units, author="anna")
+    registry.add_customer(books.engine, "test", "acme", name="Acme", plan="pay")
+    return lambda *arguments: CliRunner().invoke(bill, list(arguments))
+
+
+@pytest.fixture
+def client(books, tmp_path, monkeypatch):
+    """The warehouse, empty."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home = tmp_path / "warehouse"
+    home.mkdir()
+    served = subprocess.Popen([sys.executable, "-c", SERVE, str(home), str(port)], cwd=home)
+    url = f"http://admin:secret@127.0.0.1:{port}"
+    settings = books.settings.model_copy(update={"warehouse_url": url})
+    schema.migrate(warehouse.connect(settings, database="default"), settings.warehouse_database)
+    monkeypatch.setenv("METERHOUSE_WAREHOUSE_URL", url)
+    found = warehouse.connect(settings)
+    yield found
+    found.close()
+    served.kill()
+    served.wait()
+
+
+def use(client, meter, quantity, event_id, status="ok", now=None):
+    now = now or datetime.now(UTC)
+    row = {
+        "namespace": "test",
+        "customer_id": "acme",
+        "meter": meter,
+        "event_id": event_id,
+        "event_time": now,
+        "quantity": quantity,
+        "status": status,
+        "received_at": now,
+        "first": 1,
+    }
+    client.insert("events", [list(row.values())], column_names=list(row))
+    at = datetime.now(UTC)
+    columns = ["collector_id", "segment", "position", "projected_through", "step"]
+    client.insert(
+        "checkpoints", [["c1", "s", int(at.timestamp()), at, int(at.timestamp() * 1e6)]], column_names=columns
+    )
+
+
+def test_five_documents_and_a_thousand_operations_from_the_warehouse_to_stripes_amount(call, client, sandbox):
+    month = f"{datetime.now(UTC):%Y-%m}"
+    assert "Nothing to do: no customer is billed by Stripe's meters" in call("sync").output
+    switched = call("driver", "acme", "meters", "--from", month, "--why", "wants Stripe's meters")
+    assert (switched.exit_code, "Next: meterhouse bill setup --customer acme" in switched.output) == (0, True)
+    waiting = call("meters")
+    assert waiting.exit_code == 3 and "! acme: EXCEPTION: has no subscription in Stripe" in waiting.output
+    shown = call("setup", "--dry-run", "--json")
+    assert [step["request"]["operation"] for step in json.loads(shown.stdout)["steps"]][-1] == "subscription.create"
+    assert sandbox.client.v1.subscriptions.list().data == []
+    assert call("setup").exit_code == 0
+    assert "Nothing to do" in call("setup").output
+    use(client, "api.calls", 5, "one")
+    use(client, "api.calls", 3, "failed", status="failed")  # the book leaves failed calls free
+    first = call("sync", "--json")
+    assert first.exit_code == 0, first.output
+    [subscription] = sandbox.client.v1.subscriptions.list().data
+    assert sandbox.client.v1.invoices.create_preview({"subscription": subscription.id}).total == 10
+    moment = datetime.now(UTC)
+    for _ in range(2):  # the same event comes again
+        use(client, "tool.calls", 1000, "two", now=moment)
+    assert call("sync").exit_code == 0
+    assert sandbox.client.v1.invoices.create_preview({"subscription": subscription.id}).total == 2010
+    table = call("meters").output.splitlines()
+    assert table[0].split() == ["customer", "meter", "delivered", "pending", "rejected"]
+    assert [line.split()[0] for line in table[1:]] == ["acme", "acme"]
+    assert "/_sandbox/checkout/cs_test_" in call("link", "acme", "--return-url", "https://example.com").output
+    assert json.loads(call("driver", "--json").stdout)["drivers"][0]["driver"] == "meters"
+
+
+def test_a_plan_that_stripe_cannot_express_is_refused_with_the_reasons_and_exit_code_3(books, call):
+    registry.add_customer(books.engine, "test", "globex", plan="by-model")
+    call("driver", "globex", "meters", "--why", "to try")
+    refused = call("setup", "--customer", "globex")
+    assert refused.exit_code == 3
+    assert "globex: EXCEPTION: Stripe cannot bill the plan by-model to the cent" in refused.output
+    assert "documents: a price by model" in refused.output
+    assert call("setup", "--customer", "acme").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("driver", "acme", "meters"), 1, "say why"),
+        (("driver", "nobody", "meters", "--why", "x"), 1, "there is no customer 'nobody'"),
+        (("driver", "acme"), 2, "Name the driver: invoices or meters"),
+        (("setup", "--map", "acme"), 2, "write CUSTOMER=cus_..."),
+        (("sync", "--repair", "2026-10"), 2, "--repair and --customer go together"),
+        (("link", "acme", "--return-url", "https://example.com"), 1, "acme is not in Stripe yet"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(call, arguments, code, words):
+    result = call(*arguments)
+    assert (result.exit_code, words in result.output) == (code, True), result.output
