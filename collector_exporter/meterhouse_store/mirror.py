@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, Select, func, select
 from meterhouse_store import tables
 
 CHUNK_ROWS = 20_000
+_NAMES = 1000  # at most in one statement
 _AMOUNT_STEP = Decimal(1).scaleb(-18)  # of amount_exact in the mirror
 _WIDE = Context(prec=100)  # the default of 28 digits is too small for 18 decimals of a large amount
 
@@ -70,10 +71,11 @@ def push(
     """
     with engine.connect() as sql:
         if rating_id is not None:
-            customer = _customer_of(sql, tables.ratings, tables.ratings.c.rating_id == rating_id, namespace, rating_id)
+            of_rating = tables.ratings.c.rating_id == rating_id
+            customer = _customer_of(sql, tables.ratings, of_rating, namespace, rating_id)
             # Ratings and invoices come last: one that is in the mirror says that all of it is.
             _push_ledger(sql, client, namespace, customer)
-            _push_ratings(sql, client, namespace, tables.ratings.c.rating_id == rating_id)
+            _push_ratings(sql, client, namespace, of_rating)
         if invoice_id is not None:
             is_it = tables.invoices.c.invoice_id == invoice_id
             customer = _customer_of(sql, tables.invoices, is_it, namespace, invoice_id)
@@ -86,6 +88,18 @@ def push(
             _blank_removed_ratings(sql, client, namespace)
             _push_payments(sql, client, namespace)
             _push_invoices(sql, client, namespace)
+
+
+def push_ratings(engine: Engine, client: Client, namespace: str, rating_ids: Sequence[str]) -> None:
+    """Copy some ratings, their lines, and their customers' ledger."""
+    ratings = tables.ratings
+    with engine.connect() as sql:
+        for start in range(0, len(rating_ids), _NAMES):
+            chosen = ratings.c.rating_id.in_(rating_ids[start : start + _NAMES])
+            whose = select(ratings.c.customer_id).where(chosen, ratings.c.namespace == namespace)
+            # Ratings come last: one that is in the mirror says that all of it is.
+            _push_ledger(sql, client, namespace, whose)
+            _push_ratings(sql, client, namespace, chosen)
 
 
 def push_ledger(engine: Engine, client: Client, namespace: str) -> None:
@@ -121,13 +135,11 @@ def push_decisions(engine: Engine, client: Client) -> None:
         _insert(client, "mirror_decisions", _DECISIONS, rows)
 
 
-def _customer_of(sql: Connection, table: Any, is_it: Any, namespace: str, name: str) -> str:
-    customer = sql.execute(
-        select(table.c.customer_id).where(is_it, table.c.namespace == namespace)
-    ).scalar_one_or_none()
-    if customer is None:
+def _customer_of(sql: Connection, table: Any, is_it: Any, namespace: str, name: str) -> Select[Any]:
+    whose = select(table.c.customer_id).where(is_it, table.c.namespace == namespace)
+    if sql.execute(whose).scalar_one_or_none() is None:
         raise LookupError(f"{table.name} has no {name!r} in namespace {namespace!r}")
-    return str(customer)
+    return whose
 
 
 def _push_ratings(sql: Connection, client: Client, namespace: str, *conditions: Any) -> None:
@@ -191,15 +203,15 @@ def _push_payments(sql: Connection, client: Client, namespace: str, *conditions:
     _insert(client, "mirror_payments", _PAYMENTS, _rows(sql, query))
 
 
-def _push_ledger(sql: Connection, client: Client, namespace: str, customer: str | None) -> None:
+def _push_ledger(sql: Connection, client: Client, namespace: str, customers: Select[Any] | None) -> None:
     transactions, entries = tables.ledger_transactions, tables.ledger_entries
     query = (
         select(transactions, entries.c.position, entries.c.account, entries.c.amount_minor, entries.c.currency)
         .join(entries, entries.c.transaction_id == transactions.c.transaction_id)
         .where(transactions.c.namespace == namespace)
     )
-    if customer is not None:
-        query = query.where(transactions.c.customer_id == customer)
+    if customers is not None:
+        query = query.where(transactions.c.customer_id.in_(customers))
     _insert(client, "mirror_ledger_entries", _LEDGER, _rows(sql, query))
 
 

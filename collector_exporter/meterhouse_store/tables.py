@@ -333,6 +333,21 @@ rating_statements = Table(
     Column("stated_at", UtcTime, nullable=False),
 )
 
+# What `rate run --new` goes on from: usage of a period before a moment, as it was known. A copy of what the warehouse
+# has, which may be deleted: the next run reads it again.
+usage_bases = Table(
+    "usage_bases",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("period_start", UtcTime, primary_key=True),
+    Column("period_end", UtcTime, primary_key=True),
+    Column("until", UtcTime, nullable=False),  # events before it are in `usage`
+    Column("looked_at", UtcTime, nullable=False),  # what was known up to then is rated
+    Column("wanted", String(64), nullable=False),  # a hash of what the prices depend on
+    Column("watermark", JSON, nullable=False),
+    Column("usage", JSON, nullable=False),  # by customer: meter, status, dimensions, events, quantity
+)
+
 # The last runs of commands that are scheduled, one row per command: for alarms when they stop coming.
 command_runs = Table(
     "command_runs",

@@ -65,6 +65,9 @@ CustomerOption = Annotated[str | None, typer.Option(help="Only this customer.")]
 def rate_run(
     period: PeriodOption = None,
     due: Annotated[bool, typer.Option("--due", help="All that is not closed, month by month.")] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Only usage that came since the last --new, of the months under way.")
+    ] = False,
     customer: CustomerOption = None,
     as_of: Annotated[
         str | None, typer.Option("--as-of", metavar="T", help="By what was known then; writes nothing.")
@@ -75,15 +78,20 @@ def rate_run(
 ) -> None:
     """Price usage. Runs may be repeated, stopped and started again: open ratings change only when their inputs did.
 
-    Where rating is turned off (`meterhouse namespaces set`), --due does nothing, and a --period is refused.
+    Where rating is turned off (`meterhouse namespaces set`), --due and --new do nothing, and a --period is refused.
+
+    --new is for every minute, between runs with --due: it rates registered customers whose usage of the month is new.
+    Late usage of other months, corrections, trials and what changed in contracts alone are left to --due.
 
     Exit code 3 when there is usage without a price, or usage that came after its period was closed.
     """
     from meterhouse_rating.run import Request, run
     from meterhouse_store.switches import SwitchedOff
 
-    if (period is None) == (not due):
-        fail("Name a --period, or --due for all that is due.", CALLED_WRONGLY)
+    if (period is not None) + due + new != 1:
+        fail("Name a --period, or --due for all that is due, or --new for what is new.", CALLED_WRONGLY)
+    if new and (customer is not None or dry_run):
+        fail("--new is about all customers, and writes: use --due with --customer or --dry-run.", CALLED_WRONGLY)
     if as_of is not None and period is None:
         fail("--as-of looks at one --period.", CALLED_WRONGLY)
     with refusals():
@@ -96,11 +104,11 @@ def rate_run(
         try:
             _require_rating(settings, engine, dry_run)
         except SwitchedOff as off:
-            if not due:
+            if period is not None:
                 raise
             print(f"Nothing is rated: {off}.", file=sys.stderr if as_json else sys.stdout)
             return
-        request = Request(period, customer, dry_run)
+        request = Request(period, customer, dry_run, new)
         with _recorded(settings, engine, "rate run", request):
             world = world_of(settings, engine)
             _drive(world, run(world, request), request, as_json, "Nothing to rate: no usage and no fees.")
@@ -332,7 +340,9 @@ def _recorded(settings: "Settings", engine: "Engine", command: str, request: "Re
 
     if request.dry_run or request.customer is not None:
         return nullcontext()
-    name = f"{command} --due" if request.period is None else f"{command} --period"
+    name = (
+        f"{command} --new" if request.new else f"{command} --due" if request.period is None else f"{command} --period"
+    )
     return recorded(engine, settings.namespace, name, lambda: datetime.now(UTC))
 
 

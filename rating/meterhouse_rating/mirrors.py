@@ -9,8 +9,8 @@ from meterhouse_rating.settled import standings
 from meterhouse_store import mirror
 from meterhouse_store.tables import ledger_transactions
 
-_ONE_BY_ONE: Final = 20
-"""Up to so many ratings are copied singly; beyond that the whole namespace in large inserts is cheaper."""
+_SOME: Final = 2000
+"""Up to so many ratings are copied with the ledgers of their customers; beyond that all of the namespace."""
 
 POSTED: Final = "SELECT uniqExact(transaction_id) FROM mirror_ledger_entries WHERE namespace = {namespace:String}"
 COPIED: Final = "SELECT rating_id, state, result_sha256 FROM mirror_ratings FINAL WHERE namespace = {namespace:String}"
@@ -26,13 +26,12 @@ def catch_up(engine: Engine, client: Client, namespace: str) -> int:
     there = {tuple(row) for row in client.query(COPIED, parameters={"namespace": namespace}).result_rows}
     missing = sorted({rating_id for rating_id, _, _ in here - there})
     removed = {rating_id for rating_id, _, result in there if result} - {rating_id for rating_id, _, _ in here}
-    if removed or len(missing) > _ONE_BY_ONE:
+    if removed or len(missing) > _SOME:
         mirror.push(engine, client, namespace)
     elif not missing and _ledger_lacks(engine, client, namespace):  # credits, adjustments, payments
         mirror.push_ledger(engine, client, namespace)
     else:
-        for rating_id in missing:
-            mirror.push(engine, client, namespace, rating_id=rating_id)
+        mirror.push_ratings(engine, client, namespace, missing)
     return len(missing) + len(removed)
 
 

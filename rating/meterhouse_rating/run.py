@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from meterhouse_rating import costs_rates, known, mirrors, restated, windows
+from meterhouse_rating import costs_rates, known, mirrors, news, restated, windows
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
@@ -47,6 +47,8 @@ class Request:
     period: str | None
     customer: str | None = None
     dry_run: bool = False
+    new: bool = False
+    """Only what came since the last such request, of the months under way."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ def run(world: World, request: Request) -> Iterator[Step]:
     it = _Run(world, request, known.terms(world), watermark(world.client))
     moment = it.moment
     _apply_decisions(world)
+    if request.new:
+        yield from _new(it, moment)
+        return
     it.restated = restated.changed(world, request.customer, moment.as_of)
     asked = windows.asked_for(world, request.period, request.customer, it.terms, moment.as_of)
     yield _watermark_step(it, moment)
@@ -101,6 +106,15 @@ def run(world: World, request: Request) -> Iterator[Step]:
     yield from _late(it, moment)
     if not request.dry_run:
         yield from _mirror(it)
+
+
+def _new(it: _Run, moment: Moment) -> Iterator[Step]:
+    yield _watermark_step(it, moment)
+    for base, window in news.windows(it.world, it.terms, it.mark, moment):
+        yield from _settle_window(it, window, moment)
+        # Only now: what a run that is stopped had not settled yet is still new to the next one.
+        news.keep(it.world.engine, base)
+    yield from _mirror(it)
 
 
 def close(world: World, request: Request, *, grace: timedelta, wait_s: float) -> Iterator[Step]:
@@ -160,7 +174,9 @@ def _watermark_step(it: _Run, moment: Moment) -> Step:
 
 def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator[Step]:
     only = None if it.request.customer is None else [it.request.customer]
-    found = known.gather(it.world, it.terms, window.period, moment.as_of, only)
+    found = window.used
+    if found is None:
+        found = known.gather(it.world, it.terms, window.period, moment.as_of, only)
     mine = window.customers(found, it.request.customer)
     events = sum(row.events for name in mine if name in found for row in found[name].rows)
     users = sum(name in found for name in mine)

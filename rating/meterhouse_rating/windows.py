@@ -11,6 +11,7 @@ from meterhouse_rating import periods, usage
 from meterhouse_rating.periods import Period, PeriodError, overlaps
 from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import CLOSED, standings
+from meterhouse_rating.usage import Found
 from meterhouse_rating.world import World
 from meterhouse_store.tables import unrated_usage
 
@@ -26,6 +27,8 @@ class Window:
     members: set[str] = field(default_factory=set)
     strangers: bool = False
     registered: frozenset[str] = frozenset()
+    used: dict[str, Found] | None = None
+    """The members' usage, where it was read already."""
 
     def customers(self, found: Mapping[str, Any], only: str | None) -> list[str]:
         """Who is to be settled: all members, and strangers with usage; sorted, so that every run goes the same way."""
