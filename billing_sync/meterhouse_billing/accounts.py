@@ -10,11 +10,12 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from meterhouse_billing import credit_records, drivers, issues, records, states
+from meterhouse_billing import credit_records, drivers, issues, records, refunds, states
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, NAMESPACE, StripeInvoice
 from meterhouse_billing.gateway import StripeRefused
 from meterhouse_billing.reconcile import POLL, RUN, Difference, Row
+from meterhouse_billing.refunds import Refund
 from meterhouse_billing.world import World
 from meterhouse_rating import ledger
 from meterhouse_rating.layout import money
@@ -50,15 +51,18 @@ def compare(world: World, rows: Sequence[Row], customer_id: str | None = None) -
     with world.engine.connect() as connection:
         found = [dict(row) for row in connection.execute(query).mappings()]
     switched = drivers.drivers(world.engine, world.namespace)
+    gone = list(refunds.unrecorded(world))
     known = issues.stripe_ids(world.engine, world.namespace)
     return [
-        _account(world, customer, known, [row for row in rows if row.customer_id == customer["customer_id"]])
+        _account(world, customer, known, gone, [row for row in rows if row.customer_id == customer["customer_id"]])
         for customer in found
         if all(it.driver == drivers.INVOICES for it in switched.get(customer["customer_id"], ()))
     ]
 
 
-def _account(world: World, customer: dict[str, Any], known: set[str], rows: Sequence[Row]) -> Account:
+def _account(
+    world: World, customer: dict[str, Any], known: set[str], gone: Sequence[Refund], rows: Sequence[Row]
+) -> Account:
     name, currency, stripe_id = customer["customer_id"], customer["currency"], customer["stripe_customer_id"]
     sums = _receivable(world, name, currency)
     notes = credit_records.notes(world.engine, world.namespace, name, only_open=True)
@@ -72,7 +76,11 @@ def _account(world: World, customer: dict[str, Any], known: set[str], rows: Sequ
         "notes_waiting_minor": sum(note.total_minor for note in notes if note.currency == currency),
         "adjusted_minor": sums.get(ADJUSTMENT, 0),
     }
-    found: list[Difference] = []
+    found: list[Difference] = [
+        Difference("refund_behind", str(refund), POLL, waits=True)
+        for refund in gone
+        if refund.invoice["customer_id"] == name
+    ]
     if stripe_id is not None:
         try:
             account["balance_minor"] = from_stripe(world.gateway.balance(stripe_id), currency)

@@ -18,6 +18,7 @@ class Shown:
     total: int
     pre_payment: int
     refunded: int
+    refund_ids: tuple[str, ...]
     outside: int
     balance: int
     tax: Charged
@@ -41,6 +42,7 @@ def read_note(body: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Sh
         total=body["total"],
         pre_payment=body["pre_payment_amount"],
         refunded=refunded,
+        refund_ids=tuple(refund["refund"] for refund in body["refunds"] if refund.get("refund")),
         outside=outside,
         balance=body["post_payment_amount"] - refunded - outside,
         tax=charged(body["total_taxes"]),

@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -175,6 +176,21 @@ class Gateway:
         """What the customer owes beside invoices (below 0: has left), in Stripe's unit."""
         customer = self._call(lambda: self._client.v1.customers.retrieve(stripe_customer_id)).to_dict()
         return int(customer.get("balance") or 0)
+
+    def refunds(self, since: datetime) -> list[dict[str, Any]]:
+        """All refunds that were created since then."""
+
+        def every() -> list[stripe.Refund]:
+            page = self._client.v1.refunds.list({"created": {"gte": int(since.timestamp())}, "limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        return [refund.to_dict() for refund in self._call(every)]
+
+    def invoice_of(self, payment_intent: str) -> str | None:
+        """The invoice that a payment was for; None where it was for none."""
+        payment: Any = {"type": "payment_intent", "payment_intent": payment_intent}
+        found = self._call(lambda: self._client.v1.invoice_payments.list({"payment": payment, "limit": 1})).data
+        return str(found[0].to_dict()["invoice"]) if found else None
 
     def find_customer(self, metadata: Mapping[str, str]) -> dict[str, Any] | None:
         """The customer that carries the metadata. Stripe's search lags behind by about a minute."""

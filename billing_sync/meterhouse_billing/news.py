@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine, insert, select, update
 
-from meterhouse_billing import meter_reports, records, states
+from meterhouse_billing import meter_reports, records, refunds, states
 from meterhouse_billing.gateway import StripeRefused
 from meterhouse_billing.world import World
 from meterhouse_store.sql import begin_write
@@ -69,6 +69,8 @@ def process(world: World) -> list[str]:
             outcome = _look(world, event["object_id"], event["type"])
         elif event["type"].startswith(meter_reports.TYPES):
             outcome = meter_reports.take(world, event["event_id"])
+        elif event["type"].startswith(("refund.", "charge.refund")):
+            outcome = "; ".join(refunds.record(world)) or "nothing new"
         is_it = webhook_inbox.c.event_id == event["event_id"]
         with begin_write(world.engine) as connection:
             values = {"processed_at": world.now(), "outcome": outcome[:256]}
@@ -78,13 +80,13 @@ def process(world: World) -> list[str]:
 
 
 def poll(world: World) -> list[str]:
-    """Look at every invoice of ours that may still change, for webhooks that never came; says what changed."""
+    """Look at every invoice of ours that may still change, and for refunds, for webhooks that never came."""
     found = []
     for row in records.unsettled(world.engine, world.namespace):
         outcome = _look(world, row["stripe_invoice_id"], "poll")
         if outcome not in ("nothing new", "still a draft"):
             found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
-    return found
+    return found + refunds.record(world)
 
 
 def _look(world: World, stripe_invoice_id: str, why: str) -> str:

@@ -4,8 +4,12 @@ The receivable of a customer is then what Stripe shows as owed: a void invoice i
 Pure; amounts in minor units.
 """
 
+from typing import Final
+
 from meterhouse_rating.ids import digest
 from meterhouse_rating.ledger import ADJUSTMENTS, CASH, RECEIVABLE, REVENUE, TAX, Entry, Posting, transaction_id
+
+REFUND: Final = "refund"
 
 
 def payment(payment_id: str, name: str, amount_minor: int, currency: str) -> Posting:
@@ -50,4 +54,16 @@ def credited_tax(note_id: str, name: str, amount_minor: int, currency: str) -> P
 def refund(note_id: str, name: str, amount_minor: int, currency: str) -> Posting:
     """What a credit note on a paid invoice gave back: the note took it off what is owed, the money went out."""
     sides = (Entry(RECEIVABLE, amount_minor, currency), Entry(CASH, -amount_minor, currency))
-    return Posting("refund", note_id, f"refund of credit note {name}", sides)
+    return Posting(REFUND, note_id, f"refund of credit note {name}", sides)
+
+
+def refund_source(stripe_refund_id: str) -> str:
+    """What names the posting of a refund that was made by hand."""
+    return digest(["refund", stripe_refund_id])
+
+
+def refund_by_hand(stripe_refund_id: str, name: str, amount_minor: int, currency: str) -> Posting:
+    """Money went back in Stripe without a credit note: the invoice stays paid, nobody owes more or less."""
+    sides = (Entry(ADJUSTMENTS, amount_minor, currency), Entry(CASH, -amount_minor, currency))
+    memo = f"refund of invoice {name}, made in Stripe ({stripe_refund_id})"
+    return Posting(REFUND, refund_source(stripe_refund_id), memo, sides)

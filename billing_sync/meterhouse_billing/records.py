@@ -117,6 +117,14 @@ def invoice(engine: Engine, invoice_id: str) -> RowMapping | None:
         return connection.execute(select(invoices).where(invoices.c.invoice_id == invoice_id)).mappings().one_or_none()
 
 
+def by_stripe_id(engine: Engine, namespace: str, stripe_invoice_id: str) -> RowMapping | None:
+    """The row of one of Stripe's invoices."""
+    query = select(invoices).where(invoices.c.namespace == namespace)
+    with engine.connect() as connection:
+        found = connection.execute(query.where(invoices.c.stripe_invoice_id == stripe_invoice_id))
+        return found.mappings().one_or_none()
+
+
 def all_invoices(engine: Engine, namespace: str) -> Sequence[RowMapping]:
     """The invoices of a namespace, by customer and period."""
     query = select(invoices).where(invoices.c.namespace == namespace)

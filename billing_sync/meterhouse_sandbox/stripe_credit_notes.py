@@ -189,6 +189,21 @@ def _note_lines(items: list[tuple[str, int]], given: list[dict[str, Any]]) -> li
 def _refund(context: Context, invoice: dict[str, Any], amount: int) -> list[dict[str, Any]]:
     if not amount:
         return []
+    refund = _give_back(context, invoice, amount, {})
+    return [{"type": "refund", "refund": refund["id"], "amount_refunded": amount}]
+
+
+def refund_by_hand(context: Context, given: dict[str, Any]) -> dict[str, Any]:
+    """What an operator does in the dashboard: money back for a payment, without a credit note."""
+    payments = context.state.newest_first("invoice_payment")
+    paid = [one for one in payments if one["payment"]["payment_intent"] == given["payment_intent"]]
+    if not paid:
+        raise StripeRefusal("No such payment_intent", code="resource_missing", param="payment_intent")
+    invoice = context.find("invoice", paid[0]["invoice"])
+    return _give_back(context, invoice, given.get("amount", paid[0]["amount_paid"]), given.get("metadata") or {})
+
+
+def _give_back(context: Context, invoice: dict[str, Any], amount: int, metadata: dict[str, str]) -> dict[str, Any]:
     charges = context.state.newest_first("charge", owner=invoice["id"])
     left = sum(charge["amount"] - charge["amount_refunded"] for charge in charges)
     if amount > left:
@@ -203,13 +218,14 @@ def _refund(context: Context, invoice: dict[str, Any], amount: int) -> list[dict
         "charge": charge["id"],
         "created": context.now(),
         "currency": invoice["currency"],
-        "metadata": {},
+        "metadata": metadata,
+        "payment_intent": charge["payment_intent"],
         "reason": None,
         "status": "succeeded",
     }
     context.state.put("refund", refund)
     context.emit("refund.created", refund)
-    return [{"type": "refund", "refund": refund["id"], "amount_refunded": amount}]
+    return refund
 
 
 def _balance(context: Context, name: str, change: int) -> None:

@@ -223,12 +223,33 @@ def pay(context: Context, name: str, given: dict[str, Any]) -> dict[str, Any]:
         raise StripeRefusal(message, code="invoice_payment_intent_requires_action", param="payment_method")
     invoice |= {"attempted": True, "attempt_count": invoice["attempt_count"] + 1}
     if given["payment_method"] != _DECLINED:
-        charge = {"id": new_id("ch"), "object": "charge", "amount": invoice["amount_remaining"], "amount_refunded": 0}
-        context.state.put("charge", charge, owner=name)
+        _charge(context, invoice)
         return settle(context, invoice)
     _save(context, invoice)
     context.emit("invoice.payment_failed", show(context, invoice))
     return show(context, invoice)
+
+
+def _charge(context: Context, invoice: dict[str, Any]) -> None:
+    """The money, and which payment it was."""
+    amount, intent = invoice["amount_remaining"], new_id("pi")
+    charge = {"id": new_id("ch"), "object": "charge", "amount": amount, "amount_refunded": 0, "payment_intent": intent}
+    context.state.put("charge", charge, owner=invoice["id"])
+    payment = {
+        "id": new_id("inpay"),
+        "object": "invoice_payment",
+        "amount_paid": amount,
+        "amount_requested": amount,
+        "created": context.now(),
+        "currency": invoice["currency"],
+        "invoice": invoice["id"],
+        "is_default": True,
+        "livemode": False,
+        "payment": {"type": "payment_intent", "payment_intent": intent},
+        "status": "paid",
+        "status_transitions": {"canceled_at": None, "paid_at": context.now()},
+    }
+    context.state.put("invoice_payment", payment)
 
 
 def declined(given: dict[str, Any]) -> bool:

@@ -99,8 +99,20 @@ def _list_note_lines(context: Context, name: str, given: Given) -> dict[str, Any
 
 
 def _list_refunds(context: Context, _name: str, given: Given) -> dict[str, Any]:
-    found = context.state.newest_first("refund", lambda one: given.get("charge") in (None, one["charge"]))
+    since = given.get("created", {}).get("gte", 0)
+    found = context.state.newest_first(
+        "refund", lambda one: given.get("charge") in (None, one["charge"]) and one["created"] >= since
+    )
     return _page(found, given, "/v1/refunds")
+
+
+def _list_payments(context: Context, _name: str, given: Given) -> dict[str, Any]:
+    intent = given.get("payment", {}).get("payment_intent")
+
+    def fits(one: dict[str, Any]) -> bool:
+        return given.get("invoice") in (None, one["invoice"]) and intent in (None, one["payment"]["payment_intent"])
+
+    return _page(context.state.newest_first("invoice_payment", fits), given, "/v1/invoice_payments")
 
 
 def _list_items(context: Context, _name: str, given: Given) -> dict[str, Any]:
@@ -176,7 +188,11 @@ ROUTES: Final = (
     _call("GET", "/v1/credit_notes/{id}/lines", "CreditNoteLineItemListParams", _list_note_lines,
           "limit starting_after"),
     _call("POST", "/v1/credit_notes/{id}/void", "CreditNoteVoidCreditNoteParams", _on_invoice(credit_notes.void)),
-    _call("GET", "/v1/refunds", "RefundListParams", _list_refunds, "limit starting_after charge"),
+    _call("GET", "/v1/refunds", "RefundListParams", _list_refunds, "limit starting_after charge created.gte"),
+    _call("POST", "/v1/refunds", "RefundCreateParams", _new(credit_notes.refund_by_hand),
+          "payment_intent amount metadata", "payment_intent"),
+    _call("GET", "/v1/invoice_payments", "InvoicePaymentListParams", _list_payments,
+          "limit starting_after invoice payment.type payment.payment_intent"),
     _call("GET", "/v1/refunds/{id}", "RefundRetrieveParams", _retrieve("refund")),
     _call("GET", "/v1/invoiceitems", "InvoiceItemListParams", _list_items, "limit starting_after customer pending",
           "pending"),

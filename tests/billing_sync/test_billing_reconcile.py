@@ -109,6 +109,32 @@ def test_what_somebody_did_in_stripe_is_found_and_named(books, sandbox, world, p
     assert codes(world) == found
 
 
+def test_a_refund_that_was_made_by_hand_in_stripe_is_found_and_posted_once(books, sandbox, world):
+    from meterhouse_billing import policies
+
+    rating_id = books.rating("acme", LINES)
+    run(world)
+    v1 = sandbox.client.v1
+    [invoice] = v1.invoices.list().data
+    pay(sandbox, invoice)
+    news.poll(world)
+    policies.change(world.engine, "test", "acme", {"paid-credit": "refund"}, who="c", why="w", now=world.now())
+    books.correction(rating_id, [(1, -300)])
+    run(world)  # refunds 3.00 by a credit note, which is none by hand
+    assert news.poll(world) == []
+    intent = v1.invoice_payments.list({"invoice": invoice.id}).data[0].payment.payment_intent
+    v1.refunds.create({"payment_intent": intent, "amount": 1200})
+    assert codes(world) == ["refund_behind"]
+    assert news.poll(world) == ["acme: 12.00 USD of SANDBOX-0001 were refunded in Stripe"]
+    assert news.poll(world) == []
+    assert codes(world) == []
+    sums = {}
+    for row in books.rows(tables.ledger_entries):
+        sums[row["account"]] = sums.get(row["account"], 0) + row["amount_minor"]
+    # 50.00 came in, 3.00 and 12.00 went back; the customer owes nothing.
+    assert sums == {"receivable": 0, "revenue": -4700, "cash": 3500, "adjustments": 1200}
+
+
 def test_the_command_prints_causes_with_next_steps_and_exits_with_3(books, sandbox, world, monkeypatch):
     environment = {"METERHOUSE_DATA": str(books.settings.data), "METERHOUSE_NAMESPACE": "test", **sandbox.environment}
     for name, value in environment.items():
