@@ -255,8 +255,10 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Iterator[Books]:
-    settings = Settings(data=tmp_path / "data", namespace="test")
+def books(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Books]:
+    """On SQLite; `@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)`: on both."""
+    more = {"sql_url": request.getfixturevalue("postgres_url")} if getattr(request, "param", "") == "postgres" else {}
+    settings = Settings(data=tmp_path / "data", namespace="test", **more)
     engine = open_engine(settings)
     registry.ensure_namespace(engine, "test", now=OCTOBER)
     yield Books(settings, engine)

@@ -109,11 +109,11 @@ class Month:
     def correct(self) -> None:
         """Late usage: something of the first line of some invoices of October goes back."""
         for name in ("acme", "kaisha", "dinar"):
-            for number in range(self.chance.randint(0, 2)):
+            for _ in range(self.chance.randint(0, 2)):
                 step = 10 if name == "dinar" else 1
                 most = self.invoiced[name][0] // step // 8  # four of them are never more than the invoice
                 amount = self.chance.randint(1, max(1, most)) * step
-                self.books.correction(f"rating-{name}", [(0, -amount)], f"note-{name}-{number}-{self.now.timestamp()}")
+                self.books.correction(f"rating-{name}", [(0, -amount)], f"note-{name}-{len(self.credited[name])}")
                 self.credited[name].append(amount)
 
     def pay(self) -> None:

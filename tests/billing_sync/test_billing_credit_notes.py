@@ -94,6 +94,7 @@ def test_what_no_charge_paid_cannot_be_refunded():
 # ---- on the way to Stripe
 
 
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
 def test_a_note_on_an_open_invoice_takes_off_what_remains_and_ledger_and_stripe_agree(books, sandbox, world):
     rating_id, invoice = invoiced(books, sandbox, world)
     assert after(books, sandbox, invoice) == ("finalised", 4500, 4500, 4500, 0)

@@ -37,6 +37,7 @@ def pay(sandbox, invoice):
     sandbox.client.v1.invoices.pay(invoice.id, {"payment_method": "pm_card_visa"})
 
 
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
 def test_a_whole_month_is_equal_at_every_station(books, sandbox, world):
     rating_id = books.rating("acme", LINES)
     books.rating("small", [("usage", "input", "1", 30)])  # below the least charge: onto the balance

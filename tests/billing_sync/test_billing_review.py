@@ -120,6 +120,7 @@ def test_what_demands_a_review(given, code):
 # ---- who approves
 
 
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
 def test_an_exception_waits_in_review_and_a_persons_approval_is_kept_with_it(books, sandbox, world):
     books.rating("acme", [*CLEAN, ("usage", "tools", "3", 0)])
     setting(world, approval="automatic")
@@ -276,6 +277,7 @@ def test_a_period_that_is_rated_anew_before_finalising_is_never_finalised_with_t
 # ---- void and issue again
 
 
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
 def test_a_void_invoice_is_owed_no_more_and_is_owed_again_when_it_is_issued_again(books, sandbox, world):
     books.rating("acme", CLEAN)
     run(world, approve=True)
