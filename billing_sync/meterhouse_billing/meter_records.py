@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, func, insert, select, update
 
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period
@@ -21,6 +21,7 @@ from meterhouse_store.tables import meter_events, meter_periods, meter_subscript
 PENDING: Final = "pending"
 DELIVERED: Final = "delivered"
 REJECTED: Final = "rejected"
+SUPERSEDED: Final = "superseded"
 CHUNK: Final = 1000
 
 Lane = tuple[str, str]
@@ -209,8 +210,23 @@ def record(
     return len(new)
 
 
+def supersede(engine: Engine, namespace: str, now: datetime) -> None:
+    """Settle what waits although a newer total of its hour is there: it must never be sent again.
+
+    Stripe may have the newer one already, without our knowing. It would count an older one that came after it, and then
+    refuse the newer one by its name.
+    """
+    change = (
+        update(meter_events)
+        .where(meter_events.c.namespace == namespace, meter_events.c.state == PENDING, _newer())
+        .values(state=SUPERSEDED, settled_at=now)
+    )
+    with begin_write(engine) as connection:
+        connection.execute(change)
+
+
 def pending(engine: Engine, namespace: str) -> dict[Lane, list[Event]]:
-    """What is to be sent, by customer and event name, each in the order in which it has to be sent."""
+    """What is to be sent, by customer and event name, hour by hour."""
     where = (meter_events.c.namespace == namespace) & (meter_events.c.state == PENDING)
     query = select(*_COLUMNS).where(where).order_by(meter_events.c.hour, meter_events.c.version)
     lanes: dict[Lane, list[Event]] = {}
@@ -263,10 +279,7 @@ def reject(engine: Engine, namespace: str, identifier: str, why: str, now: datet
 
 def rejected(engine: Engine, namespace: str) -> list[Event]:
     """The rejected events that nothing newer stands for."""
-    newer = meter_events.alias()
-    same = [newer.c[name] == meter_events.c[name] for name in ("namespace", "customer_id", "event_name", "hour")]
-    replaced = select(newer.c.identifier).where(*same, newer.c.version > meter_events.c.version).exists()
-    where = (meter_events.c.namespace == namespace) & (meter_events.c.state == REJECTED) & ~replaced
+    where = (meter_events.c.namespace == namespace) & (meter_events.c.state == REJECTED) & ~_newer()
     order = (meter_events.c.customer_id, meter_events.c.event_name, meter_events.c.hour)
     with engine.connect() as connection:
         return [Event(**row) for row in connection.execute(select(*_COLUMNS).where(where).order_by(*order)).mappings()]
@@ -281,6 +294,13 @@ def counts(engine: Engine, namespace: str) -> dict[Lane, dict[str, int]]:
         for customer_id, event_name, state, number in connection.execute(query):
             found.setdefault((customer_id, event_name), {})[state] = number
     return found
+
+
+def _newer() -> ColumnElement[bool]:
+    """Whether there is a newer event of the hour."""
+    newer = meter_events.alias()
+    same = [newer.c[name] == meter_events.c[name] for name in ("namespace", "customer_id", "event_name", "hour")]
+    return select(newer.c.identifier).where(*same, newer.c.version > meter_events.c.version).exists()
 
 
 def _latest(

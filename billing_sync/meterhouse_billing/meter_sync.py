@@ -5,7 +5,7 @@ and the ones before it do not. So an event may be sent again whenever its outcom
 is taken back is a newer total of its hour, and no difference can add up. With increments each of these would need
 Stripe's memory of identifiers, which lasts a day.
 
-Events of one customer and meter are sent one after the other, in the order of their versions: an older total never
+Of an hour only the newest total is sent, and those of one customer and meter one after the other: an older total never
 arrives after a newer one. Each step is committed before it is reported; a run that was stopped anywhere is repeated.
 """
 
@@ -131,6 +131,7 @@ def plan(run: Sync) -> Iterator[Step]:
 def deliver(run: Sync) -> Iterator[Step]:
     """Send what is pending. Raises StripeUnavailable: everything done stays done, and SwitchedOff."""
     world = run.world
+    records.supersede(world.engine, world.namespace, world.now())
     lanes = records.pending(world.engine, world.namespace)
     total = sum(map(len, lanes.values()))
     done = 0
@@ -227,12 +228,11 @@ class _Round:
 
     def _lane(self, events: Sequence[Event]) -> None:
         world = self._run.world
-        for position, event in enumerate(events):
+        for event in events:
             if self._stop.is_set():
                 return
-            newest = position + 1 == len(events) or events[position + 1].hour != event.hour
             try:
-                if not (newest and self._is_there(event)):
+                if not self._is_there(event):
                     self._run.gateway.send(event, event.attempts + 1)
             except StripeRefused as refused:
                 self._settled.put(_rejecting(world, event, str(refused)))

@@ -811,7 +811,7 @@ meter_events = Table(
     Column("hour", UtcTime, nullable=False),  # its start
     Column("version", Integer, nullable=False),  # 1, 2, ...
     Column("total", BigInteger, nullable=False),
-    Column("state", String(10), nullable=False),  # pending | delivered | rejected
+    Column("state", String(10), nullable=False),  # pending | delivered | rejected | superseded
     Column("attempts", Integer, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("sent_at", UtcTime),  # first attempt

@@ -112,7 +112,7 @@ def test_killed_before_or_after_any_call_the_next_run_goes_on(metered, when, num
     metered.truth.use("acme", "documents", OCTOBER + (number - 1) * HOUR, 1)
     metered.sync()
     assert metered.in_stripe("acme", "documents") == 16
-    assert {state for _, _, _, state in events_of(metered)} == {"delivered"}
+    assert {state for _, _, _, state in events_of(metered)} <= {"delivered", "superseded"}
 
 
 def events_of(metered):
@@ -156,6 +156,27 @@ def test_a_day_later_the_summary_is_read_before_anything_is_sent_again(metered):
     assert sent == []
     assert [state for _, _, _, state in events_of(metered)] == ["delivered"]
     assert metered.in_stripe("acme", "documents") == 5
+
+
+def test_an_older_total_is_never_sent_once_there_is_a_newer_one(metered, monkeypatch):
+    """Both reach Stripe and nothing is written down; a day on Stripe has forgotten the older one's name only."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    for hours, quantity in ((1, 5), (2, 2)):
+        metered.at(OCTOBER + hours * HOUR)
+        metered.truth.use("acme", "documents", OCTOBER, quantity)
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            patched.setattr(meter_records, "delivered", killed)
+            metered.sync()
+    metered.at(OCTOBER + 25.5 * HOUR)
+    metered.sync()
+    assert metered.in_stripe("acme", "documents") == 7
+    assert {state for _, _, _, state in events_of(metered)} == {"delivered", "superseded"}
 
 
 def test_a_rejection_is_matched_by_its_key_shown_with_a_next_step_and_mended(books, metered):
