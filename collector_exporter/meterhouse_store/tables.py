@@ -989,6 +989,17 @@ portal_members = Table(
     Index("portal_members_by_email", "namespace", "email"),
 )
 
+# Operators who may sign in to the portal; the row recorded last counts.
+portal_operators = Table(
+    "portal_operators",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("email", String(320), primary_key=True),  # lower case
+    Column("changed_at", UtcTime, primary_key=True),
+    Column("active", Integer, nullable=False),  # 1 | 0
+    Column("who", String(320), nullable=False),
+)
+
 # Links that were mailed; each signs in once.
 portal_links = Table(
     "portal_links",

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from meterhouse_portal import health, overview, page
 from meterhouse_portal.customer_api import CustomerApi
 from meterhouse_portal.customer_pages import CustomerPages
+from meterhouse_portal.operator_pages import BillingWorld, billing_world
 from meterhouse_portal.overview import Month
 from meterhouse_portal.page import Address
 from meterhouse_portal.rendering import Rendering
@@ -50,17 +51,24 @@ def now_utc() -> datetime:
     return datetime.now(UTC)
 
 
-def build(settings: Settings, token: str, *, public_url: str = "", now: Callable[[], datetime] = now_utc) -> ASGIApp:
+def build(
+    settings: Settings,
+    token: str,
+    *,
+    public_url: str = "",
+    now: Callable[[], datetime] = now_utc,
+    billing: BillingWorld = billing_world,
+) -> ASGIApp:
     """The application: `/` for the operator, `/account` for customers who signed in, and `/healthz`, `/metrics`, style
     and logo for everybody.
 
     The operator's token comes once as `/?token=...` and is exchanged for an HttpOnly cookie that does not contain it.
-    `public_url`: the portal's address as customers reach it; links in e-mails begin with it. Raises ValueError for a
-    brand that cannot be used.
+    `public_url`: the portal's address as customers reach it; links in e-mails begin with it. `billing`: how operators'
+    decisions reach Stripe. Raises ValueError for a brand that cannot be used.
     """
     stores, rendering = Stores(settings), Rendering(Brand())
     portal = _Portal(settings, stores, token, now)
-    customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now)
+    customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now, billing)
     routes = [
         Route("/", portal.index),
         Route("/healthz", portal.healthz),

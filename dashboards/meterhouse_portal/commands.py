@@ -94,6 +94,26 @@ def invite(
     print(f"{made.email} signs in for {customer_id} as {made.role}, at the portal's /account.")
 
 
+@portal.command("operators")
+def operators_command(
+    add: Annotated[str | None, typer.Option(metavar="EMAIL", help="Let somebody sign in as operator.")] = None,
+    remove: Annotated[str | None, typer.Option(metavar="EMAIL", help="Not any more, from now on.")] = None,
+    by: By = None,
+    data: Data = None,
+) -> None:
+    """List who may sign in at /operator, to review invoices and decide about suspense, prices and questions."""
+    from meterhouse_portal import members
+
+    settings = existing(data)
+    with explained(), opened_registry(settings) as engine:
+        for email, active in ((add, True), (remove, False)):
+            if email is not None:
+                who = by or getpass.getuser()
+                members.set_operator(engine, settings.namespace, email, active, who=who, now=datetime.now(UTC))
+        found = members.operators(engine, settings.namespace)
+    print("\n".join(found) or "Nobody: `meterhouse portal operators --add EMAIL`.")
+
+
 @portal.command("members")
 def members_command(
     customer_id: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")],
@@ -122,7 +142,7 @@ def link(
     with explained(), opened_registry(settings) as engine:
         token = members.request_link(engine, settings.namespace, email, datetime.now(UTC))
     if token is None:
-        fail(f"{email} is no member of any customer, or {members.MAX_LINKS} links are under way to it.")
+        fail(f"{email} is no member of any customer and no operator, or {members.MAX_LINKS} links are under way to it.")
     running = endpoints.read(settings.data)
     base = settings.public_url or (running.health.url.removesuffix("/healthz") if running else "http://127.0.0.1:8080")
     print(f"{base}/sign-in/{token}")

@@ -1,4 +1,4 @@
-"""The customers' side of the portal: signing in, and who may open which page. Routes are made of one table."""
+"""The pages behind a sign-in, customers' and operators': signing in, and who may open which. Tables make the routes."""
 
 import hmac
 import logging
@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from meterhouse_portal import access_pages, billing_pages, budget_pages, members, usage_pages
+from meterhouse_portal import access_pages, billing_pages, budget_pages, members, operator_pages, usage_pages
 from meterhouse_portal.account import Account
 from meterhouse_portal.members import Visitor
+from meterhouse_portal.operator_pages import BillingWorld, OperatorVisit
 from meterhouse_portal.rates import Bucket
 from meterhouse_portal.rendering import Rendering
 from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class CustomerPages:
-    """All of `/account` and of signing in."""
+    """All of `/account` and `/operator`, and of signing in."""
 
     def __init__(
         self,
@@ -43,7 +44,9 @@ class CustomerPages:
         mail_settings: MailSettings,
         public_url: str,
         now: Callable[[], datetime],
+        billing: BillingWorld,
     ) -> None:
+        self._billing = billing
         self._settings, self._stores, self._draw = settings, stores, rendering
         self._mail, self._public_url, self._now = mail_settings, public_url.rstrip("/"), now
         self._links = Bucket(20, timedelta(hours=1))  # per address that asks
@@ -56,7 +59,12 @@ class CustomerPages:
             Route("/sign-out", self._form_or_page(self.sign_out), methods=["POST"], name="open"),
             Route("/customers", self._form_or_page(self.choose), methods=["GET", "POST"], name="open"),
         ]
-        return signing + [Route(it.path, self._guarded(it), methods=[it.method], name=it.role) for it in PAGES]
+        operators = [
+            Route(it.path, self._for_operators(it.handler), methods=[it.method], name="operator")
+            for it in operator_pages.PAGES
+        ]
+        customers = [Route(it.path, self._guarded(it), methods=[it.method], name=it.role) for it in PAGES]
+        return signing + operators + customers
 
     # ---- signing in -------------------------------------------------------------------------------------------------
 
@@ -103,7 +111,8 @@ class CustomerPages:
         session = members.sign_in(self._stores.engine(), namespace, request.path_params["token"][:128], self._now())
         if session is None:
             return self._page("sign_in.html", 410, problem="That link was used, or is too old. Ask for a new one.")
-        answer = RedirectResponse("/account", 303)
+        visitor = members.visitor(self._stores.engine(), namespace, session, self._now())
+        answer = RedirectResponse("/operator" if visitor is not None and visitor.operator else "/account", 303)
         answer.set_cookie(
             COOKIE, session, max_age=int(members.SESSION_LIFE.total_seconds()), httponly=True, samesite="lax",
             secure=self._public_url.startswith("https:"), path="/",
@@ -141,7 +150,7 @@ class CustomerPages:
             if visitor is None:
                 return RedirectResponse("/sign-in", 303)
             if visitor.customer_id is None:
-                return RedirectResponse("/customers", 303)
+                return RedirectResponse("/customers" if visitor.memberships else "/operator", 303)
             if not visitor.may(page.role):
                 return self._message(403, "Not for this role", f"An owner can make you {page.role}: ask one.", visitor)
             if request.method == "POST" and not _sent_here(visitor, form):
@@ -157,6 +166,27 @@ class CustomerPages:
                     return self._message(404, "No such page", "It is not here, or not one of yours.", visitor)
                 except (Refused, PeriodError) as wrong:
                     return self._message(400, "That cannot be shown", str(wrong), visitor)
+
+        return self._form_or_page(run)
+
+    def _for_operators(self, handler: operator_pages.Handler) -> Callable[[Request], Any]:
+        def run(request: Request, form: Mapping[str, str]) -> Response:
+            visitor = self._visitor(request)
+            if visitor is None:
+                return RedirectResponse("/sign-in", 303)
+            if not visitor.operator:
+                return self._message(404, "No such page", "It is not here, or not one of yours.", visitor)
+            if request.method == "POST" and not _sent_here(visitor, form):
+                return self._message(403, "This form is too old", "Go back, reload the page, send it again.", visitor)
+            at = OperatorVisit(
+                request, visitor, self._settings, self._stores, form, self._draw, self._now, self._billing
+            )
+            try:
+                return handler(at)
+            except NotShown:
+                return self._message(404, "No such page", "It is not here any more.", visitor)
+            except Refused as wrong:
+                return self._message(400, "That cannot be done", str(wrong), visitor)
 
         return self._form_or_page(run)
 

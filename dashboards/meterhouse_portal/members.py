@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import customers, portal_links, portal_members, portal_sessions
+from meterhouse_store.tables import customers, portal_links, portal_members, portal_operators, portal_sessions
 
 VIEWER, BILLING, OWNER = "viewer", "billing", "owner"
 ROLES: Final = (VIEWER, BILLING, OWNER)
@@ -51,6 +51,7 @@ class Visitor:
     memberships: tuple[Member, ...]
     customer_id: str | None
     expires_at: datetime
+    operator: bool = False
 
     @property
     def role(self) -> str | None:
@@ -93,6 +94,27 @@ def set_role(
     return None if role is None else Member(customer_id, address, role, now, who)
 
 
+def set_operator(engine: Engine, namespace: str, email: str, active: bool, *, who: str, now: datetime) -> str:
+    """Let somebody sign in as operator, or not any more; the address as it is kept. Raises RegistryError."""
+    address, table = normalised(email), portal_operators
+    with begin_write(engine) as connection:
+        mine = (table.c.namespace == namespace) & (table.c.email == address)
+        last = connection.execute(select(func.max(table.c.changed_at)).where(mine)).scalar()
+        if last is not None and last >= now:
+            now = last + timedelta(microseconds=1)
+        row = {"namespace": namespace, "email": address, "changed_at": now, "active": int(active), "who": who}
+        connection.execute(insert(table).values(**row))
+    return address
+
+
+def operators(engine: Engine, namespace: str) -> list[str]:
+    """The addresses of those who may sign in as operators."""
+    with engine.connect() as connection:
+        query = select(portal_operators.c.email).where(portal_operators.c.namespace == namespace).distinct()
+        every = sorted(connection.execute(query).scalars())
+        return [email for email in every if _is_operator(connection, namespace, email)]
+
+
 def members(engine: Engine, namespace: str, customer_id: str) -> list[Member]:
     """The members of a customer, by address."""
     with engine.connect() as connection:
@@ -106,7 +128,7 @@ def request_link(engine: Engine, namespace: str, email: str, now: datetime) -> s
     except RegistryError:
         return None
     with begin_write(engine) as connection:
-        if not _memberships(connection, namespace, address):
+        if not _memberships(connection, namespace, address) and not _is_operator(connection, namespace, address):
             return None
         open_links = select(func.count()).where(
             portal_links.c.namespace == namespace,
@@ -140,7 +162,7 @@ def sign_in(engine: Engine, namespace: str, token: str, now: datetime) -> str | 
         if email is None or connection.execute(update(portal_links).where(is_it).values(used_at=now)).rowcount != 1:
             return None
         mine = _memberships(connection, namespace, email)
-        if not mine:
+        if not mine and not _is_operator(connection, namespace, email):
             return None
         session = secrets.token_urlsafe(32)
         connection.execute(
@@ -163,10 +185,11 @@ def visitor(engine: Engine, namespace: str, session: str, now: datetime) -> Visi
         if row is None:
             return None
         mine = tuple(_memberships(connection, namespace, row["email"]))
-    if not mine:
+        operator = _is_operator(connection, namespace, row["email"])
+    if not mine and not operator:
         return None
     chosen = row["customer_id"] if any(it.customer_id == row["customer_id"] for it in mine) else None
-    return Visitor(session, row["email"], mine, chosen, row["expires_at"])
+    return Visitor(session, row["email"], mine, chosen, row["expires_at"], operator)
 
 
 def choose(engine: Engine, namespace: str, who: Visitor, customer_id: str) -> bool:
@@ -204,6 +227,12 @@ def _members(connection: Connection, namespace: str, customer_id: str) -> list[M
 
 def _memberships(connection: Connection, namespace: str, email: str) -> list[Member]:
     return _standing(connection, namespace, portal_members.c.email == email)
+
+
+def _is_operator(connection: Connection, namespace: str, email: str) -> bool:
+    table = portal_operators
+    query = select(table.c.active).where(table.c.namespace == namespace, table.c.email == email)
+    return connection.execute(query.order_by(table.c.changed_at.desc()).limit(1)).scalar() == 1
 
 
 def _standing(connection: Connection, namespace: str, where: Any) -> list[Member]:

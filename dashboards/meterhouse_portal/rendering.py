@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from meterhouse_portal.wording import without_controls
 from meterhouse_rating.layout import money, number
 from meterhouse_store.brand import Brand
+from meterhouse_store.reasons import sentence
 
 _TOLD: Final = frozenset({"model", "title", "tax"})
 """Terms of a price that stand elsewhere on its row."""
@@ -48,7 +49,7 @@ class Rendering:
         self._environment.globals["terms"] = terms
         self._environment.filters.update(
             local=local, day=day, month=month_name, money=_money, amount=money, number=number, state=_state,
-            breakable=_breakable, shortened=_shortened,
+            breakable=_breakable, shortened=_shortened, reason=sentence,
         )  # fmt: skip
 
     def page(self, template: str, **values: Any) -> str:

@@ -333,11 +333,13 @@ def routes(world):
     from meterhouse_store.brand import Brand
     from meterhouse_store.mail import MailSettings
 
-    pages = CustomerPages(settings, Stores(settings), Rendering(Brand()), MailSettings(), "", lambda: NOW)
+    pages = CustomerPages(
+        settings, Stores(settings), Rendering(Brand()), MailSettings(), "", lambda: NOW, app.billing_world
+    )
     return [
         (next(iter(it.methods - {"HEAD"})), it.path, it.name)
         for it in pages.routes()
-        if isinstance(it, Route) and it.name != "open"
+        if isinstance(it, Route) and it.name not in ("open", "operator")
     ]
 
 

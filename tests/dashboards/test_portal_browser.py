@@ -108,6 +108,14 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
     looked_at("key-made")
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url("**/sign-in")
+
+    members.set_operator(world.engine, "live", "anna@operator.example", True, who="tests", now=NOW)
+    page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'anna@operator.example', NOW)}")
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/operator")
+    for name in ("", "/questions", "/suspense", "/prices", "/record"):
+        page.goto(f"{address}/operator{name}")
+        looked_at(f"operator{name}")
     assert complaints == []
     context.close()
 

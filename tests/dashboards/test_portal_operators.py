@@ -1,0 +1,177 @@
+"""Operators' pages: what waits is decided in the name of who is signed in, by the same rules as the commands."""
+
+import re
+import socket
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+import uvicorn
+from portal_samples import BOOK, COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of
+from starlette.testclient import TestClient
+
+from meterhouse_billing import policies, records
+from meterhouse_billing.gateway import connect
+from meterhouse_billing.run import bill
+from meterhouse_billing.world import World
+from meterhouse_portal import app, members, questions
+from meterhouse_rating import publishing, versions
+from meterhouse_rating.publishing import Person
+from meterhouse_sandbox.stripe_server import application
+from meterhouse_store import decided
+from meterhouse_store.tables import invoices
+
+ANNA, BEN = "anna@operator.example", "ben@operator.example"
+
+
+@pytest.fixture(scope="module")
+def stripe_url(tmp_path_factory):
+    """A running sandbox Stripe."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(application(tmp_path_factory.mktemp("stripe")), host="127.0.0.1", port=port, log_level="error")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def portal(warehouse_address, tmp_path_factory, stripe_url):
+    """The world with drafts of October in Stripe, two operators, and how to be one of them."""
+    with portal_world(warehouse_address, tmp_path_factory.mktemp("portal") / "data") as (world, settings):
+
+        def billing(engine, namespace, who, now):
+            environment = {"STRIPE_API_KEY": "sk_test_123", "METERHOUSE_STRIPE_URL": stripe_url}
+            return World(engine, connect(environment, live=False), namespace, who, now)
+
+        for email in (ANNA, BEN):
+            members.set_operator(world.engine, "live", email, True, who="tests", now=NOW)
+        at = billing(world.engine, "live", "bill run", lambda: NOW)
+        list(bill(at, records.drafts(world.engine, "live"), approve=False))
+
+        def visit(email):
+            built = app.build(settings, TOKEN, now=lambda: NOW, billing=billing)
+            browser = TestClient(built, follow_redirects=False)
+            answer = browser.post(f"/sign-in/{members.request_link(world.engine, 'live', email, NOW)}")
+            assert answer.status_code == 303
+            return browser, answer.headers["location"]
+
+        yield world, visit
+
+
+def state_of(world, customer):
+    with world.engine.connect() as connection:
+        query = invoices.select().where(invoices.c.customer_id == customer)
+        return connection.execute(query).mappings().one()["state"]
+
+
+def test_operators_come_to_their_pages_and_customers_do_not(portal):
+    _, visit = portal
+    anna, where = visit(ANNA)
+    assert where == "/operator" and anna.get("/operator").status_code == 200
+    assert anna.get("/account").headers["location"] == "/operator"
+    olga, where = visit("olga@acme.example")
+    assert where == "/account"
+    for path in ("/operator", "/operator/suspense", "/operator/prices", "/operator/questions", "/operator/record"):
+        assert olga.get(path).status_code == 404
+    token = form_token(olga.get("/account").text)
+    for path in ("/operator/suspense", "/operator/prices", "/operator/questions", "/operator/invoices/x"):
+        assert olga.post(path, data={"form": token, "act": "approve"}).status_code == 404
+
+
+def test_an_operator_who_is_one_no_more_is_out_at_once(portal):
+    world, visit = portal
+    members.set_operator(world.engine, "live", "carl@operator.example", True, who="tests", now=NOW)
+    carl, _ = visit("carl@operator.example")
+    assert carl.get("/operator").status_code == 200
+    members.set_operator(world.engine, "live", "carl@operator.example", False, who="tests", now=NOW)
+    assert carl.get("/operator").headers["location"] == "/sign-in"
+    assert members.operators(world.engine, "live") == [ANNA, BEN]
+
+
+def test_above_a_limit_one_approves_and_another_finalises(portal):
+    world, visit = portal
+    wanted = {"two-persons": "EUR=100", "approval": "person"}
+    policies.change(world.engine, "live", "", wanted, who="carol", why="agreed", now=NOW)
+    (anna, _), (ben, _) = visit(ANNA), visit(BEN)
+    page = anna.get("/operator").text
+    assert "acme: 602.00 EUR" in text_of(page)
+    path = re.search(r'acme: 602\.00 EUR.*?action="(/operator/invoices/[0-9a-f]+)"', page, re.DOTALL).group(1)
+    form = {"form": form_token(page), "why": "looked at"}
+    assert anna.post(path, data=form | {"act": "approve", "why": " "}).status_code == 400
+    assert anna.post(path, data={"act": "approve", "why": "x"}).status_code == 403
+    assert anna.post(path, data=form | {"act": "approve"}).status_code == 303
+    assert state_of(world, "acme") == "approved"
+    refused = anna.post(path, data=form | {"act": "finalise"})
+    assert refused.status_code == 422 and "another person finalises" in text_of(refused.text)
+    theirs = {"form": form_token(ben.get("/operator").text), "why": "due"}
+    assert ben.post(path, data=theirs | {"act": "finalise"}).status_code == 303
+    assert state_of(world, "acme") == "finalised"
+    shown = text_of(anna.get("/operator/record").text)
+    assert "approved → finalised ben@operator.example due" in shown
+    assert ben.post(path, data=theirs | {"act": "explode"}).status_code == 404
+
+
+def test_a_question_is_answered_in_the_operator_s_name(portal):
+    world, visit = portal
+    line = {"rating_id": "r" * 64, "line_id": "b" * 64, "amount_minor": 100, "currency": "EUR"}
+    asked = questions.ask(world.engine, "live", "acme", line, "<Why?>", who="olga@acme.example", now=NOW)
+    anna, _ = visit(ANNA)
+    page = anna.get("/operator/questions").text
+    assert "&lt;Why?&gt;" in page
+    form = {"form": form_token(page), "question": asked.question_id, "outcome": "accepted"}
+    assert anna.post("/operator/questions", data=form | {"why": ""}).status_code == 422
+    assert anna.post("/operator/questions", data=form | {"why": "Credited"}).status_code == 303
+    (answered,) = questions.of_customer(world.engine, "live", "acme")
+    assert (answered.outcome, answered.answer, answered.answered_by) == ("accepted", "Credited", ANNA)
+    assert anna.post("/operator/questions", data=form | {"why": "Again"}).status_code == 422
+
+
+def test_what_is_in_suspense_is_assigned_and_counts(portal):
+    world, visit = portal
+    held = event("", "tool.calls", "2026-11-20 10:00:00", 3, agent="lost")
+    values = row(800, held).replace("'', '', 'ok'", "'3', 'customer_missing', 'ok'")
+    world.client.command(f"INSERT INTO events ({COLUMNS}) VALUES {values}")
+    anna, _ = visit(ANNA)
+    page = anna.get("/operator/suspense").text
+    assert "3 tool.calls" in text_of(page) and "agent lost" in text_of(page)
+    form = {"form": form_token(page), "event": "e800", "meter": "tool.calls", "reason": "customer_missing"}
+    form |= {"act": "assign", "why": "their key, ticket 9"}
+    assert anna.post("/operator/suspense", data=form | {"customer": "initech"}).status_code == 422
+    assert anna.post("/operator/suspense", data=form | {"event": "e-none", "customer": "globex"}).status_code == 404
+    done = anna.post("/operator/suspense", data=form | {"customer": "globex"})
+    assert done.status_code == 200 and "Decided." in done.text
+    decided.apply(world.engine, world.client)
+    query = "SELECT billed_customer_id, quantity FROM usage WHERE event_id = 'e800'"
+    assert [(who, int(quantity)) for who, quantity in world.client.query(query).result_rows] == [("globex", 3)]
+    assert "Nothing is held back." in anna.get("/operator/suspense").text
+
+
+def test_a_proposed_price_book_is_approved_by_another_person(portal):
+    world, visit = portal
+    declared = {name: it.unit for name, it in world.meters.items()}
+    publishing.ask_for_two(world.engine, "live", by=Person("carol", "root"), why="rule", now=NOW)
+    text = BOOK.replace("price: 2.00", "price: 2.50")
+    publishing.propose(
+        world.engine, "live", text, declared, by=Person(ANNA, "portal"), valid_from=NOW + timedelta(days=10), now=NOW
+    )
+    (anna, _), (ben, _) = visit(ANNA), visit(BEN)
+    page = anna.get("/operator/prices").text
+    assert "-      input: {model: per_unit, metric: input_tokens, per: 1000, price: 2.00}" in page
+    assert "+      input: {model: per_unit, metric: input_tokens, per: 1000, price: 2.50}" in page
+    name = re.search(r'name="proposal" value="([0-9a-f]+)"', page).group(1)
+    mine = {"form": form_token(page), "proposal": name, "act": "approve", "why": "agreed"}
+    refused = anna.post("/operator/prices", data=mine)
+    assert refused.status_code == 422 and "another person has to approve it" in text_of(refused.text)
+    theirs = mine | {"form": form_token(ben.get("/operator/prices").text)}
+    assert ben.post("/operator/prices", data=theirs).status_code == 303
+    assert versions.versions(world.engine, "live")[-1].source == text
+    assert "approved by ben@operator.example" in text_of(ben.get("/operator/prices").text)
