@@ -24,6 +24,9 @@ ALWAYS = datetime(1970, 1, 1, tzinfo=UTC)
 OPERATOR = "operator"
 AUTO = "auto"
 
+ENDED = ""
+"""The plan of a contract that says that there is none any more."""
+
 METERING = "metering"
 PRICING = "pricing"
 ROLES = (METERING, PRICING)
@@ -64,7 +67,7 @@ class Customer:
 
 @dataclass(frozen=True)
 class Contract:
-    """The plan of a customer from `valid_from` until its next contract."""
+    """The plan of a customer from `valid_from` until its next contract; ENDED where there is none from then on."""
 
     contract_id: str
     namespace: str
@@ -208,6 +211,60 @@ def new_pseudonym() -> str:
     return f"cus_{secrets.token_hex(10)}"
 
 
+def end_contract(
+    engine: Engine, namespace: str, customer_id: str, at: datetime, *, who: str, why: str, now: datetime
+) -> tuple[Contract, bool]:
+    """End a customer's contract; the one that ends, and whether that is new. May be repeated.
+
+    Until then `withdraw_contract` takes it back, and a later contract begins anew. Raises RegistryError where no
+    contract holds then, where another one begins later, into a closed period, and for a reason that says nothing.
+    """
+    if not why.strip():
+        raise RegistryError("say why: it is kept with the record")
+    at, table = at.astimezone(UTC), tables.contracts
+    of_customer = (table.c.namespace == namespace) & (table.c.customer_id == customer_id)
+    with begin_write(engine) as connection:
+        is_it = (tables.customers.c.namespace == namespace) & (tables.customers.c.customer_id == customer_id)
+        found = _one(connection, Customer, tables.customers, is_it)
+        if found is None:
+            raise RegistryError(f"{customer_id} is not registered: `meterhouse customers list` shows who is")
+        known = [
+            Contract(**row)
+            for row in connection.execute(select(table).where(of_customer).order_by(table.c.valid_from)).mappings()
+        ]
+        before = [it for it in known if it.valid_from < at]
+        later = [it for it in known if it.valid_from >= at]
+        if before and [(it.plan, it.valid_from) for it in later] == [(ENDED, at)]:
+            return before[-1], False
+        if not before or before[-1].plan == ENDED:
+            raise RegistryError(f"{customer_id} has no contract that could end at {at.isoformat()}")
+        if later:
+            raise RegistryError(
+                f"another contract of {customer_id} begins at {later[0].valid_from.isoformat()}: take that back first, "
+                f"`meterhouse customers withdraw {customer_id} --valid-from {later[0].valid_from.isoformat()}`"
+            )
+        _refuse_closed(connection, found, at)
+        made = _new_contract(found, ENDED, at, now)
+        connection.execute(insert(table).values(**vars(made)))
+        connection.execute(
+            insert(tables.contract_ends).values(
+                contract_id=made.contract_id,
+                namespace=namespace,
+                customer_id=customer_id,
+                who=who[:128],
+                why=why[:500],
+                recorded_at=now,
+            )
+        )
+    return before[-1], True
+
+
+def _new_contract(customer: Customer, plan: str, valid_from: datetime, now: datetime) -> Contract:
+    identity = "\n".join((customer.namespace, customer.customer_id, valid_from.isoformat(timespec="microseconds")))
+    name = hashlib.sha256(identity.encode()).hexdigest()
+    return Contract(name, customer.namespace, customer.customer_id, plan, valid_from, now)
+
+
 def withdraw_contract(
     engine: Engine, namespace: str, customer_id: str, valid_from: datetime, *, now: datetime | None = None
 ) -> Contract:
@@ -226,9 +283,12 @@ def withdraw_contract(
             )
         if found.valid_from <= now:
             raise RegistryError(
-                f"the contract of {customer_id} on plan {found.plan!r} began at {found.valid_from.isoformat()} and is "
-                f"not changed: end it with another plan, `meterhouse customers add {customer_id} --plan PLAN`"
+                f"the contract of {customer_id} on plan {found.plan or 'none'} began at "
+                f"{found.valid_from.isoformat()} and is not changed: end it with another plan, "
+                f"`meterhouse customers add {customer_id} --plan PLAN`, or `meterhouse contracts cancel {customer_id}`"
             )
+        ends = tables.contract_ends
+        connection.execute(delete(ends).where(ends.c.contract_id == found.contract_id))
         connection.execute(delete(table).where(table.c.contract_id == found.contract_id))
     return found
 
@@ -429,25 +489,15 @@ def _add_contract(
             return
         if valid_from <= now:
             raise RegistryError(
-                f"{customer.customer_id} is on plan {same.plan!r} from {valid_from.isoformat()}; a contract that has "
-                f"begun is not changed: give {plan!r} a later --valid-from"
+                f"{customer.customer_id} is on plan {same.plan or 'none'} from {valid_from.isoformat()}; a contract "
+                f"that has begun is not changed: give {plan!r} a later --valid-from"
             )
         _refuse_closed(connection, customer, valid_from)
         is_same = table.c.contract_id == same.contract_id
         connection.execute(update(table).where(is_same).values(plan=plan, recorded_at=now))
         return
     _refuse_closed(connection, customer, valid_from)
-    identity = "\n".join((customer.namespace, customer.customer_id, valid_from.isoformat(timespec="microseconds")))
-    connection.execute(
-        insert(table).values(
-            contract_id=hashlib.sha256(identity.encode()).hexdigest(),
-            namespace=customer.namespace,
-            customer_id=customer.customer_id,
-            plan=plan,
-            valid_from=valid_from,
-            recorded_at=now,
-        )
-    )
+    connection.execute(insert(table).values(**vars(_new_contract(customer, plan, valid_from, now))))
 
 
 def _refuse_closed(connection: Connection, customer: Customer, valid_from: datetime) -> None:

@@ -147,7 +147,7 @@ def _customers_withdraw(
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
         gone = registry.withdraw_contract(engine, settings.namespace, customer_id, valid_from)
-    print(f"{customer_id} does not go on plan {gone.plan} from {moment(gone.valid_from.isoformat())}.")
+    print(f"{customer_id} does not go on plan {gone.plan or 'none'} from {moment(gone.valid_from.isoformat())}.")
 
 
 @customers.command("list")
@@ -341,7 +341,8 @@ def _customer_row(customer: dict[str, Any]) -> dict[str, str]:
     plans = []
     for contract in customer["contracts"]:
         always = contract["valid_from"].startswith("1970-01-01")
-        plans.append(contract["plan"] if always else f"{contract['plan']} from {moment(contract['valid_from'])}")
+        plan = contract["plan"] or "none"
+        plans.append(plan if always else f"{plan} from {moment(contract['valid_from'])}")
     return {
         "customer": customer["customer_id"],
         "name": customer["name"] + (f" ({customer['reference']})" if customer["reference"] else ""),

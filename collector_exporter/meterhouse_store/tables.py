@@ -128,10 +128,22 @@ contracts = Table(
     Column("contract_id", String(64), primary_key=True),  # hash of namespace, customer, valid_from
     Column("namespace", String(64), nullable=False),
     Column("customer_id", String(256), nullable=False),
-    Column("plan", String(64), nullable=False),
+    Column("plan", String(64), nullable=False),  # '': none, the customer's contract ended
     Column("valid_from", UtcTime, nullable=False),
     Column("recorded_at", UtcTime, nullable=False),
     UniqueConstraint("namespace", "customer_id", "valid_from"),
+)
+
+# Who ended a contract, and why; the end itself is a contract without a plan.
+contract_ends = Table(
+    "contract_ends",
+    metadata,
+    Column("contract_id", String(64), ForeignKey("contracts.contract_id"), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+    Column("recorded_at", UtcTime, nullable=False),
 )
 
 # What a customer agreed to beside its plan. Rows are added and ended, never changed otherwise.
@@ -392,8 +404,9 @@ unrated_usage = Table(
     Column("dimensions", JSON, nullable=False),
     Column("events", BigInteger, nullable=False),
     Column("quantity", Exact, nullable=False),
-    # customer_not_registered | meter_not_declared | no_price | cost_unknown | formula_failed | too_many_groups |
-    # negative_quantity, or by choice: unbilled_meter | unbilled_status | unbilled_task | unbilled_trial
+    # customer_not_registered | contract_ended | meter_not_declared | no_price | cost_unknown | formula_failed |
+    # too_many_groups | negative_quantity, or by choice: unbilled_meter | unbilled_status | unbilled_task |
+    # unbilled_trial
     Column("reason", String(32), nullable=False),
     Column("hint", Text, nullable=False),  # the line to add, or why it is free
 )

@@ -113,7 +113,7 @@ class Account:
     def plan(self, period: Period) -> str | None:
         """The plan that the period is priced by."""
         found = contract_in_force(registry.contracts(self.engine, self.namespace, self.customer_id), period)
-        return None if found is None else found.plan
+        return None if found is None else found.plan or None
 
     def outlook(self) -> Outlook:
         """The month under way: so far, and to its end. Raises NotThere without a price book."""

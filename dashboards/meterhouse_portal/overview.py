@@ -19,7 +19,7 @@ from meterhouse_store import registry, tables
 CUSTOMERS_SHOWN = 100
 """The page is for a look; whoever has more customers asks the command line or Grafana."""
 HINTS_SHOWN = 20
-NEVER_PRICED = ("customer_not_registered", "meter_not_declared", "no_price")
+NEVER_PRICED = ("customer_not_registered", "contract_ended", "meter_not_declared", "no_price")
 """Reasons of unrated usage that somebody has to act on; the others are the price book's choice."""
 
 
@@ -223,7 +223,7 @@ def _plans(known: dict[str, registry.Customer], contracts: Iterable[registry.Con
         customer_id: contract_in_force(of_customer[customer_id], month.within(customer.time_zone))
         for customer_id, customer in known.items()
     }
-    return {customer_id: contract.plan for customer_id, contract in in_force.items() if contract}
+    return {name: contract.plan for name, contract in in_force.items() if contract and contract.plan}
 
 
 def _costs(engine: Engine, namespace: str, month: Month) -> dict[str, list[Cost]]:

@@ -185,13 +185,43 @@ def contracts_end(
     on: Annotated[str | None, typer.Option("--on", metavar="T", help="When it ends; now if not given.")] = None,
     data: Data = None,
 ) -> None:
-    """End an add-on, a price of a customer's own, or a discount."""
+    """End an add-on, a price of a customer's own, or a discount. The contract itself: `contracts cancel`."""
     from meterhouse_store import agreements
 
     with refusals(), _explained():
         settings = existing(data)
         made = agreements.end(engine_of(settings), settings.namespace, agreement, _moment(on))
         print(f"{made.agreement_id[:12]} of {made.customer_id} holds {_span(made)}.")
+
+
+@contracts.command("cancel")
+def contracts_cancel(
+    customer: Customer,
+    at: Annotated[str, typer.Option("--at", metavar="T", help="When it ends: ISO date or instant.")],
+    why: Annotated[str, typer.Option(help="Kept with the record.")],
+    by: Annotated[str | None, typer.Option(help="Who does it; the account's name if not given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it comes to; record nothing.")] = False,
+    data: Data = None,
+) -> None:
+    """End a customer's contract. May be repeated; until then `customers withdraw` takes it back.
+
+    It ends at that moment where the price book has plans change `at_once`, else with the month that it falls in. Fees
+    and minimums are due up to then, what was paid in advance beyond it comes back, and usage after it has no price.
+    """
+    from meterhouse_rating import cancelling
+    from meterhouse_store import registry
+
+    with refusals(), _explained():
+        settings = existing(data)
+        engine, moment = engine_of(settings), _moment(at)
+        end = cancelling.end_of(engine, settings.namespace, customer, moment)
+        if dry_run:
+            print(f"The contract of {customer} would end at {_short(end)}.")
+            return
+        who, now = by or getpass.getuser(), datetime.now(UTC)
+        ended, new = registry.end_contract(engine, settings.namespace, customer, moment, who=who, why=why, now=now)
+        what = "ends" if new else "ends already"
+        print(f"The contract of {customer} on plan {ended.plan} {what} at {_short(end)}.")
 
 
 @contracts.command("show")
@@ -229,6 +259,10 @@ def _terms(engine: "Engine", settings: "Settings", customer: str, moment: dateti
     contract = contract_in_force(known, period)
     if contract is None:
         fail(f"{customer} has no plan: `meterhouse customers add {customer} --plan PLAN`")
+    if contract.plan == registry.ENDED:
+        fail(
+            f"the contract of {customer} ended at {_short(contract.valid_from)}: `meterhouse customers add` begins anew"
+        )
     plan = version.book.plans.get(contract.plan)
     if plan is None:
         fail(f"{customer} is on the plan {contract.plan}, which price book version {version.version} does not have.")

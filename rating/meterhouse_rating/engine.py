@@ -38,6 +38,7 @@ from meterhouse_store.numbers import plain
 
 __all__ = [
     "BY_CHOICE",
+    "CONTRACT_ENDED",
     "NOT_DECLARED",
     "NOT_REGISTERED",
     "NO_PRICE",
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 NOT_REGISTERED: Final = "customer_not_registered"
+CONTRACT_ENDED: Final = "contract_ended"
 CORRECTION: Final = "correction"
 CREDIT_RESTORED: Final = "credit_restored"
 """Kinds of lines about a period that was closed before."""

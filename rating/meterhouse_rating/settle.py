@@ -39,7 +39,7 @@ from meterhouse_rating.settled import (
 from meterhouse_rating.sorting import measurements, needs_tasks
 from meterhouse_rating.usage import Found, Wanted, Watermark
 from meterhouse_rating.versions import Version, in_force
-from meterhouse_store.registry import ALWAYS, Contract, Customer
+from meterhouse_store.registry import ALWAYS, ENDED, Contract, Customer
 
 
 class WatermarkWentBack(RuntimeError):
@@ -358,6 +358,12 @@ def _basis(terms: Terms, customer_id: str, period: Period, found: Found) -> _Bas
     if customer is None or contract is None:
         plans = sorted({plan for version in terms.versions[-1:] for plan in terms.book(version).plans})
         return _Unpriced(engine.NOT_REGISTERED, f"meterhouse customers add {name} --plan {'|'.join(plans) or 'PLAN'}")
+    if contract.plan == ENDED:
+        return _Unpriced(
+            engine.CONTRACT_ENDED,
+            f"its contract ended at {short(contract.valid_from)}: if that is wrong, meterhouse customers add {name} "
+            "--plan PLAN --valid-from T; else find out who still uses it",
+        )
     version = in_force(terms.versions, period)
     if version is None:
         return _Unpriced(engine.NO_PRICE, _publish(period))

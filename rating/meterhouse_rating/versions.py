@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Select, insert, select
 from meterhouse_rating import price_audit
 from meterhouse_rating.book import Book, check, parse
 from meterhouse_rating.periods import Period, month_of
-from meterhouse_store.registry import ALWAYS, Contract, ensure_namespace
+from meterhouse_store.registry import ALWAYS, ENDED, Contract, ensure_namespace
 from meterhouse_store.registry import namespace as namespace_of
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import namespaces, price_books
@@ -175,7 +175,7 @@ def plans_left_out(
         replaced_at[contract.customer_id] = contract.valid_from
         over = ends is not None and ends <= version.valid_from
         too_late = until is not None and contract.valid_from >= until
-        if contract.plan not in plans and not over and not too_late:
+        if contract.plan not in plans and contract.plan != ENDED and not over and not too_late:
             customers.setdefault(contract.plan, set()).add(contract.customer_id)
     return {plan: len(found) for plan, found in sorted(customers.items())}
 

@@ -364,6 +364,18 @@ def test_a_plan_that_changes_at_once_cuts_the_month(reading, engine):
     assert [(it["kind"], it["applies_from"]) for it in before["scheduled"]] == [("plan", "2026-12-10T00:00:00+00:00")]
 
 
+def test_a_contract_that_ends_is_told_before_and_after(reading, engine):
+    registry.add_customer(engine, "test", "acme", plan="pay", valid_from=day("2026-10-01"), now=day("2026-10-01"))
+    registry.end_contract(engine, "test", "acme", day("2026-12-10"), who="ann", why="moved", now=NOW)
+    [change] = reading.get("/v1/customers/acme/prices").json()["scheduled"]
+    assert (change["kind"], change["name"], change["applies_from"]) == (
+        "contract_ends",
+        "pay",
+        "2027-01-01T00:00:00+00:00",
+    )
+    assert reading.refused("/v1/customers/acme/prices?at=2027-01-05") == (409, "not_priced")
+
+
 def test_an_id_with_a_slash_is_asked_for_percent_encoded(reading, engine):
     registry.add_customer(engine, "test", "eu/acme/prices", plan="big", now=NOW)
     found = reading.get("/v1/customers/eu%2Facme%2Fprices/prices").json()

@@ -22,7 +22,7 @@ from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import Standing, contract_in_force
 from meterhouse_rating.versions import Version, in_force
 from meterhouse_store.numbers import plain
-from meterhouse_store.registry import Contract, Customer
+from meterhouse_store.registry import ENDED, Contract, Customer
 
 
 class NotPriced(LookupError):
@@ -108,6 +108,8 @@ def _basis(terms: Terms, customer: Customer, closed: Sequence[Standing], at: dat
     contract = contract_in_force(terms.contracts.get(name, ()), period)
     if contract is None:
         raise NotPriced(f"{name} has no plan in {period}")
+    if contract.plan == ENDED:
+        raise NotPriced(f"the contract of {name} ended at {contract.valid_from.isoformat()}")
     book = terms.book(version)
     plan = book.plans.get(contract.plan)
     if plan is None:
@@ -176,7 +178,10 @@ def _scheduled(basis: _Basis, trial_end: datetime | None) -> Iterator[dict[str, 
         if contract.valid_from > basis.contract.valid_from:
             when = _plan_changes_at(basis, contract)
             if when > at:
-                yield _change(when, "plan", contract.plan, f"from {basis.contract.plan}")
+                kind, name = (
+                    ("contract_ends", basis.contract.plan) if contract.plan == ENDED else ("plan", contract.plan)
+                )
+                yield _change(when, kind, name, f"from {basis.contract.plan}")
     for version in basis.terms.versions:
         when = next_month(version.valid_from, zone)
         if when > at and in_force(basis.terms.versions, Period(when, month_of(when, zone).end)) == version:

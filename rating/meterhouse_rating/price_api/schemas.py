@@ -166,6 +166,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 kind={
                     "enum": [
                         "plan",
+                        "contract_ends",
                         "price_book",
                         "addon_begins",
                         "addon_ends",
