@@ -114,7 +114,9 @@ def behind(world: World, line: Row, limit: int) -> Behind:
         before = earlier_in_month(connection, told, every)
     usage = _usage(world, told, prices, line)
     findings, on_it = check_line(told.facts, prices, usage, before, line["line_id"])
-    events = () if on_it is None else _events(world, told, on_it.groups, limit, as_of=told.standing.as_of)
+    events = (
+        () if on_it is None else _events(world, told, on_it.groups, _by(prices, line), limit, as_of=told.standing.as_of)
+    )
     if on_it is not None:
         _add_up(findings, on_it, events)
     return _made(world, line, told, findings, on_it, events, "")
@@ -169,16 +171,21 @@ def _correction(
         after=closed.as_of,
     )
     late = _on_line(prices, told, line, since.get(customer, Found()))
-    events = _events(world, told, late.groups, limit, as_of=line["as_of"], after=closed.as_of)
+    events = _events(world, told, late.groups, _by(prices, line), limit, as_of=line["as_of"], after=closed.as_of)
     return _made(world, line, told, findings, late, events, f" of {closed.period} became known since it was closed")
 
 
 def _on_line(prices: Prices, told: Told, line: Row, found: Found) -> Counted:
     """What of the usage is on a line like this."""
-    part = prices.parts.get(line["component"])
-    names = part.by if part is not None else []
-    key = (line["component"], line["metric"], tuple((name, line["dimensions"].get(name, "")) for name in names))
+    dimensions = tuple((name, line["dimensions"].get(name, "")) for name in _by(prices, line))
+    key = (line["component"], line["metric"], dimensions)
     return count(prices, groups(found.rows), told.facts["left"])[0].get(key, Counted(Fraction(0), 0))
+
+
+def _by(prices: Prices | str, line: Row) -> list[str]:
+    """The dimensions that the lines of its component are apart by."""
+    part = None if isinstance(prices, str) else prices.parts.get(line["component"])
+    return [] if part is None else part.by
 
 
 def _billed(connection: Connection, namespace: str, line: Row, every: Sequence[Standing]) -> Fraction:
@@ -228,6 +235,7 @@ def _events(
     world: World,
     told: Told,
     among: Sequence[Group],
+    by: Sequence[str],
     limit: int,
     *,
     as_of: datetime,
@@ -236,8 +244,9 @@ def _events(
     """The first events of the groups, in order."""
     if not among or not limit:
         return ()
-    kinds = [(it.meter, it.status, it.task, *(it.dimensions.get(name, "") for name in told.dimensions)) for it in among]
-    query = events_query(told.dimensions, tasks=told.tasks, source=WOUND_BACK, only=True)
+    # Whether an event is on a line depends on these alone: so few groups are asked for, however many others there are.
+    kinds = sorted({(it.meter, it.status, it.task, *(it.dimensions.get(name, "") for name in by)) for it in among})
+    query = events_query(told.dimensions, tasks=told.tasks, source=WOUND_BACK, by=by)
     customer = told.standing.customer_id
     parameters = window_parameters(
         world.namespace, _billed_span(told), told.dimensions, as_of=as_of, after=after, customers=[customer]

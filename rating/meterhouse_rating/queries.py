@@ -111,18 +111,22 @@ EVENT_COLUMNS: Final = ("event_id", "trace_id", "call_id", "task_id", "model", "
 """What is told of an event beside its time, meter, quantity, status and dimensions."""
 
 
-def events_query(dimensions: Sequence[str], *, tasks: bool, source: str = USAGE, only: bool = False) -> str:
+def events_query(
+    dimensions: Sequence[str], *, tasks: bool, source: str = USAGE, by: Sequence[str] | None = None
+) -> str:
     """The events of a period of one customer, in order: time, when it was known, meter, quantity, status, how its task
     ended (empty without `tasks`), the customer as claimed, EVENT_COLUMNS, then the dimensions.
 
-    `only`: those of a meter, status, task and dimensions that are among the parameter `groups` (all text), and no more
-    than `limit`. Raises ValueError for a dimension that is none.
+    With `by`, some of the dimensions: those of a meter, status, task and values of `by` that are among the parameter
+    `groups` (all text), and no more than `limit`. Raises ValueError for a dimension that is none.
     """
     columns, task = _columns(dimensions), _task_column(source) if tasks else "''"
-    chosen = ", ".join(["meter", "status", task, *columns])
-    kinds = ", ".join(["String"] * (3 + len(columns)))
-    among = f" AND ({chosen}) IN {{groups:Array(Tuple({kinds}))}}" if only else ""
-    limit = " LIMIT {limit:UInt64}" if only else ""
+    among = limit = ""
+    if by is not None:
+        chosen = ["meter", "status", task, *(columns[list(dimensions).index(name)] for name in by)]
+        kinds = ", ".join(["String"] * len(chosen))
+        among = f" AND ({', '.join(chosen)}) IN {{groups:Array(Tuple({kinds}))}}"
+        limit = " LIMIT {limit:UInt64}"
     told = ", ".join([*EVENT_COLUMNS, *columns])
     return (
         "SELECT replaceOne(toString(event_time), ' ', 'T'), replaceOne(toString(known_at), ' ', 'T'), meter, "

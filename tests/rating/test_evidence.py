@@ -260,6 +260,10 @@ FORGERIES = {
     ),
     "the chain": (facts("ledger.json", seal_broken), "the seal before it"),
     "a transaction removed": (facts("ledger.json", lambda it: it["transactions"].pop()), "what the ledger has of it"),
+    "when it was posted": (
+        facts("ledger.json", lambda it: it["transactions"][0].update(recorded_at="2026-10-01T00:00:00.000000+00:00")),
+        "its seal: it says",
+    ),
     "a memo": (facts("ledger.json", lambda it: it["transactions"][0].update(memo="x")), "the seal of whose it is"),
 }  # fmt: skip
 

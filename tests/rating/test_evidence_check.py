@@ -11,7 +11,8 @@ from rating_samples import BOOK
 
 from meterhouse_rating import document, engine, results, starters
 from meterhouse_rating.evidence import make
-from meterhouse_rating.evidence_check.findings import Findings
+from meterhouse_rating.evidence_check.amounts import formula
+from meterhouse_rating.evidence_check.findings import Findings, Refused
 from meterhouse_rating.evidence_check.lines import check_rating
 from meterhouse_rating.evidence_check.prices import prices_of
 from meterhouse_rating.evidence_check.usage import Group
@@ -38,7 +39,8 @@ def as_facts(case, rated):
             row | {"quantity": plain(row["quantity"]), "amount_exact": plain(row["amount_exact"])} for row in rows
         ],
         "left": [
-            {"meter": it.meter, "reason": it.reason, "quantity": plain(it.quantity)} for it in rated.leftovers
+            {"meter": it.meter, "reason": it.reason, "quantity": plain(it.quantity), "events": it.events}
+            for it in rated.leftovers
         ],
         "discounts": [
             {"id": it.agreement_id, "percent": plain(it.percent), "components": [], "before_minimum": False}
@@ -61,8 +63,8 @@ def test_the_verifier_comes_to_the_amounts_of_random_books_by_itself(case):
     findings = Findings()
     check_rating(told, prices_of(case.text, told), groups_of(case.inputs.usage), [], findings)
     assert findings.problems == []
-    # Only where credits came from, and the rule that buys more of them, is not in the book.
-    assert all("credits" in it for it in findings.carried), findings.carried
+    # Only where credits came from, the rule that buys more of them, and usage without a price is not in the book.
+    assert all("credits" in it or "on no line" in it for it in findings.carried), findings.carried
     for line in told["lines"]:
         line["amount_minor"] += 10
     if told["lines"]:
@@ -92,6 +94,15 @@ BOOKS = {name: starters.text(name) for name in starters.names()} | {
 @pytest.mark.parametrize("name", BOOKS)
 def test_books_are_read_as_rating_reads_them(name):
     assert same(document.read(BOOKS[name], []), read(BOOKS[name]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9 ** 6 ** 6", "((((9**6)**6)**6)**6)**6", "x.real", "().__class__", "1 / 0", "f(1)", "1 +", "x" * 501, "1e9"],
+)
+def test_formulas_that_are_none_are_refused_and_keep_nobody_busy(text):
+    with pytest.raises(Refused):
+        formula(text, {"x": Fraction(1)})
 
 
 def same(one, other):
@@ -134,5 +145,6 @@ def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomput
         "corrections of closed periods: their arithmetic is checked, their events are in those periods",
         "balances of credits before the period: ledger entries of earlier periods",
         "statements of completeness, as they were made when the period was closed",
+        "events on no line, because of no_price",
     }
     assert made[1].findings.recomputed["amounts of lines, from the text of the price book"] == 14

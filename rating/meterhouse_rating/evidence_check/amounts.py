@@ -11,6 +11,9 @@ from .yaml_subset import Node
 
 _DIGITS_12: Final = 10**12
 _DIGITS_18: Final = 10**18
+_MAX_FORMULA: Final = 500
+_MAX_BITS: Final = 4000
+"""Of a number within a formula: rating refuses what has more than 60 digits, and nobody may keep a verifier busy."""
 
 
 class Carried(Exception):
@@ -99,6 +102,8 @@ def twelve_digits(value: Fraction) -> Fraction:
 
 def formula(text: str, inputs: Mapping[str, Fraction]) -> Fraction:
     """What a formula of the book comes to, to its eighteenth digit. Raises Refused for what is none."""
+    if len(text) > _MAX_FORMULA:
+        raise Refused("a formula of the price book is too long")
     try:
         value = _value(ast.parse(text, mode="eval").body, inputs, text)
     except (SyntaxError, ValueError, RecursionError, MemoryError, ZeroDivisionError):
@@ -107,6 +112,13 @@ def formula(text: str, inputs: Mapping[str, Fraction]) -> Fraction:
 
 
 def _value(node: ast.expr, inputs: Mapping[str, Fraction], text: str) -> Fraction:
+    value = _computed(node, inputs, text)
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_BITS:
+        raise ValueError
+    return value
+
+
+def _computed(node: ast.expr, inputs: Mapping[str, Fraction], text: str) -> Fraction:
     match node:
         case ast.Constant():
             return written(ast.get_source_segment(text, node) or "")

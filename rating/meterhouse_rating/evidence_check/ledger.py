@@ -90,6 +90,8 @@ def _chain(told: Mapping[str, Any], namespace: str, customer: str, findings: Fin
         ]
         if findings.equal(f"{name}: its seal", it["hash"], _sha256(body)):
             findings.done("seals of ledger transactions")
+        if it["sequence"] == 1:
+            findings.equal(f"{name}: the seal before it, which is none", it["previous_hash"], GENESIS)
         if previous is not None and it["sequence"] <= previous["sequence"]:
             findings.wrong(f"{name} is not in its place in the chain")
         elif previous is not None and it["sequence"] == previous["sequence"] + 1:

@@ -37,6 +37,9 @@ def check_rating(
         counted, free = count(prices, groups, rating["left"])
         _check_free(rating, free, findings)
     _conservation(rating, groups, findings)
+    for it in rating["left"]:
+        if it["reason"] not in BY_CHOICE:
+            findings.carry(f"events on no line, because of {it['reason']}", whole(it["events"]))
     bill = _Bill(rating, prices, groups, earlier, findings, counted)
     for line in rating["lines"]:
         bill.check(line)

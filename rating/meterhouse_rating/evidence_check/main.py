@@ -108,13 +108,15 @@ def _check(pack: Pack, result: Result, anchors: Sequence[Anchor]) -> None:
     findings, about = result.findings, pack.manifest["about"]
     result.about = {name: str(about[name]) for name in ("namespace", "customer_id", "period_start", "period_end")}
     ratings = pack.json("ratings.json")
-    for it in ratings:
-        if whole(it["total_minor"]) is not None and not it["period_start"] < it["period_end"]:
-            raise Refused("a period ends before it begins")
+    edges = [edge for it in ratings for edge in (it["period_start"], it["period_end"])]
+    if not edges or edges != sorted(edges) or [edges[0], edges[-1]] != [about["period_start"], about["period_end"]]:
+        raise Refused("its ratings are not, one after the other, of the period that it is about")
     result.ratings = ratings
-    names = [line["line_id"] for rating in ratings for line in rating["lines"]]
-    for name in sorted({it for it in names if names.count(it) > 1}):
-        findings.wrong(f"line {name[:10]} is there twice")
+    seen: set[str] = set()
+    for line in (line for rating in ratings for line in rating["lines"]):
+        if line["line_id"] in seen:
+            findings.wrong(f"line {line['line_id'][:10]} is there twice")
+        seen.add(line["line_id"])
     groups = groups_of(pack.events(), ratings, findings)
     for at, rating in enumerate(ratings):
         check_rating(rating, _prices(pack, rating, findings), groups[at], ratings[:at], findings)
