@@ -26,17 +26,19 @@ import sys, threading, time
 import meterhouse
 from meterhouse import limits
 
-process, holds = sys.argv[1], sys.argv[2] == "hold"
+process, holds, patience_s = sys.argv[1], sys.argv[2] == "hold", float(sys.argv[3])
 used, lock = 0, threading.Lock()
 
 def agent(number):
     global used
     paused_s = 0
     with meterhouse.customer("crowd"), meterhouse.agent(f"agent-{process}-{number}"):
-        while paused_s < 8:
+        while paused_s < patience_s:
             try:
                 limits.admit()
-            except meterhouse.UsageLimitExceeded:
+            except meterhouse.UsageLimitExceeded as stopped:
+                if stopped.reason == "hard_cap":
+                    return
                 paused_s += 0.25
                 time.sleep(0.25)
                 continue
@@ -150,18 +152,18 @@ def ended(world, processes):
 
 def test_64_agents_of_which_16_are_killed_with_leases_use_the_limit_and_their_calls_under_way_at_most(world, start):
     put(world, "crowd", 400, "tool.calls")
-    killed = start(AGENTS, "0", "hold")
+    killed = start(AGENTS, "0", "hold", "60")
     assert killed.stdout.readline() == "16\n"
     assert standing(world, "crowd")[1] > 300  # an eighth of what was free for each, and then an eighth of the rest
     killed.kill()
-    used = 16 + ended(world, [start(AGENTS, str(number), "use") for number in (1, 2, 3)])
+    used = 16 + ended(world, [start(AGENTS, str(number), "use", "5") for number in (1, 2, 3)])
     assert 16 < used < 100  # the rest is in the hands of agents of whom nobody can know that they are dead
     samples.wait_for(lambda: standing(world, "crowd")[0] == used, within_s=60, what="what the killed ones used, too")
     with world.engine.begin() as connection:
         is_theirs = tables.leases.c.customer_id == "crowd"
         long_ago = datetime.now(UTC) - timedelta(hours=1)
         connection.execute(update(tables.leases).where(is_theirs).values(expires_at=long_ago))
-    used += ended(world, [start(AGENTS, str(number), "use") for number in (4, 5)])
+    used += ended(world, [start(AGENTS, str(number), "use", "90") for number in (4, 5)])
     samples.wait_for(lambda: standing(world, "crowd")[0] == used, within_s=60, what="all usage in the warehouse")
     assert 400 <= used <= 400 + 64
 
