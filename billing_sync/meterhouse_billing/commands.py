@@ -190,10 +190,10 @@ def webhooks(
 
 
 def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
-    from meterhouse_billing import records
+    from meterhouse_billing import records, tax_records
     from meterhouse_rating.money import show
 
-    stated = records.statements(engine, namespace)
+    stated, taxes = records.statements(engine, namespace), tax_records.of_invoices(engine, namespace)
     return [
         {
             "customer_id": row["customer_id"],
@@ -207,6 +207,7 @@ def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
             "total": show(row["total_minor"], row["currency"]),
             "stripe_invoice_id": row["stripe_invoice_id"],
             "stripe_total_minor": row["stripe_total_minor"],
+            "tax_minor": sum(taxes.get(row["stripe_invoice_id"], (0, 0))),
             "number": row["number"],
             "hosted_url": row["hosted_url"],
             "completeness": stated[row["rating_id"]]["statement"] if row["rating_id"] in stated else None,

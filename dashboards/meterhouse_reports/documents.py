@@ -98,6 +98,7 @@ def invoice(engine: Engine, namespace: str, customer_id: str, period: str) -> Do
     with engine.connect() as connection:
         query = select(tables.invoices).where(tables.invoices.c.rating_id == rating["rating_id"])
         row = connection.execute(query).mappings().one_or_none()
+        tax = (0, 0) if row is None else _tax(connection, row["stripe_invoice_id"])
     if row is None:
         raise NoDocument(f"{of} of {customer_id} is closed and has no invoice: `meterhouse bill run` drafts it")
     zone = customer.time_zone
@@ -107,7 +108,7 @@ def invoice(engine: Engine, namespace: str, customer_id: str, period: str) -> Do
     if row["finalised_at"] is not None:
         facts.append(("Date of issue", _day(row["finalised_at"], zone)))
     stamp = "" if went_out else "Void: not to be paid" if row["state"] == "void" else "Draft: not issued"
-    return _document("Invoice", number_of, stamp, customer, rating, lines, facts, [], [])
+    return _document("Invoice", number_of, stamp, customer, rating, lines, facts, [], [], tax)
 
 
 def statement(engine: Engine, namespace: str, customer_id: str, period: str) -> Document:
@@ -186,6 +187,15 @@ def _check(connection: Connection, rating: Row, lines: Iterable[Row]) -> None:
             )
 
 
+def _tax(connection: Connection, stripe_invoice_id: str | None) -> tuple[int, int]:
+    """Tax that Stripe put on top of an invoice, and within its lines."""
+    table = tables.invoice_taxes
+    row = (
+        connection.execute(select(table).where(table.c.stripe_invoice_id == stripe_invoice_id)).mappings().one_or_none()
+    )
+    return (0, 0) if row is None else (row["added_minor"] or 0, row["contained_minor"] or 0)
+
+
 def _document(
     title: str,
     reference: str,
@@ -196,7 +206,10 @@ def _document(
     facts: list[tuple[str, str]],
     free: list[tuple[str, str, str]],
     notes: list[str],
+    tax: tuple[int, int] = (0, 0),
 ) -> Document:
+    (added, contained), currency = tax, rating["currency"]
+    total = rating["total_minor"] + added
     zone, start, end = customer.time_zone, rating["period_start"], rating["period_end"]
     told = [
         *facts,
@@ -204,17 +217,21 @@ def _document(
         ("Time zone", _zone(start, end, zone)),
         ("Currency", rating["currency"]),
         ("Plan", rating["plan"]),
-        ("Total", f"{money(rating['total_minor'], rating['currency'])} {rating['currency']}"),
+        ("Total", f"{money(total, currency)} {currency}"),
     ]
     sums: dict[str, int] = {}
     for line in sorted(lines, key=lambda line: list(_KINDS).index(line["kind"]) if line["kind"] in _KINDS else 99):
         label = _KINDS.get(str(line["kind"]), str(line["kind"]))
         sums[label] = sums.get(label, 0) + line["amount_minor"]
-    if rating["total_minor"] < 0:
+    if added:
+        sums["Tax"] = added
+    if contained:
+        notes = [*notes, f"{money(contained, currency)} {currency} of the total is tax."]
+    if total < 0:
         notes = [*notes, "The total is in the customer's favour."]
     notes = [
         *notes,
-        "Each line is rounded once, as it says; the total is the sum of the lines.",
+        f"Each line is rounded once, as it says; the total is the sum of the lines{' and the tax' if added else ''}.",
         f"Rating {rating['rating_id']}, price book version {rating['book_version']}.",
     ]
     return Document(
@@ -227,7 +244,7 @@ def _document(
         currency=rating["currency"],
         items=tuple(_item(line) for line in lines),
         sums=tuple(sums.items()),
-        total_minor=rating["total_minor"],
+        total_minor=total,
         free=tuple(free),
         notes=tuple(notes),
     )

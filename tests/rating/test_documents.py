@@ -18,7 +18,7 @@ from meterhouse_reports.right_to_left import visual
 from meterhouse_store import agreements, registry
 from meterhouse_store.brand import Brand
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import invoices, ledger_entries, ledger_transactions, rated_lines, ratings
+from meterhouse_store.tables import invoice_taxes, invoices, ledger_entries, ledger_transactions, rated_lines, ratings
 
 BOOK = """
 book: papers
@@ -157,6 +157,30 @@ def test_a_document_made_again_is_the_same_to_the_byte_and_payments_do_not_chang
         connection.execute(paid.values(state="paid", paid_at=NOVEMBER_3))
     assert of(house, "acme")[1] == first
     assert of(house, "acme", Brand(name="Somebody else"))[1] != first
+
+
+@pytest.mark.parametrize(
+    ("added", "contained", "said", "total"),
+    [
+        (1139, 0, "Credits applied -10.00 Tax 11.39 Total in USD 68.32", 6832),  # a fifth of 56.93 on top
+        (0, 949, "9.49 USD of the total is tax.", 5693),
+    ],
+)
+def test_tax_that_stripe_put_on_an_invoice_is_on_the_document(house, added, contained, said, total):
+    row = {"stripe_invoice_id": "in_1", "namespace": "test", "invoice_id": "i-acme", "currency": "USD"}
+    amounts = {"automatic": 1, "added_minor": added, "contained_minor": contained, "recorded_at": NOVEMBER_3}
+    is_it = invoices.c.invoice_id == "i-acme"
+    with begin_write(house.world.engine) as connection:
+        connection.execute(update(invoices).where(is_it).values(stripe_invoice_id="in_1"))
+        connection.execute(insert(invoice_taxes).values(**row, **amounts))
+    try:
+        document, content = of(house, "acme")
+    finally:
+        with begin_write(house.world.engine) as connection:
+            connection.execute(update(invoices).where(is_it).values(stripe_invoice_id=None))
+            connection.execute(invoice_taxes.delete())
+    assert said in text_of(content)
+    assert document.total_minor == sum(amount for _, amount in document.sums) == total
 
 
 def test_amounts_have_the_digits_of_their_currency(house):
