@@ -9,6 +9,7 @@ import typer
 from meterhouse_rating.command_line import (
     CALLED_WRONGLY,
     EXCEPTIONS,
+    FAILED,
     Data,
     Json,
     engine_of,
@@ -18,10 +19,13 @@ from meterhouse_rating.command_line import (
     refusals,
     units,
 )
-from meterhouse_rating.price_commands import person, plans_missing, print_in_force
+from meterhouse_rating.price_commands import person, plans_missing, print_in_force, read_text
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from meterhouse_rating.publishing import Proposal
+    from meterhouse_rating.versions import Version
 
 Reference = Annotated[
     str, typer.Argument(metavar="VERSION|HASH", help="The version that it would be, or the beginning of its hash.")
@@ -32,8 +36,68 @@ By = Annotated[str | None, typer.Option(help="Who you are; the account's name if
 
 def add_to(prices: typer.Typer) -> None:
     """Make these commands part of `meterhouse prices`."""
-    for command in (persons, proposals, approve, reject, audit):
+    for command in (diff, persons, proposals, approve, reject, audit):
         prices.command(command.__name__)(command)
+
+
+def diff(
+    first: Annotated[str, typer.Argument(metavar="BOOK", help="A file, a version, or the beginning of a hash.")],
+    second: Annotated[str | None, typer.Argument(metavar="[BOOK]", help="The other one, the newer of the two.")] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two price books value by value; one alone is compared with the newest version.
+
+    Exit code 1 when anything differs; how the texts are laid out does not count.
+    """
+    from meterhouse_rating import price_changes, versions
+    from meterhouse_rating.layout import table
+
+    with refusals():
+        settings = existing(data)
+        engine, namespace = engine_of(settings), settings.namespace
+        known = versions.versions(engine, namespace)
+        if second is None and not known:
+            raise versions.NotThere("no price book is published: name two books to compare")
+        old = known[-1].source if second is None else _text(first, known, engine, namespace)
+        new = _text(first if second is None else second, known, engine, namespace)
+        found = price_changes.changes(old, new)
+        if as_json:
+            print_json([vars(it) for it in found])
+        elif found:
+            rows = [("where", "before", "after")]
+            rows += [
+                (it.place, "-" if it.before is None else it.before, "-" if it.after is None else it.after)
+                for it in found
+            ]
+            print(table(rows))
+        else:
+            print("Nothing differs.")
+        if found:
+            raise typer.Exit(FAILED)
+
+
+def _text(reference: str, known: "list[Version]", engine: "Engine", namespace: str) -> str:
+    """The text of a book: a file, a published version by its number or hash, or a proposal. Raises BookRefused."""
+    from pathlib import Path
+
+    from meterhouse_rating import publishing
+    from meterhouse_rating.book import parse
+
+    if Path(reference).exists():
+        text = read_text(Path(reference))
+        parse(text)
+        return text
+    whole = reference.isdecimal() and len(reference) < publishing.MIN_HASH
+    matches = [
+        it
+        for it in known
+        if (str(it.version) == reference if whole else it.sha256.startswith(reference.lower()))
+        and (whole or len(reference) >= publishing.MIN_HASH)
+    ]
+    return (
+        matches[-1].source if matches else publishing.named(publishing.proposals(engine, namespace), reference).source
+    )
 
 
 def persons(
