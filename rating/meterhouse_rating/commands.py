@@ -293,6 +293,9 @@ def _drive(world: "World", steps: "Iterable[Step]", request: "Request", as_json:
         late += step.late
         if step.outcome is not None:
             outcomes.append(step.outcome)
+    if request.new:
+        _print_new(outcomes, as_json)
+        return
     if request.dry_run:
         now = world.now()
         found = report.imagined(world.namespace, outcomes, Moment(now, {}, now), late)
@@ -302,6 +305,19 @@ def _drive(world: "World", steps: "Iterable[Step]", request: "Request", as_json:
         print()
     _print_report(found, as_json, empty=empty)
     if found.exceptions:
+        raise typer.Exit(EXCEPTIONS)
+
+
+def _print_new(outcomes: "Sequence[Outcome]", as_json: bool) -> None:
+    """Print how many customers changed: all that stands would be much, every minute; exit code 3 as for a whole run."""
+    changed = sorted(it.customer_id for it in outcomes if it.what == "rated")
+    exceptions = sorted(it.customer_id for it in outcomes if it.exceptions)
+    if as_json:
+        print_json({"rated": changed, "exceptions": exceptions})
+    else:
+        told = f"; usage without a price: {', '.join(exceptions)}" if exceptions else ""
+        print(f"\n{len(changed)} rated anew{told}. `meterhouse rate status` shows all.")
+    if exceptions:
         raise typer.Exit(EXCEPTIONS)
 
 

@@ -5,9 +5,8 @@ from typing import Final
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine, func, select
 
-from meterhouse_rating.settled import standings
 from meterhouse_store import mirror
-from meterhouse_store.tables import ledger_transactions
+from meterhouse_store.tables import ledger_transactions, ratings
 
 _SOME: Final = 2000
 """Up to so many ratings are copied with the ledgers of their customers; beyond that all of the namespace."""
@@ -21,8 +20,9 @@ def catch_up(engine: Engine, client: Client, namespace: str) -> int:
 
     Compares instead of remembering, so that a run that was killed between its commit and the copy leaves no gap.
     """
+    stored = select(ratings.c.rating_id, ratings.c.state, ratings.c.result_sha256)
     with engine.connect() as connection:
-        here = {(it.rating_id, it.state, it.result_sha256) for it in standings(connection, namespace)}
+        here = {tuple(row) for row in connection.execute(stored.where(ratings.c.namespace == namespace))}
     there = {tuple(row) for row in client.query(COPIED, parameters={"namespace": namespace}).result_rows}
     missing = sorted({rating_id for rating_id, _, _ in here - there})
     removed = {rating_id for rating_id, _, result in there if result} - {rating_id for rating_id, _, _ in here}

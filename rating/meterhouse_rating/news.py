@@ -9,7 +9,7 @@ closed months on their open rating, usage of other months, what is new in the re
 that turn out days later to be metered already. Closing a period reads all of it again in any case.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Final
@@ -23,7 +23,7 @@ from meterhouse_rating.periods import Period, month_of, overlaps
 from meterhouse_rating.queries import MAX_GROUPS, nanoseconds
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Terms
-from meterhouse_rating.settled import CLOSED, standings
+from meterhouse_rating.settled import CLOSED
 from meterhouse_rating.sorting import UsageRow
 from meterhouse_rating.usage import Found, Wanted, Watermark
 from meterhouse_rating.windows import Window
@@ -37,6 +37,9 @@ _READ_DAYS: Final = timedelta(days=1)
 
 _LATE_AT_MOST: Final = 50
 """Of so many customers the kept days are read by name; of more, those of all are."""
+
+_BY_NAME: Final = 4
+"""Up to this part of all customers are asked for by name; to ask for more is slower than to read all of them."""
 
 _DECIDING: Final = timedelta(minutes=10)
 """Decisions do not become visible in the order of their times: so far back they are looked for again."""
@@ -68,7 +71,7 @@ DECIDED: Final = """
 
 @dataclass(frozen=True)
 class Base:
-    """The usage of a period before `until`, per customer, and up to when what is known is rated."""
+    """The usage of a period before `until`, per customer as it is stored, and up to when what is known is rated."""
 
     namespace: str
     period: Period
@@ -76,7 +79,7 @@ class Base:
     looked_at: datetime
     wanted: str
     watermark: Mapping[str, Any]
-    usage: Mapping[str, tuple[UsageRow, ...]]
+    usage: Mapping[str, Sequence[Any]]
     changed: bool = True
     """Whether `usage` is another than what is stored."""
 
@@ -84,7 +87,7 @@ class Base:
 def windows(world: World, terms: Terms, mark: Watermark, moment: Moment) -> Iterator[tuple[Base, Window]]:
     """Each period under way, with the customers that have new usage and their usage, and what to keep afterwards."""
     members: dict[Period, set[str]] = {}
-    left = _left_out(world)
+    left = _left_out(world, moment.as_of)
     months = {zone: month_of(moment.as_of, zone) for zone in {it.time_zone for it in terms.customers.values()}}
     for name, customer in terms.customers.items():
         for period in terms.parts(name, months[customer.time_zone]):
@@ -121,7 +124,7 @@ def keep(engine: Engine, base: Base) -> None:
             "looked_at": base.looked_at,
             "wanted": base.wanted,
             "watermark": base.watermark,
-            "usage": {name: [_json(it) for it in rows] for name, rows in base.usage.items()},
+            "usage": base.usage,
         }
         connection.execute(insert(table), [row])
 
@@ -139,6 +142,7 @@ def _window(
     base = _stored(world, period)
     if base is not None and (base.wanted != asked or not _goes_on(base, mark)):
         base = None
+    kept: dict[str, Sequence[Any]] | None
     new = None if base is None else _news(world, base, moment.as_of)
     if base is None or new is None or base.until != until:
         kept = _read(world, wanted, Period(period.start, until), moment, None)
@@ -154,14 +158,19 @@ def _window(
         elif again is None:
             kept = fresh
         else:
-            kept = {name: it for name, it in base.usage.items() if name not in late} | fresh
+            kept = {name: it for name, it in base.usage.items() if name not in late}
+            kept |= fresh
         base = replace(base, looked_at=moment.as_of, watermark=moment.watermark)
         base = replace(base, until=until, usage=kept, changed=bool(late))
     if new == {}:
         return base, Window(period, used={})
-    rest = usage.gather(world.client, world.namespace, Period(until, period.end), wanted, as_of=moment.as_of)
+    only = None if new is None else sorted(names & new.keys())
+    if only is not None and len(only) > len(names) // _BY_NAME:
+        only = None
+    days = Period(until, period.end)
+    rest = usage.gather(world.client, world.namespace, days, wanted, as_of=moment.as_of, customers=only)
     users = names & (base.usage.keys() | rest.keys()) if new is None else names & new.keys()
-    used = {name: _joined(base.usage.get(name, ()), rest.get(name, Found())) for name in users}
+    used = {name: _joined(map(_row, base.usage.get(name, ())), rest.get(name, Found())) for name in users}
     if wanted.dimensions:
         used = {name: it for name, it in used.items() if len(it.rows) <= MAX_GROUPS or it.too_many}
     return base, Window(period, set(used), used=used)
@@ -184,19 +193,18 @@ def _news(world: World, base: Base, as_of: datetime) -> dict[str, int] | None:
     return {name: int(late) for name, late in rows}
 
 
-def _left_out(world: World) -> dict[str, list[Period]]:
-    """Per customer the periods of ratings that are closed, or carry corrections of closed ones."""
-    query = (
-        select(rated_lines.c.rating_id)
-        .join(ratings, ratings.c.rating_id == rated_lines.c.rating_id)
-        .where(ratings.c.namespace == world.namespace, rated_lines.c.kind.in_((CORRECTION, CREDIT_RESTORED)))
+def _left_out(world: World, as_of: datetime) -> dict[str, list[Period]]:
+    """Per customer the periods, not over at a moment, of ratings that are closed or carry corrections of others."""
+    correcting = select(rated_lines.c.rating_id).where(rated_lines.c.kind.in_((CORRECTION, CREDIT_RESTORED)))
+    query = select(ratings.c.customer_id, ratings.c.period_start, ratings.c.period_end).where(
+        ratings.c.namespace == world.namespace,
+        ratings.c.period_end > as_of,
+        (ratings.c.state == CLOSED) | ratings.c.rating_id.in_(correcting),
     )
     found: dict[str, list[Period]] = {}
     with world.engine.connect() as connection:
-        correcting = set(connection.execute(query).scalars())
-        for it in standings(connection, world.namespace):
-            if it.state == CLOSED or it.rating_id in correcting:
-                found.setdefault(it.customer_id, []).append(it.period)
+        for name, start, end in connection.execute(query):
+            found.setdefault(name, []).append(Period(start, end))
     return found
 
 
@@ -207,12 +215,14 @@ def _goes_on(base: Base, mark: Watermark) -> bool:
 
 def _read(
     world: World, wanted: Wanted, days: Period, moment: Moment, only: list[str] | None
-) -> dict[str, tuple[UsageRow, ...]] | None:
-    """The usage of some days; None where some customer has more groups than are rated, which do not add up."""
+) -> dict[str, Sequence[Any]] | None:
+    """The usage of some days, as it is stored; None where some customer has too many groups, which do not add up."""
     if days.start >= days.end:
         return {}
     found = usage.gather(world.client, world.namespace, days, wanted, as_of=moment.as_of, customers=only)
-    return None if any(it.too_many for it in found.values()) else {name: it.rows for name, it in found.items()}
+    if any(it.too_many for it in found.values()):
+        return None
+    return {name: [_json(row) for row in it.rows] for name, it in found.items()}
 
 
 def _joined(kept: Iterable[UsageRow], rest: Found) -> Found:
@@ -240,9 +250,8 @@ def _stored(world: World, period: Period) -> Base | None:
         row = connection.execute(query).mappings().one_or_none()
     if row is None:
         return None
-    found = {name: tuple(_row(it) for it in rows) for name, rows in row["usage"].items()}
     told = {name: row[name] for name in ("until", "looked_at", "wanted", "watermark")}
-    return Base(world.namespace, period, usage=found, changed=False, **told)
+    return Base(world.namespace, period, usage=row["usage"], changed=False, **told)
 
 
 def _json(row: UsageRow) -> list[Any]:

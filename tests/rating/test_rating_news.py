@@ -1,10 +1,14 @@
 """`rate run --new`: what came since the last time is rated as a run over the whole month would rate it."""
 
+import json
+
 import pytest
 from rating_samples import at
 from sqlalchemy import select
+from typer.testing import CliRunner
 
 from meterhouse_rating import news, usage
+from meterhouse_rating.commands import rate
 from meterhouse_rating.run import Request, run
 from meterhouse_store import tables
 
@@ -148,3 +152,22 @@ def test_customers_with_corrections_or_a_closed_month_are_left_to_the_other_runs
     moment(house, "2026-10-20T20:02:00")
     assert new(house) == ["watermark", "usage"]
     assert totals(house)["a"] == 200
+
+
+def test_the_command_says_how_many_were_rated_and_whose_usage_has_no_price(
+    sqlite_house, command_environment, monkeypatch
+):
+    for name, value in command_environment(sqlite_house).items():
+        monkeypatch.setenv(name, value)
+    sqlite_house.publish(BOOK)
+    sqlite_house.customer("a", now=at("2026-11-01"))
+    used(sqlite_house, "a", "1000", "2026-11-05T00:00:00")
+    sqlite_house.collected("2026-11-20T00:00:00")
+    done = CliRunner().invoke(rate, ["run", "--new"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "1 rated anew. `meterhouse rate status` shows all.")
+    sqlite_house.event("a", "tool.calls", "1", "2026-11-20T00:00:30")
+    sqlite_house.collected("2026-11-20T00:02:00")
+    done = CliRunner().invoke(rate, ["run", "--new", "--json"])
+    assert (done.exit_code, json.loads(done.stdout)) == (3, {"rated": ["a"], "exceptions": ["a"]})
+    for more in (["--due"], ["--period", "2026-11"], ["--customer", "a"], ["--dry-run"]):
+        assert CliRunner().invoke(rate, ["run", "--new", *more]).exit_code == 2
