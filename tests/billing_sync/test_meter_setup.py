@@ -285,7 +285,7 @@ def test_for_random_usage_stripe_bills_to_the_cent_what_is_rated(tmp_path, name)
     book = parse(text)
     items = offer(book, book.plans["pay"], "USD", DECLARED, "test")
     chance = random.Random(7)
-    edges = [0, 1, 9, 10, 11, 99, 100, 101, 199, 200, 201, 299, 300, 301, 999, 1000, 1001]
+    edges = [0, 1, 9, 10, 11, 99, 100, 101, 199, 200, 201, 299, 300, 301, 500, 999, 1000, 1001]
     for quantity in [*edges, *(chance.randrange(10_000) for _ in range(300))]:
         cents = 0
         for item in items:

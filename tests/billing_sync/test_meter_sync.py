@@ -210,6 +210,42 @@ def test_a_rejection_is_matched_by_its_key_shown_with_a_next_step_and_mended(boo
     state.dispose()
 
 
+def test_reports_come_by_webhook_shuffled_and_twice_and_each_is_matched_once(books, tmp_path, serve, wait):
+    """From the sandbox's signed deliveries through the endpoint; three events go to a meter that is gone."""
+    import time
+
+    from meterhouse_billing import news
+    from meterhouse_billing.webhooks import application as endpoint
+    from meterhouse_sandbox.stripe_server import application
+
+    outcomes, worlds = [], []
+
+    def work():
+        for world in worlds:
+            outcomes.extend(news.process(world))
+
+    secret = "whsec_1"
+    with serve(endpoint(books.engine, "test", secret, work)) as hook:
+        stripes = application(tmp_path / "s", webhook_url=f"{hook.url}/webhooks/stripe", webhook_secret=secret)
+        with serve(stripes) as server:
+            made = Metered(books.engine, server.url)
+            made.customer("acme")
+            made.setup()
+            made.control("faults", {"shuffle_webhooks": True, "repeat_webhooks": True, "seed": 5})
+            [subscription] = made.run().subscriptions
+            made.client.v1.billing.meters.deactivate(subscription.metered[0].stripe_meter_id)
+            made.at(OCTOBER + 5 * HOUR)
+            for hour in range(3):
+                made.truth.use("acme", "documents", OCTOBER + hour * HOUR, 5 + hour)
+            made.sync()
+            worlds.append(made.world)
+            wait(lambda: len(made.exceptions()) == 3, timeout_s=20)
+            time.sleep(0.5)  # the repetitions, too
+            assert sorted(step.text.split()[4] for step in made.exceptions()) == ["5", "6", "7"]
+            told = [text for text in outcomes if "meter.no_meter_found" in text]
+            assert [text.rpartition(": ")[2] for text in told] == ["1 meter event of ours not counted"] * 3
+
+
 def test_late_usage_of_a_closed_month_is_an_exception_and_sent_nowhere(metered):
     metered.truth.use("acme", "documents", NOVEMBER - HOUR, 7)
     metered.at(NOVEMBER + HOUR)
