@@ -6,7 +6,7 @@ import pytest
 from rating_samples import at
 from sqlalchemy import insert
 
-from meterhouse_rating import credit_changes, ledger_books
+from meterhouse_rating import credit_changes, explain_events, ledger_books, report
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.ledger_proof import prove
 from meterhouse_store import tables
@@ -143,11 +143,21 @@ def test_by_policy_it_is_a_credit_note_and_a_debit_is_on_the_next_invoice_all_th
     (note,) = house.rows(tables.credit_notes)
     assert (note["total_minor"], note["currency"], len(note["lines"])) == (-9000, "USD", 1)
     assert accounts(house) == {"receivable": 9300 + 300 - 9000, "revenue": -600}
+    assert explained(house, note["lines"][0]["line_id"]) == ("credit note", (), 0)
     used(house, "40", "2026-10-09T00:00:00", received="2026-12-06T00:00:00")
     house.at(at("2026-12-08"))
     house.collected("2026-12-07T00:00:00", position=4000)
     house.run("2026-12")
     assert lines(house, "2026-12") == [("flat", "fee", "1", 300), ("correction", LATE, "4E+1", 4000)]
+    (late,) = [row["line_id"] for row in house.rows(tables.rated_lines) if row["amount_minor"] == 4000]
+    assert explained(house, late) == ("open", (), 1)
+
+
+def explained(house, line_id):
+    """Where a line is, what does not add up in it, and how many events are behind it."""
+    (line,) = report.lines_named(house.world.engine, "test", line_id[:12])
+    found = explain_events.behind(house.world, line, 20)
+    return line["state"], found.problems, found.count
 
 
 def test_by_policy_nothing_is_corrected_and_it_stays_listed(closed):

@@ -148,3 +148,10 @@ def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomput
         "events on no line, because of no_price",
     }
     assert made[1].findings.recomputed["amounts of lines, from the text of the price book"] == 14
+    # November is open: what was paid for it in advance is taken off, and nothing of it is in the ledger.
+    house.run("2026-11")
+    opened = make(house.world, "berlin", parse("2026-11", "Europe/Berlin"), tmp_path / "2026-11")
+    assert opened.verified, opened.as_text()
+    assert [it["state"] for it in opened.ratings] == ["open"]
+    assert "periods whose completeness was not stated: it is when they are closed" in opened.findings.carried
+    assert "lines that are in the ledger with their amount" not in opened.findings.recomputed
