@@ -55,6 +55,8 @@ _MINE: Final = (
 _ACTION: Final = "if(call_id != '', call_id, event_id)"
 _FIRST_SPAN: Final = timedelta(hours=2)
 _WIDER: Final = 8
+_FEW: Final = 50_000
+"""So many events are sorted as fast as the question is planned."""
 
 _EXPORTED: Final = (
     "event_time", "meter", "quantity", "status", "agent_id", "agent_name", "provider", "model", "operation", "tool",
@@ -82,6 +84,22 @@ class Action:
     task: str
     trace_id: str
     used: tuple[tuple[str, Decimal], ...]
+
+
+@dataclass(frozen=True)
+class Days:
+    """Per meter its bars by day, and the totals: meter, quantity, events."""
+
+    bars: Mapping[str, Bars]
+    totals: Sequence[tuple[str, Decimal, int]]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the log of a period can be narrowed to, by filter, and how many events are in it."""
+
+    values: Mapping[str, Sequence[str]]
+    events: int
 
 
 @dataclass(frozen=True)
@@ -124,36 +142,42 @@ class Account:
         rows = self._ask(f"SELECT meter, sum(quantity), count() FROM usage WHERE {_MINE} GROUP BY meter", period)
         return sorted((str(meter), quantity, int(events)) for meter, quantity, events in rows)
 
-    def daily(self, meter: str, by: str, period: Period, zone: str) -> Bars:
-        """A meter's quantity by the days of the zone, and by one of GROUPS."""
+    def daily(self, by: str, period: Period, zone: str) -> Days:
+        """What was used by the days of the zone, by meter and by one of GROUPS."""
         column = GROUPS[by]
         rows = self._ask(
-            f"SELECT toDate(event_time, {{zone:String}}) AS day, {column}, sum(quantity) FROM usage "
-            f"WHERE {_MINE} AND meter = {{meter:String}} GROUP BY day, {column}",
+            f"SELECT toDate(event_time, {{zone:String}}) AS day, meter, {column}, sum(quantity), count() FROM usage "
+            f"WHERE {_MINE} GROUP BY day, meter, {column}",
             period,
             zone=zone,
-            meter=meter,
         )
-        days = list(_days(period, zone))
+        days = tuple(_days(period, zone))
         place = {day: at for at, day in enumerate(days)}
-        found: dict[str, list[Decimal]] = defaultdict(lambda: [Decimal(0)] * len(days))
-        for day, name, quantity in rows:
+        found: dict[str, dict[str, list[Decimal]]] = defaultdict(lambda: defaultdict(lambda: [Decimal(0)] * len(days)))
+        totals: dict[str, tuple[Decimal, int]] = {}
+        for day, meter, name, quantity, events in rows:
+            so_far = totals.get(meter, (Decimal(0), 0))
+            totals[meter] = (so_far[0] + quantity, so_far[1] + int(events))
             if day in place:
-                found[str(name) or "(none)"][place[day]] += max(quantity, Decimal(0))
-        return Bars([day.isoformat() for day in days], sorted(found.items()))
+                found[meter][str(name) or "(none)"][place[day]] += max(quantity, Decimal(0))
+        bars = {
+            meter: Bars([day.isoformat() for day in days], sorted(series.items())) for meter, series in found.items()
+        }
+        return Days(bars, sorted((meter, *sums) for meter, sums in totals.items()))
 
-    def choices(self, period: Period) -> dict[str, list[str]]:
+    def choices(self, period: Period) -> Choices:
         """Values that the log can be narrowed to: of each of these filters at most 100."""
         columns = ("meter", "model", "agent", "tool", "status")
         parts = ", ".join(f"arraySort(groupUniqArray(100)({FILTERS[name]}))" for name in columns)
-        (row,) = self._ask(f"SELECT {parts} FROM usage WHERE {_MINE}", period)
-        return {name: [value for value in values if value] for name, values in zip(columns, row, strict=True)}
+        ((*row, events),) = self._ask(f"SELECT {parts}, count() FROM usage WHERE {_MINE}", period)
+        found = {name: [value for value in values if value] for name, values in zip(columns, row, strict=True)}
+        return Choices(found, int(events))
 
-    def log(self, period: Period, wanted: Mapping[str, str], after: str | None) -> Log:
+    def log(self, period: Period, wanted: Mapping[str, str], after: str | None, events: int | None = None) -> Log:
         """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError.
 
         It looks back from where it stands over longer and longer spans: the latest actions are found at once, however
-        many there are in the period.
+        many there are in the period; where that has few `events`, all of it is looked through.
         """
         end, cursor = period.end, None
         if after is not None:
@@ -172,7 +196,7 @@ class Account:
             f"FROM usage WHERE {_MINE}{narrowed} GROUP BY at, action{before} "
             f"ORDER BY at DESC, action DESC LIMIT {PAGE + 1}"
         )
-        span = _FIRST_SPAN
+        span = period.end - period.start if events is not None and events <= _FEW else _FIRST_SPAN
         while True:
             start = max(period.start, min(end, self.now + timedelta(days=1)) - span)
             rows = self._ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)

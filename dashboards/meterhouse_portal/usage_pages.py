@@ -25,18 +25,19 @@ def overview(visit: Visit) -> Response:
     """The month under way: so far, to its end, what was used, and when."""
     mine, zone = visit.account, visit.account.customer().time_zone
     query = visit.query({"meter", "by"})
-    month = account.month(None, zone, mine.now)
-    totals = mine.totals(month)
-    shown = [meter for meter, _, _ in totals]
+    month, by = account.month(None, zone, mine.now), query.get("by", "model")
+    if by not in account.GROUPS:
+        raise Refused(f"Usage is shown by {', '.join(account.GROUPS)}.")
+    days = mine.daily(by, month, zone)
+    shown = [meter for meter, _, _ in days.totals]
     meter = query.get("meter") or ("llm.tokens.input" if "llm.tokens.input" in shown else next(iter(shown), ""))
-    by = query.get("by", "model")
-    if by not in account.GROUPS or (meter and meter not in shown):
-        raise Refused(f"Usage is shown of one of your meters, by {', '.join(account.GROUPS)}.")
-    bars = chart.joined(mine.daily(meter, by, month, zone)) if meter else None
+    if meter and meter not in shown:
+        raise Refused("Usage is shown of one of your meters.")
+    bars = chart.joined(days.bars[meter]) if meter in days.bars else None
     outlook, trouble = _outlook(mine)
     unit = mine.meters[meter].unit.strip("{}") if meter in mine.meters else ""
     return visit.page(
-        "overview.html", month=month, plan=mine.plan(month), totals=totals, meter=meter, by=by, bars=bars,
+        "overview.html", month=month, plan=mine.plan(month), totals=days.totals, meter=meter, by=by, bars=bars,
         groups=list(account.GROUPS), outlook=outlook, trouble=trouble,
         drawing=None if bars is None else chart.draw(bars, f"{meter} by day and {by}", unit),
     )  # fmt: skip
@@ -46,13 +47,14 @@ def usage(visit: Visit) -> Response:
     """The usage log: what was done, when, by which agent, and what it consumed."""
     mine = visit.account
     period, wanted, query = _asked(visit, {"after"})
+    choices = mine.choices(period)
     try:
-        log = mine.log(period, wanted, query.get("after"))
+        log = mine.log(period, wanted, query.get("after"), choices.events)
     except ValueError as wrong:
         raise Refused(f"{str(wrong).capitalize()}: go back to the first page.") from None
     kept = {**wanted, **({"period": query["period"]} if "period" in query else {})}
     return visit.page(
-        "usage.html", period=period, wanted=wanted, log=log, choices=mine.choices(period), kept=kept,
+        "usage.html", period=period, wanted=wanted, log=log, choices=choices.values, kept=kept,
         query=urlencode(kept), following=None if log.next is None else urlencode({**kept, "after": log.next}),
     )  # fmt: skip
 

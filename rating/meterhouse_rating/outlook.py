@@ -36,16 +36,12 @@ _Z: Final = Decimal("1.645")
 
 _QUANTUM: Final = Decimal("1e-9")
 
+# Whole days back from the end; what is before the first of `known_days` only says whether somebody is new.
 _DAILY: Final = (
-    "SELECT meter, intDiv(toUnixTimestamp64Nano(event_time) - {start_ns:Int64}, 86400000000000) AS day, sum(quantity) "
-    "FROM usage WHERE namespace = {namespace:String} AND billed_customer_id = {customer:String} "
-    "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
-    "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC') GROUP BY meter, day"
-)
-_FIRST: Final = (
-    "SELECT min(event_time), count() FROM usage WHERE namespace = {namespace:String} "
-    "AND billed_customer_id = {customer:String} "
-    "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC')"
+    "SELECT meter, intDiv({end_ns:Int64} - 1 - toUnixTimestamp64Nano(event_time), 86400000000000) AS back, "
+    "sum(quantity), min(event_time) FROM usage WHERE namespace = {namespace:String} "
+    "AND billed_customer_id = {customer:String} AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
+    "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC') GROUP BY meter, back"
 )
 
 
@@ -140,9 +136,10 @@ def factors_of(
 def _ahead(
     world: World, terms: Terms, customer_id: str, part: Period, so_far: Found, moment: Moment, mark: Watermark
 ) -> Range | None:
-    since = _since(world, customer_id, moment.as_of)
-    if since is None:
+    days = _recent_days(world, customer_id, moment.as_of)
+    if days is None:
         return None
+    since, sums = days
     span = Period(since, moment.as_of)
     length = Decimal((span.end - span.start) // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
     left = Decimal((part.end - moment.as_of) // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
@@ -151,7 +148,7 @@ def _ahead(
         customers=[customer_id],
     ).get(customer_id, Found()).rows  # fmt: skip
     whole = (span.end - span.start) // DAY
-    daily = {row.meter: [Decimal(0)] for row in recent} | _daily(world, customer_id, span)
+    daily = {row.meter: [Decimal(0)] for row in recent} | sums
 
     def total(z: Decimal) -> int | None:
         rows = going_on(so_far.rows, recent, factors_of(daily, length, left, z))
@@ -166,37 +163,29 @@ def _ahead(
     return Range(expected, total(-_Z), total(_Z), whole)
 
 
-def _since(world: World, customer_id: str, as_of: datetime) -> datetime | None:
-    """From when on recent usage is looked at: 14 days back; for somebody new from the first event on, at least an hour.
+def _recent_days(world: World, customer_id: str, end: datetime) -> tuple[datetime, dict[str, list[Decimal]]] | None:
+    """From when on recent usage is looked at, and per meter the sums of the whole days since; None without any usage.
 
-    None without any. New is who used nothing in the 14 days before those.
+    That is 14 days back; for somebody new from the first event on, at least an hour. New is who used nothing in the 14
+    days before those.
     """
     parameters = {
         "namespace": world.namespace,
         "customer": customer_id,
-        "start_ns": nanoseconds(as_of - 2 * BACK),
+        "start_ns": nanoseconds(end - 2 * BACK),
+        "end_ns": nanoseconds(end),
     }
-    first, count = world.client.query(_FIRST, parameters=parameters).result_rows[0]
-    if not count:
+    rows = world.client.query(_DAILY, parameters=parameters).result_rows
+    if not rows:
         return None
-    since: datetime = first.replace(tzinfo=as_of.tzinfo)
-    return min(max(since, as_of - BACK), as_of - timedelta(hours=1))
-
-
-def _daily(world: World, customer_id: str, span: Period) -> dict[str, list[Decimal]]:
-    """Per meter the sums of the whole days back from the span's end; days without usage are 0."""
-    whole = (span.end - span.start) // DAY
-    start = span.end - whole * DAY if whole else span.start
-    parameters = {
-        "namespace": world.namespace,
-        "customer": customer_id,
-        "start_ns": nanoseconds(start),
-        "end_ns": nanoseconds(span.end),
-    }
+    first = min(moment.replace(tzinfo=end.tzinfo) for *_, moment in rows)
+    since = min(max(first, end - BACK), end - timedelta(hours=1))
+    whole = (end - since) // DAY
     found: dict[str, list[Decimal]] = defaultdict(lambda: [Decimal(0)] * max(whole, 1))
-    for meter, day, quantity in world.client.query(_DAILY, parameters=parameters).result_rows:
-        found[meter][int(day)] += quantity
-    return dict(found)
+    for meter, back, quantity, _ in rows:
+        if back < whole:
+            found[meter][int(back)] += quantity
+    return since, dict(found)
 
 
 def _found(world: World, terms: Terms, customer_id: str, part: Period, as_of: datetime) -> Found:
