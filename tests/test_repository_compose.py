@@ -89,7 +89,7 @@ def test_there_is_no_default_secret_and_the_example_names_all_of_them():
         ("METERHOUSE_SMTP_URL", ""),  # without it no mail is sent
         ("METERHOUSE_MAIL_FROM", ""),
         ("METERHOUSE_BRAND_NAME", ""),
-        ("METERHOUSE_DAYS_TO_LOOK", "3"),
+        ("METERHOUSE_DAYS_TO_LOOK", ""),
         ("METERHOUSE_PAUSE_AFTER_FAILED_PAYMENT_DAYS", ""),
     }
     assert set(EXAMPLE) == {name for name, _, _ in variables}

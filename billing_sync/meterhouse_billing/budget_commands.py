@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from meterhouse_billing import budget_output
 from meterhouse_billing.command_line import operator
 from meterhouse_rating.command_line import EXCEPTIONS, Data, Json, engine_of, existing, fail, print_json, refusals
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from meterhouse_billing.budget_round import Round
     from meterhouse_billing.budget_state import State
     from meterhouse_rating.world import World
     from meterhouse_store.budgets import Budget
@@ -225,9 +225,9 @@ def _apply(data: Data = None, as_json: Json = False) -> None:
         payment_pauses.follow(it.engine, it.namespace, PauseSettings(), _now())
         done = budget_round.run(it.world)
         if as_json:
-            print_json(_round_json(done) | {"new_notices": done.notices})
+            print_json(budget_output.as_json(done) | {"new_notices": done.notices})
         else:
-            print(_summary(done))
+            print(budget_output.summary(done))
         _exit(done.states)
 
 
@@ -241,7 +241,11 @@ def _watch(
 
     with refusals():
         settings = existing(data)
-        watch(settings, every, lambda done: print(f"{_now():%Y-%m-%dT%H:%M:%SZ} {_summary(done)}", flush=True))
+        watch(
+            settings,
+            every,
+            lambda done: print(f"{_now():%Y-%m-%dT%H:%M:%SZ} {budget_output.summary(done)}", flush=True),
+        )
 
 
 # ---- what is shown
@@ -296,10 +300,10 @@ class _Opened:
         done = replace(done, states=tuple(kept))
         changes = self._changes(customer) if history and customer is not None else []
         if as_json:
-            print_json(_round_json(done) | ({"changes": changes} if history else {}) | {"dry_run": dry})
+            print_json(budget_output.as_json(done) | ({"changes": changes} if history else {}) | {"dry_run": dry})
         else:
-            _print_round(done)
-            _print_changes(changes)
+            budget_output.print_round(done)
+            budget_output.print_changes(changes)
             if dry:
                 print("Nothing was written (dry run).")
         _exit(done.states)
@@ -361,77 +365,6 @@ def _turn(
         print(f"{customer} is not paused.{_dry(dry_run)}")
     elif dry_run:
         print(_dry(dry_run).strip())
-
-
-def _round_json(done: "Round") -> dict[str, Any]:
-    from meterhouse_billing.budget_notices import facts_of
-    from meterhouse_store.numbers import plain
-
-    found = [
-        {
-            "customer_id": it.budget.customer_id,
-            **facts_of(it),
-            "reserved": plain(done.reserved(it)),
-            "left": plain(max(Decimal(0), it.left - done.reserved(it))),
-            "state": _word(done, it),
-            "trouble": it.trouble or None,
-        }
-        for it in done.states
-    ]
-    return {"budgets": found, "pauses": [vars(one) for one in done.pauses]}
-
-
-def _print_round(done: "Round") -> None:
-    from meterhouse_rating.layout import number, table
-
-    rows: list[tuple[str, ...]] = [
-        ("customer", "budget", "period", "used", "held", "limit", "unit", "", "state"),
-    ]
-    for it in done.states:
-        reserved, budget = done.reserved(it), it.budget
-        amounts = [number(amount) for amount in (_shown(it, it.used), _shown(it, reserved), it.limit)]
-        unit = it.currency or budget.of
-        rows.append(
-            (budget.customer_id, budget.name, str(it.period), *amounts, unit, f"{it.percent:.0f} %", _word(done, it))
-        )
-    print(table(rows, right=(3, 4, 5, 7)) if done.states else "No budgets: `meterhouse budgets set CUSTOMER ...`.")
-    for one in done.pauses:
-        who = f"{one.customer_id}, agent {one.agent_id}" if one.agent_id else one.customer_id
-        print(f"{who} is paused since {one.since:%Y-%m-%d %H:%M} UTC: {one.reason} ({one.why}, by {one.who})")
-    for it in done.states:
-        if it.trouble:
-            print(f"! {it.budget.customer_id}, {it.budget.name}: {it.trouble}")
-
-
-def _print_changes(found: list[dict[str, Any]]) -> None:
-    from meterhouse_rating.layout import table
-
-    if found:
-        names = ("recorded_at", "budget", "change", "limit", "who", "why")
-        print("\nChanges")
-        print(table([("at", *names[1:]), *(tuple(it[name] or "" for name in names) for it in found)], right=(3,)))
-
-
-def _word(done: "Round", it: "State") -> str:
-    if it.trouble:
-        return "unknown"
-    if not it.budget.hard:
-        return "over" if it.over else "soft"
-    if not it.caps:
-        return "acknowledged"
-    if it.left <= 0:
-        return "paused"
-    return "held by agents" if it.left <= done.reserved(it) else "open"
-
-
-def _shown(it: "State", amount: Decimal) -> Decimal:
-    """Money to a ten-thousandth, for people; JSON has all of it."""
-    return amount if not it.currency else amount.quantize(Decimal("0.0001"))
-
-
-def _summary(done: "Round") -> str:
-    stopped = sum(_word(done, it) == "paused" for it in done.states)
-    return f"{len(done.states)} budgets, {stopped} at their caps, {len(done.pauses)} pauses, {done.notices} new notices"
 
 
 def _exit(found: Any) -> None:

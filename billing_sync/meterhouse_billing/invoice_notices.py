@@ -27,11 +27,14 @@ MAX_LINES: Final = 40
 
 
 class NoticeSettings(BaseSettings):
-    """Read from `METERHOUSE_DAYS_TO_LOOK`: so long customers have to look at what they will be charged."""
+    """Read from `METERHOUSE_DAYS_TO_LOOK`: so long customers have to look at what they will be charged.
 
-    model_config = SettingsConfigDict(env_prefix="METERHOUSE_", frozen=True, extra="ignore")
+    So long no invoice is approved by rule; a person may do it before.
+    """
 
-    days_to_look: int = Field(default=3, ge=0, le=60)
+    model_config = SettingsConfigDict(env_prefix="METERHOUSE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    days_to_look: int = Field(default=0, ge=0, le=60)
 
 
 def look_until(created_at: datetime, settings: NoticeSettings) -> datetime:
@@ -104,7 +107,7 @@ def _facts(connection: Connection, row: Mapping[str, Any], settings: NoticeSetti
         "period_start": row["period_start"].isoformat(),
         "period_end": row["period_end"].isoformat(),
         "url": row["hosted_url"] or "",
-        "look_until": look_until(row["created_at"], settings).isoformat(),
+        "look_until": look_until(row["created_at"], settings).isoformat() if settings.days_to_look else "",
         "due_at": "" if finalised_at is None else (finalised_at + timedelta(days=due_days)).isoformat(),
         "lines": [
             {"description": it["description"], "amount": show(it["amount_minor"], currency)} for it in lines[:MAX_LINES]

@@ -78,11 +78,10 @@ def _paused(customer_id: str, facts: Mapping[str, Any]) -> _Words:
 
 
 def _pre_charge(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = (
-        f"This is what {customer_id} will be charged for {_period(facts)}.",
-        f"Until {facts['look_until'][:10]} there is time to look at it: tell us what is not right.",
-    )
-    return _Words(f"{_money(facts)} will be charged", said, _items(facts))
+    said = [f"This is what {customer_id} will be charged for {_period(facts)}."]
+    if facts["look_until"]:
+        said.append(f"Until {facts['look_until'][:10]} there is time to look at it: tell us what is not right.")
+    return _Words(f"{_money(facts)} will be charged", tuple(said), _items(facts))
 
 
 def _invoice(customer_id: str, facts: Mapping[str, Any]) -> _Words:

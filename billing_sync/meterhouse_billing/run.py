@@ -15,6 +15,7 @@ from meterhouse_billing import history, issues, records, reviews, states
 from meterhouse_billing.amounts import NotPayable
 from meterhouse_billing.documents import CUSTOMER_ID, LINE_ID, NAMESPACE, Draft, StripeInvoice, differences
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
+from meterhouse_billing.invoice_notices import NoticeSettings, look_until
 from meterhouse_billing.outbox import Outbox
 from meterhouse_billing.policies import Policy
 from meterhouse_billing.taxes import Tax
@@ -148,6 +149,8 @@ def _judge(world: World, draft: Draft, row: RowMapping, policy: Policy, *, appro
         why = "bill run --approve" + (f", in spite of: {told}" if told else "")
         reviews.decide(world, draft.invoice_id, states.APPROVED, who=world.who, why=why)
         yield Step(draft.customer_id, "approved")
+    elif not found and policy.automatic and world.now() < (until := look_until(row["created_at"], NoticeSettings())):
+        yield Step(draft.customer_id, f"the customer may look at it until {until:%Y-%m-%d %H:%M} UTC")
     elif not found and policy.automatic:
         why = "nothing to look at, and the namespace's invoices are approved by rule"
         reviews.decide(world, draft.invoice_id, states.APPROVED, who=history.RULE, why=why)

@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,12 +19,13 @@ from aiosmtpd.controller import Controller
 from sqlalchemy import insert, select, update
 from typer.testing import CliRunner
 
-from meterhouse_billing import invoice_notices, notices, payment_pauses
+from meterhouse_billing import invoice_notices, notices, payment_pauses, policies, records
 from meterhouse_billing.invoice_notices import NoticeSettings
 from meterhouse_billing.notice_commands import notices as command
 from meterhouse_billing.notice_sending import Sender, send
 from meterhouse_billing.notices import Notice
 from meterhouse_billing.payment_pauses import PauseSettings
+from meterhouse_billing.run import bill
 from meterhouse_store import budgets, registry, tables
 from meterhouse_store.brand import Brand
 from meterhouse_store.mail import MailSettings
@@ -271,6 +273,21 @@ def test_customers_are_told_before_they_are_charged_around_the_due_day_and_when_
     assert sorted(rows) == ["invoice", "overdue", "overdue", "overdue", "payment_due", "pre_charge"]
     become(books, state="paid", paid_at=NOW + timedelta(days=45))
     assert set(kinds(books, NOW + timedelta(days=46))) == {"receipt"}
+
+
+def test_no_invoice_is_approved_by_rule_while_the_customer_may_look_at_it(books, sandbox, world, monkeypatch):
+    monkeypatch.setenv("METERHOUSE_DAYS_TO_LOOK", "2")
+    books.rating("acme", [("usage", "input", "100", 1000)])
+    policies.change(books.engine, "test", "", {"approval": "automatic"}, who="ann", why="agreed", now=NOW)
+
+    def run(at):
+        return [
+            str(it) for it in bill(replace(world, now=lambda: at), records.drafts(books.engine, "test"), approve=False)
+        ]
+
+    assert run(NOW)[-1] == "acme: the customer may look at it until 2026-11-04 08:00 UTC"
+    assert run(NOW + timedelta(hours=47))[-1] == "acme: the customer may look at it until 2026-11-04 08:00 UTC"
+    assert "finalised" in run(NOW + timedelta(days=2))[-1]
 
 
 def test_a_failed_payment_pauses_after_the_days_set_and_payment_lifts_only_that(books):
