@@ -86,6 +86,9 @@ def test_there_is_no_default_secret_and_the_example_names_all_of_them():
     assert {(name, rest) for name, kind, rest in variables if kind != "?"} == {
         ("METERHOUSE_NAMESPACE", "live"),
         ("METERHOUSE_API_KEY", ""),
+        ("METERHOUSE_PUBLIC_URL", ""),
+        ("METERHOUSE_BRAND_COLOUR", ""),
+        ("METERHOUSE_BRAND_SUPPORT", ""),
         ("METERHOUSE_SMTP_URL", ""),  # without it no mail is sent
         ("METERHOUSE_MAIL_FROM", ""),
         ("METERHOUSE_BRAND_NAME", ""),
