@@ -1,6 +1,6 @@
 """How a customer is billed: by invoices made here, or by Stripe's own meters. One of the two, from a month on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -65,6 +65,8 @@ def switch(
             raise DriverRefused(
                 f"the month from {short(start)} is over: switch from {short(this_month.start)} on, or later"
             )
+        if driver_at(_drivers(connection, namespace), customer_id, start) == driver:
+            raise DriverRefused(f"{customer_id} is billed by {driver} from {short(start)} on already")
         _refuse_billed(connection, namespace, customer_id, driver, start)
         connection.execute(
             insert(billing_drivers).values(
@@ -82,12 +84,16 @@ def switch(
 
 def drivers(engine: Engine, namespace: str) -> dict[str, list[Driver]]:
     """Customer -> its drivers by time, of those that were ever switched."""
+    with engine.connect() as connection:
+        return _drivers(connection, namespace)
+
+
+def _drivers(connection: Connection, namespace: str) -> dict[str, list[Driver]]:
     table = billing_drivers
     query = select(table).where(table.c.namespace == namespace)
     latest: dict[tuple[str, datetime], RowMapping] = {}
-    with engine.connect() as connection:
-        for row in connection.execute(query.order_by(table.c.valid_from, table.c.recorded_at)).mappings():
-            latest[row["customer_id"], row["valid_from"]] = row
+    for row in connection.execute(query.order_by(table.c.valid_from, table.c.recorded_at)).mappings():
+        latest[row["customer_id"], row["valid_from"]] = row
     found: dict[str, list[Driver]] = {}
     for (customer_id, valid_from), row in latest.items():
         found.setdefault(customer_id, []).append(Driver(customer_id, valid_from, row["driver"], row["who"], row["why"]))
@@ -98,6 +104,16 @@ def driver_at(known: Mapping[str, list[Driver]], customer_id: str, moment: datet
     """By what the customer's usage of that moment is billed."""
     begun = [it for it in known.get(customer_id, ()) if it.valid_from <= moment]
     return begun[-1].driver if begun else INVOICES
+
+
+def on_meters_since(changes: Sequence[Driver]) -> datetime | None:
+    """From when on a customer is on the meters for good, by all its changes; None where the last one is another."""
+    since = None
+    for change in reversed(changes):
+        if change.driver != METERS:
+            break
+        since = change.valid_from
+    return since
 
 
 def _time_zone(connection: Connection, namespace: str, customer_id: str) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from sqlalchemy import Engine
 
 from meterhouse_billing import meter_records as records
-from meterhouse_billing.drivers import METERS, Driver
+from meterhouse_billing.drivers import Driver, on_meters_since
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.meter_records import Frozen, Subscription
 from meterhouse_billing.meter_sync import OLDEST, Step, Sync, deliver
@@ -79,9 +79,10 @@ def exceptions(
     engine: Engine, namespace: str, known: Mapping[str, list[Driver]], subscriptions: Iterable[Subscription]
 ) -> Iterator[Step]:
     """Everything that a person has to look at, each with what to do next."""
-    billed = {it.customer_id for it in subscriptions}
+    billed = {it.customer_id: it.valid_from for it in subscriptions}
     for customer_id, changes in known.items():
-        if changes[-1].driver == METERS and customer_id not in billed:
+        since = on_meters_since(changes)
+        if since is not None and (customer_id not in billed or billed[customer_id] < since):
             yield Step(
                 f"has no subscription in Stripe: `meterhouse bill setup --customer {customer_id}`", customer_id, True
             )

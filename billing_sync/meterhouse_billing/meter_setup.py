@@ -15,7 +15,7 @@ from sqlalchemy import select, update
 
 from meterhouse_billing import meter_records as records
 from meterhouse_billing.documents import CUSTOMER_ID, NAMESPACE
-from meterhouse_billing.drivers import METERS, drivers
+from meterhouse_billing.drivers import drivers, on_meters_since
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
 from meterhouse_billing.meter_pace import Pace
 from meterhouse_billing.meter_prices import Item
@@ -76,7 +76,7 @@ def setup(
     Raises StripeUnavailable: everything done stays done. Raises BillingError for a customer that is not on the meters.
     """
     known = drivers(world.engine, world.namespace)
-    starts = {name: found[-1].valid_from for name, found in known.items() if found[-1].driver == METERS}
+    starts = {name: since for name, found in known.items() if (since := on_meters_since(found)) is not None}
     strangers = {*choice.mapped, *choice.new, *([only] if only else [])} - starts.keys()
     if strangers:
         name = min(strangers)

@@ -185,6 +185,18 @@ def test_a_switch_that_would_bill_twice_or_not_at_all_is_refused(metered, driver
         metered.switch("acme", driver, start)
 
 
+def test_a_switch_that_is_taken_back_makes_no_second_subscription(metered):
+    metered.setup()
+    with pytest.raises(BillingError, match="is billed by meters from 2026-11-01 on already"):
+        metered.switch("acme", "meters", NOVEMBER)
+    metered.switch("acme", "invoices", NOVEMBER)
+    metered.truth.now += timedelta(seconds=1)
+    metered.switch("acme", "meters", NOVEMBER)
+    assert metered.setup() == []
+    assert objects(metered.client) == EXPECTED
+    assert metered.exceptions() == []
+
+
 def test_what_stripes_meters_bill_is_on_no_invoice_of_ours_and_a_month_invoiced_cannot_be_metered(books, metered):
     books.rating("globex", [("usage", "documents", "5", 10)])
     [draft] = records.drafts(books.engine, "test")
