@@ -72,6 +72,14 @@ def issued(engine: Engine, invoice_id: str) -> Sequence[RowMapping]:
         return connection.execute(query.order_by(table.c.issued_at)).mappings().all()
 
 
+def off_what_remained(engine: Engine, namespace: str) -> dict[str, int]:
+    """Invoice -> what credit notes took off it before it was paid, in minor units."""
+    query = select(table.c.invoice_id, func.sum(table.c.pre_payment_minor)).where(table.c.state == ISSUED)
+    named = query.join(invoices, invoices.c.invoice_id == table.c.invoice_id).where(invoices.c.namespace == namespace)
+    with engine.connect() as connection:
+        return {str(name): int(amount) for name, amount in connection.execute(named.group_by(table.c.invoice_id))}
+
+
 def invoice_of(engine: Engine, rating_id: str) -> RowMapping | None:
     """The invoice of the rating that a note corrects."""
     with engine.connect() as connection:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
-from sqlalchemy import Connection, Engine, Select, func, select
+from sqlalchemy import BigInteger, Connection, Engine, Select, cast, func, select
 
 from meterhouse_store import tables
 
@@ -47,7 +47,7 @@ _INVOICES = {
     "period_start": _TIME, "period_end": _TIME, "state": _NAME, "currency": _NAME, "total_minor": "Int64",
     "stripe_invoice_id": "String", "stripe_total_minor": "Nullable(Int64)", "number": "String",
     "hosted_url": "String", "created_at": _TIME, "finalised_at": _MAYBE_TIME, "paid_at": _MAYBE_TIME,
-    "tax_added_minor": "Int64", "tax_contained_minor": "Int64", "version": "UInt64",
+    "tax_added_minor": "Int64", "tax_contained_minor": "Int64", "credited_minor": "Int64", "version": "UInt64",
 }  # fmt: skip
 _PAYMENTS = {
     "namespace": _NAME, "customer_id": "String", "payment_id": "String", "invoice_id": "String",
@@ -178,22 +178,33 @@ def _push_invoices(sql: Connection, client: Client, namespace: str, *conditions:
         .group_by(transitions.c.invoice_id)
         .subquery()
     )
-    tax = tables.invoice_taxes
+    tax, notes = tables.invoice_taxes, tables.credit_note_issues
+    credited = (
+        select(
+            notes.c.invoice_id,
+            cast(func.sum(notes.c.pre_payment_minor), BigInteger).label("credited_minor"),
+            func.max(notes.c.issued_at).label("credited_at"),
+        )
+        .where(notes.c.issued_at.is_not(None))
+        .group_by(notes.c.invoice_id)
+        .subquery()
+    )
     query = (
         select(
             invoices,
             changed.c.changed_at,
             func.coalesce(tax.c.added_minor, 0).label("tax_added_minor"),
             func.coalesce(tax.c.contained_minor, 0).label("tax_contained_minor"),
+            func.coalesce(credited.c.credited_minor, 0).label("credited_minor"),
+            credited.c.credited_at,
         )
         .outerjoin(changed, changed.c.invoice_id == invoices.c.invoice_id)
+        .outerjoin(credited, credited.c.invoice_id == invoices.c.invoice_id)
         .outerjoin(tax, tax.c.stripe_invoice_id == invoices.c.stripe_invoice_id)
         .where(invoices.c.namespace == namespace, *conditions)
     )
-    rows = (
-        {**row, "version": _version(row["created_at"], row["changed_at"], row["finalised_at"], row["paid_at"])}
-        for row in _rows(sql, query)
-    )
+    moments = ("created_at", "changed_at", "finalised_at", "paid_at", "credited_at")
+    rows = ({**row, "version": _version(*(row[name] for name in moments))} for row in _rows(sql, query))
     _insert(client, "mirror_invoices", _INVOICES, rows)
 
 

@@ -132,7 +132,7 @@ _AGEING: Final = """(
         ) AS paid ON invoice.invoice_id = paid.invoice_id
         WHERE invoice.finalised_at IS NOT NULL AND invoice.state != 'void'
     )
-)""".replace("AMOUNT", _major("total_minor + tax_added_minor - ifNull(paid_then, 0)"))
+)""".replace("AMOUNT", _major("total_minor + tax_added_minor - credited_minor - ifNull(paid_then, 0)"))
 
 
 _MARGINS: Final = """(

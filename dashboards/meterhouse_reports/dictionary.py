@@ -59,6 +59,7 @@ _COLUMNS: Final = {
     "paid": "the same in major units",
     "outstanding_minor": "what is open of an invoice that went out, minor units",
     "outstanding": "the same in major units",
+    "credited_minor": "what credit notes took off it before it was paid, tax included, minor units",
     "tax_added_minor": "tax that Stripe put on top of the invoice, minor units; 0 before it went out",
     "tax_contained_minor": "tax within its lines (tax behaviour inclusive), minor units",
     "stripe_total_minor": "Stripe's total with tax, in our minor units; NULL before it is there",

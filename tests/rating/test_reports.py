@@ -27,6 +27,8 @@ from meterhouse_reports.made import lacking, make, span_of
 from meterhouse_store import mirror
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import (
+    credit_note_issues,
+    credit_notes,
     invoice_taxes,
     invoices,
     ledger_entries,
@@ -272,6 +274,33 @@ def test_tax_on_top_of_an_invoice_is_in_the_tax_report_and_owed_until_it_is_paid
     assert amounts([ageing], "not_invoiced", "days_0_30", "receivable") == [(0, owed, owed)]
     found = rows(house, "reconciliation", customer="acme")
     assert amounts(found, "differs", "rated", "stripe") == [("", 51, 51)]
+
+
+def test_what_credit_notes_took_off_an_invoice_is_not_open_any_more(sqlite_house):
+    house = furnished(sqlite_house)
+    engine, client = house.world.engine, house.world.client
+    with begin_write(engine) as connection:
+        # Rated 51.00, of which 25.00 are paid; a credit note of 6.00 on what remained.
+        rating_id = connection.execute(select(invoices.c.rating_id)).scalar_one()
+        named = {"credit_note_id": "n-1", "currency": "USD"}
+        note = {"namespace": "test", "customer_id": "acme", "rating_id": rating_id, "total_minor": -600, "lines": []}
+        connection.execute(insert(credit_notes).values(**named, **note, as_of=NOVEMBER_3, recorded_at=NOVEMBER_3))
+        issue = {"invoice_id": "i-acme", "state": "issued", "amount_minor": 600, "pre_payment_minor": 600}
+        moments = {"created_at": NOVEMBER_3, "issued_at": datetime(2026, 11, 12, tzinfo=UTC)}
+        connection.execute(insert(credit_note_issues).values(**named, **issue, **moments))
+        sides = (Entry(ledger.RECEIVABLE, -600, "USD"), Entry(ledger.REVENUE, 600, "USD"))
+        posting = Posting("correction", "n-1", "correction", sides)
+        ledger.post(connection, "test", "acme", [posting], effective_at=NOVEMBER_3, recorded_at=NOVEMBER_3)
+    mirror.push(engine, client, "test")
+    (ageing,) = rows(house, "ageing", "2026-11", customer="acme")
+    assert amounts([ageing], "not_invoiced", "days_0_30", "receivable") == [(0, 20, 20)]
+    with begin_write(engine) as connection:
+        connection.execute(update(invoices).values(state="paid", paid_at=datetime(2026, 11, 20, tzinfo=UTC)))
+        connection.execute(update(payments).values(amount_minor=4500))
+    mirror.push(engine, client, "test")
+    assert amounts(rows(house, "reconciliation", customer="acme"), "differs") == [("",)]
+    open_now = client.query("SELECT outstanding_minor, credited_minor FROM finance_invoices").result_rows
+    assert list(open_now) == [(0, 600)]
 
 
 def test_every_report_can_be_grouped_by_each_of_its_columns_and_sums_stay_the_same(books):

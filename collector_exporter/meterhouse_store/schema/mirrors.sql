@@ -34,12 +34,13 @@ CREATE TABLE IF NOT EXISTS {database}.mirror_invoices
     currency LowCardinality(String), total_minor Int64, stripe_invoice_id String,
     stripe_total_minor Nullable(Int64), number String, hosted_url String, created_at DateTime64(6, 'UTC'),
     finalised_at Nullable(DateTime64(6, 'UTC')), paid_at Nullable(DateTime64(6, 'UTC')), version UInt64,
-    tax_added_minor Int64, tax_contained_minor Int64
+    tax_added_minor Int64, tax_contained_minor Int64, credited_minor Int64
 )
 ENGINE = ReplacingMergeTree(version) ORDER BY (namespace, customer_id, invoice_id);
 
 ALTER TABLE {database}.mirror_invoices
-    ADD COLUMN IF NOT EXISTS tax_added_minor Int64, ADD COLUMN IF NOT EXISTS tax_contained_minor Int64;
+    ADD COLUMN IF NOT EXISTS tax_added_minor Int64, ADD COLUMN IF NOT EXISTS tax_contained_minor Int64,
+    ADD COLUMN IF NOT EXISTS credited_minor Int64;
 
 CREATE TABLE IF NOT EXISTS {database}.mirror_payments
 (

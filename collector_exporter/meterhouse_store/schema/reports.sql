@@ -80,8 +80,9 @@ SELECT
     invoice.total_minor AS total_minor, toDecimal128(total_minor, 3) / {minor_units:invoice.currency} AS total,
     paid.paid_minor AS paid_minor, toDecimal128(paid_minor, 3) / {minor_units:invoice.currency} AS paid,
     invoice.tax_added_minor AS tax_added_minor, invoice.tax_contained_minor AS tax_contained_minor,
-    if(invoice.finalised_at IS NULL OR invoice.state = 'void', 0, total_minor + tax_added_minor - paid_minor)
-        AS outstanding_minor,
+    invoice.credited_minor AS credited_minor,
+    if(invoice.finalised_at IS NULL OR invoice.state = 'void', 0,
+        total_minor + tax_added_minor - credited_minor - paid_minor) AS outstanding_minor,
     toDecimal128(outstanding_minor, 3) / {minor_units:invoice.currency} AS outstanding,
     invoice.stripe_total_minor AS stripe_total_minor,
     invoice.period_start AS period_start, invoice.period_end AS period_end, invoice.created_at AS created_at,
@@ -115,7 +116,8 @@ SELECT
         if(ledger_minor != rated_minor, 'ledger', ''),
         if(invoice_minor IS NOT NULL AND invoice_minor != rated_minor, 'invoice', ''),
         if(stripe_minor IS NOT NULL AND stripe_minor != rated_minor, 'stripe', ''),
-        if(invoice.state = 'paid' AND paid_minor != rated_minor + tax_added_minor AND rated_minor > 0, 'paid', ''),
+        if(invoice.state = 'paid' AND paid_minor != rated_minor + tax_added_minor - invoice.credited_minor
+            AND rated_minor > 0, 'paid', ''),
         if(paid_minor > greatest(rated_minor, 0) + tax_added_minor, 'overpaid', '')
     ]), ', ') AS differs,
     rating.rating_id AS rating_id, rating.rated_at AS as_of, true AS is_closed
