@@ -38,11 +38,11 @@ def terms(world: World, declared: Mapping[str, Meter], name: str, start: datetim
     contracts = [it for it in registry.contracts(engine, namespace) if it.customer_id == name]
     held = [it for it in contracts if it.valid_from <= month.start]
     changes = [it for it in contracts if it.valid_from > month.start]
-    if not held:
+    if not held or held[-1].plan == registry.ENDED:
         raise BillingError(f"has no plan on {short(month.start)}: `meterhouse contracts change`")
     if changes:
         raise BillingError(
-            f"changes to the plan {changes[0].plan} on {short(changes[0].valid_from)}, and a subscription in "
+            f"{_change(changes[0].plan)} on {short(changes[0].valid_from)}, and a subscription in "
             "Stripe keeps its prices: set it up when that is in force"
         )
     version = versions.in_force(versions.versions(engine, namespace), month)
@@ -54,6 +54,10 @@ def terms(world: World, declared: Mapping[str, Meter], name: str, start: datetim
         raise BillingError(f"the price book has no plan {held[-1].plan}, version {version.version}")
     items = offer(book, plan, customer.currency, declared, namespace)
     return Terms(customer, plan.name, version.version, items)
+
+
+def _change(plan: str) -> str:
+    return "ends its contract" if plan == registry.ENDED else f"changes to the plan {plan}"
 
 
 def refuse_start(name: str, start: datetime, now: datetime, items: Sequence[Item]) -> None:

@@ -12,7 +12,7 @@ from meterhouse_rating.book import Plan
 from meterhouse_rating.charges import Before, Dimensions
 from meterhouse_rating.credit_book import Credits, credits_of
 from meterhouse_rating.money import of_minor, to_minor
-from meterhouse_rating.periods import Period, month_of, overlaps
+from meterhouse_rating.periods import Period, month_of, next_month, overlaps
 from meterhouse_store.numbers import D
 from meterhouse_store.registry import Contract, Customer
 from meterhouse_store.tables import rated_lines, ratings, unrated_usage
@@ -209,16 +209,10 @@ def span_of(
     since, until = contract.valid_from, None if at + 1 == len(known) else known[at + 1].valid_from
     # A period that is closed was not cut at what was agreed later: it is billed to its end.
     if until is not None and (not at_once or period.start < until < period.end):
-        until = _next_start(until, zone)
+        until = next_month(until, zone)
     if at > 0 and not at_once and period.start != since:
-        since = _next_start(since, zone)
+        since = next_month(since, zone)
     return since, until
-
-
-def _next_start(moment: datetime, zone: str) -> datetime:
-    """The start of a month at or after the moment."""
-    month = month_of(moment, zone)
-    return month.start if moment == month.start else month.end
 
 
 def _settled_by(lines: Iterable[Mapping[Any, Any]]) -> Before:
