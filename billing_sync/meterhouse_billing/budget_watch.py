@@ -16,6 +16,8 @@ from meterhouse_rating.command_line import engine_of, world_of
 from meterhouse_store.settings import Settings
 from meterhouse_store.warehouse import WarehouseUnavailable
 
+_CONNECT_S: Final = 5.0
+"""Not longer, or whoever stops this would have to wait."""
 _AGAIN_S: Final = 30.0
 """After a round that failed: a store that is away is not asked every few seconds."""
 
@@ -34,7 +36,7 @@ def watch(settings: Settings, every_s: float, tell: Callable[[Round], None]) -> 
     while not stop.is_set():
         wait_s = every_s
         try:
-            watching = watching or Watch(world_of(settings, engine))
+            watching = watching or Watch(world_of(settings, engine, timeout_s=_CONNECT_S))
             for said in payment_pauses.follow(engine, settings.namespace, PauseSettings(), watching.world.now()):
                 print(said, flush=True)
             done = watching.due()
