@@ -25,6 +25,8 @@ _AGENT: Final = "$__conditionalAll(agent_name IN (${agent:singlequote}), $agent)
 _MODEL: Final = "$__conditionalAll(model IN (${model:singlequote}), $model)"
 _USED: Final = f"{_OF}\n  AND {_BILLED}\n  AND {_AGENT}\n  AND {_MODEL}\n  AND $__timeFilter(event_time)"
 
+# By the hour of receipt, as what was received is.
+_SUSPENDED: Final = f"SELECT count() FROM (SELECT toStartOfHour(toDateTime(received_at, 'UTC')) AS hour FROM suspense WHERE {_OF}) WHERE"
 
 # Where traces are looked up is the user's own: what stands before the id in an address.
 _TRACES: Final = {
@@ -69,18 +71,19 @@ DASHBOARDS: Final[dict[str, tuple[str, str, list[Panel]]]] = {
         "What came, what became of it, and how far behind the warehouse is.",
         [
             Panel("Rows received", "Rows that came in the chosen range, whatever became of them.", "stat",
-                f"SELECT sum(received) AS received FROM conservation\nWHERE {_OF} AND $__timeFilter(hour)",
+                f"SELECT sum(received) AS received FROM received\nWHERE {_OF} AND $__timeFilter(hour)",
                 size=(6, 4)),
             Panel("Rows counted", "Rows that count as usage; received = counted + duplicates + suspended + set aside.",
                 "stat", f"SELECT sum(counted) AS counted FROM conservation\nWHERE {_OF} AND $__timeFilter(hour)",
                 size=(6, 4)),
             Panel("Share in suspense", "Rows that wait for a decision, of all that were received in the range.", "stat",
-                "SELECT if(sum(received) = 0, 0, sum(suspended) / sum(received)) AS share FROM conservation\n"
-                f"WHERE {_OF} AND $__timeFilter(hour)", "percentunit", (6, 4)),
+                f"SELECT if(sum(received) = 0, 0, ({_SUSPENDED} $__timeFilter(hour)) / sum(received)) AS share\n"
+                f"FROM received\nWHERE {_OF} AND $__timeFilter(hour)", "percentunit", (6, 4)),
             Panel("Suspense burn rate", "How many times faster than one row in a thousand goes to suspense, in the last "
                 "hour: 1 uses up the year's allowance in a year, 14 in a month.", "stat",
-                "SELECT if(sum(received) = 0, 0, sum(suspended) / sum(received) / 0.001) AS burn_rate FROM conservation\n"
-                f"WHERE {_OF} AND hour >= now() - INTERVAL 1 HOUR", size=(6, 4)),
+                f"SELECT if(sum(received) = 0, 0, ({_SUSPENDED} hour >= now() - INTERVAL 1 HOUR)\n"
+                f"  / sum(received) / 0.001) AS burn_rate\nFROM received\nWHERE {_OF} AND hour >= now() - INTERVAL 1 HOUR",
+                size=(6, 4)),
             Panel("What became of the rows", "Rows by the hour in which they were received.", "timeseries",
                 "SELECT $__timeInterval(hour) AS time, sum(counted) AS counted, sum(duplicates) AS duplicates,\n"
                 "  sum(suspended) AS suspended, sum(set_aside) AS set_aside\nFROM conservation\n"

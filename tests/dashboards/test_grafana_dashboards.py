@@ -20,7 +20,7 @@ _SPEC.loader.exec_module(build)
 DASHBOARDS = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in build.DASHBOARDS}
 PANELS = {(name, panel["title"]): panel for name, one in DASHBOARDS.items() for panel in one["panels"]}
 RULES = yaml.safe_load((ROOT / "dashboards/provisioning/alerting/meterhouse.yaml").read_text())["groups"][0]["rules"]
-VIEWS = {"usage", "suspense", "watermark", "conservation", "refused", "costs", "margins"}
+VIEWS = {"usage", "suspense", "watermark", "conservation", "received", "refused", "costs", "margins"}
 VIEWS |= {"finance_entries", "finance_unbilled", "finance_invoices", "finance_reconciliation"}
 UNITS = {"short", "s", "h", "percentunit"}
 TABLES = "events conflicts checkpoints segment_totals refusals cost_rates mirror_ratings mirror_rated_lines "
@@ -204,6 +204,8 @@ def test_the_pipeline_shows_what_became_of_the_rows(ask):
     assert {name: found[name] for name in ("received", "counted", "duplicates", "suspended")} == {
         "received": 7, "counted": 5, "duplicates": 1, "suspended": 1,
     }  # fmt: skip
+    assert shown(ask, "pipeline", "Rows received") == [{"received": 7}]
+    assert shown(ask, "pipeline", "Share in suspense") == [{"share": pytest.approx(1 / 7)}]
     assert shown(ask, "pipeline", "Suspense burn rate")[0]["burn_rate"] in (0, pytest.approx(1 / 7 / 0.001))
     assert shown(ask, "pipeline", "Refused requests")[0]["requests"] == 500
     since = (datetime.now(UTC) - NOW).total_seconds()

@@ -43,6 +43,12 @@ FROM (
 GROUP BY namespace, credential_id, hour
 SETTINGS do_not_merge_across_partitions_select_final = 1;
 
+-- What came, alone: the other numbers of `conservation` take a look at all that is stored.
+CREATE OR REPLACE VIEW {database}.received AS
+SELECT namespace, credential_id, hour, sum(arraySum(rows)) AS received
+FROM {database}.segment_totals FINAL
+GROUP BY namespace, credential_id, hour;
+
 -- What was seen per customer, service, key and month (UTC); `meterhouse completeness` says what to make of it.
 CREATE OR REPLACE VIEW {database}.completeness AS
 SELECT
