@@ -90,18 +90,18 @@ class Allowances:
             held = {it["lease_id"]: Held.of_row(dict(it)) for it in connection.execute(query).mappings()}
             known = held.get(request.get("lease_id") or "")
             # A lease of before there was a limit is not gone on with: it does not say what was used since.
-            mine = Held(uuid.uuid4().hex, agent_id, now)
+            mine, keeps = Held(uuid.uuid4().hex, agent_id, now), {}
             if known is not None and known.agent_id == agent_id:
                 told = {meter: Decimal(quantity) for meter, quantity in request.get("used", {}).items()}
                 # A question that was overtaken by a later one does not make less of what was used.
                 used = {**known.used} | {meter: max(it, known.used.get(meter, it)) for meter, it in told.items()}
-                mine = replace(known, used=used, granted={})
+                mine, keeps = replace(known, used=used, granted={}), reservations.kept(limits, known, used)
             answer = Answer(False, paused)
             if request.get("release", False):
                 answer = Answer(True)
             elif paused is None:
                 others = [it for it in held.values() if it.lease_id != mine.lease_id]
-                answer = decide([it for it in limits if it.is_about(agent_id)], [*others, mine], now)
+                answer = decide([it for it in limits if it.is_about(agent_id)], [*others, mine], now, keeps)
             # What is not granted ends now: from here on only its usage has to arrive.
             mine = replace(mine, granted=answer.granted, expires_at=now + reservations.LASTS if answer.granted else now)
             written = {"granted": _texts(mine.granted), "used": _texts(mine.used), "expires_at": mine.expires_at}

@@ -109,18 +109,29 @@ def free(limit: Limit, held: Sequence[Held], now: datetime) -> Decimal:
     return left
 
 
-def decide(limits: Sequence[Limit], held: Sequence[Held], now: datetime) -> Answer:
+def kept(limits: Sequence[Limit], before: Held, used: Mapping[str, Decimal]) -> dict[str, Decimal]:
+    """What is left of a lease's last grant, now that so much is used: its agent goes on with it until the answer."""
+    since = {meter: quantity - before.used.get(meter, Decimal(0)) for meter, quantity in used.items()}
+    left = {it.name: _EXACT.subtract(before.granted.get(it.name, Decimal(0)), it.units(since)) for it in limits}
+    return {name: units for name, units in left.items() if units > 0}
+
+
+def decide(
+    limits: Sequence[Limit], held: Sequence[Held], now: datetime, keeps: Mapping[str, Decimal] | None = None
+) -> Answer:
     """What to hand out of the limits of one agent. In `held` the lease that is renewed stands without a grant.
+
+    What it `keeps` of its last grant is not taken away, whatever else is left: it may be used already.
 
     Several limits become one number: a lease of 1, of which each meter costs as much as it takes of the limit that it
     comes nearest to; so none of them can be passed before the lease is used up.
     """
     shares: dict[str, Decimal] = {}
     for limit in limits:
-        there = free(limit, held, now)
-        if there <= 0:
+        there, own = free(limit, held, now), (keeps or {}).get(limit.name, Decimal(0))
+        if there <= 0 and own <= 0:
             return Answer(False, limit.reason if limit.left <= 0 else RESERVED)
-        shares[limit.name] = min(there, max(_UP.divide(there, Decimal(PARTS)), limit.least))
+        shares[limit.name] = max(own, min(there, max(_UP.divide(there, Decimal(PARTS)), limit.least)))
     if not limits:
         return Answer(True)
     if len(limits) == 1:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from meterhouse_store.reservations import LAPSE, Held, Limit, decide, free
+from meterhouse_store.reservations import LAPSE, Held, Limit, decide, free, kept
 
 D = Decimal
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -46,6 +46,17 @@ def test_nothing_is_handed_out_of_what_is_used_up_or_in_others_hands():
     assert (used_up.allowed, used_up.reason, used_up.granted) == (False, "hard_cap", {})
     in_hands = decide([limit(30)], [held(granted={"calls": 30})], NOW)
     assert (in_hands.allowed, in_hands.reason) == (False, "reserved")
+
+
+def test_what_is_left_of_a_grant_is_not_taken_away_while_its_agent_goes_on_with_it():
+    before = held(granted={"calls": 40}, used={"calls": 10})
+    keeps = kept([limit(100)], before, {"calls": D(30)})
+    assert keeps == {"calls": 20}
+    now_used = held(used={"calls": 30})
+    assert decide([limit(60)], [now_used], NOW, keeps).units == 20  # and not an eighth of the 30 that are free
+    others = held(granted={"calls": 80})
+    assert decide([limit(100)], [others, now_used], NOW, keeps).units == 20  # nothing else is free
+    assert not decide([limit(100)], [others, now_used], NOW, kept([limit(100)], before, {"calls": D(50)})).allowed
 
 
 def test_several_limits_become_one_lease_that_passes_none_of_them():
