@@ -105,7 +105,9 @@ class Client:
             lease = self.leases.get(key)
             if lease is None or lease.over(now):
                 policy = self._policies.get(key[0]) or _policy()
-                lease = leases.unreachable(now, policy)
+                before, lease = lease, leases.unreachable(now, policy)
+                if before is not None:
+                    lease.go_on(before)
                 self._keep(key, lease)
             else:
                 lease.renew_at = now + leases.RETRY_S

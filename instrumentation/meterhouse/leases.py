@@ -63,6 +63,12 @@ class Lease:
         if before.lease_id == self.lease_id:
             self.used, self.limited = before.used, before.limited | self.limited
 
+    def go_on(self, before: "Lease") -> None:
+        """Go on with the lease before, where no answer came: it names events, and what they come to is told when one
+        does."""
+        self.lease_id = before.lease_id
+        self.follow(before)
+
     def spend(self, meter: str, quantity: int | float) -> None:
         """Count down what was used; a quantity that does not count costs nothing."""
         weight = self.weights.get(meter)

@@ -346,6 +346,19 @@ def test_a_lease_that_is_used_up_stops_the_next_call_until_the_collector_says(al
         limits.admit()
 
 
+def test_after_an_answer_that_got_lost_the_lease_goes_on_and_tells_all_that_was_used(allowance, until):
+    allowance.answer = {"units": "2", "weights": {"pages": "1"}}
+    assert admitted()
+    allowance.status = 503
+    with meterhouse.customer("acme"):
+        meterhouse.meter("pages").add(2)  # all of it, so that it asks
+        until(lambda: limits._client.leases["acme", ""].left is None)
+        meterhouse.meter("pages").add(1)  # while nobody answers, it is let
+    allowance.status = 200
+    limits._client.ask(("acme", "")).result(10)
+    assert (allowance.questions[-1]["lease_id"], allowance.questions[-1]["used"]) == ("lease-1", {"pages": "3"})
+
+
 def test_usage_between_a_question_and_its_answer_is_taken_off_the_answer(allowance, until):
     allowance.answer = {"units": "10", "weights": {"pages": "1"}}
     with meterhouse.customer("acme"):

@@ -288,6 +288,7 @@ def test_a_ledger_from_before_the_chain_is_sealed_in_the_order_in_which_it_was_r
     with begin_write(engine) as connection:
         connection.execute(text("DROP TABLE ledger_chain"))
         connection.execute(text("ALTER TABLE ledger_entries DROP COLUMN grant_id"))
+        connection.execute(text("ALTER TABLE credentials DROP COLUMN role"))
         connection.execute(text("UPDATE schema_version SET version = 2"))
         if engine.dialect.name == "postgresql":
             for name, _ in ledger_rules.NAMES:
