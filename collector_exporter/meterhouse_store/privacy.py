@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from meterhouse_store import decisions, ledger_chain, renaming, tables
+from meterhouse_store import decisions, ledger_chain, people, renaming, tables
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
 
@@ -86,6 +86,8 @@ def count(engine: Engine, namespace: str, customer_id: str, *, ids: bool) -> dic
                 keys |= {tuple(row[name] for name in _key(table)) for row in rows}
             if keys:
                 found[table.name] = len(keys)
+        for name, of_people in people.count(connection, namespace, customer_id).items():
+            found[name] = max(of_people, found.get(name, 0))
         if not ids and words:
             found.setdefault("customers", 1)
     return found
@@ -123,6 +125,7 @@ def forget(
     _check_reason(why)
     with begin_write(engine) as connection:
         words = words_of(connection, namespace, customer_id)
+        words |= dict.fromkeys(people.take_out(connection, namespace, customer_id, ERASED), ERASED)
         _replace_words(connection, namespace, words)
         _blank(connection, namespace, customer_id, ERASED)
         connection.execute(
@@ -146,6 +149,7 @@ def rename(engine: Engine, erasure: Erasure, pseudonym: str, renamed: renaming.R
         if connection.execute(select(tables.customers).where(is_it)).first() is not None:
             return
         words = words_of(connection, namespace, former) | {former: pseudonym}
+        words |= dict.fromkeys(people.take_out(connection, namespace, former, ERASED), ERASED)
         _drop_open_ratings(connection, namespace, former)
         _blank(connection, namespace, former, pseudonym)
         renaming.rename(connection, namespace, former, pseudonym, renamed)
