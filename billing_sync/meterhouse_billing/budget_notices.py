@@ -29,7 +29,9 @@ def of_states(namespace: str, found: Sequence[State], now: datetime) -> Iterator
             subject = f"{it.customer_id} is at its cap {it.name} ({amount_of(state)}): model calls are paused"
             yield Notice(namespace, it.customer_id, CAP, cause, subject[:256], facts)
         if state.caps and state.over > 0:
-            billed = "is billed" if it.bill_over or it.measure == PREPAID else "is not billed"
+            billed = "is not billed, unless the cap is raised or acknowledged"
+            if it.bill_over or it.measure == PREPAID:
+                billed = "is billed"
             subject = f"{it.customer_id} has used more than its cap {it.name} ({amount_of(state)}): that {billed}"
             yield Notice(namespace, it.customer_id, OVER_CAP, cause, subject[:256], facts)
 

@@ -43,7 +43,7 @@ def watch(settings: Settings, every_s: float, tell: Callable[[Round], None]) -> 
             if done is not None and done.notices:
                 tell(done)
             told = ""
-        except (ClickHouseError, SQLAlchemyError, WarehouseUnavailable, TooBusy, OSError) as problem:
+        except (ClickHouseError, SQLAlchemyError, WarehouseUnavailable, TooBusy, OSError, ArithmeticError) as problem:
             words = f"budgets wait: {type(problem).__name__}: {problem}"
             if words != told:
                 print(words, file=sys.stderr, flush=True)

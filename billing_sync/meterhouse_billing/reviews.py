@@ -13,6 +13,7 @@ from meterhouse_billing.documents import Draft
 from meterhouse_billing.findings import HISTORY, Evidence, Finding, assess
 from meterhouse_billing.policies import Policy
 from meterhouse_billing.world import World
+from meterhouse_store import persons
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import invoice_findings, invoices, rating_statements, unrated_usage
 
@@ -102,10 +103,11 @@ def second_person(world: World, row: RowMapping, policy: Policy) -> str | None:
     assert approved is not None, "only what is approved is finalised"
     if approved["who"] == history.RULE:
         return f"above {policy.limit(row['currency'])} a person approves, not the rule: `meterhouse bill approve`"
-    if approved["who"] == world.who:
+    if persons.may_be_one(approved["who"], world.who):
         return (
-            f"{world.who} approved it, and above {policy.limit(row['currency'])} another person finalises: "
+            f"{approved['who']} approved it, and above {policy.limit(row['currency'])} another person finalises: "
             "`meterhouse bill finalise` by somebody else"
+            + ("" if persons.spelt(approved["who"]) == persons.spelt(world.who) else f" ({persons.UNCLEAR})")
         )
     return None
 

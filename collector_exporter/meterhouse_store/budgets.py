@@ -28,6 +28,8 @@ OPERATOR: Final = "operator"
 PAYMENT_FAILED: Final = "payment_failed"
 """Reasons of pauses; any other name will do as well."""
 THRESHOLDS: Final = (50, 80, 100)
+MOST: Final = Decimal(10) ** 18
+_USUAL: Final = "a limit has at most nine decimals, and 18 digits before them"
 PLAN: Final = "plan:"
 """How the names of limits begin that a plan of the price book has."""
 
@@ -112,6 +114,7 @@ def set_budget(engine: Engine, namespace: str, budget: Budget, *, who: str, why:
             (budget.measure not in MEASURES, f"{budget.measure} is no measure: money, units or prepaid"),
             (budget.per not in PERIODS, f"{budget.per} is no period: day, week or month"),
             (budget.limit <= 0 and budget.measure != PREPAID, "a limit is a number above 0"),
+            (not _is_usual(budget.limit), _USUAL),
             ((budget.measure == UNITS) != bool(budget.of), "units are of a meter or a metric: name it"),
             (budget.measure == PREPAID and (budget.agent_id or budget.per != "month"), _PREPAID_WHOLE),
             (not all(1 <= it <= 1000 for it in budget.thresholds), "thresholds are per cent from 1 to 1000"),
@@ -142,8 +145,10 @@ def raise_limit(
     now: datetime,
 ) -> None:
     """Another limit in the period that starts then, and only in it. Raises RegistryError."""
-    if limit <= 0:
-        raise RegistryError("a limit is a number above 0")
+    if limit <= 0 or not _is_usual(limit):
+        raise RegistryError(f"a limit is a number above 0; {_USUAL}")
+    if limit <= budget.limit_in(start):
+        raise RegistryError(f"the limit is {budget.limit_in(start):f} already: `budgets set` sets a lower one")
     row = {"change": RAISE, "terms": {"period_start": _named(start)}, "amount": limit}
     with begin_write(engine) as connection:
         _record(connection, tables.budget_changes, _key(namespace, budget), row, who, why, now)
@@ -279,6 +284,12 @@ _SAY_BILL_OVER: Final = (
     "what goes above a cap of one agent, of a day or a week is billed: say so (--bill-over), or only tell (--soft)"
 )
 _PREPAID_WHOLE: Final = "a prepaid balance is the whole customer's, by the month: leave agent and period out"
+
+
+def _is_usual(limit: Decimal) -> bool:
+    """Whether it is an amount that arithmetic and people can live with."""
+    exponent = limit.as_tuple().exponent
+    return limit.is_finite() and isinstance(exponent, int) and exponent >= -9 and limit < MOST
 
 
 def _named(start: datetime) -> str:

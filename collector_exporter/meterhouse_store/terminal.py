@@ -99,6 +99,13 @@ def explained() -> Iterator[None]:
         fail(str(problem))
     except OperationalError as problem:
         fail(f"the SQL database cannot be used: {problem.orig}")
+    except OSError as problem:
+        fail(told(problem))
+
+
+def told(problem: OSError) -> str:
+    """What the operating system said, with the file that it is about."""
+    return f"{problem.filename}: {problem.strerror}" if problem.filename and problem.strerror else str(problem)
 
 
 def fail(sentence: str) -> None:

@@ -226,7 +226,7 @@ class Account:
         columns = ", ".join(
             name
             if form != "csv" or name in _NUMBERS
-            else f"if(match({name}, '^[=+\\\\-@\\t\\r]'), concat('''', {name}), toString({name})) AS {name}_"
+            else f"if(match({name}, '^[=+\\\\-@\\t\\r\\n]'), concat('''', {name}), toString({name})) AS {name}_"
             for name in _EXPORTED
         )
         names = ", ".join(

@@ -4,8 +4,10 @@ A member's budget is called `own`. Members change that one alone: what the opera
 theirs to read. What passes their own cap is billed: else it were a way to use for nothing.
 """
 
+import re
+from collections.abc import Sequence
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Final
 
 from starlette.responses import Response
@@ -20,6 +22,8 @@ from meterhouse_store.registry import RegistryError
 
 OWN: Final = "own"
 MAX_AMOUNT: Final = Decimal(10) ** 12
+_PLAIN: Final = re.compile(r"[0-9]{1,13}(\.[0-9]{1,2})?")
+_GROUPED: Final = re.compile(r"[0-9]{1,3}(,[0-9]{3}){1,4}(\.[0-9]{1,2})?")
 
 
 def show(visit: Visit) -> Response:
@@ -31,10 +35,12 @@ def show(visit: Visit) -> Response:
 def change(visit: Visit) -> Response:
     """Set, raise, acknowledge or remove the members' own budget; agents that were stopped go on within seconds."""
     mine, form = visit.account, visit.form
-    own = next((it for it in mine.budgets().states if it.budget.name == OWN), None)
+    own = _own(mine.budgets().states)
     act = form.get("act", "set")
     who, now = visit.visitor.email, mine.now
     try:
+        if own is None and any(it.budget.name == OWN for it in mine.budgets().states):
+            raise RegistryError("The operator has a budget of that name: ask for another one.")
         if act == "set":
             thresholds = _thresholds(form.get("thresholds", ""))
             limit, stop = _amount(form.get("amount", "")), form.get("stop") == "yes"
@@ -56,6 +62,12 @@ PAGES: Final = (
 )
 
 
+def _own(states: Sequence[State]) -> State | None:
+    """The members' budget: in money, and what passes it is billed, or it would be a way to use for nothing."""
+    named = (it for it in states if it.budget.name == OWN)
+    return next((it for it in named if it.budget.bill_over and it.budget.measure == MONEY), None)
+
+
 def _act(visit: Visit, own: State, act: str, who: str, now: datetime) -> None:
     engine, namespace = visit.account.engine, visit.account.namespace
     if act == "raise":
@@ -72,18 +84,19 @@ def _act(visit: Visit, own: State, act: str, who: str, now: datetime) -> None:
 def _page(visit: Visit, problem: str = "") -> Response:
     mine = visit.account
     found = mine.budgets()
-    own = next((it for it in found.states if it.budget.name == OWN), None)
+    own = _own(found.states)
     return visit.page(
         "budgets.html", problem=problem, states=found.states, pauses=found.pauses, own=own, notices=mine.notices(),
     )  # fmt: skip
 
 
 def _amount(text: str) -> Decimal:
-    try:
-        amount = Decimal(text.strip().replace(",", ""))
-    except InvalidOperation:
-        raise RegistryError("Write the amount as 1500 or 1500.00.") from None
-    if not amount.is_finite() or not 0 < amount <= MAX_AMOUNT:
+    """The amount as people write it; 1500,50 and 1.500 could be meant in two ways. Raises RegistryError."""
+    said = text.strip()
+    if not (_PLAIN.fullmatch(said) or _GROUPED.fullmatch(said)):
+        raise RegistryError("Write the amount as 1500, 1500.00 or 1,500.00.")
+    amount = Decimal(said.replace(",", ""))
+    if not 0 < amount <= MAX_AMOUNT:
         raise RegistryError("The amount is above 0.")
     return amount
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -78,9 +79,11 @@ class CustomerPages:
         except RegistryError:
             return self._page("sign_in.html", 422, problem="Write the address as name@example.com.", email=email[:320])
         client = request.client.host if request.client else ""
+        answer = self._page("sign_in_sent.html", email=address)
         if self._links.take(client, self._now()):
-            self._send_link(address)
-        return self._page("sign_in_sent.html", email=address)
+            # After the answer: how long it takes says nothing of who is a member.
+            answer.background = BackgroundTask(self._send_link, address)
+        return answer
 
     def _send_link(self, address: str) -> None:
         token = members.request_link(self._stores.engine(), self._settings.namespace, address, self._now())
@@ -108,9 +111,13 @@ class CustomerPages:
         if request.method == "GET":
             return self._page("sign_in_button.html", token=request.path_params["token"])
         namespace = self._settings.namespace
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return self._message(403, "Not from another page", "Open the link in your mail, and use its button.")
         session = members.sign_in(self._stores.engine(), namespace, request.path_params["token"][:128], self._now())
         if session is None:
             return self._page("sign_in.html", 410, problem="That link was used, or is too old. Ask for a new one.")
+        if before := request.cookies.get(COOKIE):
+            members.sign_out(self._stores.engine(), namespace, before[:128], self._now())
         visitor = members.visitor(self._stores.engine(), namespace, session, self._now())
         answer = RedirectResponse("/operator" if visitor is not None and visitor.operator else "/account", 303)
         answer.set_cookie(

@@ -91,6 +91,8 @@ def set_role(
         if last is not None and last >= now:
             now = last + timedelta(microseconds=1)
         connection.execute(insert(portal_members).values(**values, changed_at=now, role=role, who=who))
+        if role is None:
+            _end_all(connection, namespace, address, now, customer_id)
     return None if role is None else Member(customer_id, address, role, now, who)
 
 
@@ -104,6 +106,8 @@ def set_operator(engine: Engine, namespace: str, email: str, active: bool, *, wh
             now = last + timedelta(microseconds=1)
         row = {"namespace": namespace, "email": address, "changed_at": now, "active": int(active), "who": who}
         connection.execute(insert(table).values(**row))
+        if not active:
+            _end_all(connection, namespace, address, now)
     return address
 
 
@@ -214,6 +218,17 @@ def normalised(email: str) -> str:
     if not _EMAIL.fullmatch(address):
         raise RegistryError(f"{email[:80]!r} is no e-mail address: write it as name@example.com")
     return address
+
+
+def _end_all(connection: Connection, namespace: str, email: str, now: datetime, customer_id: str | None = None) -> None:
+    """End the sessions of an address (those that look at a customer, or at none yet), and links under way to it."""
+    columns = portal_sessions.c
+    mine = (columns.namespace == namespace) & (columns.email == email) & columns.ended_at.is_(None)
+    if customer_id is not None:
+        mine = mine & ((columns.customer_id == customer_id) | columns.customer_id.is_(None))
+    connection.execute(update(portal_sessions).where(mine).values(ended_at=now))
+    links = (portal_links.c.namespace == namespace) & (portal_links.c.email == email) & portal_links.c.used_at.is_(None)
+    connection.execute(update(portal_links).where(links).values(used_at=now))
 
 
 def _is_session(namespace: str, session: str) -> tuple[Any, ...]:

@@ -171,9 +171,14 @@ def decide_suspense(visit: OperatorVisit) -> Response:
     form, act = visit.form, visit.form.get("act", "")
     which = Filter(events=(form.get("event", ""),), meter=form.get("meter") or None, reason=form.get("reason") or None)
     with visit.stores.warehouse() as client:
-        rows = suspended.find(client, visit.namespace, which, ROWS)
+        # The row that was on the page, as it was then: others may have the same event id.
+        rows = [
+            it
+            for it in suspended.find(client, visit.namespace, which, ROWS)
+            if (it.key.row_id, it.decision_id) == (form.get("row", ""), form.get("follows", ""))
+        ]
         if not rows:
-            raise NotShown(form.get("event", ""))
+            return show_suspense(visit, "That row is not there any more, or was decided about meanwhile: look again.")
         customer = form.get("customer", "")
         if act == "assign":
             if not any(it.customer_id == customer for it in registry.customers(visit.engine, visit.namespace)):

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlencode
 
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response
 
 from meterhouse_portal import account, chart
 from meterhouse_portal.account import Account
@@ -74,8 +74,10 @@ def action(visit: Visit) -> Response:
     query = visit.query({"id", "at"})
     try:
         at = datetime.fromisoformat(query.get("at", "")).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise NotShown("at") from None
+    if not 1970 <= at.year <= 2200:
+        raise NotShown("at")
     events = visit.account.events(query.get("id", "")[:256], at)
     if not events:
         raise NotShown(query.get("id", ""))
@@ -119,10 +121,13 @@ def _asked(visit: Visit, more: set[str]) -> tuple[Period, dict[str, str], dict[s
 
 def _export(visit: Visit, form: str) -> Response:
     period, wanted, _ = _asked(visit, set())
-    blocks = _EXPORTS.begin(visit.account.customer_id, visit.account.export(period, wanted, form))
-    if blocks is None:
-        told = {"title": "An export is under way", "text": "Wait until the other download of this customer ends."}
-        return HTMLResponse(visit.drawn_by.page("message.html", visitor=visit.visitor, **told), 429)
     name = f"usage-{period.start:%Y-%m-%d}-{period.end:%Y-%m-%d}.{form}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(blocks, media_type=_MEDIA[form], headers=headers)
+    if visit.request.method == "HEAD":
+        return Response(headers=headers, media_type=_MEDIA[form])
+    blocks = visit.account.export(period, wanted, form)
+    download = _EXPORTS.begin(visit.account.customer_id, blocks, headers, _MEDIA[form])
+    if download is None:
+        told = {"title": "An export is under way", "text": "Wait until the other download of this customer ends."}
+        return HTMLResponse(visit.drawn_by.page("message.html", visitor=visit.visitor, **told), 429)
+    return download

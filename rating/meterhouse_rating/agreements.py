@@ -71,7 +71,8 @@ class Discount:
 class Cap:
     """A budget's hard cap of a month, in units `of` a meter or metric, or ('') in money of the customer's currency.
 
-    `raised` and `acknowledged` name months by their start, ISO 8601 in UTC.
+    `raised` and `acknowledged` name months by their start, ISO 8601 in UTC. It was set `since`, and set anew or removed
+    at `until`.
     """
 
     name: str
@@ -79,6 +80,12 @@ class Cap:
     limit: Decimal
     raised: Mapping[str, Decimal]
     acknowledged: frozenset[str]
+    since: datetime
+    until: datetime | None = None
+
+    def stands_at(self, end: datetime) -> bool:
+        """Whether it is what was said last before a month's end: what is said later says nothing of that month."""
+        return self.since < end and (self.until is None or self.until >= end)
 
 
 @dataclass(frozen=True)

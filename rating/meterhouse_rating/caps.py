@@ -3,13 +3,14 @@
 The caps are the customer's budgets (`meterhouse_store.budgets`) as they were known when the period was rated. Above a
 cap of money is what usage lines come to beyond it. Above a cap of units is what the invoice would be less if usage had
 ended at the cap, all priced dimensions in proportion: so what is included, tiers and percentages on top come out as
-they then would. A cap holds for the whole month in which it is set, raised or acknowledged.
+they then would. A cap holds for the whole month in which it is set, raised or acknowledged, and for no month before.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import pairwise
 from typing import Final
 
 from meterhouse_rating import engine
@@ -30,20 +31,35 @@ NANO: Final = 10**9
 
 
 def caps_of(changes: Iterable[budgets.Change], known_at: datetime | None) -> dict[str, list[Cap]]:
-    """Per customer the hard caps of whole months whose excess is not billed, as recorded up to a moment."""
-    known = [it for it in changes if known_at is None or it.recorded_at <= known_at]
+    """Per customer the hard caps of whole months whose excess is not billed, as recorded up to a moment.
+
+    A budget that was set anew is a cap for each time that it was set.
+    """
+    of_budget: dict[tuple[str, str], list[budgets.Change]] = {}
+    for change in changes:
+        if known_at is None or change.recorded_at <= known_at:
+            of_budget.setdefault((change.customer_id, change.name), []).append(change)
     found: dict[str, list[Cap]] = {}
-    for it in budgets.standing(known):
-        if it.hard and not it.bill_over and it.measure != budgets.PREPAID and not it.agent_id and it.per == "month":
-            cap = Cap(it.name, it.of, it.limit, dict(it.raised or {}), it.acknowledged)
-            found.setdefault(it.customer_id, []).append(cap)
+    for theirs in of_budget.values():
+        edges = [at for at, it in enumerate(theirs) if it.change in (budgets.SET, budgets.REMOVE)] + [len(theirs)]
+        for first, following in pairwise(edges):
+            for it in budgets.standing(theirs[:following]):  # none, where it was removed
+                if _bounds_a_month(it):
+                    until = theirs[following].recorded_at if following < len(theirs) else None
+                    terms = it.name, it.of, it.limit, dict(it.raised or {}), it.acknowledged
+                    cap = Cap(*terms, theirs[first].recorded_at, until)
+                    found.setdefault(it.customer_id, []).append(cap)
     return found
+
+
+def _bounds_a_month(it: budgets.Budget) -> bool:
+    return it.hard and not it.bill_over and it.measure != budgets.PREPAID and not it.agent_id and it.per == "month"
 
 
 def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
     """The inputs with a discount for each cap that is passed: of units first, then of money."""
-    month = inputs.setting.month.start.astimezone(UTC).isoformat()
-    holding = [it for it in caps if month not in it.acknowledged]
+    month, end = inputs.setting.month.start.astimezone(UTC).isoformat(), inputs.setting.month.end
+    holding = [it for it in caps if it.stands_at(end) and month not in it.acknowledged]
     if not holding:
         return inputs
     with exact():

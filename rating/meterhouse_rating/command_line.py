@@ -83,8 +83,12 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
         WarehouseUnavailable,
     ) as refused:
         fail(str(refused))
-    except (ClickHouseError, ValidationError, OSError) as refused:
+    except (ClickHouseError, ValidationError) as refused:
         fail(f"{type(refused).__name__}: {refused}")
+    except OSError as refused:
+        from meterhouse_store.terminal import told
+
+        fail(told(refused))
 
 
 def _iso(value: object) -> str:

@@ -7,6 +7,7 @@ normal distribution's sums of as many days; it is then priced like usage, so tha
 Metrics that are no sums (max, unique, latest, over time) stay as they are.
 """
 
+import decimal
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,7 +152,8 @@ def _ahead(
     daily = {row.meter: [Decimal(0)] for row in recent} | sums
 
     def total(z: Decimal) -> int | None:
-        rows = going_on(so_far.rows, recent, factors_of(daily, length, left, z))
+        with decimal.localcontext(prec=80):
+            rows = going_on(so_far.rows, recent, factors_of(daily, length, left, z))
         rated = _rated(world, terms, customer_id, part, replace(so_far, rows=rows), moment, mark).rated
         return None if rated is None else rated.total_minor
 

@@ -11,6 +11,10 @@ MAX_LENGTH: Final = timedelta(days=31, hours=1)
 """The longest period: a month of 31 days in which a clock was set back."""
 
 
+_FIRST_YEAR, _LAST_YEAR = 1969, 2200
+"""A month of 1970 begins in 1969 east of Greenwich."""
+
+
 class PeriodError(ValueError):
     """A period that cannot be read or used; the message says what to write instead."""
 
@@ -31,7 +35,17 @@ def parse(text: str, time_zone: str) -> Period:
 
     Raises PeriodError.
     """
-    if re.fullmatch(r"\d{4}-\d{2}", text):
+    try:
+        period = _parse(text, time_zone)
+    except OverflowError:
+        raise PeriodError(f"{text[:40]} is beyond the calendar.") from None
+    if not _FIRST_YEAR <= period.start.year <= period.end.year <= _LAST_YEAR:
+        raise PeriodError(f"{text[:40]} is not within the years {_FIRST_YEAR} to {_LAST_YEAR}.")
+    return period
+
+
+def _parse(text: str, time_zone: str) -> Period:
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}", text):
         try:
             first = date(int(text[:4]), int(text[5:]), 1)
         except ValueError:

@@ -7,7 +7,6 @@ Names are taken as they are given, as everywhere in Meterhouse; the account of t
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +19,7 @@ from meterhouse_rating.book import BookRefused, check
 from meterhouse_rating.ids import digest
 from meterhouse_rating.price_audit import APPROVED, ONE_PERSON, PROPOSED, REFUSED, REJECTED, TWO_PERSONS, Entry
 from meterhouse_rating.versions import Version
+from meterhouse_store import persons
 from meterhouse_store.tables import price_proposals
 
 BOOK: Final = "book"
@@ -47,8 +47,8 @@ class Person:
             raise PublishingRefused(f"{self.name[:_MAX_NAME]!r} names nobody: 1 to {_MAX_NAME} printable characters")
 
     def is_author_of(self, proposal: "Proposal") -> bool:
-        """Whether it is the same name, however it is spelt: capitals and spaces make no second person."""
-        return _spelt(self.name) == _spelt(proposal.author)
+        """Whether it may be the same person: capitals and spaces make no second one."""
+        return persons.may_be_one(self.name, proposal.author)
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,8 @@ def _objection(found: Proposal, by: Person, declared: Mapping[str, str], known: 
     if found.state == REJECTED and found.decided is not None:
         return f"{_called(found)} was rejected by {found.decided.who} ({found.decided.why}): publish it again"
     if by.is_author_of(found):
-        return f"{by.name} proposed {_called(found)}: another person has to approve it (--by says who you are)"
+        unclear = "--by says who you are" if persons.spelt(by.name) == persons.spelt(found.author) else persons.UNCLEAR
+        return f"{found.author} proposed {_called(found)}: another person has to approve it ({unclear})"
     if found.kind == BOOK:
         if found.base_version != len(known):
             return (
@@ -317,7 +318,3 @@ def _called(found: Proposal) -> str:
 def _check_why(why: str) -> None:
     if not why.strip():
         raise PublishingRefused("say why (--why): it is kept with the record")
-
-
-def _spelt(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

@@ -1,20 +1,24 @@
 """The customers' pages on real stores: what a customer sees, and that nobody sees another's."""
 
+import asyncio
 import csv
 import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 from portal_samples import COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of, visiting
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from meterhouse_portal import access_keys, app, members, questions
 from meterhouse_portal.customer_pages import COOKIE
+from meterhouse_portal.exports import Exports
 from meterhouse_store import budgets, registry
 
 
@@ -113,6 +117,54 @@ def test_a_session_ends_with_signing_out_with_its_week_and_with_the_membership(w
     with visiting(world) as browser:
         browser.cookies.set(COOKIE, session)
         assert browser.get("/account").status_code == 303
+        members.set_role(at.engine, "live", "acme", email, "owner", who="tests", now=NOW)
+        assert browser.get("/account").status_code == 303  # the old session is not that of the new member
+
+
+def test_another_site_cannot_sign_somebody_in(world):
+    at, _ = world
+    with visiting(world, "vera@acme.example") as browser:
+        token = members.request_link(at.engine, "live", "gus@globex.example", NOW)
+        answer = browser.post(f"/sign-in/{token}", headers={"Sec-Fetch-Site": "cross-site"})
+        assert answer.status_code == 403
+        assert "vera@acme.example" in browser.get("/account").text
+        old = browser.cookies[COOKIE]
+        assert browser.post(f"/sign-in/{token}").status_code == 303
+        assert members.visitor(at.engine, "live", old, NOW) is None  # what was there before has ended
+
+
+@pytest.mark.parametrize("period", ["9999-12", "0001-01", "9999-12-31..9999-12-31T23:59:59", "２０２６-１０"])
+def test_periods_beyond_the_calendar_are_refused_in_a_sentence(world, period):
+    with visiting(world, "vera@acme.example") as browser:
+        assert browser.get("/account/usage", params={"period": period}).status_code == 400
+        assert browser.get("/account/actions?id=x&at=9999-12-31T23:59:59").status_code == 404
+
+
+def test_a_download_that_nobody_reads_on_lets_the_next_one_in(world):
+    released = []
+
+    def blocks():
+        try:
+            while True:
+                yield b"x" * 1000
+        finally:
+            released.append(True)
+
+    async def gone(_message):
+        raise OSError("the client is gone")
+
+    async def nothing():
+        return {"type": "http.disconnect"}
+
+    exports = Exports()
+    first = exports.begin("acme", blocks(), {}, "text/csv")
+    assert exports.begin("acme", blocks(), {}, "text/csv") is None
+    scope = {"type": "http", "method": "GET", "asgi": {"spec_version": "2.4"}}
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(first(scope, nothing, gone))
+    assert released == [True]
+    second = exports.begin("acme", blocks(), {}, "text/csv")
+    assert second is not None
 
 
 def test_a_member_of_two_customers_chooses_and_sees_one_at_a_time(world):
@@ -317,8 +369,14 @@ def test_members_set_raise_acknowledge_and_remove_their_own_budget_and_no_other(
         assert own.bill_over and operators == theirs
         assert "Your own budget" not in act(act="remove")
         assert browser.post("/account/budgets", data=form | {"act": "raise", "amount": "9"}).status_code == 404
-        for wrong in ({"amount": "much"}, {"amount": "-5"}, {"amount": "NaN"}, {"amount": "5", "thresholds": "half"}):
-            assert browser.post("/account/budgets", data=form | wrong).status_code == 422
+        for amount in ("much", "-5", "NaN", "1e-999999", "1500,50", "1.500,00", "1.500", "0", "９"):
+            assert browser.post("/account/budgets", data=form | {"amount": amount}).status_code == 422
+        assert browser.post("/account/budgets", data=form | {"amount": "5", "thresholds": "half"}).status_code == 422
+        # What the operator calls `own` is the operator's: its excess is not billed.
+        budgets.set_budget(at.engine, "live", replace(theirs, name="own"), who="op", why="limit", now=NOW)
+        for more in ({"act": "raise", "amount": "9000"}, {"act": "remove"}, {"act": "set", "amount": "1"}):
+            assert browser.post("/account/budgets", data=form | more).status_code == 422
+        budgets.remove(at.engine, "live", replace(theirs, name="own"), who="op", why="test", now=NOW)
 
 
 # ---- nobody sees another's ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import uvicorn
 from portal_samples import BOOK, COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of
 from starlette.testclient import TestClient
 
-from meterhouse_billing import policies, records
+from meterhouse_billing import policies, records, reviews
 from meterhouse_billing.gateway import connect
 from meterhouse_billing.run import bill
 from meterhouse_billing.world import World
@@ -112,6 +112,10 @@ def test_above_a_limit_one_approves_and_another_finalises(portal):
     assert state_of(world, "acme") == "approved"
     refused = anna.post(path, data=form | {"act": "finalise"})
     assert refused.status_code == 422 and "another person finalises" in text_of(refused.text)
+    as_account = World(world.engine, None, "live", "anna", lambda: NOW)
+    invoice = records.invoice(world.engine, path.rpartition("/")[2])
+    told = reviews.second_person(as_account, invoice, policies.load(world.engine, "live", "acme"))
+    assert told is not None and "may be one person" in told  # anna of the command line is no second person
     theirs = {"form": form_token(ben.get("/operator").text), "why": "due"}
     assert ben.post(path, data=theirs | {"act": "finalise"}).status_code == 303
     assert state_of(world, "acme") == "finalised"
@@ -143,16 +147,22 @@ def test_what_is_in_suspense_is_assigned_and_counts(portal):
     anna, _ = visit(ANNA)
     page = anna.get("/operator/suspense").text
     assert "3 tool.calls" in text_of(page) and "agent lost" in text_of(page)
-    form = {"form": form_token(page), "event": "e800", "meter": "tool.calls", "reason": "customer_missing"}
+    hidden = {name: re.search(rf'name="{name}" value="([0-9a-f]*)"', page).group(1) for name in ("row", "follows")}
+    twin = event("globex", "tool.calls", "2026-11-20 10:00:00", 7, agent="lost")
+    twin = row(800, twin).replace("'', '', 'ok'", "'7', 'customer_missing', 'ok'")
+    world.client.command(f"INSERT INTO events ({COLUMNS}) VALUES {twin}")  # another's row with the same event id
+    form = {"form": form_token(page), **hidden, "event": "e800", "meter": "tool.calls", "reason": "customer_missing"}
     form |= {"act": "assign", "why": "their key, ticket 9"}
     assert anna.post("/operator/suspense", data=form | {"customer": "initech"}).status_code == 422
-    assert anna.post("/operator/suspense", data=form | {"event": "e-none", "customer": "globex"}).status_code == 404
+    assert anna.post("/operator/suspense", data=form | {"row": "0", "customer": "globex"}).status_code == 422
     done = anna.post("/operator/suspense", data=form | {"customer": "globex"})
     assert done.status_code == 200 and "Decided." in done.text
     decided.apply(world.engine, world.client)
     query = "SELECT billed_customer_id, quantity FROM usage WHERE event_id = 'e800'"
     assert [(who, int(quantity)) for who, quantity in world.client.query(query).result_rows] == [("globex", 3)]
-    assert "Nothing is held back." in anna.get("/operator/suspense").text
+    assert anna.post("/operator/suspense", data=form | {"customer": "acme"}).status_code == 422  # decided meanwhile
+    left = text_of(anna.get("/operator/suspense").text)
+    assert "7 tool.calls" in left and "3 tool.calls" not in left
 
 
 def test_a_proposed_price_book_is_approved_by_another_person(portal):
