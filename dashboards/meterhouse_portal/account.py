@@ -40,11 +40,10 @@ GROUPS: Final[Mapping[str, str]] = {
     "tool": "tool",
     "status": "status",
     "provider": "provider",
-    "conversation": "conversation_id",
 }
-"""What usage is shown by -> the column."""
+"""What usage is shown by -> the column: names of which there are few, however much is used."""
 
-FILTERS: Final[Mapping[str, str]] = {**GROUPS, "meter": "meter", "task": "task_id"}
+FILTERS: Final[Mapping[str, str]] = {**GROUPS, "conversation": "conversation_id", "meter": "meter", "task": "task_id"}
 """What the usage log may be narrowed to -> the column."""
 
 _MINE: Final = (

@@ -42,7 +42,7 @@ def ask(
 ) -> Question:
     """Put a question about one of the customer's lines; the same again is the same. Raises RegistryError."""
     text = text.strip()
-    if not 1 <= len(text) <= MAX_TEXT:
+    if not 1 <= len(text) <= MAX_TEXT or "\0" in text:
         raise RegistryError(f"Write what the question is, in at most {MAX_TEXT:,} characters.")
     made = Question(
         digest(["line question", namespace, line["line_id"], text]), namespace, customer_id, line["rating_id"],
@@ -65,7 +65,7 @@ def answer(
     """Accept or reject a question, with what is told to the customer. Raises RegistryError: it is done once."""
     if outcome not in (ACCEPTED, REJECTED):
         raise RegistryError(f"{outcome!r} is no outcome: {ACCEPTED} or {REJECTED}")
-    if not 1 <= len(text.strip()) <= MAX_TEXT:
+    if not 1 <= len(text.strip()) <= MAX_TEXT or "\0" in text:
         raise RegistryError(f"Say why, in at most {MAX_TEXT:,} characters: the customer reads it.")
     is_it = (line_questions.c.namespace == namespace) & (line_questions.c.question_id == question_id)
     with begin_write(engine) as connection:

@@ -204,6 +204,8 @@ def test_the_chart_and_its_table_show_the_days_of_the_customer_s_own_zone(world)
     assert '<svg class="chart"' in page and page.count("<rect") == 20
     assert "2026-11-01, helper: 30,000 token" in page  # 23:30 of October 31st in UTC
     assert browser_table(page)["2026-11-02"] == ["30,000"]
+    with visiting(world, "vera@acme.example") as browser:  # as many series as there are conversations
+        assert browser.get("/account?by=conversation").status_code == 400
 
 
 def browser_table(page):
@@ -278,7 +280,8 @@ def test_a_line_can_be_questioned_and_is_answered_once(world):
         form = {"form": form_token(browser.get(path).text), "question": "We made no such calls <b>"}
         for _ in range(2):  # sent twice it is one question
             assert browser.post(path, data=form).status_code == 303
-        assert browser.post(path, data=form | {"question": " "}).status_code == 422
+        for wrong in (" ", "a\0b", "x" * 2001):
+            assert browser.post(path, data=form | {"question": wrong}).status_code == 422
         (asked,) = questions.of_all(at.engine, "live", waiting=True)
         assert (asked.customer_id, asked.amount_minor, asked.who) == ("acme", 60000, "bill@acme.example")
         questions.answer(at.engine, "live", asked.question_id, "rejected", "See the log", who="op", now=NOW)
