@@ -22,47 +22,31 @@ from meterhouse_rating.money import show
 from meterhouse_rating.periods import PeriodError
 from meterhouse_rating.price_api.app import Problem, refused
 from meterhouse_rating.price_api.operations import PROBLEM
+from meterhouse_rating.price_api.schemas import Schema, list_of, object_of, or_null
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.versions import NotThere
 from meterhouse_store import meters
 from meterhouse_store.numbers import plain
 from meterhouse_store.settings import Settings
 
-Schema = dict[str, Any]
-
 _TEXT: Final[Schema] = {"type": "string"}
 _NUMBER: Final[Schema] = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$", "description": "An exact decimal."}
 _TIME: Final[Schema] = {"type": "string", "format": "date-time"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-_NULL: Final[Schema] = {"type": "null"}
-
-
-def _object(**properties: Schema) -> Schema:
-    return {
-        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
-    }  # fmt: skip
-
-
-def _list(of: Schema) -> Schema:
-    return {"type": "array", "items": of}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, _NULL]}
 
 
 _SPAN: Final[dict[str, Schema]] = {"period_start": _TIME, "period_end": _TIME}
 _RATING: Final[dict[str, Schema]] = {
     "id": _TEXT, **_SPAN, "state": {"enum": ["open", "closed"]}, "plan": _TEXT, "currency": _TEXT, "total": _NUMBER,
-    "rated_at": _TIME, "invoice_state": _or_null(_TEXT), "invoice_number": _or_null(_TEXT),
-    "invoice_url": _or_null(_TEXT),
+    "rated_at": _TIME, "invoice_state": or_null(_TEXT), "invoice_number": or_null(_TEXT),
+    "invoice_url": or_null(_TEXT),
 }  # fmt: skip
-_LINE: Final = _object(
+_LINE: Final = object_of(
     id=_TEXT, kind=_TEXT, description=_TEXT, quantity=_NUMBER, unit=_TEXT,
     dimensions={"type": "object", "additionalProperties": _TEXT}, amount=_NUMBER, currency=_TEXT,
     explanation={"type": "object"},
 )  # fmt: skip
-_ACTION: Final = _object(
+_ACTION: Final = object_of(
     id=_TEXT, event_time=_TIME, agent=_TEXT, model=_TEXT, tool=_TEXT, operation=_TEXT, status=_TEXT,
     conversation=_TEXT, task=_TEXT, trace_id=_TEXT, used={"type": "object", "additionalProperties": _NUMBER},
 )  # fmt: skip
@@ -90,17 +74,17 @@ class Operation:
 
 OPERATIONS: Final = (
     Operation("get_usage", "/api/v1/usage", "What was used in a period, by meter.",
-              _object(**_SPAN, items=_list(_object(meter=_TEXT, quantity=_NUMBER, events=_COUNT))), _PERIOD),
+              object_of(**_SPAN, items=list_of(object_of(meter=_TEXT, quantity=_NUMBER, events=_COUNT))), _PERIOD),
     Operation("list_actions", "/api/v1/actions", "The usage log: one entry per call or other use, latest first.",
-              _object(items=_list(_ACTION), next=_or_null(_TEXT | {"description": "For `after`; null at the end."})),
+              object_of(items=list_of(_ACTION), next=or_null(_TEXT | {"description": "For `after`; null at the end."})),
               {**_PERIOD, **_FILTERS, "after": _TEXT | {"maxLength": 300, "description": "`next` of the last page."}}),
     Operation("get_bill", "/api/v1/bill", "What the month under way comes to so far, and is expected to.",
-              _object(**_SPAN, currency=_or_null(_TEXT), so_far=_or_null(_NUMBER), expected=_or_null(_NUMBER),
-                      low=_or_null(_NUMBER), high=_or_null(_NUMBER)), problems=(409,)),
+              object_of(**_SPAN, currency=or_null(_TEXT), so_far=or_null(_NUMBER), expected=or_null(_NUMBER),
+                      low=or_null(_NUMBER), high=or_null(_NUMBER)), problems=(409,)),
     Operation("list_invoices", "/api/v1/invoices", "The rated periods with their invoices, latest first.",
-              _object(items=_list(_object(**_RATING)))),
+              object_of(items=list_of(object_of(**_RATING)))),
     Operation("get_invoice", "/api/v1/invoices/{id}", "One rated period with its lines, explained.",
-              _object(**_RATING, lines=_list(_LINE)), problems=(404,)),
+              object_of(**_RATING, lines=list_of(_LINE)), problems=(404,)),
     Operation("get_openapi", "/api/v1/openapi.json", "This document.", {"type": "object"}, open=True),
 )  # fmt: skip
 
@@ -134,7 +118,7 @@ def document() -> dict[str, Any]:
 
 
 def _described(it: Operation) -> dict[str, Any]:
-    problem = _object(type=_TEXT, title=_TEXT, status={"type": "integer"}, detail=_TEXT, code=_TEXT)
+    problem = object_of(type=_TEXT, title=_TEXT, status={"type": "integer"}, detail=_TEXT, code=_TEXT)
     answers: dict[str, Any] = {
         "200": {"description": it.summary, "content": {"application/json": {"schema": it.answer}}}
     }

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
 from starlette.concurrency import run_in_threadpool
@@ -37,7 +37,7 @@ class Exports:
         passed_on = self._passed_on(customer_id, blocks, now)
         return Download(next(passed_on, b""), passed_on, headers, media_type)
 
-    def _passed_on(self, customer_id: str, blocks: Iterator[bytes], began: float) -> Iterator[bytes]:
+    def _passed_on(self, customer_id: str, blocks: Iterator[bytes], began: float) -> Generator[bytes, None, None]:
         try:
             for block in blocks:
                 if time.monotonic() - began > LONGEST_S:
@@ -52,7 +52,9 @@ class Exports:
 class Download(StreamingResponse):
     """Blocks that are let go of when the answer ends, also because nobody reads it any more."""
 
-    def __init__(self, first: bytes, rest: Iterator[bytes], headers: dict[str, str], media_type: str) -> None:
+    def __init__(
+        self, first: bytes, rest: Generator[bytes, None, None], headers: dict[str, str], media_type: str
+    ) -> None:
         super().__init__(self._all(first, rest), headers=headers, media_type=media_type)
         self._rest = rest
 
@@ -70,7 +72,7 @@ class Download(StreamingResponse):
     def _let_go(self) -> None:
         for _ in range(100):
             try:
-                self._rest.close()  # type: ignore[attr-defined]
+                self._rest.close()
                 return
             except ValueError:  # a thread is in it: it ends with its block
                 time.sleep(0.05)

@@ -14,8 +14,12 @@ from meterhouse_rating.world import World
 from meterhouse_store import registry
 
 
-def terms(world: World, known_at: datetime | None = None, book_version: int | None = None) -> Terms:
+def terms(
+    world: World, known_at: datetime | None = None, book_version: int | None = None, only: str | None = None
+) -> Terms:
     """The terms of a namespace, or what was recorded of them up to a moment and a version of the price book.
+
+    `only`: with nobody else's contracts and agreements, for what is asked about one customer.
 
     Raises NotThere without a price book.
     """
@@ -26,7 +30,7 @@ def terms(world: World, known_at: datetime | None = None, book_version: int | No
     if not published:
         raise NotThere("no price book is published: `meterhouse prices publish FILE`, or --starter instead of a file")
     every: dict[str, list[registry.Contract]] = {}
-    for contract in registry.contracts(world.engine, world.namespace):
+    for contract in registry.contracts(world.engine, world.namespace, only):
         every.setdefault(contract.customer_id, []).append(contract)
     contracts = every
     if known_at is not None:
@@ -34,10 +38,17 @@ def terms(world: World, known_at: datetime | None = None, book_version: int | No
         contracts = {
             name: [it for it in found if it.recorded_at <= known_at] or found[:1] for name, found in every.items()
         }
-    customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace)}
+    customers = {it.customer_id: it for it in _customers(world, only)}
     books = {version.version: version.book for version in published}
-    agreed = agreed_in(world.engine, world.namespace, known_at)
+    agreed = agreed_in(world.engine, world.namespace, known_at, only)
     return Terms(world.namespace, customers, contracts, published, books, frozenset(world.meters), agreed)
+
+
+def _customers(world: World, only: str | None) -> list[registry.Customer]:
+    if only is None:
+        return registry.customers(world.engine, world.namespace)
+    found = registry.customer(world.engine, world.namespace, only)
+    return [] if found is None else [found]
 
 
 def gather(

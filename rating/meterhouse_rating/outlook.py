@@ -79,7 +79,7 @@ class Outlook:
 
 def look(world: World, customer_id: str) -> Outlook:
     """The customer's month of now. Raises NotThere without a price book, WatermarkWentBack."""
-    terms, mark = known.terms(world), usage.watermark(world.client)
+    terms, mark = known.terms(world, only=customer_id), usage.watermark(world.client)
     now = world.now()
     moment = Moment(min(mark.as_of or now, now), mark.as_json(), now)
     customer = terms.customers.get(customer_id)

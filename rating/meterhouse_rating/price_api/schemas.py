@@ -13,7 +13,8 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _object(**properties: Schema) -> Schema:
+def object_of(**properties: Schema) -> Schema:
+    """A closed object with all of these keys."""
     return {
         "type": "object",
         "properties": properties,
@@ -22,18 +23,20 @@ def _object(**properties: Schema) -> Schema:
     }
 
 
-def _list(of: Schema) -> Schema:
+def list_of(of: Schema) -> Schema:
+    """An array."""
     return {"type": "array", "items": of}
 
 
-def _or_null(schema: Schema) -> Schema:
+def or_null(schema: Schema) -> Schema:
+    """That, or null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _page(of: Schema) -> Schema:
-    return _object(
-        items=_list(of),
-        next=_or_null({"type": "string", "description": "The address of the next page; null on the last one."}),
+    return object_of(
+        items=list_of(of),
+        next=or_null({"type": "string", "description": "The address of the next page; null on the last one."}),
     )
 
 
@@ -58,18 +61,18 @@ _HEAD: Final[dict[str, Schema]] = {
     "currency": CURRENCY,
     "sha256": SHA256 | {"description": "Of the text of the book."},
     "author": TEXT,
-    "approved_by": _or_null(TEXT | {"description": "The second person, where the book took two."}),
+    "approved_by": or_null(TEXT | {"description": "The second person, where the book took two."}),
     "valid_from": TIME,
     "recorded_at": TIME,
 }
 _OFFER: Final[dict[str, Schema]] = {"name": TEXT, "title": TEXT, "currency": CURRENCY}
-_UNTIL: Final = _or_null(TIME | {"description": "Exclusive; null: open."})
+_UNTIL: Final = or_null(TIME | {"description": "Exclusive; null: open."})
 _COMPONENT: Final[dict[str, Schema]] = {
     "name": TEXT,
     "title": TEXT | {"description": "What invoices call it."},
     "model": TEXT,
-    "metrics": _list(TEXT),
-    "dimensions": _list(TEXT),
+    "metrics": list_of(TEXT),
+    "dimensions": list_of(TEXT),
     "tax": ref("Tax"),
     "terms": TERMS,
 }
@@ -88,80 +91,80 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "required": ["type", "title", "status", "detail", "code"],
         "additionalProperties": False,
     },
-    "Tax": _object(
-        behaviour=_or_null({"enum": ["exclusive", "inclusive", "unspecified"]}),
-        code=_or_null(TEXT),
+    "Tax": object_of(
+        behaviour=or_null({"enum": ["exclusive", "inclusive", "unspecified"]}),
+        code=or_null(TEXT),
     ),
-    "PriceBookHead": _object(**_HEAD),
+    "PriceBookHead": object_of(**_HEAD),
     "PriceBookPage": _page(ref("PriceBookHead")),
-    "PriceBook": _object(
+    "PriceBook": object_of(
         **_HEAD,
         rounding={"enum": ["half_even", "half_up", "up", "down"]},
         tax=ref("Tax"),
-        metrics=_list(
-            _object(
+        metrics=list_of(
+            object_of(
                 name=TEXT,
                 unit=TEXT,
-                meters=_list(TEXT),
+                meters=list_of(TEXT),
                 aggregate=TEXT,
-                of=_or_null(TEXT),
+                of=or_null(TEXT),
                 terms=TERMS,
             )
         ),
-        unbilled=_object(meters=_list(TEXT), statuses=_list(TEXT)),
-        rates=_list(_object(**{"from": CURRENCY, "to": CURRENCY, "rate": NUMBER, "valid_from": TIME})),
-        plan_changes=_object(apply={"enum": ["at_once", "next_month"]}, usage={"enum": ["restart", "carry_on"]}),
-        plans=_list(TEXT),
-        addons=_list(TEXT),
+        unbilled=object_of(meters=list_of(TEXT), statuses=list_of(TEXT)),
+        rates=list_of(object_of(**{"from": CURRENCY, "to": CURRENCY, "rate": NUMBER, "valid_from": TIME})),
+        plan_changes=object_of(apply={"enum": ["at_once", "next_month"]}, usage={"enum": ["restart", "carry_on"]}),
+        plans=list_of(TEXT),
+        addons=list_of(TEXT),
     ),
-    "OfferHead": _object(**_OFFER),
+    "OfferHead": object_of(**_OFFER),
     "OfferPage": _page(ref("OfferHead")),
-    "Component": _object(**_COMPONENT),
-    "Offer": _object(**_OFFER, trial_days=COUNT, unbilled=_list(TEXT), components=_list(ref("Component"))),
-    "PriceList": _object(
+    "Component": object_of(**_COMPONENT),
+    "Offer": object_of(**_OFFER, trial_days=COUNT, unbilled=list_of(TEXT), components=list_of(ref("Component"))),
+    "PriceList": object_of(
         customer_id=TEXT,
         at=TIME,
         time_zone=TEXT,
         currency=CURRENCY | {"description": "What the customer pays in."},
-        period=_object(start=TIME, end=TIME | {"description": "Exclusive."}, state={"enum": ["open", "closed"]}),
-        price_book=_object(version=_HEAD["version"], book=TEXT, sha256=SHA256, valid_from=TIME),
-        plan=_object(**_OFFER, contract_id=TEXT, valid_from=TIME, trial_until=_or_null(TIME), unbilled=_list(TEXT)),
-        conversion=_or_null(
-            _object(**{"from": CURRENCY, "to": CURRENCY, "rate": NUMBER, "valid_from": TIME})
+        period=object_of(start=TIME, end=TIME | {"description": "Exclusive."}, state={"enum": ["open", "closed"]}),
+        price_book=object_of(version=_HEAD["version"], book=TEXT, sha256=SHA256, valid_from=TIME),
+        plan=object_of(**_OFFER, contract_id=TEXT, valid_from=TIME, trial_until=or_null(TIME), unbilled=list_of(TEXT)),
+        conversion=or_null(
+            object_of(**{"from": CURRENCY, "to": CURRENCY, "rate": NUMBER, "valid_from": TIME})
             | {"description": "Where the plan is priced in another currency than the customer pays in."}
         ),
-        components=_list(
-            _object(
+        components=list_of(
+            object_of(
                 **_COMPONENT,
-                own_price=_or_null(TEXT | {"description": "The agreement, where the price is the customer's own."}),
+                own_price=or_null(TEXT | {"description": "The agreement, where the price is the customer's own."}),
             )
         ),
-        addons=_list(
-            _object(
+        addons=list_of(
+            object_of(
                 **_OFFER,
                 agreement_id=TEXT,
                 quantity=NUMBER,
                 valid_from=TIME,
                 valid_until=_UNTIL,
-                components=_list(ref("Component")),
+                components=list_of(ref("Component")),
             )
         ),
-        discounts=_list(
-            _object(
+        discounts=list_of(
+            object_of(
                 agreement_id=TEXT,
                 name=TEXT,
-                percent=_or_null(NUMBER),
-                amount=_or_null(NUMBER | {"description": "In major units of the customer's currency, per month."}),
-                components=_list(TEXT) | {"description": "Off these; empty: off all."},
-                months=_or_null(COUNT),
+                percent=or_null(NUMBER),
+                amount=or_null(NUMBER | {"description": "In major units of the customer's currency, per month."}),
+                components=list_of(TEXT) | {"description": "Off these; empty: off all."},
+                months=or_null(COUNT),
                 before_minimum={"type": "boolean"},
                 valid_from=TIME,
                 valid_until=_UNTIL,
             )
         ),
-        quantities=_list(_object(name=TEXT, quantity=NUMBER, valid_from=TIME)),
-        scheduled=_list(
-            _object(
+        quantities=list_of(object_of(name=TEXT, quantity=NUMBER, valid_from=TIME)),
+        scheduled=list_of(
+            object_of(
                 applies_from=TIME,
                 kind={
                     "enum": [
@@ -184,5 +187,5 @@ SCHEMAS: Final[dict[str, Schema]] = {
         )
         | {"description": "What is known to change after `at`, by when it does."},
     ),
-    "Health": _object(status={"const": "ok"}),
+    "Health": object_of(status={"const": "ok"}),
 }
