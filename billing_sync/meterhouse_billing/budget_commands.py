@@ -218,12 +218,13 @@ def _policy(
 @budgets.command("apply")
 def _apply(data: Data = None, as_json: Json = False) -> None:
     """Work out all budgets once: what agents may use, and which notices are due. Exit code 3 where one has trouble."""
-    from meterhouse_billing import budget_round, payment_pauses
+    from meterhouse_billing import budget_mirror, budget_round, payment_pauses
     from meterhouse_billing.payment_pauses import PauseSettings
 
     with _opened(data) as it:
         payment_pauses.follow(it.engine, it.namespace, PauseSettings(), _now())
         done = budget_round.run(it.world)
+        budget_mirror.copy(it.world, done)
         if as_json:
             print_json(budget_output.as_json(done) | {"new_notices": done.notices})
         else:

@@ -9,7 +9,7 @@ from typing import Final
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from sqlalchemy.exc import SQLAlchemyError
 
-from meterhouse_billing import payment_pauses
+from meterhouse_billing import budget_mirror, payment_pauses
 from meterhouse_billing.budget_round import Round, TooBusy, Watch
 from meterhouse_billing.payment_pauses import PauseSettings
 from meterhouse_rating.command_line import engine_of, world_of
@@ -40,8 +40,10 @@ def watch(settings: Settings, every_s: float, tell: Callable[[Round], None]) -> 
             for said in payment_pauses.follow(engine, settings.namespace, PauseSettings(), watching.world.now()):
                 print(said, flush=True)
             done = watching.due()
-            if done is not None and done.notices:
-                tell(done)
+            if done is not None:
+                if done.notices:
+                    tell(done)
+                budget_mirror.copy(watching.world, done)
             told = ""
         except (ClickHouseError, SQLAlchemyError, WarehouseUnavailable, TooBusy, OSError, ArithmeticError) as problem:
             words = f"budgets wait: {type(problem).__name__}: {problem}"

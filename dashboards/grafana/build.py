@@ -37,7 +37,10 @@ _TRACES: Final = {
 
 @dataclass(frozen=True)
 class Panel:
-    """`kind`: stat, timeseries or table; `size` in columns (of 24) and rows; `links`: column -> address."""
+    """`kind`: stat, timeseries or table; `size` in columns (of 24) and rows; `links`: column -> address.
+
+    `units`: columns of a table whose unit is another than the panel's.
+    """
 
     title: str
     description: str
@@ -46,6 +49,7 @@ class Panel:
     unit: str = "short"
     size: tuple[int, int] = (12, 8)
     links: dict[str, str] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,36 @@ DASHBOARDS: Final[dict[str, tuple[str, str, list[Panel]]]] = {
                 "ORDER BY effective_at DESC, customer LIMIT 100"),
         ],
     ),
+    "budgets": (
+        "Meterhouse budgets",
+        "What customers may still use, who is paused, and which notices wait; as of the last round of budgets.",
+        [
+            Panel("Budgets at their caps", "Budgets whose hard cap is reached in the period of now: model calls stop.",
+                "stat", f"SELECT countIf(state = 'paused') AS budgets FROM budgets\nWHERE {_OF} AND {_CUSTOMER}", size=(6, 4)),
+            Panel("Customers paused", "Customers that somebody paused, or one of whose agents; caps are not counted here.",
+                "stat", f"SELECT uniqExact(customer_id) AS customers FROM pauses\nWHERE {_OF} AND {_CUSTOMER}", size=(6, 4)),
+            Panel("Notices due", "Deliveries that are not sent yet, and those that failed for good.", "stat",
+                f"SELECT sum(deliveries) AS deliveries FROM notices_due\nWHERE {_OF} AND {_CUSTOMER}", size=(6, 4)),
+            Panel("Since the last look", "How long ago budgets were worked out; more than a minute or so: nobody does it.",
+                "stat", "SELECT if(count() = 0, 0, dateDiff('second', max(looked_at), now64(6, 'UTC'))) AS since_s\n"
+                f"FROM budgets\nWHERE {_OF} AND {_CUSTOMER}", "s", (6, 4)),
+            Panel("Budgets", "Used and reserved (held by agents, or on its way) against the cap, the fullest first; amounts "
+                "are in the unit beside them.", "table",
+                "SELECT customer_id AS customer, budget, agent_id AS agent, unit, used, reserved, cap, left,\n"
+                "  share AS used_share, state, period_end, trouble\n"
+                f"FROM budgets\nWHERE {_OF} AND {_CUSTOMER}\nORDER BY used_share DESC, customer, budget LIMIT 500",
+                size=(24, 10), links={"customer": _EVENTS_OF}, units={"used_share": "percentunit"}),
+            Panel("Pauses", "Who is paused, since when, by whom and why; `meterhouse budgets unpause` lifts a pause.", "table",
+                "SELECT customer_id AS customer, agent_id AS agent, reason, since, who, why\n"
+                f"FROM pauses\nWHERE {_OF} AND {_CUSTOMER}\nORDER BY since DESC, customer, agent, reason LIMIT 200",
+                links={"customer": _EVENTS_OF}),
+            Panel("Notices that wait", "Deliveries that are pending or failed, the oldest first: `meterhouse notices list` "
+                "says why.", "table",
+                "SELECT customer_id AS customer, kind, channel, state, deliveries, oldest_at, next_attempt_at\n"
+                f"FROM notices_due\nWHERE {_OF} AND {_CUSTOMER}\n"
+                "ORDER BY oldest_at, customer, kind, channel, state LIMIT 200"),
+        ],
+    ),
 }  # fmt: skip
 
 RULES: Final = [
@@ -252,6 +286,13 @@ RULES: Final = [
     Alert("overdue", "Invoices are overdue", "Invoices went out more than 30 days ago and are not paid.",
         "SELECT count() AS invoices FROM finance_invoices "
         "WHERE outstanding_minor > 0 AND finalised_at < now() - INTERVAL 30 DAY", 0, 60, "ticket"),
+    Alert("budgets-stale", "Budgets are not looked at", "No round of budgets for ten minutes: caps see no new usage.",
+        "SELECT if(count() = 0, 0, dateDiff('second', max(looked_at), now64(6, 'UTC'))) AS since_s FROM budgets",
+        600, 0, "page"),
+    Alert("budgets-unknown", "Budgets cannot be worked out", "A budget limits nobody, because its usage is not known.",
+        "SELECT countIf(state = 'unknown') AS budgets FROM budgets", 0, 10, "ticket"),
+    Alert("notices-failed", "Notices do not arrive", "Deliveries of notices failed for good.",
+        "SELECT sumIf(deliveries, state = 'failed') AS deliveries FROM notices_due", 0, 0, "ticket"),
 ]  # fmt: skip
 
 
@@ -327,6 +368,10 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
             "properties": [{"id": "links", "value": [{"title": "Show", "url": address}]}],
         }
         for column, address in panel.links.items()
+    ]
+    overrides += [
+        {"matcher": {"id": "byName", "options": column}, "properties": [{"id": "unit", "value": unit}]}
+        for column, unit in panel.units.items()
     ]
     options: dict[str, Any] = {"cellHeight": "sm", "showHeader": True}
     if series:

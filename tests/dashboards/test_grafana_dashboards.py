@@ -21,10 +21,11 @@ DASHBOARDS = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name i
 PANELS = {(name, panel["title"]): panel for name, one in DASHBOARDS.items() for panel in one["panels"]}
 RULES = yaml.safe_load((ROOT / "dashboards/provisioning/alerting/meterhouse.yaml").read_text())["groups"][0]["rules"]
 VIEWS = {"usage", "suspense", "watermark", "conservation", "received", "refused", "costs", "margins"}
+VIEWS |= {"budgets", "pauses", "notices_due"}
 VIEWS |= {"finance_entries", "finance_unbilled", "finance_invoices", "finance_reconciliation"}
 UNITS = {"short", "s", "h", "percentunit"}
 TABLES = "events conflicts checkpoints segment_totals refusals cost_rates mirror_ratings mirror_rated_lines "
-TABLES += "mirror_ledger_entries mirror_invoices mirror_payments"
+TABLES += "mirror_ledger_entries mirror_invoices mirror_payments mirror_budgets mirror_pauses mirror_notices_due"
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
@@ -165,6 +166,24 @@ def ask(warehouse_address):
          "number": "A-1", "created_at": NOW - timedelta(days=41), "finalised_at": NOW - timedelta(days=40),
          "version": 1},
     ])  # fmt: skip
+    looked = {"namespace": "live", "customer_id": "acme", "is_there": True, "looked_at": NOW - timedelta(minutes=20)}
+    budget = {**looked, "budget": "money", "unit": "USD", "measure": "money", "per": "month", "is_hard": True,
+              "period_start": NOW, "period_end": NOW + timedelta(days=1), "trouble": "", "version": 1}  # fmt: skip
+    put(admin, "mirror_budgets", [
+        {**budget, "cap": Decimal(100), "used": Decimal(90), "reserved": Decimal(20), "state": "held by agents"},
+        {**budget, "cap": Decimal(100), "used": Decimal(100), "reserved": Decimal(0), "state": "paused", "version": 2},
+        {**budget, "customer_id": "globex", "budget": "talks", "unit": "agent.conversations", "measure": "units",
+         "cap": Decimal(50), "used": Decimal(10), "reserved": Decimal(5), "state": "unknown", "trouble": "no price"},
+        {**budget, "customer_id": "gone", "cap": Decimal(1), "used": Decimal(1), "reserved": Decimal(0),
+         "state": "paused", "is_there": False},
+    ])  # fmt: skip
+    put(admin, "mirror_pauses", [
+        {**looked, "reason": "operator", "since": NOW, "who": "ann", "why": "key leaked", "version": 1},
+    ])  # fmt: skip
+    due = {**looked, "kind": "paused", "channel": "email", "oldest_at": NOW, "next_attempt_at": NOW, "version": 1}
+    put(admin, "mirror_notices_due", [
+        {**due, "state": "pending", "deliveries": 3}, {**due, "state": "failed", "deliveries": 1},
+    ])  # fmt: skip
     yield lambda sql, customer=None: reader.query(expand(sql, customer))
     admin.close()
     reader.close()
@@ -252,6 +271,21 @@ def test_billing_shows_what_is_open_late_overdue_and_wrong(ask):
     assert (adjusted["description"], adjusted["amount"]) == ("outage", -1)
 
 
+def test_budgets_show_what_is_used_and_reserved_against_the_cap(ask):
+    assert shown(ask, "budgets", "Budgets at their caps") == [{"budgets": 1}]
+    assert shown(ask, "budgets", "Customers paused") == [{"customers": 1}]
+    assert shown(ask, "budgets", "Notices due") == [{"deliveries": 4}]
+    assert shown(ask, "budgets", "Since the last look", "acme")[0]["since_s"] >= 20 * 60
+    acme, globex = shown(ask, "budgets", "Budgets")
+    assert (acme["customer"], acme["used"], acme["reserved"], acme["cap"], acme["left"]) == ("acme", 100, 0, 100, 0)
+    assert (acme["unit"], acme["used_share"], acme["state"]) == ("USD", 1, "paused")
+    assert (globex["used"], globex["reserved"], globex["left"], globex["used_share"]) == (10, 5, 35, 0.2)
+    assert shown(ask, "budgets", "Pauses")[0]["why"] == "key leaked"
+    assert {row["state"]: row["deliveries"] for row in shown(ask, "budgets", "Notices that wait")} == {
+        "failed": 1, "pending": 3,
+    }  # fmt: skip
+
+
 def test_alerts_fire_on_what_is_wrong_here_and_not_on_what_is_well(ask):
     firing = set()
     for rule in RULES:
@@ -260,6 +294,7 @@ def test_alerts_fire_on_what_is_wrong_here_and_not_on_what_is_well(ask):
         if value > threshold["model"]["conditions"][0]["evaluator"]["params"][0]:
             firing.add(rule["uid"].removeprefix("meterhouse-"))
     wrong = {"projection-lag", "suspense", "refused", "unknown-cost", "reconciliation", "late-invoices", "overdue"}
+    wrong |= {"budgets-stale", "budgets-unknown", "notices-failed"}
     assert firing == wrong
 
 

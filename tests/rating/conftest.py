@@ -39,6 +39,9 @@ WRITTEN = (
     "cost_rates",
     "mirror_invoices",
     "mirror_payments",
+    "mirror_budgets",
+    "mirror_pauses",
+    "mirror_notices_due",
 )
 
 SERVE = """

@@ -9,7 +9,7 @@ from sqlalchemy import insert, update
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from meterhouse_billing import budget_round
+from meterhouse_billing import budget_mirror, budget_round, notices
 from meterhouse_billing.budget_commands import budgets as command
 from meterhouse_billing.budget_periods import period_of
 from meterhouse_rating import credit_changes
@@ -322,3 +322,43 @@ def test_the_commands_set_show_raise_acknowledge_pause_and_remove(acme, command_
     call("set", "acme", *why, code=2)
     with pytest.raises(RegistryError, match="pause_at is call or task"):
         budgets.set_policy(acme.world.engine, "test", "acme", Policy("never"), who="a", why="b", now=NOW)
+
+
+def in_the_warehouse(house, view, *columns):
+    answer = house.world.client.query(f"SELECT {', '.join(columns)} FROM {view} ORDER BY ALL")
+    return [tuple(row) for row in answer.result_rows]
+
+
+def test_the_warehouse_has_budgets_pauses_and_notices_as_the_last_round_found_them(house):
+    acme = _acme(house)
+    put(acme)
+    put(acme, name="money", measure=MONEY, limit=D(10), of="", hard=False)
+    budgets.pause(acme.world.engine, "test", "acme", who="ann", why="key leaked", now=NOW)
+    notices.add_channel(acme.world.engine, "test", "", "ops@example.com", [], who="ann", now=NOW)
+    talks(acme, 40)
+    held = {"lease_id": "l", "customer_id": "acme", "agent_id": "", "process_id": "p", "used": {}, "arrived": {}}
+    held |= {"namespace": "test", "granted_at": NOW, "expires_at": NOW + timedelta(seconds=60)}
+    with acme.world.engine.begin() as connection:
+        connection.execute(insert(tables.leases).values(**held, granted={"b": "12.5"}))
+    budget_mirror.copy(acme.world, apply(acme))
+    shown = "budget", "unit", "cap", "used", "reserved", "left", "share", "state"
+    assert in_the_warehouse(acme, "budgets", *shown) == [
+        ("b", "agent.conversations", D(100), D(40), D("12.5"), D("47.5"), 0.4, "open"),
+        ("money", "USD", D(10), D(20), D(0), D(0), 2.0, "over"),
+    ]
+    assert in_the_warehouse(acme, "pauses", "customer_id", "reason", "why") == [("acme", "operator", "key leaked")]
+    # 50, 80 and 100 per cent of the money, and the pause.
+    assert in_the_warehouse(acme, "notices_due", "kind", "channel", "state", "deliveries") == [
+        ("budget_threshold", "email", "pending", 3), ("paused", "email", "pending", 1),
+    ]  # fmt: skip
+    # What holds no longer is gone, and nothing else is written again so soon.
+    acme.at(NOW + timedelta(seconds=10))
+    budgets.remove(acme.world.engine, "test", Budget("acme", "money", MONEY, D(10)), who="ann", why="w", now=NOW)
+    budgets.lift(acme.world.engine, "test", "acme", who="ann", why="replaced", now=NOW + timedelta(seconds=5))
+    budget_mirror.copy(acme.world, apply(acme))
+    assert in_the_warehouse(acme, "budgets", "budget", "looked_at") == [("b", NOW.replace(tzinfo=None))]
+    assert in_the_warehouse(acme, "pauses", "reason") == []
+    acme.at(NOW + timedelta(seconds=40))
+    budget_mirror.copy(acme.world, apply(acme))
+    seen = (NOW + timedelta(seconds=40)).replace(tzinfo=None)
+    assert in_the_warehouse(acme, "budgets", "budget", "looked_at") == [("b", seen)]
