@@ -6,8 +6,7 @@ COPY instrumentation instrumentation
 COPY collector_exporter collector_exporter
 COPY rating rating
 COPY billing_sync billing_sync
-COPY dashboards/meterhouse_portal dashboards/meterhouse_portal
-COPY dashboards/meterhouse_reports dashboards/meterhouse_reports
+COPY dashboards dashboards
 RUN python -m venv /opt/meterhouse \
     && /opt/meterhouse/bin/pip install --no-cache-dir --disable-pip-version-check '.[server]'
 

@@ -1,7 +1,7 @@
 """Copies what stands now into the warehouse: rows that hold for as long as they are found, for Grafana to read.
 
-Where mirror.py copies records, this copies a state that is worked out again and again. Only what changed is written, and
-what has not been for half a minute, so that `looked_at` says whether anybody still looks.
+Where mirror.py copies records, this copies a state that is worked out again and again. Only what changed is written,
+and what has not been for half a minute, so that `looked_at` says whether anybody still looks.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

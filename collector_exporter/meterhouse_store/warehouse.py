@@ -31,7 +31,7 @@ def connect(settings: Settings, *, timeout_s: float = 60, database: str | None =
     `database` goes before the setting; whoever creates the database connects to `default`. `user` counts only for the
     embedded engine, a URL names its own. Raises WarehouseUnavailable, or clickhouse-connect's error for a refusal.
     """
-    url = settings.warehouse_url or _embedded_url(settings, user)
+    url = settings.warehouse_url or embedded_url(settings, user)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise WarehouseUnavailable(
@@ -51,7 +51,8 @@ def connect(settings: Settings, *, timeout_s: float = 60, database: str | None =
     )
 
 
-def _embedded_url(settings: Settings, user: str) -> str:
+def embedded_url(settings: Settings, user: str) -> str:
+    """The address of the embedded engine with that user and its password. Raises WarehouseUnavailable."""
     found = endpoints.read(settings.data)
     if found is None:
         raise WarehouseUnavailable(
