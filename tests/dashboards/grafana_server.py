@@ -162,7 +162,7 @@ def serve(grafana):
             self.end_headers()
             self.wfile.write(text)
 
-        do_POST = do_PUT = do_GET  # noqa: N815
+        do_POST = do_PUT = do_GET
 
         def log_message(self, *_):
             pass
