@@ -21,8 +21,8 @@ from meterhouse_rating.metrics import UNBILLED_STATUSES
 from meterhouse_rating.models.included import Included
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.rates import rate_at
-from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import contract_in_force
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import watermark
 from meterhouse_rating.versions import NotThere, in_force
 from meterhouse_rating.world import World

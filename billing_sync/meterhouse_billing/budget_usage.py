@@ -21,8 +21,9 @@ from meterhouse_rating.money import of_minor
 from meterhouse_rating.periods import Period, PeriodError, month_of
 from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.results import Moment, rating_id
-from meterhouse_rating.settle import Outcome, Terms, WatermarkWentBack, settle
+from meterhouse_rating.settle import Outcome, WatermarkWentBack, settle
 from meterhouse_rating.settled import CLOSED, Past, pasts
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Watermark
 from meterhouse_rating.world import World
 from meterhouse_store.tables import rated_lines

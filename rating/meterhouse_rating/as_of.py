@@ -15,8 +15,9 @@ from meterhouse_rating import known, ledger, periods
 from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, RatedLine
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import WOUND_BACK
-from meterhouse_rating.settle import Outcome, Terms, as_known
+from meterhouse_rating.settle import Outcome, as_known
 from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World

@@ -4,23 +4,22 @@ The same inputs give the same bytes at any later time. Every unit of usage ends 
 the book leaves free by choice, or in what has no price; `rate` checks that before it returns.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
 
-from meterhouse_rating import discounts
-from meterhouse_rating.agreements import Agreement, Discount
-from meterhouse_rating.book import Book, Plan, Tax
-from meterhouse_rating.charges import NO_PRICE, Before, Charge, Component, Dimensions, Setting, Unpriced, step
-from meterhouse_rating.credit_lines import grants_told, pack_grants, used_told
-from meterhouse_rating.credits import Grant, TopUp, burn, order, usable
+from meterhouse_rating import discounts, lines
+from meterhouse_rating.agreements import Discount
+from meterhouse_rating.charges import NO_PRICE, Before, Charge, Component, Unpriced
+from meterhouse_rating.credit_lines import used_told
+from meterhouse_rating.credits import Grant, burn, usable
 from meterhouse_rating.facts import decimal_of
-from meterhouse_rating.ids import digest
+from meterhouse_rating.inputs import Inputs
 from meterhouse_rating.models.minimum import Minimum
-from meterhouse_rating.money import exact, of_minor, show, smallest, to_minor
-from meterhouse_rating.rates import Rate
+from meterhouse_rating.money import exact, of_minor, show, to_minor
+from meterhouse_rating.rated import CORRECTION, CREDIT_RESTORED, Rated, RatedLine, left_over, merged
 from meterhouse_rating.sorting import (
     BY_CHOICE,
     NOT_DECLARED,
@@ -29,9 +28,7 @@ from meterhouse_rating.sorting import (
     UNBILLED_STATUS,
     ConservationError,
     Leftover,
-    Measure,
     UsageRow,
-    options_of,
     sort_out,
 )
 from meterhouse_store.numbers import plain
@@ -39,6 +36,8 @@ from meterhouse_store.numbers import plain
 __all__ = [
     "BY_CHOICE",
     "CONTRACT_ENDED",
+    "CORRECTION",
+    "CREDIT_RESTORED",
     "NOT_DECLARED",
     "NOT_REGISTERED",
     "NO_PRICE",
@@ -57,101 +56,6 @@ __all__ = [
 
 NOT_REGISTERED: Final = "customer_not_registered"
 CONTRACT_ENDED: Final = "contract_ended"
-CORRECTION: Final = "correction"
-CREDIT_RESTORED: Final = "credit_restored"
-"""Kinds of lines about a period that was closed before."""
-
-TOP_UP: Final = "top_up"
-"""The component of what is bought by a rule; no component of a plan is called so in earlier ratings' memory."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """All that a rating depends on.
-
-    `contract_id` names the agreement that put the customer on the plan, `plan` is the plan with the customer's add-ons
-    and own prices in it, `overrides` names the latter by component. `declared` are the declared meters, `before` what
-    was settled earlier per component, `credits` the customer's grants with what is left of them before this period,
-    `top_up` the rule by which more are bought, `corrections` lines about closed periods that this rating bills. `rate`
-    converts from the plan's currency to `currency`, where they differ.
-    """
-
-    contract_id: str
-    currency: str
-    book: Book
-    version: int
-    plan: Plan
-    usage: tuple[UsageRow, ...]
-    declared: frozenset[str]
-    setting: Setting
-    before: Mapping[str, Before] = field(default_factory=dict)
-    credits: tuple[Grant, ...] = ()
-    measures: tuple[Measure, ...] = ()
-    agreement: Agreement = field(default_factory=Agreement)
-    overrides: Mapping[str, str] = field(default_factory=dict)
-    rate: Rate | None = None
-    top_up: TopUp | None = None
-    corrections: "tuple[RatedLine, ...]" = ()
-
-    def sha256(self) -> str:
-        """The hash of everything that can change the result."""
-        usage = [
-            [
-                *(row.meter, row.status, [list(d) for d in row.dimensions], row.events, plain(row.quantity)),
-                *(row.task, row.trial, None if row.cost is None else plain(row.cost)),
-            ]
-            for row in self.usage
-        ]
-        measures = [
-            [it.measurement.metric.name, [list(d) for d in it.dimensions], it.events, plain(it.value)]
-            for it in self.measures
-        ]
-        book = [self.book.sha256, self.version, self.plan.name]
-        credits = [it.canonical() for it in order(self.credits)]
-        top_up = None if self.top_up is None else list(vars(self.top_up).values())
-        money = [self.currency, credits, top_up, {name: _before_json(it) for name, it in self.before.items()}]
-        return digest(
-            [
-                self.contract_id,
-                book,
-                sorted(usage, key=digest),
-                sorted(measures, key=digest),
-                sorted(self.declared),
-                money,
-                _setting_json(self.setting),
-                self.agreement.canonical(),
-                *([] if not self.corrections else [[_plain(vars(it)) for it in self.corrections]]),
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class RatedLine:
-    """One line of a rating: the exact amount in major units, and the amount after rounding in minor units."""
-
-    kind: str
-    component: str
-    metric: str | None
-    description: str
-    quantity: Decimal
-    unit: str
-    dimensions: Dimensions
-    amount_exact: Decimal
-    amount_minor: int
-    explanation: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Rated:
-    """A rated period of one customer. The total is the sum of the lines."""
-
-    lines: tuple[RatedLine, ...]
-    leftovers: tuple[Leftover, ...]
-    total_minor: int
-
-    def sha256(self) -> str:
-        """The hash of the result: the same inputs give the same hash."""
-        return digest([[_plain(vars(line)) for line in self.lines], [_plain(vars(it)) for it in self.leftovers]])
 
 
 def rate(inputs: Inputs) -> Rated:
@@ -170,12 +74,7 @@ def rate(inputs: Inputs) -> Rated:
         bill.correct()
         bill.apply_credits()
         _check_conservation(inputs.usage, bill.lines, bill.leftovers)
-    return Rated(tuple(bill.lines), _merge(bill.leftovers), sum(line.amount_minor for line in bill.lines))
-
-
-def left_over(usage: Iterable[UsageRow], reason: str, hint: str) -> tuple[Leftover, ...]:
-    """All of the usage, left for one reason: a customer that cannot be rated at all."""
-    return _merge(Leftover(row.meter, (), row.events, row.quantity, reason, hint) for row in usage)
+    return Rated(tuple(bill.lines), merged(bill.leftovers), sum(line.amount_minor for line in bill.lines))
 
 
 @dataclass
@@ -198,7 +97,7 @@ class _Bill:
         amount = Decimal(0)
         for charge in charged.charges:
             _check_steps(component.name, charge)
-            line, granted = _line(inputs, component, charge)
+            line, granted = lines.charged(inputs, component, charge)
             self.lines.append(line)
             self.reduced.append(0)
             self.granted += granted
@@ -219,7 +118,7 @@ class _Bill:
             taken = discounts.take(it, open_lines, inputs.currency, inputs.book.rounding)
             if taken is None:
                 continue
-            self.lines.append(_discount_line(inputs, it, taken))
+            self.lines.append(lines.discounted(inputs, it, taken))
             self.reduced = [old - new for old, new in zip(self.reduced, taken.of_lines, strict=True)] + [-taken.total]
             for line, share in zip(self.lines, taken.of_lines, strict=False):
                 if share:
@@ -243,7 +142,7 @@ class _Bill:
             wanted = sum(amount for amount in payable if amount > 0)
             times = inputs.top_up.times(sum(it.left_minor for it in grants), wanted)
             if times:
-                line, granted = _top_up_line(inputs, inputs.top_up.amount_minor, times)
+                line, granted = lines.top_up(inputs, inputs.top_up.amount_minor, times)
                 self.lines.append(line)
                 self.reduced.append(0)
                 grants = usable([*grants, *granted], period)
@@ -267,106 +166,6 @@ def _late_usage(line: RatedLine) -> bool:
     return line.kind == CORRECTION and line.metric is not None
 
 
-def _line(inputs: Inputs, component: Component, charge: Charge) -> tuple[RatedLine, list[Grant]]:
-    amount = _converted(inputs, charge.amount)
-    amount_minor = _minor(inputs, amount)
-    options = options_of(inputs.plan, component)
-    explanation: dict[str, Any] = {
-        "price": {
-            "book": inputs.book.name,
-            "version": inputs.version,
-            "plan": inputs.plan.name,
-            "component": component.name,
-            "line": charge.book_line,
-            "contract": inputs.contract_id,
-        },
-        "meters": {meter: plain(quantity) for meter, quantity in charge.meters.items()},
-        "steps": [dict(step) for step in charge.steps],
-        "amount_exact": plain(amount),
-        "rounding": f"{inputs.book.rounding} to {smallest(inputs.currency)} {inputs.currency}",
-        "amount": show(amount_minor, inputs.currency),
-    }
-    if component.name in inputs.overrides:
-        explanation["price"]["override"] = inputs.overrides[component.name]
-    grants: list[Grant] = []
-    if charge.credits:
-        credits = _minor(inputs, _converted(inputs, charge.credits))
-        grants = pack_grants(
-            [inputs.contract_id, component.name, inputs.setting.period.start.isoformat()],
-            amount_minor,
-            credits,
-            inputs.setting.period.start,
-            expires_days=charge.credits_expire_days,
-            priority=charge.credits_priority,
-        )
-        explanation |= {"credits": show(credits, inputs.currency), "grants": grants_told(grants, inputs.currency)}
-    if charge.quantities:
-        explanation["quantities"] = {name: plain(quantity) for name, quantity in charge.quantities.items()}
-    if charge.events is not None:
-        explanation["events"] = charge.events
-    if charge.service is not None:
-        explanation["service"] = str(charge.service)
-    if inputs.rate is not None:
-        explanation["conversion"] = {
-            "amount": plain(charge.amount),
-            "currency": inputs.rate.source,
-            "rate": plain(inputs.rate.rate),
-            "to": inputs.rate.target,
-            "valid_from": inputs.rate.valid_from.isoformat(),
-            "line": inputs.rate.line,
-        }
-    explanation |= _taxed(options.tax, inputs.book.tax)
-    line = RatedLine(
-        charge.kind,
-        component.name,
-        charge.metric,
-        f"{options.title}{charge.description.removeprefix(component.name)}",
-        charge.quantity,
-        charge.unit,
-        charge.dimensions,
-        amount,
-        amount_minor,
-        explanation,
-    )
-    return line, grants
-
-
-def _taxed(own: Tax, of_book: Tax) -> dict[str, Any]:
-    """How a line is taxed, for its explanation; nothing where the book says nothing."""
-    tax = {"behaviour": own.behaviour or of_book.behaviour, "code": own.code or of_book.code}
-    return {"tax": tax} if any(tax.values()) else {}
-
-
-def _top_up_line(inputs: Inputs, each_minor: int, times: int) -> tuple[RatedLine, list[Grant]]:
-    total, start, currency = each_minor * times, inputs.setting.period.start, inputs.currency
-    grants = pack_grants([inputs.contract_id, TOP_UP, start.isoformat()], total, total, start)
-    amount = of_minor(total, currency)
-    explanation = {
-        "steps": [step(Decimal(times), of_minor(each_minor, currency), Decimal(1))],
-        "amount_exact": plain(amount),
-        "amount": show(total, currency),
-        "credits": show(total, currency),
-        "grants": grants_told(grants, currency),
-        **_taxed(Tax(), inputs.book.tax),
-    }
-    words = ("credit_pack", TOP_UP, None, "Credit top-up", Decimal(times), "top-up")
-    return RatedLine(*words, (), amount, total, explanation), grants
-
-
-def _discount_line(inputs: Inputs, discount: Discount, taken: discounts.Taken) -> RatedLine:
-    explanation = {
-        "discount": discount.agreement_id,
-        "order": "before the minimum commitment" if discount.before_minimum else "after the minimum commitment",
-        "steps": [dict(step) for step in taken.steps],
-        "amount_exact": plain(taken.exact),
-        "rounding": f"{inputs.book.rounding} to {smallest(inputs.currency)} {inputs.currency}",
-        "amount": show(taken.total, inputs.currency),
-    }
-    key = (("discount", discount.agreement_id),)
-    words = ("discount", "discounts", None, discount.name, Decimal(1), "")
-    return RatedLine(*words, key, taken.exact, taken.total, explanation)
-
-
 def _check_steps(component: str, charge: Charge) -> None:
     """The arithmetic that is shown is the arithmetic that was done."""
     shown = sum((Decimal(step.get("amount", "0")) for step in charge.steps), Decimal(0))
@@ -388,28 +187,6 @@ def _check_conservation(usage: Iterable[UsageRow], lines: Iterable[RatedLine], l
         raise ConservationError(f"usage minus rated, unbilled and unrated is not zero: {wrong}")
 
 
-def _merge(leftovers: Iterable[Leftover]) -> tuple[Leftover, ...]:
-    """One leftover per meter, dimensions, reason and hint, in a fixed order."""
-    merged: dict[tuple[str, Dimensions, str, str], tuple[int, Decimal]] = {}
-    with exact():
-        for it in leftovers:
-            key = (it.meter, it.dimensions, it.reason, it.hint)
-            events, quantity = merged.get(key, (0, Decimal(0)))
-            merged[key] = (events + it.events, quantity + it.quantity)
-    return tuple(
-        Leftover(meter, dimensions, events, quantity, reason, hint)
-        for (meter, dimensions, reason, hint), (events, quantity) in sorted(merged.items())
-    )
-
-
-def _minor(inputs: Inputs, amount: Decimal) -> int:
-    return to_minor(amount, inputs.currency, inputs.book.rounding)
-
-
-def _converted(inputs: Inputs, amount: Decimal) -> Decimal:
-    return amount if inputs.rate is None else amount * inputs.rate.rate
-
-
 def _in_plan_currency(inputs: Inputs, amount: Decimal) -> Decimal:
     """The amount as it stands on a line in the plan's currency, which other components compare with."""
     currency = inputs.plan.currency
@@ -427,29 +204,3 @@ def _taken_in_plan_currency(inputs: Inputs, share: int) -> Decimal:
 def _unpriced(it: Unpriced) -> Leftover:
     portion = it.portion
     return Leftover(portion.meter, portion.dimensions, portion.events, portion.quantity, it.reason, it.hint)
-
-
-def _before_json(before: Before) -> dict[str, Any]:
-    return {
-        "charged": before.charged,
-        "quantities": {name: plain(it) for name, it in before.quantities.items()},
-        "cells": sorted([[name, [list(d) for d in key], plain(it)] for (name, key), it in before.cells.items()]),
-        "events": dict(before.events),
-        "billed": {name: plain(it) for name, it in before.billed.items()},
-    }
-
-
-def _setting_json(setting: Setting) -> list[Any]:
-    earlier = {name: plain(it) for name, it in setting.earlier.items()}
-    until = None if setting.until is None else setting.until.isoformat()
-    return [str(setting.period), str(setting.month), setting.zone, setting.since.isoformat(), until, earlier]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return plain(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value

@@ -7,7 +7,7 @@ from meterhouse_rating import usage
 from meterhouse_rating.agreed import agreed_in
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import USAGE
-from meterhouse_rating.settle import Terms
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import NotThere, versions
 from meterhouse_rating.world import World

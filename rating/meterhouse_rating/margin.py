@@ -20,9 +20,10 @@ from meterhouse_rating.money import exact, of_minor
 from meterhouse_rating.periods import Period, PeriodError
 from meterhouse_rating.queries import WOUND_BACK, nanoseconds
 from meterhouse_rating.rates import rate_at
-from meterhouse_rating.settle import Terms, as_known
+from meterhouse_rating.settle import as_known
 from meterhouse_rating.settled import Standing, by_rating, lines_of, standings
 from meterhouse_rating.sorting import sort_out
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import NotThere, in_force
 from meterhouse_rating.world import World

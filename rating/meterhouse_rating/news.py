@@ -22,9 +22,9 @@ from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period, month_of, overlaps
 from meterhouse_rating.queries import MAX_GROUPS, nanoseconds
 from meterhouse_rating.results import Moment
-from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import CLOSED
 from meterhouse_rating.sorting import UsageRow
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Wanted, Watermark
 from meterhouse_rating.windows import Window
 from meterhouse_rating.world import World

@@ -21,9 +21,10 @@ from meterhouse_rating.changes import Changes
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.results import Moment
-from meterhouse_rating.settle import Outcome, Terms, settle
+from meterhouse_rating.settle import Outcome, settle
 from meterhouse_rating.settled import CLOSED, pasts, standings
 from meterhouse_rating.sorting import UsageRow
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Watermark
 from meterhouse_rating.world import World
 

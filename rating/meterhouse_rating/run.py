@@ -21,10 +21,11 @@ from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, PeriodError
 from meterhouse_rating.results import Moment
-from meterhouse_rating.settle import Outcome, Restated, Terms, WatermarkWentBack, settle
+from meterhouse_rating.settle import Outcome, Restated, WatermarkWentBack, settle
 from meterhouse_rating.settled import CLOSED, pasts, standings
 from meterhouse_rating.sorting import ConservationError
 from meterhouse_rating.statements import Statements
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Watermark, watermark
 from meterhouse_rating.world import World
 from meterhouse_store import decided, decisions, registry

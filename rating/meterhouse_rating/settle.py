@@ -1,27 +1,18 @@
 """Settles a customer's period: rates it after what stands in SQL, and says what has to be written where it changed."""
 
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from decimal import Decimal
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
 from meterhouse_rating import credit_book, engine, recorrect, results
-from meterhouse_rating.agreements import Agreement
-from meterhouse_rating.book import Book, Plan
-from meterhouse_rating.caps import capped
+from meterhouse_rating.basis import Basis, Unpriced, basis_of, inputs_of, with_remedy
 from meterhouse_rating.changes import Changes
-from meterhouse_rating.charges import Before, Setting
 from meterhouse_rating.credit_book import Credits
-from meterhouse_rating.effective import AgreementRefused, Effective, effective
 from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
 from meterhouse_rating.ledger import Upto
-from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps, short
-from meterhouse_rating.rates import Rate, rate_at
+from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import (
     CLOSED,
@@ -29,17 +20,13 @@ from meterhouse_rating.settled import (
     Past,
     Standing,
     by_rating,
-    contract_in_force,
     lines_of,
     remembered,
     settled_before,
-    span_of,
     standings,
 )
-from meterhouse_rating.sorting import measurements, needs_tasks
-from meterhouse_rating.usage import Found, Wanted, Watermark
-from meterhouse_rating.versions import Version, in_force
-from meterhouse_store.registry import ALWAYS, ENDED, Contract, Customer
+from meterhouse_rating.terms import Terms
+from meterhouse_rating.usage import Found, Watermark
 
 
 class WatermarkWentBack(RuntimeError):
@@ -52,93 +39,6 @@ class WatermarkWentBack(RuntimeError):
             f"{', '.join(collectors)} went backwards. Was a journal or the warehouse restored from an older copy? "
             "Bring the journal back and run `meterhouse warehouse rebuild`"
         )
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What all customers of one run share: who is registered, on what contract, with what agreed beside it, and the
-    published price books.
-    """
-
-    namespace: str
-    customers: Mapping[str, Customer]
-    contracts: Mapping[str, Sequence[Contract]]
-    versions: Sequence[Version]
-    books: Mapping[int, Book]
-    declared: frozenset[str]
-    agreements: Mapping[str, Agreement] = field(default_factory=dict)
-
-    def book(self, version: Version) -> Book:
-        """The book of a version."""
-        return self.books[version.version]
-
-    def wanted(self, period: Period) -> Wanted:
-        """What has to be asked of the warehouse to rate a period: what the prices in force then depend on."""
-        version = in_force(self.versions, period)
-        if version is None:
-            return Wanted()
-        book, plans = self._plans(version, period)
-        parts = (component for plan in plans for component in plan.components)
-        dimensions = tuple(sorted({name for component in parts for name in component.dimensions}))
-        return Wanted(dimensions, needs_tasks(book, plans), measurements(book, plans))
-
-    def reaches_back(self, period: Period) -> bool:
-        """Whether any price of the period goes on from more than its month."""
-        version = in_force(self.versions, period)
-        if version is None:
-            return False
-        _, plans = self._plans(version, period)
-        return any(part.memory == "contract" for plan in plans for part in plan.components)
-
-    def trial_end(self, customer_id: str, period: Period) -> datetime | None:
-        """When the customer's trial ends, where that is after the period's start."""
-        customer, version = self.customers.get(customer_id), in_force(self.versions, period)
-        contract = contract_in_force(self.contracts.get(customer_id, ()), period)
-        if customer is None or contract is None or version is None:
-            return None
-        plan = self.book(version).plans.get(contract.plan)
-        if plan is None or not plan.trial_days:
-            return None
-        # A contract that holds from ever begins with the registration.
-        began = customer.registered_at if contract.valid_from == ALWAYS else contract.valid_from
-        end = began + timedelta(days=plan.trial_days)
-        return end if end > period.start else None
-
-    def parts(self, customer_id: str, period: Period, closed: Iterable[Period] = ()) -> list[Period]:
-        """The period, cut where the customer's plan changes at once; never inside of what is closed."""
-        version = in_force(self.versions, period)
-        if version is None or not self.book(version).plan_changes.at_once:
-            return [period]
-        known = sorted(self.contracts.get(customer_id, ()), key=lambda it: it.valid_from)
-        moments = {later.valid_from for one, later in pairwise(known) if later.plan != one.plan}
-        settled = list(closed)
-        edges = [
-            it
-            for it in sorted(moments)
-            if period.start < it < period.end and not any(one.start < it < one.end for one in settled)
-        ]
-        return [Period(start, end) for start, end in pairwise((period.start, *edges, period.end))]
-
-    def _plans(self, version: Version, period: Period) -> tuple[Book, list[Plan]]:
-        book = self.book(version)
-        return book, [*book.plans.values(), *book.addons.values(), *self._own_plans(book, period)]
-
-    def _own_plans(self, book: Book, period: Period) -> list[Plan]:
-        found = []
-        for customer_id, agreement in self.agreements.items():
-            contract = contract_in_force(self.contracts.get(customer_id, ()), period)
-            plan = None if contract is None else book.plans.get(contract.plan)
-            if plan is None or not agreement.overrides:
-                continue
-            try:
-                found.append(effective(book, plan, agreement, period).plan)
-            except AgreementRefused:
-                continue  # said, with what to do, when the customer is settled
-        return found
-
-    def with_customer(self, customer: Customer, contracts: Sequence[Contract]) -> "Terms":
-        key = customer.customer_id
-        return replace(self, customers={**self.customers, key: customer}, contracts={**self.contracts, key: contracts})
 
 
 @dataclass(frozen=True)
@@ -215,8 +115,8 @@ def settle(
         if gone := mark.went_backwards(dict(it.watermark)):
             raise WatermarkWentBack(gone, it)
     replaced = [it for it in standing if overlaps(it.period, period)]
-    basis = _basis(terms, customer_id, period, found)
-    if isinstance(basis, _Unpriced):
+    basis = basis_of(terms, customer_id, period, found)
+    if isinstance(basis, Unpriced):
         left = engine.left_over(usage, basis.reason, basis.hint)
         changed = changes.unrated(past, customer_id, period, left)
         changes.remove_open(replaced)
@@ -226,7 +126,7 @@ def settle(
     lines = tuple(line for it in corrected for line in it.on_rating)
     inputs = _inputs(terms, basis, period, found, standing, past.lines, past.credits, lines)
     rated = engine.rate(inputs)
-    left = tuple(_with_remedy(it, period) for it in rated.leftovers)
+    left = tuple(with_remedy(it, period) for it in rated.leftovers)
     outcome = Outcome("rated", customer_id, period, rated, inputs, left, usage)
     expiring = (customer_id, past.credits, basis.customer.currency)
     if not usage and not rated.lines and not replaced and not corrected:
@@ -261,8 +161,8 @@ def as_known(
     corrections: tuple[RatedLine, ...],
 ) -> Outcome:
     """The customer's period rated by what is given, with the credits that were there then; nothing is written."""
-    basis = _basis(terms, customer_id, period, found)
-    if isinstance(basis, _Unpriced):
+    basis = basis_of(terms, customer_id, period, found)
+    if isinstance(basis, Unpriced):
         left = engine.left_over(found.rows, basis.reason, basis.hint)
         return Outcome("unrated", customer_id, period, leftovers=left, usage=found.rows)
     where = (connection, terms.namespace, customer_id, basis.customer.currency)
@@ -273,7 +173,7 @@ def as_known(
         top_up=credit_book.top_up_in_force(*where, period.end, upto.recorded_at),
     )
     rated = engine.rate(inputs)
-    left = tuple(_with_remedy(it, period) for it in rated.leftovers)
+    left = tuple(with_remedy(it, period) for it in rated.leftovers)
     return Outcome("rated", customer_id, period, rated, inputs, left, found.rows)
 
 
@@ -284,8 +184,8 @@ def imagine(
 
     The second is what has to be appended to the history for later periods; `made` names the rating in it.
     """
-    basis = _basis(terms, customer_id, period, found)
-    if isinstance(basis, _Unpriced):
+    basis = basis_of(terms, customer_id, period, found)
+    if isinstance(basis, Unpriced):
         left = engine.left_over(found.rows, basis.reason, basis.hint)
         return Outcome("unrated", customer_id, period, leftovers=left, usage=found.rows), None
     month = month_of(period.start, basis.customer.time_zone)
@@ -293,9 +193,9 @@ def imagine(
     lines = [line for it in history for line in it.lines]
     plan, carried = basis.terms.plan, basis.book.carried_on()
     before, earlier = remembered(lines, this_month, basis.contract, plan, carried)
-    inputs = _inputs_of(terms, basis, period, found, before, earlier)
+    inputs = inputs_of(terms, basis, period, found, before, earlier)
     rated = engine.rate(inputs)
-    left = tuple(_with_remedy(it, period) for it in rated.leftovers)
+    left = tuple(with_remedy(it, period) for it in rated.leftovers)
     outcome = Outcome("rated", customer_id, period, rated, inputs, left, found.rows)
     for_long = frozenset(part.name for part in plan.components if part.memory == "contract")
     rows = tuple(results.line_rows_of(made, inputs.currency, rated.lines))
@@ -305,8 +205,8 @@ def imagine(
 def rerate(connection: Connection, it: Restated) -> Inputs | None:
     """The inputs of a closed rating at its own time, with the usage of now; None where it cannot be priced any more."""
     customer_id, period = it.standing.customer_id, it.standing.period
-    basis = _basis(it.terms, customer_id, period, it.found)
-    if isinstance(basis, _Unpriced):
+    basis = basis_of(it.terms, customer_id, period, it.found)
+    if isinstance(basis, Unpriced):
         return None
     then = [
         other
@@ -321,12 +221,6 @@ def rerate(connection: Connection, it: Restated) -> Inputs | None:
     return inputs if inputs.currency == it.standing.currency else None
 
 
-@dataclass(frozen=True)
-class _Unpriced:
-    reason: str
-    hint: str
-
-
 def _check_order(customer_id: str, period: Period, standing: Sequence[Standing], close: bool) -> None:
     for it in standing:
         if it.state == CLOSED and overlaps(it.period, period):
@@ -338,81 +232,9 @@ def _check_order(customer_id: str, period: Period, standing: Sequence[Standing],
             raise PeriodError(f"{customer_id}: close {it.period} before {period}.")
 
 
-@dataclass(frozen=True)
-class _Basis:
-    """What a customer is rated by; `rate` converts from the plan's currency to the customer's."""
-
-    customer: Customer
-    contract: Contract
-    version: Version
-    book: Book
-    terms: Effective
-    agreement: Agreement
-    rate: Rate | None
-
-
-def _basis(terms: Terms, customer_id: str, period: Period, found: Found) -> _Basis | _Unpriced:
-    name = shlex.quote(customer_id)
-    customer = terms.customers.get(customer_id)
-    contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
-    if customer is None or contract is None:
-        plans = sorted({plan for version in terms.versions[-1:] for plan in terms.book(version).plans})
-        return _Unpriced(engine.NOT_REGISTERED, f"meterhouse customers add {name} --plan {'|'.join(plans) or 'PLAN'}")
-    if contract.plan == ENDED:
-        return _Unpriced(
-            engine.CONTRACT_ENDED,
-            f"its contract ended at {short(contract.valid_from)}: if that is wrong, meterhouse customers add {name} "
-            "--plan PLAN --valid-from T; else find out who still uses it",
-        )
-    version = in_force(terms.versions, period)
-    if version is None:
-        return _Unpriced(engine.NO_PRICE, _publish(period))
-    book = terms.book(version)
-    plan = book.plans.get(contract.plan)
-    if plan is None:
-        return _Unpriced(
-            engine.NO_PRICE,
-            f"price book version {version.version} has no plan {contract.plan} (it has {', '.join(book.plans)}): "
-            f"add the plan, then {_publish(period)}; or "
-            f"meterhouse customers add {name} --plan PLAN --valid-from {short(period.start)}",
-        )
-    rate = rate_at(book.rates, plan.currency, customer.currency, period.start)
-    if plan.currency != customer.currency and rate is None:
-        return _Unpriced(
-            engine.NO_PRICE,
-            f"plan {plan.name} is priced in {plan.currency}, the customer pays in {customer.currency}: "
-            f"meterhouse customers add {name} --currency {plan.currency}, give it a plan in {customer.currency}, or "
-            f"add to the price book: rates: [{{from: {plan.currency}, to: {customer.currency}, rate: ..., "
-            f"valid_from: {short(period.start)}}}]",
-        )
-    if found.too_many:
-        return _Unpriced(
-            engine.TOO_MANY_GROUPS,
-            f"more than 10,000 combinations of {', '.join(found.too_many)} in one period: each would be a line. "
-            "Take what differs from call to call out of the prices' `by`, and publish the book again",
-        )
-    agreement = terms.agreements.get(customer_id, Agreement())
-    try:
-        offer = effective(book, plan, agreement, period)
-    except AgreementRefused as refused:
-        return _Unpriced(engine.NO_PRICE, f"{refused}")
-    return _Basis(customer, contract, version, book, offer, agreement, rate)
-
-
-def _publish(period: Period) -> str:
-    # The version in force at a period's start prices all of it: one that is valid from now would come too late.
-    return f"meterhouse prices publish FILE --valid-from {short(period.start)}"
-
-
-def _with_remedy(left: Leftover, period: Period) -> Leftover:
-    if left.reason != engine.NO_PRICE:
-        return left
-    return replace(left, hint=f"{left.hint}; then {_publish(period)}")
-
-
 def _inputs(
     terms: Terms,
-    basis: _Basis,
+    basis: Basis,
     period: Period,
     found: Found,
     standing: Sequence[Standing],
@@ -425,49 +247,8 @@ def _inputs(
     before, earlier, pending = settled_before(customer, basis.contract, plan, period, standing, lines, carried)
     grants = credits.standing(customer.currency, pending)
     return replace(
-        _inputs_of(terms, basis, period, found, before, earlier),
+        inputs_of(terms, basis, period, found, before, earlier),
         credits=credit_book.at_start(grants, period.start),
         top_up=credits.top_up(customer.currency, period.end),
         corrections=corrections,
     )
-
-
-def _inputs_of(
-    terms: Terms,
-    basis: _Basis,
-    period: Period,
-    found: Found,
-    before: Mapping[str, Before],
-    earlier: Mapping[str, Decimal],
-) -> Inputs:
-    customer, contract, plan = basis.customer, basis.contract, basis.terms.plan
-    at_once = basis.book.plan_changes.at_once
-    since, until = span_of(terms.contracts[customer.customer_id], contract, customer.time_zone, period, at_once)
-    trial_end = terms.trial_end(customer.customer_id, period)
-    month = month_of(period.start, customer.time_zone)
-    setting = Setting(
-        period=period,
-        month=month,
-        next_month=month_of(month.end, customer.time_zone),
-        zone=customer.time_zone,
-        since=since if trial_end is None else max(since, trial_end),
-        until=until,
-        facts=basis.terms.facts,
-        earlier=earlier,
-    )
-    inputs = Inputs(
-        contract_id=contract.contract_id,
-        currency=customer.currency if basis.rate is not None else plan.currency,
-        book=basis.book,
-        version=basis.version.version,
-        plan=plan,
-        usage=found.rows,
-        declared=terms.declared,
-        setting=setting,
-        before=before,
-        measures=found.measures,
-        agreement=basis.agreement,
-        overrides=basis.terms.overrides,
-        rate=basis.rate,
-    )
-    return capped(inputs, basis.agreement.caps)

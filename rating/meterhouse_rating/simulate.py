@@ -17,7 +17,8 @@ from meterhouse_rating.book import check
 from meterhouse_rating.engine import RatedLine
 from meterhouse_rating.margin import costs_by_customer, nothing_known
 from meterhouse_rating.periods import Period, PeriodError
-from meterhouse_rating.settle import Imagined, Outcome, Terms, imagine
+from meterhouse_rating.settle import Imagined, Outcome, imagine
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import Version
 from meterhouse_rating.world import World

@@ -21,8 +21,8 @@ from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.facts import at
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.queries import WOUND_BACK
-from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import CLOSED, Standing, contract_in_force, lines_of, standings
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Wanted
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import plain

@@ -9,8 +9,8 @@ from sqlalchemy import select
 
 from meterhouse_rating import periods, usage
 from meterhouse_rating.periods import Period, PeriodError, overlaps
-from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import CLOSED, standings
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.world import World
 from meterhouse_store.tables import unrated_usage

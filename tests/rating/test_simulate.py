@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from sqlalchemy import update
 
-from meterhouse_rating import engine, shadow
+from meterhouse_rating import money, shadow
 from meterhouse_rating.periods import PeriodError
 from meterhouse_rating.simulate import months_of, simulate
 from meterhouse_rating.simulate_picture import as_svg
@@ -200,9 +200,9 @@ def test_closed_ratings_are_rated_again_to_the_byte(call):
 
 
 def test_other_code_is_seen_on_the_line_that_it_changes(house, monkeypatch):
-    right = engine.to_minor
+    right = money.to_minor
     # Planted: code that rounds up by one cent.
-    monkeypatch.setattr(engine, "to_minor", lambda *given: right(*given) + 1)
+    monkeypatch.setattr("meterhouse_rating.lines.to_minor", lambda *given: right(*given) + 1)
     found = shadow.again(house.world, "2026-10", "acme")
     assert [(it.line, it.field, it.old, it.new) for it in found.differences] == [
         ("in", "amount", "1", "1.01"),

@@ -18,8 +18,8 @@ from meterhouse_rating.periods import Period, month_of, next_month
 from meterhouse_rating.price_api import books
 from meterhouse_rating.price_api.written import tree
 from meterhouse_rating.rates import rate_at
-from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import Standing, contract_in_force
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.versions import Version, in_force
 from meterhouse_store.numbers import plain
 from meterhouse_store.registry import ENDED, Contract, Customer

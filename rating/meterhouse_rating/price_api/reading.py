@@ -9,8 +9,8 @@ from meterhouse_rating import publishing, versions
 from meterhouse_rating.agreed import agreed_in
 from meterhouse_rating.price_api import books
 from meterhouse_rating.price_api.price_list import price_list
-from meterhouse_rating.settle import Terms
 from meterhouse_rating.settled import CLOSED, standings
+from meterhouse_rating.terms import Terms
 from meterhouse_rating.versions import Version
 from meterhouse_store import registry
 

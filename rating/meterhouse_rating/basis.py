@@ -1,0 +1,141 @@
+"""What one customer's period is rated by, or why it cannot be: contract, book, agreement, and the engine's inputs."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from meterhouse_rating import engine
+from meterhouse_rating.agreements import Agreement
+from meterhouse_rating.book import Book
+from meterhouse_rating.caps import capped
+from meterhouse_rating.charges import Before, Setting
+from meterhouse_rating.effective import AgreementRefused, Effective, effective
+from meterhouse_rating.inputs import Inputs
+from meterhouse_rating.periods import Period, month_of, short
+from meterhouse_rating.rates import Rate, rate_at
+from meterhouse_rating.settled import contract_in_force, span_of
+from meterhouse_rating.sorting import Leftover
+from meterhouse_rating.terms import Terms
+from meterhouse_rating.usage import Found
+from meterhouse_rating.versions import Version, in_force
+from meterhouse_store.registry import ENDED, Contract, Customer
+
+
+@dataclass(frozen=True)
+class Unpriced:
+    reason: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a customer is rated by; `rate` converts from the plan's currency to the customer's."""
+
+    customer: Customer
+    contract: Contract
+    version: Version
+    book: Book
+    terms: Effective
+    agreement: Agreement
+    rate: Rate | None
+
+
+def basis_of(terms: Terms, customer_id: str, period: Period, found: Found) -> Basis | Unpriced:
+    name = shlex.quote(customer_id)
+    customer = terms.customers.get(customer_id)
+    contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
+    if customer is None or contract is None:
+        plans = sorted({plan for version in terms.versions[-1:] for plan in terms.book(version).plans})
+        return Unpriced(engine.NOT_REGISTERED, f"meterhouse customers add {name} --plan {'|'.join(plans) or 'PLAN'}")
+    if contract.plan == ENDED:
+        return Unpriced(
+            engine.CONTRACT_ENDED,
+            f"its contract ended at {short(contract.valid_from)}: if that is wrong, meterhouse customers add {name} "
+            "--plan PLAN --valid-from T; else find out who still uses it",
+        )
+    version = in_force(terms.versions, period)
+    if version is None:
+        return Unpriced(engine.NO_PRICE, _publish(period))
+    book = terms.book(version)
+    plan = book.plans.get(contract.plan)
+    if plan is None:
+        return Unpriced(
+            engine.NO_PRICE,
+            f"price book version {version.version} has no plan {contract.plan} (it has {', '.join(book.plans)}): "
+            f"add the plan, then {_publish(period)}; or "
+            f"meterhouse customers add {name} --plan PLAN --valid-from {short(period.start)}",
+        )
+    rate = rate_at(book.rates, plan.currency, customer.currency, period.start)
+    if plan.currency != customer.currency and rate is None:
+        return Unpriced(
+            engine.NO_PRICE,
+            f"plan {plan.name} is priced in {plan.currency}, the customer pays in {customer.currency}: "
+            f"meterhouse customers add {name} --currency {plan.currency}, give it a plan in {customer.currency}, or "
+            f"add to the price book: rates: [{{from: {plan.currency}, to: {customer.currency}, rate: ..., "
+            f"valid_from: {short(period.start)}}}]",
+        )
+    if found.too_many:
+        return Unpriced(
+            engine.TOO_MANY_GROUPS,
+            f"more than 10,000 combinations of {', '.join(found.too_many)} in one period: each would be a line. "
+            "Take what differs from call to call out of the prices' `by`, and publish the book again",
+        )
+    agreement = terms.agreements.get(customer_id, Agreement())
+    try:
+        offer = effective(book, plan, agreement, period)
+    except AgreementRefused as refused:
+        return Unpriced(engine.NO_PRICE, f"{refused}")
+    return Basis(customer, contract, version, book, offer, agreement, rate)
+
+
+def _publish(period: Period) -> str:
+    # The version in force at a period's start prices all of it: one that is valid from now would come too late.
+    return f"meterhouse prices publish FILE --valid-from {short(period.start)}"
+
+
+def inputs_of(
+    terms: Terms,
+    basis: Basis,
+    period: Period,
+    found: Found,
+    before: Mapping[str, Before],
+    earlier: Mapping[str, Decimal],
+) -> Inputs:
+    customer, contract, plan = basis.customer, basis.contract, basis.terms.plan
+    at_once = basis.book.plan_changes.at_once
+    since, until = span_of(terms.contracts[customer.customer_id], contract, customer.time_zone, period, at_once)
+    trial_end = terms.trial_end(customer.customer_id, period)
+    month = month_of(period.start, customer.time_zone)
+    setting = Setting(
+        period=period,
+        month=month,
+        next_month=month_of(month.end, customer.time_zone),
+        zone=customer.time_zone,
+        since=since if trial_end is None else max(since, trial_end),
+        until=until,
+        facts=basis.terms.facts,
+        earlier=earlier,
+    )
+    inputs = Inputs(
+        contract_id=contract.contract_id,
+        currency=customer.currency if basis.rate is not None else plan.currency,
+        book=basis.book,
+        version=basis.version.version,
+        plan=plan,
+        usage=found.rows,
+        declared=terms.declared,
+        setting=setting,
+        before=before,
+        measures=found.measures,
+        agreement=basis.agreement,
+        overrides=basis.terms.overrides,
+        rate=basis.rate,
+    )
+    return capped(inputs, basis.agreement.caps)
+
+
+def with_remedy(left: Leftover, period: Period) -> Leftover:
+    if left.reason != engine.NO_PRICE:
+        return left
+    return replace(left, hint=f"{left.hint}; then {_publish(period)}")

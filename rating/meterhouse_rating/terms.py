@@ -1,0 +1,103 @@
+"""What all customers of one run share: who is registered, on what contract, and the prices that were published."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import pairwise
+
+from meterhouse_rating.agreements import Agreement
+from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.effective import AgreementRefused, effective
+from meterhouse_rating.periods import Period
+from meterhouse_rating.settled import contract_in_force
+from meterhouse_rating.sorting import measurements, needs_tasks
+from meterhouse_rating.usage import Wanted
+from meterhouse_rating.versions import Version, in_force
+from meterhouse_store.registry import ALWAYS, Contract, Customer
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all customers of one run share: who is registered, on what contract, with what agreed beside it, and the
+    published price books.
+    """
+
+    namespace: str
+    customers: Mapping[str, Customer]
+    contracts: Mapping[str, Sequence[Contract]]
+    versions: Sequence[Version]
+    books: Mapping[int, Book]
+    declared: frozenset[str]
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
+
+    def book(self, version: Version) -> Book:
+        """The book of a version."""
+        return self.books[version.version]
+
+    def wanted(self, period: Period) -> Wanted:
+        """What has to be asked of the warehouse to rate a period: what the prices in force then depend on."""
+        version = in_force(self.versions, period)
+        if version is None:
+            return Wanted()
+        book, plans = self._plans(version, period)
+        parts = (component for plan in plans for component in plan.components)
+        dimensions = tuple(sorted({name for component in parts for name in component.dimensions}))
+        return Wanted(dimensions, needs_tasks(book, plans), measurements(book, plans))
+
+    def reaches_back(self, period: Period) -> bool:
+        """Whether any price of the period goes on from more than its month."""
+        version = in_force(self.versions, period)
+        if version is None:
+            return False
+        _, plans = self._plans(version, period)
+        return any(part.memory == "contract" for plan in plans for part in plan.components)
+
+    def trial_end(self, customer_id: str, period: Period) -> datetime | None:
+        """When the customer's trial ends, where that is after the period's start."""
+        customer, version = self.customers.get(customer_id), in_force(self.versions, period)
+        contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+        if customer is None or contract is None or version is None:
+            return None
+        plan = self.book(version).plans.get(contract.plan)
+        if plan is None or not plan.trial_days:
+            return None
+        # A contract that holds from ever begins with the registration.
+        began = customer.registered_at if contract.valid_from == ALWAYS else contract.valid_from
+        end = began + timedelta(days=plan.trial_days)
+        return end if end > period.start else None
+
+    def parts(self, customer_id: str, period: Period, closed: Iterable[Period] = ()) -> list[Period]:
+        """The period, cut where the customer's plan changes at once; never inside of what is closed."""
+        version = in_force(self.versions, period)
+        if version is None or not self.book(version).plan_changes.at_once:
+            return [period]
+        known = sorted(self.contracts.get(customer_id, ()), key=lambda it: it.valid_from)
+        moments = {later.valid_from for one, later in pairwise(known) if later.plan != one.plan}
+        settled = list(closed)
+        edges = [
+            it
+            for it in sorted(moments)
+            if period.start < it < period.end and not any(one.start < it < one.end for one in settled)
+        ]
+        return [Period(start, end) for start, end in pairwise((period.start, *edges, period.end))]
+
+    def _plans(self, version: Version, period: Period) -> tuple[Book, list[Plan]]:
+        book = self.book(version)
+        return book, [*book.plans.values(), *book.addons.values(), *self._own_plans(book, period)]
+
+    def _own_plans(self, book: Book, period: Period) -> list[Plan]:
+        found = []
+        for customer_id, agreement in self.agreements.items():
+            contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+            plan = None if contract is None else book.plans.get(contract.plan)
+            if plan is None or not agreement.overrides:
+                continue
+            try:
+                found.append(effective(book, plan, agreement, period).plan)
+            except AgreementRefused:
+                continue  # said, with what to do, when the customer is settled
+        return found
+
+    def with_customer(self, customer: Customer, contracts: Sequence[Contract]) -> "Terms":
+        key = customer.customer_id
+        return replace(self, customers={**self.customers, key: customer}, contracts={**self.contracts, key: contracts})
