@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from meterhouse_portal import health, overview, page
 from meterhouse_portal.customer_api import CustomerApi
 from meterhouse_portal.customer_pages import CustomerPages
+from meterhouse_portal.openid import OpenIdSettings
 from meterhouse_portal.operator_pages import BillingWorld, billing_world
 from meterhouse_portal.overview import Month
 from meterhouse_portal.page import Address
@@ -64,11 +65,13 @@ def build(
 
     The operator's token comes once as `/?token=...` and is exchanged for an HttpOnly cookie that does not contain it.
     `public_url`: the portal's address as customers reach it; links in e-mails begin with it. `billing`: how operators'
-    decisions reach Stripe. Raises ValueError for a brand that cannot be used.
+    decisions reach Stripe. Raises ValueError for a brand or an OpenID provider that cannot be used, OSError for their
+    files.
     """
     stores, rendering = Stores(settings), Rendering(Brand())
     portal = _Portal(settings, stores, token, now)
-    customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now, billing)
+    openid = OpenIdSettings().checked()
+    customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now, billing, openid)
     routes = [
         Route("/", portal.index),
         Route("/healthz", portal.healthz),

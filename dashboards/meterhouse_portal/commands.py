@@ -64,7 +64,7 @@ def serve(
     typer.echo(f"portal: http://{host}:{port}/ (with /?token= once), health: http://{host}:{port}/healthz")
     try:
         app = build(settings, token, public_url=settings.public_url or f"http://{host}:{port}")
-    except (ValueError, OSError) as wrong:  # the brand
+    except (ValueError, OSError) as wrong:  # the brand, the OpenID provider
         typer.echo(str(wrong), err=True)
         raise typer.Exit(1) from None
     # No access log: the address of the first visit carries the token.

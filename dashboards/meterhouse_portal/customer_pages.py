@@ -16,6 +16,7 @@ from starlette.routing import Route
 from meterhouse_portal import access_pages, billing_pages, budget_pages, members, operator_pages, usage_pages
 from meterhouse_portal.account import Account
 from meterhouse_portal.members import Visitor
+from meterhouse_portal.openid import ATTEMPT_LIFE, Attempt, OpenId, OpenIdSettings, ProviderUnavailable, SignInRefused
 from meterhouse_portal.operator_pages import BillingWorld, OperatorVisit
 from meterhouse_portal.rates import Bucket
 from meterhouse_portal.rendering import Rendering
@@ -30,6 +31,7 @@ from meterhouse_store.settings import Settings
 PAGES: Final = (*usage_pages.PAGES, *billing_pages.PAGES, *budget_pages.PAGES, *access_pages.PAGES)
 COOKIE: Final = "meterhouse_session"
 MAX_FORM: Final = 64 * 1024
+_UNREACHED: Final = "Your organisation's sign-in does not answer. Try again in a minute, or ask for a link by e-mail."
 
 _log = logging.getLogger(__name__)
 
@@ -46,11 +48,15 @@ class CustomerPages:
         public_url: str,
         now: Callable[[], datetime],
         billing: BillingWorld,
+        openid: OpenIdSettings | None = None,
     ) -> None:
         self._billing = billing
         self._settings, self._stores, self._draw = settings, stores, rendering
         self._mail, self._public_url, self._now = mail_settings, public_url.rstrip("/"), now
         self._links = Bucket(20, timedelta(hours=1))  # per address that asks
+        self._answers = Bucket(60, timedelta(hours=1))  # per address that comes back from the provider
+        self._openid = None if openid is None else OpenId(openid, f"{self._public_url}/openid/callback", now)
+        self._secure = self._public_url.startswith("https:")
 
     def routes(self) -> list[Route]:
         """The routes; each one but those of signing in names the role that it needs."""
@@ -60,6 +66,11 @@ class CustomerPages:
             Route("/sign-out", self._form_or_page(self.sign_out), methods=["POST"], name="open"),
             Route("/customers", self._form_or_page(self.choose), methods=["GET", "POST"], name="open"),
         ]
+        if self._openid is not None:
+            signing += [
+                Route("/openid", self._form_or_page(self.to_provider), methods=["GET"], name="open"),
+                Route("/openid/callback", self._form_or_page(self.from_provider), methods=["GET"], name="open"),
+            ]
         operators = [
             Route(it.path, self._for_operators(it.handler), methods=[it.method], name="operator")
             for it in operator_pages.PAGES
@@ -116,15 +127,71 @@ class CustomerPages:
         session = members.sign_in(self._stores.engine(), namespace, request.path_params["token"][:128], self._now())
         if session is None:
             return self._page("sign_in.html", 410, problem="That link was used, or is too old. Ask for a new one.")
+        return self._signed_in(request, session)
+
+    def to_provider(self, request: Request, form: Mapping[str, str]) -> Response:
+        """On to the provider; what its answer has to fit goes into a cookie."""
+        attempt = Attempt.new()
+        try:
+            answer = RedirectResponse(self._provider.address(attempt), 303)
+        except ProviderUnavailable as problem:
+            _log.error("nobody can sign in with the OpenID provider: %s", problem)
+            return self._message(503, "Not reached", _UNREACHED)
+        self._set_cookie(answer, self._attempt_cookie, attempt.secret, ATTEMPT_LIFE)
+        return answer
+
+    def from_provider(self, request: Request, form: Mapping[str, str]) -> Response:
+        """Back from the provider: whoever it names is signed in, if that is a member or an operator."""
+        answer = self._taken(request)
+        answer.delete_cookie(self._attempt_cookie, path="/", secure=self._secure, httponly=True, samesite="lax")
+        return answer
+
+    def _taken(self, request: Request) -> Response:
+        client = request.client.host if request.client else ""
+        if not self._answers.take(client, self._now()):
+            return self._message(429, "Too often", "Try again in an hour, or ask for a link by e-mail.")
+        attempt = Attempt(request.cookies.get(self._attempt_cookie, "")[:128])
+        try:
+            if not attempt.secret:
+                raise SignInRefused("no sign-in is under way in this browser")
+            email = self._provider.email(attempt, request.query_params)
+            session = members.sign_in_as(
+                self._stores.engine(), self._settings.namespace, email, attempt.nonce, self._now()
+            )
+        except (SignInRefused, RegistryError) as refused:
+            _log.warning("a sign-in with the OpenID provider was refused: %s", refused)
+            return self._message(403, "Not signed in", "That did not work, or took too long: begin again at /sign-in.")
+        except ProviderUnavailable as problem:
+            _log.error("nobody can sign in with the OpenID provider: %s", problem)
+            return self._message(503, "Not reached", _UNREACHED)
+        if session is None:
+            text = f"{email[:320]} is no member here. Ask whoever manages the account to add it."
+            return self._message(403, "Not a member", text)
+        return self._signed_in(request, session)
+
+    @property
+    def _provider(self) -> OpenId:
+        assert self._openid is not None  # its routes are there with it only
+        return self._openid
+
+    @property
+    def _attempt_cookie(self) -> str:
+        # With the prefix no other host of the domain can set it (RFC 6265bis, 4.1.3.2).
+        return "__Host-meterhouse_openid" if self._secure else "meterhouse_openid"
+
+    def _signed_in(self, request: Request, session: str) -> Response:
+        namespace = self._settings.namespace
         if before := request.cookies.get(COOKIE):
             members.sign_out(self._stores.engine(), namespace, before[:128], self._now())
         visitor = members.visitor(self._stores.engine(), namespace, session, self._now())
         answer = RedirectResponse("/operator" if visitor is not None and visitor.operator else "/account", 303)
-        answer.set_cookie(
-            COOKIE, session, max_age=int(members.SESSION_LIFE.total_seconds()), httponly=True, samesite="lax",
-            secure=self._public_url.startswith("https:"), path="/",
-        )  # fmt: skip
+        self._set_cookie(answer, COOKIE, session, members.SESSION_LIFE)
         return answer
+
+    def _set_cookie(self, answer: Response, name: str, value: str, life: timedelta) -> None:
+        answer.set_cookie(
+            name, value, max_age=int(life.total_seconds()), httponly=True, samesite="lax", secure=self._secure, path="/"
+        )
 
     def sign_out(self, request: Request, form: Mapping[str, str]) -> Response:
         """End the session."""
@@ -228,6 +295,7 @@ class CustomerPages:
         return members.visitor(self._stores.engine(), self._settings.namespace, session, self._now())
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        values.setdefault("openid", self._openid.name if self._openid is not None else "")
         return HTMLResponse(self._draw.page(template, **values), status)
 
     def _message(self, status: int, title: str, text: str, visitor: Visitor | None = None) -> HTMLResponse:

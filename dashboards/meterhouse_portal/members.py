@@ -165,17 +165,30 @@ def sign_in(engine: Engine, namespace: str, token: str, now: datetime) -> str | 
         # Of two that come at once, one changes the row.
         if email is None or connection.execute(update(portal_links).where(is_it).values(used_at=now)).rowcount != 1:
             return None
-        mine = _memberships(connection, namespace, email)
-        if not mine and not _is_operator(connection, namespace, email):
-            return None
-        session = secrets.token_urlsafe(32)
-        connection.execute(
-            insert(portal_sessions).values(
-                session_sha256=_hash(session), namespace=namespace, email=email,
-                customer_id=mine[0].customer_id if len(mine) == 1 else None, created_at=now,
-                expires_at=now + SESSION_LIFE,
-            )
-        )  # fmt: skip
+        return _new_session(connection, namespace, email, now)
+
+
+def sign_in_as(engine: Engine, namespace: str, email: str, once: str, now: datetime) -> str | None:
+    """A session's token for an address that a provider of identities vouches for; None for whom nobody invited.
+
+    `once`: what the provider's answer was made for, of which there is one. Raises RegistryError the second time.
+    """
+    try:
+        address = normalised(email)
+    except RegistryError:
+        return None
+    with begin_write(engine) as connection:
+        is_it = portal_links.c.token_sha256 == _hash(once)
+        if connection.execute(select(portal_links.c.used_at).where(is_it)).first() is not None:
+            raise RegistryError("that sign-in was used already")
+        session = _new_session(connection, namespace, address, now)
+        if session is not None:
+            connection.execute(
+                insert(portal_links).values(
+                    token_sha256=_hash(once), namespace=namespace, email=address, created_at=now, expires_at=now,
+                    used_at=now,
+                )
+            )  # fmt: skip
     return session
 
 
@@ -218,6 +231,21 @@ def normalised(email: str) -> str:
     if not _EMAIL.fullmatch(address):
         raise RegistryError(f"{email[:80]!r} is no e-mail address: write it as name@example.com")
     return address
+
+
+def _new_session(connection: Connection, namespace: str, email: str, now: datetime) -> str | None:
+    mine = _memberships(connection, namespace, email)
+    if not mine and not _is_operator(connection, namespace, email):
+        return None
+    session = secrets.token_urlsafe(32)
+    connection.execute(
+        insert(portal_sessions).values(
+            session_sha256=_hash(session), namespace=namespace, email=email,
+            customer_id=mine[0].customer_id if len(mine) == 1 else None, created_at=now,
+            expires_at=now + SESSION_LIFE,
+        )
+    )  # fmt: skip
+    return session
 
 
 def _end_all(connection: Connection, namespace: str, email: str, now: datetime, customer_id: str | None = None) -> None:
