@@ -4,38 +4,31 @@ import getpass
 import json
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from meterhouse_collector.suspense_commands import (
-    Agent,
+from meterhouse_collector.deciding import (
     Asked,
     By,
-    Credential,
     Customer,
     DryRun,
-    Event,
-    Limit,
     Meter,
-    Quantity,
-    Since,
-    Until,
     Why,
     Yes,
+    about_rows,
     agreed,
     apply_decisions,
     counted,
     decide,
-    filter_of,
     opened,
     record_and_apply,
-    suspense_show,
-    suspense_undo,
     wrong,
 )
+from meterhouse_collector.suspense_commands import suspense_show, suspense_undo
 from meterhouse_collector.terminal import Data, Json, client_of, existing, failed, print_rows, text_of
 
 if TYPE_CHECKING:
@@ -59,41 +52,30 @@ events.command("revert", help="Put events back to what they were before a decisi
 
 
 @events.command("retract")
+@about_rows(
+    reason=None,
+    customer=Annotated[str | None, typer.Option(help="Only what is billed to this customer.")],
+)
 def events_retract(
-    why: Why,
-    data: Data = None,
-    as_json: Json = False,
+    asked: Asked,
     batch: Annotated[str | None, typer.Option(help="Only what came with this import.")] = None,
-    customer: Annotated[str | None, typer.Option(help="Only what is billed to this customer.")] = None,
-    meter: Meter = None,
-    since: Since = None,
-    until: Until = None,
-    credential: Credential = None,
-    agent: Agent = None,
-    event: Event = None,
-    quantity: Quantity = None,
-    by: By = None,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    limit: Limit = 100_000,
 ) -> None:
     """Take usage that counts out of usage. It is kept, in the view `set_aside`, and `events revert` brings it back.
 
     Of a closed period the next rating has a correction.
     """
     from meterhouse_store import suspended
+    from meterhouse_store.suspended import Filter
 
-    which = filter_of(None, customer, meter, since, until, credential, agent, event, quantity)
-    if batch is None and which.is_empty:
+    if batch is None and asked.which.is_empty:
         raise wrong("say which events: --event, --batch, --customer, --meter, --since, --credential or --agent")
-    if which.is_empty:  # a batch is a choice by itself
-        which = filter_of(None, None, None, datetime(1970, 1, 1, tzinfo=UTC), None, None, None, None, None)
-    asked = Asked(existing(data), which, "retracted", why, by, yes, dry_run, limit, as_json)
+    if asked.which.is_empty:  # a batch is a choice by itself
+        asked = replace(asked, which=Filter(since=datetime(1970, 1, 1, tzinfo=UTC)))
 
     def find(client: "Client", namespace: str, chosen: "Filter", most: int) -> "list[Held]":
         return suspended.find_counted(client, namespace, chosen, most, batch)
 
-    decide(asked, lambda rows, _client, _namespace: suspended.retract(rows), find, "no usage is like that")
+    decide(asked, "retracted", lambda rows, _client, _namespace: suspended.retract(rows), find, "no usage is like that")
 
 
 @events.command("amend")

@@ -1,18 +1,37 @@
 """The command `suspense`: look at usage that does not count, and decide about it. Heavy imports happen inside."""
 
-import getpass
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from meterhouse_collector.deciding import (
+    Agent,
+    Asked,
+    By,
+    Credential,
+    Customer,
+    DryRun,
+    Event,
+    Meter,
+    Quantity,
+    Reason,
+    Since,
+    Until,
+    Why,
+    Yes,
+    about_rows,
+    agreed,
+    apply_decisions,
+    counted,
+    decide,
+    filter_of,
+    opened,
+    record_and_apply,
+    wrong,
+)
 from meterhouse_collector.terminal import (
-    CALLED_WRONGLY,
     DONE,
     EXCEPTIONS,
     Data,
@@ -23,37 +42,16 @@ from meterhouse_collector.terminal import (
     print_rows,
     text_of,
 )
-from meterhouse_store.terminal import instant
 
 if TYPE_CHECKING:
-    from clickhouse_connect.driver.client import Client
-    from sqlalchemy import Engine
-
-    from meterhouse_store.decided import Applied
-    from meterhouse_store.decisions import Decision, Draft, Key
-    from meterhouse_store.settings import Settings
-    from meterhouse_store.suspended import Filter, Held, Ruling
+    from meterhouse_store.decisions import Decision, Key
+    from meterhouse_store.suspended import Held
 
 suspense = typer.Typer(
     help="Usage that was received and does not count, each with its reason: list it, decide about it.",
     no_args_is_help=True,
     add_completion=False,
 )
-
-Reason = Annotated[str | None, typer.Option(help="Only rows held back for this reason.")]
-Customer = Annotated[str | None, typer.Option(help="Only rows that name this customer; '' for those that name none.")]
-Meter = Annotated[str | None, typer.Option(help="Only this meter, without the prefix meterhouse.")]
-Since = Annotated[datetime | None, typer.Option(parser=instant, metavar="TIME", help="Received from then on.")]
-Until = Annotated[datetime | None, typer.Option(parser=instant, metavar="TIME", help="Received before.")]
-Credential = Annotated[str | None, typer.Option(help="Only what came with this key (`meterhouse keys list`).")]
-Agent = Annotated[str | None, typer.Option(help="Only this agent, by name or id.")]
-Event = Annotated[list[str] | None, typer.Option(help="Only this event; may be given several times.")]
-Quantity = Annotated[str | None, typer.Option(help="Only copies with this quantity.")]
-Why = Annotated[str, typer.Option(help="Why; it is kept with the decision.")]
-By = Annotated[str | None, typer.Option(help="Who decides; else the user of this machine.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="Refuse where more rows than this are found.")]
 
 
 @suspense.callback()
@@ -76,9 +74,9 @@ def suspense_list(
     event: Event = None,
     quantity: Quantity = None,
 ) -> None:
-    """List suspended usage of the namespace, and what could not be read, the latest first.
+    """List suspended usage of the namespace, and what could not be read, the latest first; then what each reason means.
 
-    Exit code 3 when there is any.
+    `meterhouse suspense show EVENT` tells all of one. Exit code 3 when there is any.
     """
     from meterhouse_store import suspended
 
@@ -109,6 +107,7 @@ def suspense_list(
             ],
         )
         print(f"{total} suspended" + (f", the latest {limit} shown" if total > limit else ""))
+        _print_reasons(rows)
     raise typer.Exit(EXCEPTIONS if total else DONE)
 
 
@@ -147,24 +146,10 @@ def suspense_show(event_id: str, data: Data = None, as_json: Json = False) -> No
 
 
 @suspense.command("assign")
+@about_rows()
 def suspense_assign(
+    asked: Asked,
     to: Annotated[str, typer.Argument(metavar="CUSTOMER", help="Whom the usage is billed to.")],
-    why: Why,
-    data: Data = None,
-    as_json: Json = False,
-    reason: Reason = None,
-    customer: Customer = None,
-    meter: Meter = None,
-    since: Since = None,
-    until: Until = None,
-    credential: Credential = None,
-    agent: Agent = None,
-    event: Event = None,
-    quantity: Quantity = None,
-    by: By = None,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    limit: Limit = 100_000,
 ) -> None:
     """Bill suspended usage to CUSTOMER, where the customer is what was in doubt.
 
@@ -175,32 +160,14 @@ def suspense_assign(
 
     if not to or len(to.encode()) > 256:
         raise wrong("a customer is named by 1 to 256 bytes")
-    which = filter_of(reason, customer, meter, since, until, credential, agent, event, quantity)
-    asked = Asked(existing(data), which, f"assigned to {to}", why, by, yes, dry_run, limit, as_json)
-    decide(asked, lambda rows, client, namespace: suspended.assign(
-        rows, to, suspended.counting(client, namespace, which, to)
+    decide(asked, f"assigned to {to}", lambda rows, client, namespace: suspended.assign(
+        rows, to, suspended.counting(client, namespace, asked.which, to)
     ))  # fmt: skip
 
 
 @suspense.command("release")
-def suspense_release(
-    why: Why,
-    data: Data = None,
-    as_json: Json = False,
-    reason: Reason = None,
-    customer: Customer = None,
-    meter: Meter = None,
-    since: Since = None,
-    until: Until = None,
-    credential: Credential = None,
-    agent: Agent = None,
-    event: Event = None,
-    quantity: Quantity = None,
-    by: By = None,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    limit: Limit = 100_000,
-) -> None:
+@about_rows()
+def suspense_release(asked: Asked) -> None:
     """Let suspended usage count as it stands, for the customer it names.
 
     One whose time was out of range counts at the time it was received. A copy in conflict takes the place of the one
@@ -208,38 +175,18 @@ def suspense_release(
     """
     from meterhouse_store import suspended
 
-    which = filter_of(reason, customer, meter, since, until, credential, agent, event, quantity)
-    asked = Asked(existing(data), which, "released", why, by, yes, dry_run, limit, as_json)
-    decide(asked, lambda rows, client, namespace: suspended.release(
-        rows, suspended.counting(client, namespace, which)
+    decide(asked, "released", lambda rows, client, namespace: suspended.release(
+        rows, suspended.counting(client, namespace, asked.which)
     ))  # fmt: skip
 
 
 @suspense.command("discard")
-def suspense_discard(
-    why: Why,
-    data: Data = None,
-    as_json: Json = False,
-    reason: Reason = None,
-    customer: Customer = None,
-    meter: Meter = None,
-    since: Since = None,
-    until: Until = None,
-    credential: Credential = None,
-    agent: Agent = None,
-    event: Event = None,
-    quantity: Quantity = None,
-    by: By = None,
-    yes: Yes = False,
-    dry_run: DryRun = False,
-    limit: Limit = 100_000,
-) -> None:
+@about_rows()
+def suspense_discard(asked: Asked) -> None:
     """Take usage out of suspense for good: nobody pays for it. It is kept, in the view `set_aside`."""
     from meterhouse_store import suspended
 
-    which = filter_of(reason, customer, meter, since, until, credential, agent, event, quantity)
-    asked = Asked(existing(data), which, "discarded", why, by, yes, dry_run, limit, as_json)
-    decide(asked, lambda rows, _client, _namespace: suspended.discard(rows))
+    decide(asked, "discarded", lambda rows, _client, _namespace: suspended.discard(rows))
 
 
 @suspense.command("undo")
@@ -316,149 +263,17 @@ def suspense_apply(data: Data = None) -> None:
     raise typer.Exit(EXCEPTIONS if done.waiting else DONE)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a command was told."""
+def _print_reasons(rows: "list[Held]") -> None:
+    """What the codes of the table mean, the most frequent first, and what may be decided about such rows."""
+    from meterhouse_store import reasons, suspended
 
-    settings: "Settings"
-    which: "Filter"
-    what: str
-    why: str
-    by: str | None
-    yes: bool
-    dry_run: bool
-    limit: int
-    as_json: bool
-
-
-def decide(
-    asked: Asked,
-    rule: "Callable[[list[Held], Client, str], Ruling]",
-    find: "Callable[[Client, str, Filter, int], list[Held]] | None" = None,
-    nothing: str = "nothing suspended is like that",
-) -> None:
-    """Find the rows (those in suspense, if not told otherwise), rule, ask, record, apply, and say what was done."""
-    from meterhouse_store import suspended
-
-    find = find or suspended.find
-    if not asked.why.strip():
-        raise wrong("say --why: it is kept with the decision")
-    if asked.which.is_empty:
-        raise wrong("say which rows: --reason, --customer, --meter, --since, --credential, --agent or --event")
-    settings = asked.settings
-    client = client_of(settings)
-    with opened(settings) as engine:
-        apply_decisions(settings, engine, client)  # what is seen is what everybody has decided so far
-        rows = find(client, settings.namespace, asked.which, asked.limit + 1)
-        if len(rows) > asked.limit:
-            raise failed(f"more than {asked.limit} rows are like that: narrow it down, or raise --limit")
-        ruling = rule(rows, client, settings.namespace)
-        text = f"{counted(ruling.rows, 'row')}, {text_of(ruling.quantity)} in quantity, to be {asked.what}"
-        done = bool(ruling.drafts) and agreed(text, asked.yes, asked.dry_run, quiet=asked.as_json)
-        if done:
-            record_and_apply(settings, engine, ruling.drafts, asked.why, asked.by)
-    if asked.as_json:
-        refused = [{"rows": number, "why": sentence} for sentence, number in ruling.refused]
-        told = {"rows": ruling.rows, "quantity": text_of(ruling.quantity), "done": done, "refused": refused}
-        print(json.dumps(told | {"decisions": [draft.decision_id for draft in ruling.drafts] if done else []}))
-    else:
-        if not rows:
-            print(nothing)
-        if done:
-            print(f"{counted(ruling.rows, 'row')} {asked.what}")
-        for sentence, number in ruling.refused:
-            print(f"{counted(number, 'row')} refused: {sentence}")
-    raise typer.Exit(EXCEPTIONS if ruling.refused else DONE)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
-def agreed(text: str, yes: bool, dry_run: bool, *, quiet: bool = False) -> bool:
-    if dry_run:
-        if not quiet:
-            print(f"{text} (dry run, nothing was done)")
-        return False
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise wrong(f"{text}: say --yes to do it, or --dry-run")
-    return typer.confirm(f"{text}. Do it?", err=True)
-
-
-def record_and_apply(
-    settings: "Settings", engine: "Engine", drafts: "Sequence[Draft]", why: str, by: str | None
-) -> None:
-    from meterhouse_store import decisions
-
-    try:
-        decisions.record(engine, drafts, why=why, who=by or getpass.getuser(), clock=_now)
-    except decisions.DecidedMeanwhile as problem:
-        raise failed(str(problem)) from None
-    except ValueError as problem:
-        raise wrong(str(problem)) from None
-    apply_decisions(settings, engine, client_of(settings))
-
-
-def apply_decisions(settings: "Settings", engine: "Engine", client: "Client") -> "Applied":
-    """Where the journal is here, a rebuild may be about to exchange the tables: its lock is taken."""
-    from meterhouse_collector.projection import projection_lock
-    from meterhouse_collector.service import journal_directory
-    from meterhouse_store import decided, schema
-
-    schema.migrate(client, settings.warehouse_database)
-    directory = journal_directory(settings.data)
-    if not directory.exists():
-        return decided.apply(engine, client)
-    with projection_lock(directory, wait=True):
-        return decided.apply(engine, client)
-
-
-@contextmanager
-def opened(settings: "Settings") -> "Iterator[Engine]":
-    from sqlalchemy.exc import OperationalError
-
-    from meterhouse_store.sql import SchemaMismatch, open_engine
-
-    try:
-        engine = open_engine(settings)
-    except (SchemaMismatch, OperationalError) as problem:
-        raise failed(f"the SQL database cannot be used: {problem}") from None
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-def filter_of(
-    reason: str | None,
-    customer: str | None,
-    meter: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    credential: str | None,
-    agent: str | None,
-    event: list[str] | None,
-    quantity: str | None,
-) -> "Filter":
-    from meterhouse_store.numbers import D
-    from meterhouse_store.suspended import Filter
-
-    try:
-        number = None if quantity is None else D(quantity)
-    except ValueError as problem:
-        raise wrong(str(problem)) from None
-    return Filter(reason, customer, meter, since, until, credential, agent, tuple(event or ()), number)
-
-
-def wrong(sentence: str) -> typer.Exit:
-    print(sentence, file=sys.stderr)
-    return typer.Exit(CALLED_WRONGLY)
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    print()
+    found = Counter(row.reason for row in rows)
+    print_rows(
+        ["reason", "rows", "what it means", "what may be decided"],
+        [(code, number, reasons.sentence(code), ", ".join(suspended.choices(code))) for code, number in
+         sorted(found.items(), key=lambda it: (-it[1], it[0]))],
+    )  # fmt: skip
 
 
 def _key(row: dict[str, Any]) -> "Key":

@@ -57,6 +57,13 @@ _FOREIGN: Final = "otel."
 """What the sources of other instrumentations begin with."""
 _OTHER: Final = "rows held back as {reason} can only be discarded"
 
+
+def choices(reason: str) -> tuple[str, ...]:
+    """What may be decided about rows that are held back for this reason: the commands of `meterhouse suspense`."""
+    rules = (("assign", reason in ASSIGNABLE), ("release", reason in RELEASABLE), ("discard", True))
+    return tuple(name for name, may in rules if may)
+
+
 BATCH: Final = "import.batch"
 """The attribute that names the file an event was imported with."""
 
