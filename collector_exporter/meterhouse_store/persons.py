@@ -1,12 +1,20 @@
-"""Whether two names may be one person, for the rules that ask for two.
+"""Whether two names may be one person, for the rules that ask for two, and whether a text is an e-mail address.
 
 Commands name people by their account, the portal by their e-mail address: between the two nobody can tell who is who.
 """
 
+import re
 import unicodedata
 from typing import Final
 
 UNCLEAR: Final = "a name of the command line and an address of the portal may be one person: do both in one of them"
+
+_EMAIL: Final = re.compile(r"[^@\s\x00-\x1f\x7f<>,;:\"()\[\]\\]{1,64}@[A-Za-z0-9.-]{1,190}\.[A-Za-z0-9-]{2,63}")
+
+
+def is_email(text: str) -> bool:
+    """Whether it is an address alone, name@example.com, without what may stand around it in a header."""
+    return _EMAIL.fullmatch(text) is not None
 
 
 def may_be_one(one: str, other: str) -> bool:

@@ -53,7 +53,7 @@ def _customers_add(
     plan: Annotated[str | None, typer.Option(help="A plan of the price book.")] = None,
     currency: Annotated[str | None, typer.Option(help="ISO 4217, such as USD. [the plan's]")] = None,
     time_zone: Annotated[str | None, typer.Option(help="IANA name; the customer's months end there. [UTC]")] = None,
-    email: Annotated[str | None, typer.Option(help="Where invoices go.")] = None,
+    email: Annotated[str | None, typer.Option(help="Where invoices go; '' takes it away.")] = None,
     valid_from: Annotated[
         datetime | None,
         typer.Option(
@@ -78,7 +78,7 @@ def _customers_add(
 
     if pseudonym == (given_id is not None):
         raise typer.BadParameter("name the ID that agents report, or --pseudonym for a made-up one")
-    customer_id = given_id or registry.new_pseudonym()
+    customer_id = registry.new_pseudonym() if given_id is None else given_id
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
         currency = _checked_currency(engine, settings.namespace, customer_id, plan, currency, valid_from)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from meterhouse_store.settings import Settings
 
-PIPED_WIDTH = 100
-"""Columns of a table that does not go to a terminal."""
+PIPED_WIDTH = 100_000
+"""Columns of a table that does not go to a terminal: whoever searches it must find ids and texts in one piece."""
 
 Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHOUSE_DATA).")]
 Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]

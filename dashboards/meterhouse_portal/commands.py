@@ -109,9 +109,14 @@ def operators_command(
         for email, active in ((add, True), (remove, False)):
             if email is not None:
                 who = by or getpass.getuser()
-                members.set_operator(engine, settings.namespace, email, active, who=who, now=datetime.now(UTC))
+                address = members.normalised(email)
+                if not active and address not in members.operators(engine, settings.namespace):
+                    print(f"{address} is no operator.")
+                    continue
+                members.set_operator(engine, settings.namespace, address, active, who=who, now=datetime.now(UTC))
+                print(f"{address} {'may sign in at /operator' if active else 'is no operator any more'}.")
         found = members.operators(engine, settings.namespace)
-    print("\n".join(found) or "Nobody: `meterhouse portal operators --add EMAIL`.")
+    print("\n".join(found) or "There are no operators: `meterhouse portal operators --add EMAIL` makes one.")
 
 
 @portal.command("members")

@@ -6,7 +6,6 @@ hashes are kept. Everything is of one namespace.
 
 import hashlib
 import hmac
-import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
+from meterhouse_store.persons import is_email
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import customers, portal_links, portal_members, portal_operators, portal_sessions
@@ -27,8 +27,6 @@ LINK_LIFE: Final = timedelta(minutes=15)
 SESSION_LIFE: Final = timedelta(days=7)
 MAX_LINKS: Final = 5
 """So many links that were not used may be under way to one address."""
-
-_EMAIL: Final = re.compile(r"[^@\s\x00-\x1f\x7f<>,;:\"()\[\]\\]{1,64}@[A-Za-z0-9.-]{1,190}\.[A-Za-z0-9-]{2,63}")
 
 
 @dataclass(frozen=True)
@@ -228,7 +226,7 @@ def sign_out(engine: Engine, namespace: str, session: str, now: datetime) -> Non
 def normalised(email: str) -> str:
     """The address in lower case. Raises RegistryError for what is none."""
     address = email.strip().lower()
-    if not _EMAIL.fullmatch(address):
+    if not is_email(address):
         raise RegistryError(f"{email[:80]!r} is no e-mail address: write it as name@example.com")
     return address
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -357,7 +358,8 @@ def test_suspense_and_status_are_listed_for_people_and_for_machines(collector, d
     assert listed.returncode == 3
     (row,) = json.loads(listed.stdout)
     assert (row["reason"], row["customer_id"], row["quantity"], row["raw_value"]) == ("bad_quantity", "acme", "0", "-4")
-    assert "bad_quantity" in collector.command("suspense", "list").stdout
+    shown = collector.command("suspense", "list").stdout
+    assert re.search(r"\nbad_quantity +1 +its quantity is no number that can be counted +discard\n", shown), shown
     status = json.loads(collector.command("warehouse", "status", "--json").stdout)
     assert status["suspense"] == [{"namespace": "live", "reason": "bad_quantity", "rows": 1}]
     query = collector.command("warehouse", "query", "SELECT reason, quantity FROM suspense", "--json")

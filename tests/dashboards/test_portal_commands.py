@@ -71,3 +71,16 @@ def test_questions_are_listed_and_answered_once(engine):
     code, shown = call("answer", short, "--reject", "--why", "No")
     assert (code, "it is answered once" in shown) == (1, True)
     assert call("answer", "zzz", "--reject", "--why", "No")[0] == 1
+
+
+def test_the_end_of_an_operator_is_said(engine):
+    call("operators", "--add", "ann@op.example")
+    both = call("operators", "--add", "Bob@op.example")
+    assert both == (0, "bob@op.example may sign in at /operator.\nann@op.example\nbob@op.example\n")
+    assert (
+        call("operators", "--remove", "bob@op.example")[1]
+        == "bob@op.example is no operator any more.\nann@op.example\n"
+    )
+    assert "zoe@op.example is no operator." in call("operators", "--remove", "zoe@op.example")[1]
+    last = call("operators", "--remove", "ann@op.example")[1]
+    assert last.startswith("ann@op.example is no operator any more.\nThere are no operators:")
