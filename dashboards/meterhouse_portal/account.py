@@ -6,7 +6,7 @@ Columns that a visitor may choose come from closed lists; everything else is bou
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -31,9 +31,6 @@ from meterhouse_store import registry
 from meterhouse_store.meters import Meter
 from meterhouse_store.tables import invoices, notices, payments, rated_lines, ratings
 
-PAGE: Final = 50
-"""So many rows of the usage log are on a page."""
-
 GROUPS: Final[Mapping[str, str]] = {
     "model": "model",
     "agent": "agent_name",
@@ -43,46 +40,14 @@ GROUPS: Final[Mapping[str, str]] = {
 }
 """What usage is shown by -> the column: names of which there are few, however much is used."""
 
-FILTERS: Final[Mapping[str, str]] = {**GROUPS, "conversation": "conversation_id", "meter": "meter", "task": "task_id"}
-"""What the usage log may be narrowed to -> the column."""
-
-_MINE: Final = (
+MINE: Final = (
     "namespace = {namespace:String} AND billed_customer_id = {customer:String} "
     "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
     "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC')"
 )
-_ACTION: Final = "if(call_id != '', call_id, event_id)"
-_FIRST_SPAN: Final = timedelta(hours=2)
-_WIDER: Final = 8
-_FEW: Final = 50_000
-"""So many events are sorted as fast as the question is planned."""
-
-_EXPORTED: Final = (
-    "event_time", "meter", "quantity", "status", "agent_id", "agent_name", "provider", "model", "operation", "tool",
-    "modality", "cache_ttl", "service_tier", "conversation_id", "task_id", "step", "call_id", "event_id", "trace_id",
-    "received_at",
-)  # fmt: skip
-_NUMBERS: Final = frozenset({"event_time", "quantity", "received_at"})
-
+"""What a query of the view `usage` asks for: this customer's events of a period."""
 # Every part of the texts below is a constant of this module or a name of a closed list.
 # ruff: noqa: S608
-
-
-@dataclass(frozen=True)
-class Action:
-    """One call, tool execution or other use: what it consumed, meter by meter."""
-
-    action_id: str
-    event_time: datetime
-    agent: str
-    model: str
-    tool: str
-    operation: str
-    status: str
-    conversation: str
-    task: str
-    trace_id: str
-    used: tuple[tuple[str, Decimal], ...]
 
 
 @dataclass(frozen=True)
@@ -91,22 +56,6 @@ class Days:
 
     bars: Mapping[str, Bars]
     totals: Sequence[tuple[str, Decimal, int]]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the log of a period can be narrowed to, by filter, and how many events are in it."""
-
-    values: Mapping[str, Sequence[str]]
-    events: int
-
-
-@dataclass(frozen=True)
-class Log:
-    """A page of the usage log, latest first; `next` continues it, None at its end."""
-
-    actions: tuple[Action, ...]
-    next: str | None
 
 
 @dataclass(frozen=True)
@@ -138,15 +87,15 @@ class Account:
 
     def totals(self, period: Period) -> list[tuple[str, Decimal, int]]:
         """Meter, quantity and events of the period."""
-        rows = self._ask(f"SELECT meter, sum(quantity), count() FROM usage WHERE {_MINE} GROUP BY meter", period)
+        rows = self.ask(f"SELECT meter, sum(quantity), count() FROM usage WHERE {MINE} GROUP BY meter", period)
         return sorted((str(meter), quantity, int(events)) for meter, quantity, events in rows)
 
     def daily(self, by: str, period: Period, zone: str) -> Days:
         """What was used by the days of the zone, by meter and by one of GROUPS."""
         column = GROUPS[by]
-        rows = self._ask(
+        rows = self.ask(
             f"SELECT toDate(event_time, {{zone:String}}) AS day, meter, {column}, sum(quantity), count() FROM usage "
-            f"WHERE {_MINE} GROUP BY day, meter, {column}",
+            f"WHERE {MINE} GROUP BY day, meter, {column}",
             period,
             zone=zone,
         )
@@ -163,80 +112,6 @@ class Account:
             meter: Bars([day.isoformat() for day in days], sorted(series.items())) for meter, series in found.items()
         }
         return Days(bars, sorted((meter, *sums) for meter, sums in totals.items()))
-
-    def choices(self, period: Period) -> Choices:
-        """Values that the log can be narrowed to: of each of these filters at most 100."""
-        columns = ("meter", "model", "agent", "tool", "status")
-        parts = ", ".join(f"arraySort(groupUniqArray(100)({FILTERS[name]}))" for name in columns)
-        ((*row, events),) = self._ask(f"SELECT {parts}, count() FROM usage WHERE {_MINE}", period)
-        found = {name: [value for value in values if value] for name, values in zip(columns, row, strict=True)}
-        return Choices(found, int(events))
-
-    def log(self, period: Period, wanted: Mapping[str, str], after: str | None, events: int | None = None) -> Log:
-        """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError.
-
-        It looks back from where it stands over longer and longer spans: the latest actions are found at once, however
-        many there are in the period; where that has few `events`, all of it is looked through.
-        """
-        end, cursor = period.end, None
-        if after is not None:
-            cursor = _cursor(after)
-            end = min(period.end, cursor[0] + timedelta(microseconds=1))
-        narrowed = "".join(f" AND {FILTERS[name]} = {{filter_{name}:String}}" for name in sorted(wanted))
-        bound: dict[str, Any] = {f"filter_{name}": value for name, value in wanted.items()}
-        before = ""
-        if cursor is not None:
-            before = " HAVING (toUnixTimestamp64Nano(at), action) < ({cursor_ns:Int64}, {cursor_id:String})"
-            bound |= {"cursor_ns": int(after.partition("-")[0]) if after else 0, "cursor_id": cursor[1]}
-        query = (
-            f"SELECT event_time AS at, {_ACTION} AS action, any(agent_name), any(agent_id), any(model), any(tool), "
-            "any(operation), if(has(groupUniqArray(status), 'failed'), 'failed', any(status)), any(conversation_id), "
-            "any(task_id), any(trace_id), groupArray((meter, quantity)), toUnixTimestamp64Nano(at) "
-            f"FROM usage WHERE {_MINE}{narrowed} GROUP BY at, action{before} "
-            f"ORDER BY at DESC, action DESC LIMIT {PAGE + 1}"
-        )
-        span = period.end - period.start if events is not None and events <= _FEW else _FIRST_SPAN
-        while True:
-            start = max(period.start, min(end, self.now + timedelta(days=1)) - span)
-            rows = self._ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
-            if len(rows) > PAGE or start <= period.start:
-                break
-            span *= _WIDER
-        actions = tuple(_action(row) for row in rows[:PAGE])
-        more = f"{rows[PAGE - 1][12]}-{rows[PAGE - 1][1]}" if len(rows) > PAGE else None
-        return Log(actions, more)
-
-    def events(self, action_id: str, at: datetime) -> list[dict[str, Any]]:
-        """The single events of an action of that time (to the second), with all that is stored of them."""
-        period = Period(at - timedelta(seconds=1), at + timedelta(seconds=1))
-        names = (*_EXPORTED, "usage_source", "response_id", "request_id", "source")
-        rows = self._ask(
-            f"SELECT {', '.join(names)} FROM usage WHERE {_MINE} AND {_ACTION} = {{action:String}} "
-            "ORDER BY meter, event_id LIMIT 1000",
-            period,
-            action=action_id,
-        )
-        return [dict(zip(names, row, strict=True)) for row in rows]
-
-    def export(self, period: Period, wanted: Mapping[str, str], form: str) -> Iterator[bytes]:
-        """The events of the log as a stream of `csv` or `parquet`; text that a spreadsheet takes for a formula is not
-        one any more in CSV (https://owasp.org/www-community/attacks/CSV_Injection)."""
-        narrowed = "".join(f" AND {FILTERS[name]} = {{filter_{name}:String}}" for name in sorted(wanted))
-        columns = ", ".join(
-            name
-            if form != "csv" or name in _NUMBERS
-            else f"if(match({name}, '^[=+\\\\-@\\t\\r\\n]'), concat('''', {name}), toString({name})) AS {name}_"
-            for name in _EXPORTED
-        )
-        names = ", ".join(
-            f"{name}_ AS {name}" if form == "csv" and name not in _NUMBERS else name for name in _EXPORTED
-        )
-        query = f"SELECT {names} FROM (SELECT {columns} FROM usage WHERE {_MINE}{narrowed})"
-        bound = self._bound(period) | {f"filter_{name}": value for name, value in wanted.items()}
-        kind = {"csv": "CSVWithNames", "parquet": "Parquet"}[form]
-        with self.client.raw_stream(query, parameters=bound, fmt=kind) as stream:
-            while block := stream.read(65536):
-                yield block
 
     def ratings(self) -> list[dict[str, Any]]:
         """Its rated periods, latest first, each with its invoice where there is one."""
@@ -333,7 +208,8 @@ class Account:
         """What rating and billing go by."""
         return World(self.engine, self.client, self.namespace, self.meters, now=lambda: self.now)
 
-    def _bound(self, period: Period) -> dict[str, Any]:
+    def bound(self, period: Period) -> dict[str, Any]:
+        """The parameters of MINE."""
         return {
             "namespace": self.namespace,
             "customer": self.customer_id,
@@ -341,8 +217,9 @@ class Account:
             "end_ns": nanoseconds(period.end),
         }
 
-    def _ask(self, query: str, period: Period, **bound: Any) -> Sequence[Sequence[Any]]:
-        return self.client.query(query, parameters=self._bound(period) | bound).result_rows
+    def ask(self, query: str, period: Period, **bound: Any) -> Sequence[Sequence[Any]]:
+        """Rows of the warehouse; the query has MINE in it."""
+        return self.client.query(query, parameters=self.bound(period) | bound).result_rows
 
 
 def month(text: str | None, zone: str, now: datetime) -> Period:
@@ -356,24 +233,3 @@ def _days(period: Period, zone: str) -> Iterator[date]:
     while day <= last:
         yield day
         day += timedelta(days=1)
-
-
-def _cursor(text: str) -> tuple[datetime, str]:
-    number, dash, action = text.partition("-")
-    if not dash or not number.isascii() or not number.isdigit() or len(number) > 19:
-        raise ValueError("this is no place in the log")
-    return datetime.fromtimestamp(int(number) // 10**9, UTC) + timedelta(
-        microseconds=int(number) % 10**9 // 1000
-    ), action
-
-
-def _action(row: Sequence[Any]) -> Action:
-    at, action_id, name, agent, model, tool, operation, status, conversation, task, trace, used, _ = row
-    sums: dict[str, Decimal] = {}
-    for meter, quantity in used:
-        sums[meter] = sums.get(meter, Decimal(0)) + quantity
-    moment = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    return Action(
-        action_id, moment, name or agent, model, tool, operation, status, conversation, task, trace,
-        tuple(sorted(sums.items())),
-    )  # fmt: skip

@@ -15,15 +15,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from meterhouse_portal import access_keys, account
+from meterhouse_portal import access_keys, account, usage_log
 from meterhouse_portal.account import Account
 from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
+from meterhouse_portal.use_prices import UsePrice
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import PeriodError
 from meterhouse_rating.price_api.app import Problem, refused
 from meterhouse_rating.price_api.operations import PROBLEM
 from meterhouse_rating.price_api.schemas import Schema, list_of, object_of, or_null
 from meterhouse_rating.settle import WatermarkWentBack
+from meterhouse_rating.shares import AVERAGE, EXACT, FREE
 from meterhouse_rating.versions import NotThere
 from meterhouse_store import meters
 from meterhouse_store.numbers import plain
@@ -49,13 +51,20 @@ _LINE: Final = object_of(
 _ACTION: Final = object_of(
     id=_TEXT, event_time=_TIME, agent=_TEXT, model=_TEXT, tool=_TEXT, operation=_TEXT, status=_TEXT,
     conversation=_TEXT, task=_TEXT, trace_id=_TEXT, used={"type": "object", "additionalProperties": _NUMBER},
+    price=or_null(_NUMBER), currency=or_null(_TEXT),
+    price_is={
+        "enum": ["exact", "average", "free", "unknown"],
+        "description": "average: of the lines that it is on, which moves until the month is closed; free: by the price "
+        "list; unknown: `unpriced` says why. Before discounts, minimums, fees, credits and taxes.",
+    },
+    unpriced={"type": "object", "additionalProperties": _TEXT, "description": "Meter: why it has no price."},
 )  # fmt: skip
 
 _PERIOD: Final[dict[str, Schema]] = {
     "period": _TEXT | {"maxLength": 80, "description": "2026-11, or 2026-11-01..2026-11-15; unsaid: the month of now."}
 }
 _FILTERS: Final[dict[str, Schema]] = {
-    name: _TEXT | {"maxLength": 256, "description": f"Only of this {name}."} for name in account.FILTERS
+    name: _TEXT | {"maxLength": 256, "description": f"Only of this {name}."} for name in usage_log.FILTERS
 }
 
 
@@ -158,9 +167,9 @@ class CustomerApi:
 
     def list_actions(self, mine: Account, query: Mapping[str, str], _: str) -> Any:
         period = account.month(query.get("period"), mine.customer().time_zone, mine.now)
-        wanted = {name: query[name] for name in account.FILTERS if query.get(name)}
+        wanted = {name: query[name] for name in usage_log.FILTERS if query.get(name)}
         try:
-            log = mine.log(period, wanted, query.get("after"))
+            log = usage_log.page(mine, period, wanted, query.get("after"))
         except ValueError:
             raise Problem(400, "bad_parameter", "after takes what `next` of the page before has") from None
         items = [
@@ -168,6 +177,7 @@ class CustomerApi:
                 "id": it.action_id, "event_time": _utc(it.event_time), "agent": it.agent, "model": it.model,
                 "tool": it.tool, "operation": it.operation, "status": it.status, "conversation": it.conversation,
                 "task": it.task, "trace_id": it.trace_id, "used": {meter: plain(part) for meter, part in it.used},
+                **_price(it.price),
             }
             for it in log.actions
         ]  # fmt: skip
@@ -265,6 +275,13 @@ def _rating(it: Mapping[str, Any]) -> dict[str, Any]:
         "state": it["state"], "plan": it["plan"], "currency": it["currency"],
         "total": show(it["total_minor"], it["currency"]), "rated_at": _utc(it["rated_at"]),
         "invoice_state": it["invoice_state"], "invoice_number": it["number"], "invoice_url": it["hosted_url"],
+    }  # fmt: skip
+
+
+def _price(it: UsePrice) -> dict[str, Any]:
+    return {
+        "price": None if it.amount is None else plain(it.amount), "currency": it.currency or None,
+        "price_is": it.how if it.how in (EXACT, AVERAGE, FREE) else "unknown", "unpriced": dict(it.unpriced),
     }  # fmt: skip
 
 

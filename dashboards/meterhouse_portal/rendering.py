@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 from meterhouse_portal.wording import without_controls
 from meterhouse_rating.layout import money, number
 from meterhouse_store.brand import Brand
+from meterhouse_store.currencies import MINOR_DIGITS
+from meterhouse_store.numbers import plain
 from meterhouse_store.reasons import sentence
 
 _TOLD: Final = frozenset({"model", "title", "tax"})
@@ -49,7 +51,7 @@ class Rendering:
         self._environment.globals["terms"] = terms
         self._environment.filters.update(
             local=local, day=day, month=month_name, money=_money, amount=money, number=number, state=_state,
-            breakable=_breakable, shortened=_shortened, reason=sentence,
+            price=price, breakable=_breakable, shortened=_shortened, reason=sentence,
         )  # fmt: skip
 
     def page(self, template: str, **values: Any) -> str:
@@ -92,6 +94,17 @@ def month_name(moment: datetime, zone: str) -> str:
 
 def _money(amount_minor: int, currency: str) -> str:
     return f"{money(amount_minor, currency)} {currency}"
+
+
+def price(amount: Decimal, currency: str, is_average: bool) -> str:
+    """What a use costs: exactly, with all digits that it has, or an average with four digits that say something."""
+    digits = MINOR_DIGITS.get(currency, 2)
+    if is_average and amount:
+        digits = max(digits, 3 - amount.adjusted())
+    elif not is_average:
+        digits = max(digits, len(plain(amount).partition(".")[2]))
+    shown = amount.quantize(Decimal(1).scaleb(-digits), rounding="ROUND_HALF_UP")
+    return f"{'≈ ' if is_average else ''}{shown:,f} {currency}"
 
 
 def _shortened(value: Decimal) -> str:

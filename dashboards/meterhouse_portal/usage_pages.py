@@ -6,11 +6,12 @@ from urllib.parse import urlencode
 
 from starlette.responses import HTMLResponse, Response
 
-from meterhouse_portal import account, chart
+from meterhouse_portal import account, chart, usage_log
 from meterhouse_portal.account import Account
 from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import VIEWER
 from meterhouse_portal.visit import NotShown, Page, Refused, Visit
+from meterhouse_rating import shares
 from meterhouse_rating.outlook import Outlook
 from meterhouse_rating.periods import Period
 from meterhouse_rating.price_api.price_list import NotPriced
@@ -47,14 +48,15 @@ def usage(visit: Visit) -> Response:
     """The usage log: what was done, when, by which agent, and what it consumed."""
     mine = visit.account
     period, wanted, query = _asked(visit, {"after"})
-    choices = mine.choices(period)
+    choices = usage_log.choices(mine, period)
     try:
-        log = mine.log(period, wanted, query.get("after"), choices.events)
+        log = usage_log.page(mine, period, wanted, query.get("after"), choices.events)
     except ValueError as wrong:
         raise Refused(f"{str(wrong).capitalize()}: go back to the first page.") from None
     kept = {**wanted, **({"period": query["period"]} if "period" in query else {})}
     return visit.page(
         "usage.html", period=period, wanted=wanted, log=log, choices=choices.values, kept=kept,
+        meanings=shares.MEANINGS,
         query=urlencode(kept), following=None if log.next is None else urlencode({**kept, "after": log.next}),
     )  # fmt: skip
 
@@ -78,10 +80,10 @@ def action(visit: Visit) -> Response:
         raise NotShown("at") from None
     if not 1970 <= at.year <= 2200:
         raise NotShown("at")
-    events = visit.account.events(query.get("id", "")[:256], at)
+    events = usage_log.events(visit.account, query.get("id", "")[:256], at)
     if not events:
         raise NotShown(query.get("id", ""))
-    return visit.page("action.html", events=events)
+    return visit.page("action.html", events=events, meanings=shares.MEANINGS)
 
 
 def prices(visit: Visit) -> Response:
@@ -114,8 +116,8 @@ def _outlook(mine: Account) -> tuple[Outlook | None, str]:
 
 def _asked(visit: Visit, more: set[str]) -> tuple[Period, dict[str, str], dict[str, str]]:
     """Period and filters of the log, and all that was asked."""
-    query = visit.query({*account.FILTERS, "period"} | more)
-    wanted = {name: query[name][:256] for name in account.FILTERS if query.get(name)}
+    query = visit.query({*usage_log.FILTERS, "period"} | more)
+    wanted = {name: query[name][:256] for name in usage_log.FILTERS if query.get(name)}
     return account.month(query.get("period"), visit.account.customer().time_zone, visit.account.now), wanted, query
 
 
@@ -125,7 +127,7 @@ def _export(visit: Visit, form: str) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     if visit.request.method == "HEAD":
         return Response(headers=headers, media_type=_MEDIA[form])
-    blocks = visit.account.export(period, wanted, form)
+    blocks = usage_log.export(visit.account, period, wanted, form)
     download = _EXPORTS.begin(visit.account.customer_id, blocks, headers, _MEDIA[form])
     if download is None:
         told = {"title": "An export is under way", "text": "Wait until the other download of this customer ends."}

@@ -88,8 +88,8 @@ def look(world: World, customer_id: str) -> Outlook:
     with world.engine.connect() as connection:
         closed = [it.period for it in standings(connection, world.namespace, customer_id) if it.state == CLOSED]
     parts = [part for rest in periods.without(month, closed) for part in terms.parts(customer_id, rest, closed)]
-    found = {part: _found(world, terms, customer_id, part, moment.as_of) for part in parts}
-    outcomes = tuple(_rated(world, terms, customer_id, part, found[part], moment, mark) for part in parts)
+    found = {part: found_now(world, terms, customer_id, part, moment.as_of) for part in parts}
+    outcomes = tuple(rated_now(world, terms, customer_id, part, found[part], moment, mark) for part in parts)
     ahead = None
     current = next((part for part in parts if part.start <= now < part.end), None)
     if current is not None:
@@ -155,7 +155,7 @@ def _ahead(
     def total(z: Decimal) -> int | None:
         with decimal.localcontext(prec=80):
             rows = going_on(so_far.rows, recent, factors_of(daily, length, left, z))
-        rated = _rated(world, terms, customer_id, part, replace(so_far, rows=rows), moment, mark).rated
+        rated = rated_now(world, terms, customer_id, part, replace(so_far, rows=rows), moment, mark).rated
         return None if rated is None else rated.total_minor
 
     expected = total(Decimal(0))
@@ -191,13 +191,18 @@ def _recent_days(world: World, customer_id: str, end: datetime) -> tuple[datetim
     return since, dict(found)
 
 
-def _found(world: World, terms: Terms, customer_id: str, part: Period, as_of: datetime) -> Found:
+def found_now(world: World, terms: Terms, customer_id: str, part: Period, as_of: datetime) -> Found:
+    """The customer's usage of a part of a month, as far as it was known then."""
     return known.gather(world, terms, part, as_of, [customer_id]).get(customer_id, Found())
 
 
-def _rated(
+def rated_now(
     world: World, terms: Terms, customer_id: str, part: Period, found: Found, moment: Moment, mark: Watermark
 ) -> Outcome:
+    """A part of a month that is not closed, as the next run would rate it; nothing is stored.
+
+    Raises WatermarkWentBack.
+    """
     zone = terms.customers[customer_id].time_zone if customer_id in terms.customers else "UTC"
     namespace, reaches_back = world.namespace, terms.reaches_back(part)
     with world.engine.connect() as connection:

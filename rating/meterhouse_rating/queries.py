@@ -235,6 +235,14 @@ def measure_parameters(
     )
 
 
+def kind_columns(dimensions: Sequence[str], *, tasks: bool) -> list[str]:
+    """What of an event of the view `usage` its price depends on: status, how its task ended, the dimensions.
+
+    With the parameters of `window_parameters`. Raises ValueError for a dimension that is none.
+    """
+    return ["status", _task_column(USAGE) if tasks else "''", *_columns(dimensions)]
+
+
 def nanoseconds(moment: datetime) -> int:
     """Nanoseconds since 1970 of an aware datetime, exactly."""
     return (moment - EPOCH) // timedelta(microseconds=1) * 1000

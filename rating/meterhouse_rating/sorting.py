@@ -132,17 +132,12 @@ def sort_out(
     before: Mapping[str, Before],
 ) -> Sorted:
     """Where each row of usage goes. Raises ConservationError where rows and measures tell of different events."""
-    charged = {
-        meter: (component, book.metrics[name])
-        for component in plan.components
-        for name in component.metrics
-        for meter in book.metrics[name].meters
-    }
+    charged = charged_by(book, plan)
     rows: dict[tuple[str, str], list[UsageRow]] = {}
     leftovers: list[Leftover] = []
     for row in usage:
         component, metric = charged.get(row.meter, (None, None))
-        why = _left(book, plan, row, component, metric, declared)
+        why = left_out(book, plan, row, component, metric, declared)
         if why is not None or component is None or metric is None:
             reason, hint = why or (NO_PRICE, "")
             leftovers.append(Leftover(row.meter, (), row.events, row.quantity, reason, hint))
@@ -168,7 +163,17 @@ def sort_out(
     return Sorted(portions, leftovers)
 
 
-def _left(
+def charged_by(book: Book, plan: Plan) -> dict[str, tuple[Component, Metric]]:
+    """Meter -> the component of the plan that charges it, and by which metric."""
+    return {
+        meter: (component, book.metrics[name])
+        for component in plan.components
+        for name in component.metrics
+        for meter in book.metrics[name].meters
+    }
+
+
+def left_out(
     book: Book,
     plan: Plan,
     row: UsageRow,

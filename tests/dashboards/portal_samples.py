@@ -60,7 +60,7 @@ EVENTS = [
 
 
 @contextmanager
-def portal_world(warehouse_address, data):
+def portal_world(warehouse_address, data, book=BOOK, events=None):
     """The world as the operator has it, and the settings of a portal that may read only."""
     passwords = {name: f"{name}-password-of-the-tests" for name in ("admin", "reader")}
 
@@ -70,7 +70,9 @@ def portal_world(warehouse_address, data):
     client = warehouse.connect(settings("admin"), timeout_s=30)
     for table in ("events", "conflicts", "checkpoints", "mirror_ratings", "mirror_rated_lines", "cost_rates"):
         client.command(f"TRUNCATE TABLE {table}")
-    client.command(f"INSERT INTO events ({COLUMNS}) VALUES " + ", ".join(row(n, it) for n, it in enumerate(EVENTS)))
+    client.command(
+        f"INSERT INTO events ({COLUMNS}) VALUES " + ", ".join(row(n, it) for n, it in enumerate(events or EVENTS))
+    )
     client.command(
         "INSERT INTO checkpoints (collector_id, segment, position, projected_through, step) "
         f"VALUES ('c', 's', 1, '{NOW:%Y-%m-%d %H:%M:%S}', 1)"
@@ -78,7 +80,7 @@ def portal_world(warehouse_address, data):
     engine = sql.open_engine(settings("admin"))
     registry.ensure_namespace(engine, "live", now=NOW - timedelta(days=90))
     declared = meters.declared(settings("admin"))
-    versions.publish(engine, "live", BOOK, {name: it.unit for name, it in declared.items()}, author="tests", now=NOW)
+    versions.publish(engine, "live", book, {name: it.unit for name, it in declared.items()}, author="tests", now=NOW)
     for name, zone in (("acme", "Europe/Berlin"), ("globex", "UTC")):
         registry.add_customer(
             engine, "live", name, name=name.capitalize(), currency="EUR", time_zone=zone, plan="pay",

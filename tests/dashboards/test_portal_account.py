@@ -216,7 +216,7 @@ def browser_table(page):
 def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(world):
     with visiting(world, "vera@acme.example") as browser:
         shown = text_of(browser.get("/account/usage").text)
-        assert "2026-11-20 13:00:00 CET helper gpt-5 1 llm.requests 30,000 llm.tokens.input ok" in shown
+        assert "2026-11-20 13:00:00 CET helper gpt-5 1 llm.requests 30,000 llm.tokens.input 60.00 EUR ok" in shown
         assert "c-oct" not in shown and shown.count("CET helper gpt-5") == 20
         only = browser.get("/account/usage?conversation=talk-7").text
         assert only.count("/account/actions?") == 1
@@ -229,7 +229,7 @@ def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(worl
 
 
 def test_pages_of_the_log_have_every_call_once(world, monkeypatch):
-    monkeypatch.setattr("meterhouse_portal.account.PAGE", 6)
+    monkeypatch.setattr("meterhouse_portal.usage_log.PAGE", 6)
     with visiting(world, "vera@acme.example") as browser:
         seen, path = [], "/account/usage"
         while path:

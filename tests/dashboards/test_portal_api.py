@@ -73,7 +73,7 @@ def test_the_figures_are_those_of_the_pages(api, keys):
 
 
 def test_the_log_goes_on_page_by_page_and_can_be_narrowed(api, keys, monkeypatch):
-    monkeypatch.setattr("meterhouse_portal.account.PAGE", 7)
+    monkeypatch.setattr("meterhouse_portal.usage_log.PAGE", 7)
     items, after = [], ""
     while after is not None:
         page = asked(api, keys["acme"], f"/api/v1/actions?after={after}").json()

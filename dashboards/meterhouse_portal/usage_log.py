@@ -1,0 +1,181 @@
+"""The usage log of one customer: one row per call or other use with its price, single events, and downloads."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from meterhouse_portal.account import GROUPS, MINE, Account
+from meterhouse_portal.use_prices import Prices, Use, UsePrice, prices_of, summed
+from meterhouse_rating.periods import Period
+
+PAGE: Final = 50
+"""So many rows of the usage log are on a page."""
+
+FILTERS: Final[Mapping[str, str]] = {**GROUPS, "conversation": "conversation_id", "meter": "meter", "task": "task_id"}
+"""What the usage log may be narrowed to -> the column."""
+
+_ACTION: Final = "if(call_id != '', call_id, event_id)"
+_FIRST_SPAN: Final = timedelta(hours=2)
+_WIDER: Final = 8
+_FEW: Final = 50_000
+"""So many events are sorted as fast as the question is planned."""
+
+_EXPORTED: Final = (
+    "event_time", "meter", "quantity", "status", "agent_id", "agent_name", "provider", "model", "operation", "tool",
+    "modality", "cache_ttl", "service_tier", "conversation_id", "task_id", "step", "call_id", "event_id", "trace_id",
+    "received_at",
+)  # fmt: skip
+_NUMBERS: Final = frozenset({"event_time", "quantity", "received_at"})
+
+# Every part of the texts below is a constant or a name of a closed list.
+# ruff: noqa: S608
+
+
+@dataclass(frozen=True)
+class Action:
+    """One call, tool execution or other use: what it consumed, meter by meter, and what that costs."""
+
+    action_id: str
+    event_time: datetime
+    agent: str
+    model: str
+    tool: str
+    operation: str
+    status: str
+    conversation: str
+    task: str
+    trace_id: str
+    used: tuple[tuple[str, Decimal], ...]
+    price: UsePrice
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the log of a period can be narrowed to, by filter, and how many events are in it."""
+
+    values: Mapping[str, Sequence[str]]
+    events: int
+
+
+@dataclass(frozen=True)
+class Log:
+    """A page of the usage log, latest first; `next` continues it, None at its end."""
+
+    actions: tuple[Action, ...]
+    next: str | None
+
+
+def choices(mine: Account, period: Period) -> Choices:
+    """Values that the log can be narrowed to: of each of these filters at most 100."""
+    columns = ("meter", "model", "agent", "tool", "status")
+    parts = ", ".join(f"arraySort(groupUniqArray(100)({FILTERS[name]}))" for name in columns)
+    ((*row, events),) = mine.ask(f"SELECT {parts}, count() FROM usage WHERE {MINE}", period)
+    found = {name: [value for value in values if value] for name, values in zip(columns, row, strict=True)}
+    return Choices(found, int(events))
+
+
+def page(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None, events: int | None = None) -> Log:
+    """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError.
+
+    It looks back from where it stands over longer and longer spans: the latest actions are found at once, however
+    many there are in the period; where that has few `events`, all of it is looked through.
+    """
+    end, cursor = period.end, None
+    if after is not None:
+        cursor = _cursor(after)
+        end = min(period.end, cursor[0] + timedelta(microseconds=1))
+    prices = prices_of(mine, period)
+    narrowed, bound = _narrowed(wanted)
+    bound |= prices.bound
+    before = ""
+    if cursor is not None:
+        before = " HAVING (toUnixTimestamp64Nano(at), action) < ({cursor_ns:Int64}, {cursor_id:String})"
+        bound |= {"cursor_ns": int(after.partition("-")[0]) if after else 0, "cursor_id": cursor[1]}
+    query = (
+        f"SELECT event_time AS at, {_ACTION} AS action, any(agent_name), any(agent_id), any(model), any(tool), "
+        "any(operation), if(has(groupUniqArray(status), 'failed'), 'failed', any(status)), any(conversation_id), "
+        f"any(task_id), any(trace_id), groupArray(tuple({prices.columns})), toUnixTimestamp64Nano(at) "
+        f"FROM usage WHERE {MINE}{narrowed} GROUP BY at, action{before} "
+        f"ORDER BY at DESC, action DESC LIMIT {PAGE + 1}"
+    )
+    span = period.end - period.start if events is not None and events <= _FEW else _FIRST_SPAN
+    while True:
+        start = max(period.start, min(end, mine.now + timedelta(days=1)) - span)
+        rows = mine.ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
+        if len(rows) > PAGE or start <= period.start:
+            break
+        span *= _WIDER
+    actions = tuple(_action(row, prices) for row in rows[:PAGE])
+    more = f"{rows[PAGE - 1][12]}-{rows[PAGE - 1][1]}" if len(rows) > PAGE else None
+    return Log(actions, more)
+
+
+def events(mine: Account, action_id: str, at: datetime) -> list[dict[str, Any]]:
+    """The single events of an action of that time (to the second), with all that is stored of them, and `price`."""
+    period = Period(at - timedelta(seconds=1), at + timedelta(seconds=1))
+    prices = prices_of(mine, period)
+    names = (*_EXPORTED, "usage_source", "response_id", "request_id", "source")
+    rows = mine.ask(
+        f"SELECT {', '.join(names)}, tuple({prices.columns}) FROM usage WHERE {MINE} AND {_ACTION} = "
+        "{action:String} ORDER BY meter, event_id LIMIT 1000",
+        period,
+        action=action_id,
+        **prices.bound,
+    )
+    return [
+        {**dict(zip(names, row, strict=False)), "price": prices.use(_aware(row[0]), row[len(names)]).price}
+        for row in rows
+    ]
+
+
+def export(mine: Account, period: Period, wanted: Mapping[str, str], form: str) -> Iterator[bytes]:
+    """The events of the log as a stream of `csv` or `parquet`; text that a spreadsheet takes for a formula is not
+    one any more in CSV (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    narrowed, bound = _narrowed(wanted)
+    priced = prices_of(mine, period).in_warehouse(mine, period, narrowed, bound)
+    columns = ", ".join(
+        name
+        if form != "csv" or name in _NUMBERS
+        else f"if(match({name}, '^[=+\\\\-@\\t\\r\\n]'), concat('''', {name}), toString({name})) AS {name}_"
+        for name in _EXPORTED
+    )
+    names = ", ".join(f"{name}_ AS {name}" if form == "csv" and name not in _NUMBERS else name for name in _EXPORTED)
+    query = (
+        f"SELECT {names}, {priced.names} FROM (SELECT {columns}, {priced.columns} FROM usage WHERE {MINE}{narrowed})"
+    )
+    kind = {"csv": "CSVWithNames", "parquet": "Parquet"}[form]
+    with mine.client.raw_stream(query, parameters=mine.bound(period) | bound | priced.bound, fmt=kind) as stream:
+        while block := stream.read(65536):
+            yield block
+
+
+def _narrowed(wanted: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    text = "".join(f" AND {FILTERS[name]} = {{filter_{name}:String}}" for name in sorted(wanted))
+    return text, {f"filter_{name}": value for name, value in wanted.items()}
+
+
+def _cursor(text: str) -> tuple[datetime, str]:
+    number, dash, action = text.partition("-")
+    if not dash or not number.isascii() or not number.isdigit() or len(number) > 19:
+        raise ValueError("this is no place in the log")
+    return datetime.fromtimestamp(int(number) // 10**9, UTC) + timedelta(
+        microseconds=int(number) % 10**9 // 1000
+    ), action
+
+
+def _action(row: Sequence[Any], prices: Prices) -> Action:
+    at, action_id, name, agent, model, tool, operation, status, conversation, task, trace, parts, _ = row
+    uses: list[Use] = sorted((prices.use(_aware(at), part) for part in parts), key=lambda it: it.meter)
+    sums: dict[str, Decimal] = {}
+    for use in uses:
+        sums[use.meter] = sums.get(use.meter, Decimal(0)) + use.quantity
+    return Action(
+        action_id, _aware(at), name or agent, model, tool, operation, status, conversation, task, trace,
+        tuple(sums.items()), summed(uses),
+    )  # fmt: skip
+
+
+def _aware(at: datetime) -> datetime:
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
