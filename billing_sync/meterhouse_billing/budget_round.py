@@ -53,7 +53,7 @@ def run(world: World, customer_id: str | None = None, *, write: bool = True) -> 
     """A round of one customer, or of all. Raises TooBusy."""
     for _ in range(ATTEMPTS):
         seen = _version(world.engine, world.namespace)
-        reading = read(world)
+        reading = read(world, customer_id)
         held, granted = _held(world.engine, world.namespace, customer_id)
         found = tuple(states(reading, budgets_of(reading, customer_id)))
         arrived = reading.arrived(granted)

@@ -81,10 +81,10 @@ class State:
         return Limit(it.name, it.agent_id, self.left, least, self.weights, reason)
 
 
-def read(world: World) -> Reading:
-    """The moment that everything is told of."""
+def read(world: World, only: str | None = None) -> Reading:
+    """The moment that everything is told of; `only`: by the terms of one customer."""
     try:
-        terms = known.terms(world)
+        terms = known.terms(world, only=only)
     except NotThere:
         terms = None
     mark, now = watermark(world.client), world.now()
@@ -96,14 +96,15 @@ def budgets_of(reading: Reading, customer_id: str | None = None) -> list[Budget]
     world = reading.world
     given = [] if reading.terms is None else _plan_limits(reading.terms, reading.now, customer_id)
     found = budgets.standing(budgets.changes(world.engine, world.namespace, customer_id), given)
-    customers = {it.customer_id for it in registry.customers(world.engine, world.namespace)}
+    customers = {it.customer_id for it in registry.customers(world.engine, world.namespace, customer_id)}
     return [it for it in found if it.customer_id in customers]
 
 
 def states(reading: Reading, found: Sequence[Budget]) -> list[State]:
     """How the budgets stand, in their order."""
     world = reading.world
-    customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace)}
+    only = found[0].customer_id if len({it.customer_id for it in found}) == 1 else None
+    customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace, only)}
     names = sorted({it.customer_id for it in found if it.measure != UNITS})
     bills = Bills(reading, names, by_agent=any(it.agent_id for it in found if it.measure == MONEY))
     counted = _Counted(reading, found, {name: it.time_zone for name, it in customers.items()})

@@ -304,10 +304,13 @@ def customer(engine: Engine, namespace: str, customer_id: str) -> Customer | Non
         )
 
 
-def customers(engine: Engine, namespace: str) -> list[Customer]:
-    """The customers of a namespace, by id."""
+def customers(engine: Engine, namespace: str, customer_id: str | None = None) -> list[Customer]:
+    """The customers of a namespace, or the one, by id."""
     table = tables.customers
-    return _all(engine, Customer, table, table.c.namespace == namespace, table.c.customer_id)
+    found = table.c.namespace == namespace
+    if customer_id is not None:
+        found &= table.c.customer_id == customer_id
+    return _all(engine, Customer, table, found, table.c.customer_id)
 
 
 def contracts(engine: Engine, namespace: str, customer_id: str | None = None) -> list[Contract]:

@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -26,6 +27,7 @@ from meterhouse_portal.overview import Month
 from meterhouse_portal.page import Address
 from meterhouse_portal.rendering import Rendering
 from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
+from meterhouse_rating.price_api.app import Problem, refused
 from meterhouse_store import endpoints, last_runs, meters
 from meterhouse_store.brand import Brand
 from meterhouse_store.mail import MailSettings
@@ -83,7 +85,7 @@ def build(
     ]
     if rendering.logo is not None:
         routes.append(Route("/logo", _file(*rendering.logo)))
-    return _with_headers(Starlette(routes=routes, exception_handlers={404: _not_found}))
+    return _with_headers(Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed}))
 
 
 def _file(content: bytes, media_type: str) -> Callable[[Request], Response]:
@@ -210,5 +212,18 @@ def _html(text: str, status: int = 200) -> HTMLResponse:
     return HTMLResponse(text, status)
 
 
-def _not_found(_request: Request, _problem: Exception) -> Response:
+def _not_found(request: Request, _problem: Exception) -> Response:
+    if _is_api(request):
+        return refused(Problem(404, "not_found", "there is nothing here: /api/v1/openapi.json says what there is"))
     return _html(page.message_page("No such page", "Customers begin at `/account`, operators at `/`."), 404)
+
+
+def _not_allowed(request: Request, problem: Exception) -> Response:
+    allowed = problem.headers if isinstance(problem, HTTPException) and problem.headers else {}
+    if _is_api(request):
+        return refused(Problem(405, "method_not_allowed", "this API is read only: GET", allowed))
+    return HTMLResponse(page.message_page("Not so", "This page is not asked for in that way."), 405, dict(allowed))
+
+
+def _is_api(request: Request) -> bool:
+    return request.url.path.startswith("/api/")

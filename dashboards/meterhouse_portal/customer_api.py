@@ -18,6 +18,7 @@ from starlette.routing import Route
 from meterhouse_portal import access_keys, account, usage_log
 from meterhouse_portal.account import Account
 from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
+from meterhouse_portal.usage_log import CURSOR
 from meterhouse_portal.use_prices import UsePrice
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import PeriodError
@@ -60,9 +61,20 @@ _ACTION: Final = object_of(
     unpriced={"type": "object", "additionalProperties": _TEXT, "description": "Meter: why it has no price."},
 )  # fmt: skip
 
+_MONTH: Final = r"^(19[7-9][0-9]|2[01][0-9]{2})-(0[1-9]|1[0-2])$"
+_SPAN_OF_TIME: Final = r"^[0-9].{7,39}\.\.[0-9].{7,39}$"
 _PERIOD: Final[dict[str, Schema]] = {
-    "period": _TEXT | {"maxLength": 80, "description": "2026-11, or 2026-11-01..2026-11-15; unsaid: the month of now."}
+    "period": _TEXT
+    | {
+        "maxLength": 80,
+        "description": "2026-11, or 2026-11-01..2026-11-15 with instants or dates of at most a month in between; "
+        "unsaid or empty: the month of now.",
+        "anyOf": [{"maxLength": 0}, {"pattern": _MONTH}, {"pattern": _SPAN_OF_TIME}],
+    }
 }
+_AFTER: Final[Schema] = _TEXT | {
+    "maxLength": 300, "pattern": f"^$|{CURSOR}", "description": "`next` of the last page; empty: from the beginning.",
+}  # fmt: skip
 _FILTERS: Final[dict[str, Schema]] = {
     name: _TEXT | {"maxLength": 256, "description": f"Only of this {name}."} for name in usage_log.FILTERS
 }
@@ -86,7 +98,7 @@ OPERATIONS: Final = (
               object_of(**_SPAN, items=list_of(object_of(meter=_TEXT, quantity=_NUMBER, events=_COUNT))), _PERIOD),
     Operation("list_actions", "/api/v1/actions", "The usage log: one entry per call or other use, latest first.",
               object_of(items=list_of(_ACTION), next=or_null(_TEXT | {"description": "For `after`; null at the end."})),
-              {**_PERIOD, **_FILTERS, "after": _TEXT | {"maxLength": 300, "description": "`next` of the last page."}}),
+              {**_PERIOD, **_FILTERS, "after": _AFTER}),
     Operation("get_bill", "/api/v1/bill", "What the month under way comes to so far, and is expected to.",
               object_of(**_SPAN, currency=or_null(_TEXT), so_far=or_null(_NUMBER), expected=or_null(_NUMBER),
                       low=or_null(_NUMBER), high=or_null(_NUMBER)), problems=(409,)),

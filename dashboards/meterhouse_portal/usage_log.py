@@ -1,5 +1,6 @@
 """The usage log of one customer: one row per call or other use with its price, single events, and downloads."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,9 @@ PAGE: Final = 50
 
 FILTERS: Final[Mapping[str, str]] = {**GROUPS, "conversation": "conversation_id", "meter": "meter", "task": "task_id"}
 """What the usage log may be narrowed to -> the column."""
+
+CURSOR: Final = r"^[0-8]?[0-9]{1,18}-[^\x00-\x1f]{1,256}$"
+"""A place in the log: when, in nanoseconds since 1970, and which action."""
 
 _ACTION: Final = "if(call_id != '', call_id, event_id)"
 _FIRST_SPAN: Final = timedelta(hours=2)
@@ -157,8 +161,8 @@ def _narrowed(wanted: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
 
 
 def _cursor(text: str) -> tuple[datetime, str]:
-    number, dash, action = text.partition("-")
-    if not dash or not number.isascii() or not number.isdigit() or len(number) > 19:
+    number, _, action = text.partition("-")
+    if not re.fullmatch(CURSOR, text, re.ASCII):
         raise ValueError("this is no place in the log")
     return datetime.fromtimestamp(int(number) // 10**9, UTC) + timedelta(
         microseconds=int(number) % 10**9 // 1000

@@ -172,7 +172,7 @@ def summed(uses: Sequence[Use]) -> UsePrice:
     hows = {it.price.how for it in uses}
     how = next((it for it in (AVERAGE, EXACT, FREE) if it in hows), NOT_RATED)
     unpriced = {meter: why for it in uses for meter, why in it.price.unpriced.items()}
-    currency = next((it.price.currency for it in uses if it.price.amount is not None), "")
+    currency = next((it.price.currency for it in uses if it.price.currency), "")
     lines = tuple(dict.fromkeys(line for it in uses for line in it.price.lines))
     return UsePrice(sum(amounts, Decimal(0)) if amounts else None, currency, how, unpriced, lines)
 

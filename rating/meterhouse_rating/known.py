@@ -38,17 +38,10 @@ def terms(
         contracts = {
             name: [it for it in found if it.recorded_at <= known_at] or found[:1] for name, found in every.items()
         }
-    customers = {it.customer_id: it for it in _customers(world, only)}
+    customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace, only)}
     books = {version.version: version.book for version in published}
     agreed = agreed_in(world.engine, world.namespace, known_at, only)
     return Terms(world.namespace, customers, contracts, published, books, frozenset(world.meters), agreed)
-
-
-def _customers(world: World, only: str | None) -> list[registry.Customer]:
-    if only is None:
-        return registry.customers(world.engine, world.namespace)
-    found = registry.customer(world.engine, world.namespace, only)
-    return [] if found is None else [found]
 
 
 def gather(

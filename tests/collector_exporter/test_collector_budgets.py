@@ -1,16 +1,13 @@
 """Budgets as agents meet them: the real collector, warehouse, SDK and provider; what is passed, and how soon."""
 
 import json
-import os
-import subprocess
-import sys
 import time
-import urllib.request
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import collector_samples as samples
 import pytest
+from agent_programs import provider, starting, talker
 from sqlalchemy import update
 
 from meterhouse_billing import budget_round
@@ -60,31 +57,6 @@ if holds:
     time.sleep(60)
 """
 
-TALKER = """
-import sys, time
-import meterhouse, openai
-
-client = openai.OpenAI(base_url=sys.argv[1] + "/v1", api_key="k", max_retries=3)
-for patience_s in sys.stdin:
-    began = time.monotonic()
-    while True:
-        try:
-            with meterhouse.customer("solo"):
-                client.chat.completions.create(model="gpt-5-mini", messages=[{"role": "user", "content": "hello"}])
-            said = "called"
-        except meterhouse.UsageLimitExceeded as stopped:
-            said = stopped.reason
-        if said == "called" or time.monotonic() - began > float(patience_s):
-            print(said, flush=True)
-            break
-        time.sleep(0.1)
-"""
-
-PROVIDER = (
-    "import sys; from pathlib import Path; from meterhouse_sandbox.provider import serve;"
-    "serve('127.0.0.1', int(sys.argv[1]), Path(sys.argv[2]), seed=7, fault_rate=0.0)"
-)
-
 
 @pytest.fixture
 def world(shared_collector, shared_database):
@@ -95,36 +67,8 @@ def world(shared_collector, shared_database):
 @pytest.fixture
 def start(shared_collector, tmp_path):
     """Starts a program beside the test: start(arguments of Python)."""
-    running = []
-    settings = {
-        "METERHOUSE_ENDPOINT": shared_collector.http,
-        "METERHOUSE_API_KEY": shared_collector.key,
-        "METERHOUSE_JOURNAL_DIR": str(tmp_path / "journal"),
-        "METERHOUSE_EXPORT_INTERVAL_S": "1",
-        "METERHOUSE_ALLOWANCE_TIMEOUT": "30",  # on a slow machine nobody is let go because the answer took long
-        # Nor because the first one got lost: what an agent that fails open uses then is no part of the bound.
-        "METERHOUSE_ON_UNREACHABLE": "pause",
-    }
-
-    def program(*arguments):
-        clean = {name: it for name, it in os.environ.items() if not name.startswith(("METERHOUSE_", "OTEL_"))}
-        process = subprocess.Popen(
-            [sys.executable, "-c", *arguments],
-            env=clean | settings,
-            cwd=tmp_path,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        running.append(process)
-        return process
-
-    yield program
-    for process in running:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+    with starting(shared_collector, tmp_path) as program:
+        yield program
 
 
 def put(world, customer, limit, of):
@@ -175,22 +119,8 @@ def test_64_agents_of_which_16_are_killed_with_leases_use_the_limit_and_their_ca
 
 def test_a_capped_agent_never_reaches_the_provider_and_goes_on_within_five_seconds(world, start, tmp_path):
     budget = put(world, "solo", 2, "llm.requests")
-    port = samples.free_port()
-    start(PROVIDER, str(port), str(tmp_path / "provider.log"))
-    url = f"http://127.0.0.1:{port}"
-    samples.wait_for(lambda: _answers(url), what="the provider")
-    run = "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"
-    agent = start(run, "run", "--", sys.executable, "-c", TALKER, url)
-
-    def call(patience_s):
-        began = time.monotonic()
-        agent.stdin.write(f"{patience_s}\n")
-        agent.stdin.flush()
-        return agent.stdout.readline().strip(), time.monotonic() - began
-
-    def calls():
-        return len((tmp_path / "provider.log").read_text().splitlines())
-
+    url, calls = provider(start, tmp_path)
+    call = talker(start, url)
     assert [call(0)[0] for _ in range(3)] == ["called", "called", "reserved"]
     samples.wait_for(lambda: standing(world, "solo") == (2, 0), within_s=60, what="its usage in the warehouse")
     assert call(4)[0] == "hard_cap" and calls() == 2
@@ -215,11 +145,3 @@ def _notices(world, customer):
     with world.engine.connect() as connection:
         query = tables.notices.select().where(tables.notices.c.customer_id == customer)
         return connection.execute(query).mappings().all()
-
-
-def _answers(url):
-    try:
-        with urllib.request.urlopen(f"{url}/sandbox/streams", timeout=2):
-            return True
-    except OSError:
-        return False
