@@ -1,4 +1,4 @@
-"""Billing: how fast usage gets to Stripe's meters, and random months that have to end exact, for both drivers.
+"""Billing: how fast invoices and usage get to Stripe, and random months that have to end exact, for both drivers.
 
 The baseline of a measurement is what Stripe's published limits allow, not another program. Stripe is the sandbox, on
 the same machine and with the same limits, so part of the time is its own.
@@ -23,14 +23,19 @@ from typing import Any
 EVENTS_PER_S = 1000
 """Meter events of v1: https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api"""
 CUSTOMERS, HOURS = 20, 500
+CALLS_PER_S = 100
+"""Of an account in live mode; of each endpoint a quarter of it: https://docs.stripe.com/rate-limits"""
+INVOICES = int(os.environ.get("METERHOUSE_BENCH_INVOICES", "10000"))
+CALLS = ("customer.create", "invoice.create", "invoice.add_lines", "invoice, read back", "invoice.finalise")
+"""What an invoice of a customer new to Stripe takes. No endpoint twice: the account's limit is the narrow one."""
 SEEDS = int(os.environ.get("METERHOUSE_PROOF_SEEDS", "1000"))
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "billing_sync"))
 
 
 def bench() -> list[dict[str, Any]]:
-    """Hourly totals per second from usage to meter events that Stripe has."""
-    return [_meter_events()]
+    """Seconds from closed ratings to finalised invoices, and hourly totals per second from usage to meter events."""
+    return [_meter_events(), _invoices()]
 
 
 def prove() -> list[dict[str, Any]]:
@@ -43,6 +48,89 @@ def prove() -> list[dict[str, Any]]:
             print(text)
         rows.append({"name": name, "cases": SEEDS, "violations": len(found)})
     return rows
+
+
+def _invoices() -> dict[str, Any]:
+    from meterhouse_billing import pool, records
+    from meterhouse_billing.gateway import connect
+    from meterhouse_billing.world import World
+    from meterhouse_store.settings import Settings
+    from meterhouse_store.sql import open_engine
+
+    with tempfile.TemporaryDirectory() as scratch, _stripe(Path(scratch) / "stripe") as url:
+        engine = open_engine(Settings(data=Path(scratch) / "data", namespace="test"))
+        total_minor = _rated(engine)
+        environment = {"STRIPE_API_KEY": "sk_test_1", "METERHOUSE_STRIPE_URL": url}
+        world = World(
+            engine, connect(environment | {"METERHOUSE_STRIPE_PER_S": str(CALLS_PER_S)}, live=False), "test", "a"
+        )
+        began = time.perf_counter()
+        drafts = records.drafts(engine, "test", period="2026-10")
+        steps = list(pool.work(pool.jobs(world, drafts, [], approve=True)))
+        took = time.perf_counter() - began
+        wrong = [str(step) for step in steps if step.failed]
+        found = records.all_invoices(engine, "test")
+        sums = (len(found), sum(row["stripe_total_minor"] for row in found), {row["state"] for row in found})
+        if wrong or sums != (INVOICES, total_minor, {"finalised"}):
+            raise AssertionError(f"{wrong[:1]}: {sums}, rated {INVOICES} of {total_minor}")
+        with urllib.request.urlopen(f"{url}/_sandbox/refused") as answer:
+            print(f"{INVOICES} invoices in {took:.1f} s; above the limits: {answer.read().decode()}")
+        engine.dispose()
+    at_least = INVOICES * len(CALLS) / CALLS_PER_S
+    return {
+        "name": "billing.invoices_10k_s",
+        "value": round(took * 10_000 / INVOICES, 1),
+        "unit": "s" if INVOICES == 10_000 else f"s, from {INVOICES:,} invoices",
+        "baseline": round(at_least * 10_000 / INVOICES, 1),
+        "baseline_is": f"{len(CALLS)} calls each at Stripe's {CALLS_PER_S} a second",
+        "better": "lower",
+    }
+
+
+def _rated(engine: Any) -> int:
+    """INVOICES customers with a closed rating of October of three lines each; the sum of them in minor units."""
+    from decimal import Decimal
+
+    from metered import NOVEMBER, OCTOBER
+    from sqlalchemy import insert
+
+    from meterhouse_rating import ledger
+    from meterhouse_rating.ledger import Due
+    from meterhouse_store import registry, tables
+    from meterhouse_store.sql import begin_write
+
+    registry.ensure_namespace(engine, "test", now=OCTOBER)
+    customers, ratings, lines, stated = [], [], [], []
+    for number in range(INVOICES):
+        name, rating_id, amounts = f"customer-{number:05}", f"rating-{number:05}", (120 + number, 55, 1000)
+        customers.append({"customer_id": name, "name": name, "currency": "USD", "time_zone": "UTC"})
+        ratings.append({"rating_id": rating_id, "customer_id": name, "total_minor": sum(amounts)})
+        stated.append({"rating_id": rating_id})
+        for position, amount in enumerate(amounts):
+            named = {"line_id": f"{rating_id}-{position}", "rating_id": rating_id, "position": position}
+            about = {"component": f"part-{position}", "metric": "tokens", "description": f"Part {position}"}
+            lines.append(named | about | {"amount_exact": Decimal(amount), "amount_minor": amount})
+    of_ratings = {
+        "namespace": "test", "period_start": OCTOBER, "period_end": NOVEMBER, "state": "closed", "currency": "USD",
+        "plan": "pay", "book_version": 1, "watermark": {}, "as_of": NOVEMBER, "inputs_sha256": "i",
+        "result_sha256": "r", "rated_at": NOVEMBER, "closed_at": NOVEMBER,
+    }  # fmt: skip
+    of_lines = {"kind": "usage", "quantity": Decimal(10), "unit": "{token}", "dimensions": {}, "currency": "USD"}
+    of_stated = {"verdict": "Complete.", "statement": {"verdict": "Complete."}, "stated_at": NOVEMBER}
+    lines = [row | of_lines | {"explanation": {}} for row in lines]
+    whose = {row["rating_id"]: row["customer_id"] for row in ratings}
+    postings = zip(ledger.of_lines(lines, "test"), lines, strict=True)
+    with begin_write(engine) as connection:
+        connection.execute(
+            insert(tables.customers),
+            [row | {"namespace": "test", "registered_at": OCTOBER, "origin": "operator"} for row in customers],
+        )
+        connection.execute(insert(tables.ratings), [row | of_ratings for row in ratings])
+        connection.execute(insert(tables.rated_lines), lines)
+        connection.execute(insert(tables.rating_statements), [row | of_stated for row in stated])
+        due = [Due(whose[line["rating_id"]], posting, NOVEMBER, NOVEMBER) for posting, line in postings]
+        ledger.post_all(connection, "test", due)
+    return sum(int(row["total_minor"]) for row in ratings)
 
 
 def _meter_events() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`meterhouse bill`: what is printed, and the exit codes; the work is done elsewhere."""
 
+import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,7 @@ def run(
     customer: CustomerOption = None,
     approve: Annotated[bool, typer.Option("--approve", help="Finalise what is in Stripe exactly as rated.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be invoiced; change nothing.")] = False,
+    workers: Annotated[int, typer.Option(help="So many customers at once.", min=1, max=256)] = 32,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -62,16 +64,14 @@ def run(
     What there is to look at (`bill review`) waits for `bill approve`; --approve is a person's approval of all of them,
     but of none that is on hold, a credit, or for two persons. Carries the credit notes that wait to Stripe, too.
 
-    Prints each step when it is done. May be stopped anywhere and run again: the same invoices come out, once. Exit code
-    3 when an invoice needs a person; it is left as a draft. With --due and without a Stripe key, or with sync turned
-    off (`meterhouse namespaces set`), nothing is done, exit code 0.
+    Works for several customers at once, as fast as Stripe's published limits let it, and prints what was done customer
+    by customer; how far it is goes to standard error. May be stopped anywhere and run again: the same invoices come
+    out, once. Exit code 3 when an invoice needs a person; it is left as a draft. With --due and without a Stripe key,
+    or with sync turned off (`meterhouse namespaces set`), nothing is done, exit code 0.
     """
-    from itertools import chain
-
-    from meterhouse_billing import credit_records, mirrors, records
-    from meterhouse_billing.credit_run import credit
+    from meterhouse_billing import credit_records, mirrors, pool, records
     from meterhouse_billing.gateway import NoStripeKey
-    from meterhouse_billing.run import bill as steps
+    from meterhouse_billing.progress import counting
     from meterhouse_store import switches
 
     if (period is None) == (not due):
@@ -93,11 +93,13 @@ def run(
             say(f"Nothing is invoiced, {waiting}: {missing}.", as_json)
             return
         exceptions = []
-        for step in chain(steps(world, drafts, approve=approve), credit(world, notes, approve=approve)):
-            # Flushed line by line: whoever watches, or stops the run, knows what is committed.
-            say(str(step), as_json)
-            if step.failed:
-                exceptions.append({"customer_id": step.customer_id, "text": step.text})
+        todo = pool.jobs(world, drafts, notes, approve=approve)
+        with counting(len(todo), "customers", sys.stderr) as advance:
+            for step in pool.work(todo, workers, advance):
+                # Flushed line by line: whoever watches, or stops the run, knows what is committed.
+                say(str(step), as_json)
+                if step.failed:
+                    exceptions.append({"customer_id": step.customer_id, "text": step.text})
         if later := mirrors.catch_up(engine, settings):
             say(f"note: {later}", as_json)
         if as_json:

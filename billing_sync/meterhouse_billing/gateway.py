@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -11,11 +12,14 @@ import stripe
 
 from meterhouse_billing.credit_documents import Shown, read_note
 from meterhouse_billing.documents import StripeInvoice, StripeLine, read_invoice, read_line
+from meterhouse_billing.pace import TEST, Limits, Pacer
 
 TIMEOUT_S: Final = 30
 ATTEMPTS: Final = 5
 FIRST_DELAY_S: Final = 0.5
 MAX_DELAY_S: Final = 8.0
+MAX_WAIT_S: Final = 60.0
+"""The longest that an answer's Retry-After is followed."""
 PAGE: Final = 100
 KEPT_STATUS: Final = 500
 
@@ -55,7 +59,10 @@ class StripeRefused(BillingError):
 def connect(environment: Mapping[str, str], *, live: bool) -> "Gateway":
     """Stripe as the environment describes it: STRIPE_API_KEY or STRIPE_SECRET_KEY, METERHOUSE_STRIPE_URL.
 
-    `live` allows live keys. Raises NoStripeKey or LiveKeyRefused, ValueError for an unusable URL.
+    Calls keep to Stripe's published limits, those of test mode with a test key; a local Stripe (METERHOUSE_STRIPE_URL)
+    is not waited for. METERHOUSE_STRIPE_PER_S says otherwise: so many calls a second in all.
+
+    `live` allows live keys. Raises NoStripeKey or LiveKeyRefused, ValueError for an unusable URL or number.
     """
     key = environment.get("STRIPE_API_KEY") or environment.get("STRIPE_SECRET_KEY")
     if not key:
@@ -74,15 +81,38 @@ def connect(environment: Mapping[str, str], *, live: bool) -> "Gateway":
             )
     if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
         raise ValueError("METERHOUSE_STRIPE_URL must look like http://127.0.0.1:12111")
+    pacer = _pacer(environment.get("METERHOUSE_STRIPE_PER_S"), test="_test_" in key, local=bool(url))
     # Otherwise the SDK writes an id file into the home directory and reports timings.
     stripe.enable_telemetry = False
     client = stripe.StripeClient(
         key,
         base_addresses={"api": url.rstrip("/"), "meter_events": url.rstrip("/")} if url else {},
-        http_client=stripe.RequestsClient(timeout=TIMEOUT_S),
+        http_client=_Client(pacer),
         max_network_retries=0,  # the SDK does not retry 429; the retries are here
     )
     return Gateway(client)
+
+
+def _pacer(said: str | None, *, test: bool, local: bool) -> Pacer | None:
+    if said is None:
+        return None if local else Pacer(TEST if test else Limits())
+    if not said.isascii() or not said.isdigit() or not int(said):
+        raise ValueError("METERHOUSE_STRIPE_PER_S is a number of calls a second, such as 100")
+    # A local Stripe has the limits of live mode (`sandbox stripe --limits`).
+    return Pacer(replace(TEST if test and not local else Limits(), overall=int(said)))
+
+
+class _Client(stripe.RequestsClient):
+    """The SDK's own, which every attempt and every page passes: the one place where calls wait for their turn."""
+
+    def __init__(self, pacer: Pacer | None) -> None:
+        super().__init__(timeout=TIMEOUT_S)
+        self._pacer = pacer
+
+    def request(self, method: str, url: str, *rest: Any, **named: Any) -> Any:
+        if self._pacer is not None:
+            self._pacer.wait(method, urlsplit(url).path)
+        return super().request(method, url, *rest, **named)
 
 
 class Gateway:
@@ -99,10 +129,11 @@ class Gateway:
         """What Stripe answers to one attempt. Raises the SDK's StripeError."""
         return ask(self._client)
 
-    def pause(self, attempt: int) -> None:
-        """Wait after an attempt (1, 2, ...) that failed."""
+    def pause(self, attempt: int, asked_s: float = 0.0) -> None:
+        """Wait after an attempt (1, 2, ...) that failed, for as long as Stripe asked for (Retry-After) at least."""
         # Half of the delay is random, so that several processes do not come back at the same moment.
-        self._sleep(min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * (0.5 + random.random() / 2))
+        delay = min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1)) * (0.5 + random.random() / 2)
+        self._sleep(max(delay, min(asked_s, MAX_WAIT_S)))
 
     def send(self, operation: str, request: Mapping[str, Any], key: str) -> dict[str, Any]:
         """One call that changes something, with its idempotency key; the answer as plain JSON.
@@ -117,6 +148,19 @@ class Gateway:
     def invoice(self, stripe_invoice_id: str) -> StripeInvoice:
         """The invoice as it is now."""
         return read_invoice(self._call(lambda: self._client.v1.invoices.retrieve(stripe_invoice_id)).to_dict())
+
+    def whole(
+        self, stripe_invoice_id: str, answer: Mapping[str, Any] | None = None
+    ) -> tuple[StripeInvoice, list[StripeLine]]:
+        """The invoice as it is now, with all of its lines; where Stripe just `answer`ed with all that, as it did.
+
+        Stripe's invoices carry their first lines, so most of them take one call.
+        """
+        if answer is None or "lines" not in answer:
+            answer = self._call(lambda: self._client.v1.invoices.retrieve(stripe_invoice_id)).to_dict()
+        listed = answer["lines"]
+        lines = self.lines(stripe_invoice_id) if listed["has_more"] else [read_line(line) for line in listed["data"]]
+        return read_invoice(answer), lines
 
     def lines(self, stripe_invoice_id: str) -> list[StripeLine]:
         """All lines of an invoice, page by page."""
@@ -220,7 +264,7 @@ class Gateway:
                     unavailable = StripeUnavailable(f"Stripe gave no answer in {ATTEMPTS} attempts: {problem}")
                     unavailable.kept = problem.http_status == KEPT_STATUS
                     raise unavailable from problem
-                self.pause(attempt)
+                self.pause(attempt, asked_to_wait_s(problem))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -246,6 +290,12 @@ def may_pass(problem: stripe.StripeError) -> bool:
     """Whether the same request may succeed later."""
     status = problem.http_status or 0
     return isinstance(problem, stripe.APIConnectionError) or status in (409, 429) or status >= 500
+
+
+def asked_to_wait_s(problem: stripe.StripeError) -> float:
+    """The seconds of the answer's Retry-After; 0 where it has none."""
+    said = {name.lower(): value for name, value in (problem.headers or {}).items()}.get("retry-after", "")
+    return float(said) if said.isascii() and said.isdigit() else 0.0
 
 
 def sentence(problem: stripe.StripeError) -> str:

@@ -8,8 +8,8 @@ from typing import Any, Final
 import stripe
 
 from meterhouse_billing.gateway import ATTEMPTS, Gateway, StripeRefused, StripeUnavailable, may_pass, sentence
-from meterhouse_billing.meter_pace import EVENTS_PER_S, OTHERS_PER_S, Pace
 from meterhouse_billing.meter_records import Event
+from meterhouse_billing.pace import EVENTS_PER_S, OTHERS_PER_S, Pace
 from meterhouse_rating.periods import Period
 from meterhouse_store.numbers import D
 

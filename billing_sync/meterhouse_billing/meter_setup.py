@@ -17,11 +17,11 @@ from meterhouse_billing import meter_records as records
 from meterhouse_billing.documents import CUSTOMER_ID, NAMESPACE
 from meterhouse_billing.drivers import drivers, on_meters_since
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
-from meterhouse_billing.meter_pace import Pace
 from meterhouse_billing.meter_prices import Item
 from meterhouse_billing.meter_records import Subscription
 from meterhouse_billing.meter_terms import refuse_start, terms
 from meterhouse_billing.outbox import Outbox
+from meterhouse_billing.pace import Pace
 from meterhouse_billing.world import World
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import month_of, short

@@ -5,12 +5,12 @@ after a crash, with the request that was stored, gets the first one's object. St
 whose outcome is unknown for longer is looked up in Stripe before it is sent again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, func, insert, select, update
+from sqlalchemy import ColumnElement, Engine, insert, select, update
 
 from meterhouse_billing.gateway import BillingError, Gateway, StripeRefused, StripeUnavailable
 from meterhouse_rating.ids import digest
@@ -25,6 +25,7 @@ PENDING, DONE, FAILED = "pending", "done", "failed"
 _KEPT: Final = ("id", "object", "status", "currency", "total", "number", "hosted_invoice_url", "url")
 
 Find = Callable[[], Mapping[str, Any] | None]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,35 +40,63 @@ class Outbox:
     def call(
         self, operation: str, subject_id: str, request: Mapping[str, Any], find: Find, *, unique: bool = False
     ) -> Mapping[str, Any]:
-        """The answer to the call (id, status, total, ...), now or from an earlier run.
+        """The answer to the call: all of it where it came just now, else what is kept of it (id, status, total, ...).
 
         `find` looks for the call's effect in Stripe, None where there is none. A call that Stripe refused is sent
         anew, with a new key, since its cause may have been mended; so is a `unique` one after a 500 that Stripe keeps,
         when `find` has looked for its effect: Stripe has to show that at once, which its search does not. Raises
         StripeRefused, StripeUnavailable, and BillingError where sync is turned off for the namespace.
         """
-        row = self._row(operation, subject_id, request)
+        row, unsure = self._claim(operation, subject_id, request)
         if row["state"] == DONE:
             return dict(row["response"])
-        try:  # at each call: sync may be turned off while a run is under way
-            switches.require(self.engine, self.namespace, switches.SYNC)
-        except switches.SwitchedOff as off:
-            raise BillingError(str(off)) from None
-        if self._is_unsure(row):
+        if unsure:
             found = find()
             if found is not None:
                 return self._done(row["idempotency_key"], found)
+            self._set(row["idempotency_key"], attempts=row["attempts"] + 1)
         return self._send(row, unique)
 
-    def _is_unsure(self, row: RowMapping) -> bool:
-        """Whether Stripe may have it although its key does not say so: after a day, an error, or a restore."""
-        if row["attempts"]:
-            # After an error the first answer may be one that Stripe keeps saying under this key.
-            return row["last_error"] is not None or self.now() - row["created_at"] > KEY_LASTS
-        if self._any(row["operation"], row["subject_id"], FAILED):
-            return True  # under the key before, which may have been given up after a 500
-        changes = switches.history(self.engine, self.namespace)
-        return any(change.switch == switches.SYNC and change.why.startswith(switches.RESTORED) for change in changes)
+    def _claim(self, operation: str, subject_id: str, request: Mapping[str, Any]) -> tuple[Row, bool]:
+        """The call's latest row, a new one where there is none or the latest was refused; and whether Stripe may have
+        the call although its key does not say so. Where it may not, an attempt is counted: the caller is to send it.
+
+        A row with attempts is one whose outcome may be unknown. Raises BillingError where sync is off: it may be turned
+        off while a run is under way.
+        """
+        with begin_write(self.engine) as connection:
+            rows = connection.execute(select(outbox).where(self._is(operation, subject_id))).mappings().all()
+            current: Row | None = next((dict(row) for row in rows if row["state"] != FAILED), None)
+            if current is not None and current["state"] == DONE:
+                return current, False
+            changes = switches.changes(connection, self.namespace)
+            try:
+                switches.require_in(changes, switches.SYNC)
+            except switches.SwitchedOff as off:
+                raise BillingError(str(off)) from None
+            if current is not None and current["attempts"]:
+                # After an error the first answer may be one that Stripe keeps saying under this key.
+                unsure = current["last_error"] is not None or self.now() - current["created_at"] > KEY_LASTS
+            else:  # failed: under the key before, which may have been given up after a 500
+                unsure = any(row["state"] == FAILED for row in rows) or _restored(changes)
+            tried = int(not unsure)
+            if current is not None:
+                is_it = outbox.c.idempotency_key == current["idempotency_key"]
+                if tried:
+                    connection.execute(update(outbox).where(is_it).values(attempts=current["attempts"] + 1))
+                return current, unsure
+            row = {
+                "idempotency_key": f"meterhouse-{digest([self.namespace, operation, subject_id, len(rows)])}",
+                "namespace": self.namespace,
+                "operation": operation,
+                "subject_id": subject_id,
+                "request": dict(request),
+                "state": PENDING,
+                "attempts": tried,
+                "created_at": self.now(),
+            }
+            connection.execute(insert(outbox).values(**row))
+        return row, unsure
 
     def answered(self, operation: str, subject_id: str) -> bool:
         """Whether the call's answer is stored."""
@@ -95,34 +124,8 @@ class Outbox:
             & (outbox.c.subject_id == subject_id)
         )
 
-    def _row(self, operation: str, subject_id: str, request: Mapping[str, Any]) -> RowMapping:
-        """The call's latest row; a new one where there is none, or where the latest was refused."""
-        is_it = self._is(operation, subject_id)
-        with begin_write(self.engine) as connection:
-            rows = connection.execute(select(func.count()).select_from(outbox).where(is_it)).scalar_one()
-            current = select(outbox).where(is_it, outbox.c.state != FAILED)
-            row = connection.execute(current).mappings().one_or_none()
-            if row is None:
-                key = f"meterhouse-{digest([self.namespace, operation, subject_id, rows])}"
-                connection.execute(
-                    insert(outbox).values(
-                        idempotency_key=key,
-                        namespace=self.namespace,
-                        operation=operation,
-                        subject_id=subject_id,
-                        request=dict(request),
-                        state=PENDING,
-                        attempts=0,
-                        created_at=self.now(),
-                    )
-                )
-                row = connection.execute(current).mappings().one()
-        return row
-
-    def _send(self, row: RowMapping, unique: bool) -> Mapping[str, Any]:
+    def _send(self, row: Row, unique: bool) -> Mapping[str, Any]:
         key = row["idempotency_key"]
-        # Before sending: a row with attempts is one whose outcome may be unknown.
-        self._set(key, attempts=row["attempts"] + 1)
         try:
             answer = self.gateway.send(row["operation"], row["request"], key)
         except StripeRefused as refused:
@@ -136,8 +139,12 @@ class Outbox:
     def _done(self, key: str, answer: Mapping[str, Any]) -> Mapping[str, Any]:
         kept = {name: answer[name] for name in _KEPT if name in answer}
         self._set(key, state=DONE, response=kept, last_error=None, done_at=self.now())
-        return kept
+        return answer
 
     def _set(self, key: str, **values: Any) -> None:
         with begin_write(self.engine) as connection:
             connection.execute(update(outbox).where(outbox.c.idempotency_key == key).values(**values))
+
+
+def _restored(changes: Sequence[switches.Change]) -> bool:
+    return any(it.switch == switches.SYNC and it.why.startswith(switches.RESTORED) for it in changes)

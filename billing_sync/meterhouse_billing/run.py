@@ -13,7 +13,7 @@ from sqlalchemy import RowMapping, select, update
 
 from meterhouse_billing import history, issues, records, reviews, states
 from meterhouse_billing.amounts import NotPayable
-from meterhouse_billing.documents import CUSTOMER_ID, LINE_ID, NAMESPACE, Draft, StripeInvoice, differences
+from meterhouse_billing.documents import CUSTOMER_ID, LINE_ID, NAMESPACE, Draft, StripeInvoice, StripeLine, differences
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
 from meterhouse_billing.invoice_notices import NoticeSettings, look_until
 from meterhouse_billing.outbox import Outbox
@@ -294,8 +294,7 @@ def _ensure_product(outbox: Outbox, tax: Tax) -> None:
 
 def _compare(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
     """Read everything back; nothing is approved that differs in any line. Raises NotAsRated, StripeRefused."""
-    shown = _with_tax(world, draft, stripe_id)
-    lines = world.gateway.lines(stripe_id)
+    shown, lines = _with_tax(world, draft, stripe_id)
     found = differences(draft, shown, lines)
     if not found:
         records.compared(world.engine, draft, shown, lines)
@@ -312,18 +311,18 @@ def _compare(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
     raise NotAsRated(f"{stripe_id} is not what was rated, and stays a draft: " + "; ".join(found))
 
 
-def _with_tax(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
-    """The invoice as Stripe shows it; a draft without its tax is computed anew, once an hour at most.
+def _with_tax(world: World, draft: Draft, stripe_id: str) -> tuple[StripeInvoice, list[StripeLine]]:
+    """The invoice and its lines as Stripe shows it; a draft without its tax is computed anew, once an hour at most.
 
     The customer's address may have been put into Stripe since, which by itself changes no draft.
     """
-    shown = world.gateway.invoice(stripe_id)
+    shown, lines = world.gateway.whole(stripe_id)
     if not draft.automatic_tax or shown.status != "draft" or shown.tax_status == "complete":
-        return shown
+        return shown, lines
     subject = digest([stripe_id, "tax", f"{world.now():%Y-%m-%dT%H}"])
     params = {"automatic_tax": {"enabled": True}}
     outbox_of(world).call("invoice.update", subject, {"on": stripe_id, "params": params}, lambda: {"id": stripe_id})
-    return world.gateway.invoice(stripe_id)
+    return world.gateway.whole(stripe_id)
 
 
 def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:
@@ -335,10 +334,10 @@ def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:
 
     subject = issues.subject(draft.invoice_id, issues.current(world.engine, draft.invoice_id)["issue"])
     request = {"on": stripe_id, "params": {"auto_advance": False}}
-    outbox_of(world).call("invoice.finalise", subject, request, find, unique=True)
-    shown = world.gateway.invoice(stripe_id)
+    answer = outbox_of(world).call("invoice.finalise", subject, request, find, unique=True)
+    shown, lines = world.gateway.whole(stripe_id, answer)
     records.take_over(world.engine, world.namespace, shown, who=world.who, why=why, now=world.now())
-    found = differences(draft, shown, world.gateway.lines(stripe_id))
+    found = differences(draft, shown, lines)
     if found:
         raise NotAsRated(f"{stripe_id} was changed while it was finalised, void it: " + "; ".join(found))
     amount = f"{show(draft.total_minor, draft.currency)} {draft.currency}"

@@ -25,6 +25,11 @@ EVENTS_PER_S: Final = 1000
 """Meter events of v1 in live mode: https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api"""
 OTHERS_PER_S: Final = 25
 """Of each other endpoint: https://docs.stripe.com/rate-limits"""
+SEARCHES_PER_S: Final = 20
+OVERALL_PER_S: Final = 100
+"""Of an account in live mode, meter events apart."""
+
+METER_EVENTS: Final = "POST /v1/billing/meter_events"
 
 
 class Faults:
@@ -78,25 +83,38 @@ class Faults:
 
 
 class Limits:
-    """Stripe's rate limits, over any second; and one call at a time per customer and meter. Off: nothing is refused."""
+    """Stripe's rate limits of live mode, over any second; and one call at a time per customer and meter.
+
+    Off: nothing is refused.
+    """
 
     def __init__(self, *, on: bool) -> None:
         self._on = on
         self._seen: dict[str, deque[float]] = {}
         self._busy: set[tuple[str, str]] = set()
+        self.refused = 0
 
-    def allows(self, endpoint: str) -> bool:
-        """Whether one more request of the endpoint is within its limit; counts it where it is."""
+    def refuses(self, endpoint: str) -> str | None:
+        """Why one more request of the endpoint is too many (`endpoint-rate`, `global-rate`); counts it where it is not.
+
+        The words are those of Stripe's header Stripe-Rate-Limited-Reason.
+        """
         if not self._on:
-            return True
-        most = EVENTS_PER_S if endpoint == "POST /v1/billing/meter_events" else OTHERS_PER_S
-        now, seen = time.monotonic(), self._seen.setdefault(endpoint, deque())
-        while seen and seen[0] <= now - 1:
-            seen.popleft()
-        if len(seen) >= most:
-            return False
-        seen.append(now)
-        return True
+            return None
+        counted = {endpoint: ("endpoint-rate", _limit(endpoint))}
+        if endpoint != METER_EVENTS:
+            counted[""] = ("global-rate", OVERALL_PER_S)
+        now = time.monotonic()
+        for name, (why, most) in counted.items():
+            seen = self._seen.setdefault(name, deque())
+            while seen and seen[0] <= now - 1:
+                seen.popleft()
+            if len(seen) >= most:
+                self.refused += 1
+                return why
+        for name in counted:
+            self._seen[name].append(now)
+        return None
 
     @contextmanager
     def one_at_a_time(self, key: tuple[str, str] | None) -> Iterator[bool]:
@@ -111,3 +129,9 @@ class Limits:
                 yield True
             finally:
                 self._busy.discard(key)
+
+
+def _limit(endpoint: str) -> int:
+    if endpoint == METER_EVENTS:
+        return EVENTS_PER_S
+    return SEARCHES_PER_S if endpoint.endswith("/search") else OTHERS_PER_S

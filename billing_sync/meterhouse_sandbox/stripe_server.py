@@ -2,7 +2,8 @@
 
 https://docs.stripe.com/api/{authentication,idempotent_requests,errors}. Beside /v1 there is /_sandbox, for what
 customers do: POST /_sandbox/pay/{invoice}, POST /_sandbox/fail/{invoice}, and the page behind hosted_invoice_url; and
-for tests POST /_sandbox/clock and POST /_sandbox/faults (stripe_faults.py).
+for tests POST /_sandbox/clock and POST /_sandbox/faults (stripe_faults.py); GET /_sandbox/refused
+says how many requests were above the limits.
 `/` lists the invoices for people.
 """
 
@@ -89,6 +90,7 @@ def application(
             Route("/v1/{path:path}", face.api, methods=["GET", "POST", "DELETE"]),
             Route("/v2/{path:path}", face.api, methods=["GET", "POST"]),
             Route("/_sandbox/clock", face.clock, methods=["GET", "POST"]),
+            Route("/_sandbox/refused", lambda request: JSONResponse({"refused": face.limits.refused})),
             Route("/_sandbox/faults", face.faults, methods=["POST"]),
             Route("/_sandbox/checkout/{session}", face.checkout, methods=["GET", "POST"]),
             Route("/_sandbox/pay/{invoice}", face.pay, methods=["POST"]),
@@ -104,21 +106,22 @@ class _Face:
     """Handlers run in the event loop, one after the other: the state has one writer."""
 
     def __init__(self, state: State, deliverer: Deliverer | None, faults: Faults, limits: Limits) -> None:
-        self._state, self._deliverer, self._faults, self._limits = state, deliverer, faults, limits
+        self._state, self._deliverer, self._faults, self.limits = state, deliverer, faults, limits
 
     async def api(self, request: Request) -> Response:
         fault = self._faults.of(request.method)
         if fault == stripe_faults.DROPPED_BEFORE:
             return _Dropped()
         if fault in (stripe_faults.CONFLICT, stripe_faults.TOO_MANY):
-            return _busy(int(fault))
+            return _busy(int(fault), {"Retry-After": "1"} if fault == stripe_faults.TOO_MANY else {})
         try:
             pairs = await _pairs(request)
         except StripeRefusal as refusal:
             return JSONResponse({"error": refusal.error}, refusal.status)
-        with self._limits.one_at_a_time(_lane(request, pairs)) as alone:
-            if not alone or not self._limits.allows(f"{request.method} {_endpoint(request)}"):
-                return _busy(429)
+        with self.limits.one_at_a_time(_lane(request, pairs)) as alone:
+            why = self.limits.refuses(f"{request.method} {_endpoint(request)}") if alone else "endpoint-concurrency"
+            if why is not None:
+                return _busy(429, {"Stripe-Rate-Limited-Reason": why})
             if fault == stripe_faults.SLOW:
                 await asyncio.sleep(self._faults.slow_s)
             response = self._reply(request, pairs, fault)
@@ -250,12 +253,12 @@ class _Dropped(Response):
 _SAVED: Final = json.dumps({"error": {"type": "api_error", "message": "Something went wrong on Stripe's end."}})
 
 
-def _busy(status: int) -> Response:
+def _busy(status: int, headers: dict[str, str]) -> Response:
     told = {
         409: {"type": "idempotency_error", "message": "Another request with this key is under way."},
         429: {"type": "invalid_request_error", "code": "rate_limit", "message": "Request rate limit exceeded."},
     }
-    return JSONResponse({"error": told[status]}, status, {"Request-Id": new_id("req")})
+    return JSONResponse({"error": told[status]}, status, {"Request-Id": new_id("req"), **headers})
 
 
 def _endpoint(request: Request) -> str:

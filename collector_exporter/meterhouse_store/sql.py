@@ -1,10 +1,12 @@
 """The SQL database: opening it, creating its schema once, and the one way to begin a transaction that writes."""
 
 import fcntl
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, make_url, select
 from sqlalchemy import inspect as inspect_database
@@ -16,6 +18,9 @@ from meterhouse_store.tables import metadata
 BUSY_TIMEOUT_S = 30
 _BEGIN = "meterhouse_begin"
 _ADVISORY_LOCK = 0x6D65_7465_72  # any number will do, as long as every Meterhouse uses the same
+
+_turns: WeakKeyDictionary[Engine, AbstractContextManager[Any]] = WeakKeyDictionary()
+"""Of each SQLite database that is open here, the lock that its writers in this process take."""
 
 _versions = Table("schema_version", MetaData(), Column("version", Integer, primary_key=True, autoincrement=False))
 
@@ -46,9 +51,10 @@ def begin_write(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes; commits at the end of the block, rolls back on an exception.
 
     On SQLite it takes the write lock at once (BEGIN IMMEDIATE) and waits for it up to BUSY_TIMEOUT_S: a transaction
-    that reads first and asks for the lock later fails without waiting when another one wrote in between.
+    that reads first and asks for the lock later fails without waiting when another one wrote in between. Threads of one
+    process come one after the other: SQLite would have them look again every now and then.
     """
-    with engine.connect() as connection:
+    with _turns.get(engine, nullcontext()), engine.connect() as connection:
         connection = connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
         with connection.begin():
             yield connection
@@ -69,6 +75,7 @@ def _open_sqlite(url: URL) -> Engine:
     file = Path(url.database)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    _turns[engine] = threading.Lock()
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     # Switching to WAL does not wait for other connections, it fails; so only one process at a time is in here.

@@ -3,6 +3,7 @@
 Every change is a row that says who made it and why; the latest one counts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -94,20 +95,28 @@ def is_on(engine: Engine, namespace: str, switch: str) -> bool:
 
 def require(engine: Engine, namespace: str, switch: str) -> None:
     """Raise SwitchedOff where the namespace does not do this."""
-    change = current(engine, namespace).get(switch)
+    require_in(history(engine, namespace), switch)
+
+
+def require_in(found: Sequence[Change], switch: str) -> None:
+    """`require` of a namespace whose changes are known."""
+    change = {it.switch: it for it in found}.get(switch)
     if change is not None and change.state != ON:
         raise SwitchedOff(change)
 
 
 def history(engine: Engine, namespace: str) -> list[Change]:
     """All changes of a namespace, oldest first."""
+    with engine.connect() as connection:
+        return changes(connection, namespace)
+
+
+def changes(connection: Connection, namespace: str) -> list[Change]:
+    """`history` within a transaction."""
     table = namespace_switches
     query = select(table).where(table.c.namespace == namespace).order_by(table.c.changed_at, table.c.switch)
-    with engine.connect() as connection:
-        return [Change(**row) for row in connection.execute(query).mappings()]
+    return [Change(**row) for row in connection.execute(query).mappings()]
 
 
 def _latest(connection: Connection, namespace: str) -> dict[str, Change]:
-    table = namespace_switches
-    query = select(table).where(table.c.namespace == namespace).order_by(table.c.changed_at)
-    return {row["switch"]: Change(**row) for row in connection.execute(query).mappings()}
+    return {it.switch: it for it in changes(connection, namespace)}

@@ -11,8 +11,8 @@ from typing import Any
 from meterhouse_billing import drivers, meter_close, meter_sync
 from meterhouse_billing.gateway import Gateway, connect
 from meterhouse_billing.meter_gateway import MeterGateway
-from meterhouse_billing.meter_pace import Pace
 from meterhouse_billing.meter_setup import Choice, setup
+from meterhouse_billing.pace import Pace
 from meterhouse_billing.world import World
 from meterhouse_rating import versions
 from meterhouse_rating.periods import Period

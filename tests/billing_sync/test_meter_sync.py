@@ -318,7 +318,7 @@ def test_only_one_run_of_a_namespace_is_at_work(metered):
 
 
 def test_the_pace_never_lets_more_calls_through_in_any_second():
-    from meterhouse_billing.meter_pace import Pace
+    from meterhouse_billing.pace import Pace
 
     now, begun = 0.0, []
 

@@ -254,6 +254,9 @@ def test_more_requests_within_a_second_than_stripe_publishes_are_refused():
     from meterhouse_sandbox.stripe_faults import Limits
 
     limits = Limits(on=True)
-    assert [limits.allows("GET /v1/customers") for _ in range(26)] == [True] * 25 + [False]
-    assert [limits.allows("POST /v1/billing/meter_events") for _ in range(1001)] == [True] * 1000 + [False]
-    assert all(Limits(on=False).allows("GET /v1/customers") for _ in range(100))
+    assert [limits.refuses("GET /v1/customers") for _ in range(26)] == [None] * 25 + ["endpoint-rate"]
+    assert [limits.refuses("GET /v1/customers/search") for _ in range(21)] == [None] * 20 + ["endpoint-rate"]
+    assert [limits.refuses(f"GET /v1/{number}") for number in range(56)] == [None] * 55 + ["global-rate"]
+    # Of their own, and not among the hundred of an account.
+    assert [limits.refuses("POST /v1/billing/meter_events") for _ in range(1001)] == [None] * 1000 + ["endpoint-rate"]
+    assert not any(Limits(on=False).refuses("GET /v1/customers") for _ in range(100))
