@@ -4,6 +4,7 @@ Each raises BillingError or NotNow with a sentence where that may not be.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
 from sqlalchemy import RowMapping
 
@@ -16,16 +17,22 @@ from meterhouse_billing.run import Step, finalise, outbox_of, prepare
 from meterhouse_billing.world import World
 from meterhouse_store.sql import begin_write
 
+LOOKED_AT: Final = "looked at"
+"""Why something is approved about which there is nothing to say."""
+
 
 def approve(world: World, draft: Draft, why: str) -> Iterator[Step]:
     """Compare what is in Stripe now, and approve it in spite of what there is to look at, which is kept with it.
 
-    Of a finalised invoice, its credit notes that wait.
+    Of a finalised invoice, its credit notes that wait. Without `why` only what nobody holds and about
+    which nothing was found.
     """
     if notes := _notes(world, draft):
-        yield from credit_run.approve_waiting(world, notes, why)
+        yield from credit_run.approve_waiting(world, notes, why or LOOKED_AT)
         return
     _state(world, draft, states.PENDING, "approve")
+    if not why and (held := reviews.on_hold(world, draft.invoice_id)) is not None:
+        raise BillingError(f"it is on hold ({held['why']}): say --why it goes out, which is kept with the approval")
     yield from prepare(world, draft)
     row = _state(world, draft, states.PENDING, "approve")
     if row["state"] == states.APPROVED:
@@ -33,9 +40,10 @@ def approve(world: World, draft: Draft, why: str) -> Iterator[Step]:
         return
     found = reviews.look(world, draft, reviews.policy_of(world, draft.customer_id))
     told = "; ".join(one.sentence for one in found)
-    reviews.decide(
-        world, draft.invoice_id, states.APPROVED, who=world.who, why=why + (f" (in spite of: {told})" if told else "")
-    )
+    if told and not why:
+        raise BillingError(f"there is something to look at ({told}): say --why it goes out all the same")
+    why = (why or LOOKED_AT) + (f" (in spite of: {told})" if told else "")
+    reviews.decide(world, draft.invoice_id, states.APPROVED, who=world.who, why=why)
     yield Step(draft.customer_id, "approved" + (f", in spite of: {told}" if told else ""))
 
 

@@ -97,7 +97,7 @@ def _list(
 
 @budgets.command("show")
 def _show(customer: Customer, data: Data = None, as_json: Json = False) -> None:
-    """Show a customer's budgets and pauses, and every change of them with who and why. Times are UTC."""
+    """Show a customer's budgets and pauses, and every change of them with who and why, in the customer's time zone."""
     with _opened(data) as it:
         it.show(customer, None, as_json, history=True)
 
@@ -293,6 +293,9 @@ class _Opened:
         from meterhouse_billing import budget_round
         from meterhouse_billing.budget_state import read, states
 
+        zones = self._zones()
+        if customer is not None and customer not in zones:
+            fail(f"{customer} is not registered: `meterhouse customers list` shows who is.")
         dry = instead is not None or without is not None
         done = budget_round.run(self.world, customer, write=not dry)
         if instead is not None:
@@ -303,11 +306,17 @@ class _Opened:
         if as_json:
             print_json(budget_output.as_json(done) | ({"changes": changes} if history else {}) | {"dry_run": dry})
         else:
-            budget_output.print_round(done)
-            budget_output.print_changes(changes)
+            budget_output.print_round(done, zones)
+            budget_output.print_changes(changes, zones.get(customer or "", "UTC"))
             if dry:
                 print("Nothing was written (dry run).")
         _exit(done.states)
+
+    def _zones(self) -> dict[str, str]:
+        """The registered customers, with their time zones."""
+        from meterhouse_store import registry
+
+        return {it.customer_id: it.time_zone for it in registry.customers(self.engine, self.namespace)}
 
     def _changes(self, customer: str) -> list[dict[str, Any]]:
         from meterhouse_store import budgets as store

@@ -1,11 +1,12 @@
 """What people are to be told about budgets and pauses."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from meterhouse_billing.budget_state import State
 from meterhouse_billing.notices import Notice
+from meterhouse_rating.periods import shown
 from meterhouse_store.budgets import PREPAID, UNITS, Pause
 from meterhouse_store.numbers import plain
 
@@ -36,11 +37,13 @@ def of_states(namespace: str, found: Sequence[State], now: datetime) -> Iterator
             yield Notice(namespace, it.customer_id, OVER_CAP, cause, subject[:256], facts)
 
 
-def of_pauses(namespace: str, found: Iterable[Pause]) -> Iterator[Notice]:
-    """One for each time that somebody is paused."""
+def of_pauses(namespace: str, found: Iterable[Pause], zones: Mapping[str, str]) -> Iterator[Notice]:
+    """One for each time that somebody is paused; `zones`: the customers' time zones."""
     for it in found:
         who = f"{it.customer_id}, agent {it.agent_id}" if it.agent_id else it.customer_id
+        zone = zones.get(it.customer_id, "UTC")
         facts = {"agent_id": it.agent_id, "reason": it.reason, "since": it.since.isoformat(), "why": it.why}
+        facts |= {"time_zone": zone}
         cause = it.agent_id, it.reason, it.since.isoformat()
         subject = f"{who} is paused ({it.reason}): model calls stop"
         yield Notice(namespace, it.customer_id, PAUSED, cause, subject[:256], facts)
@@ -61,6 +64,7 @@ def facts_of(state: State) -> dict[str, Any]:
         "hard": it.hard,
         "period_start": state.period.start.isoformat(),
         "period_end": state.period.end.isoformat(),
+        "time_zone": state.time_zone,
     }
 
 
@@ -68,4 +72,7 @@ def amount_of(state: State) -> str:
     """`81.20 of 100 USD, 2026-11-01..2026-12-01`."""
     unit = state.budget.of if state.budget.measure == UNITS else state.currency
     what = "credits" if state.budget.measure == PREPAID else ""
-    return " ".join(f"{plain(state.used)} of {plain(state.limit)} {unit} {what}".split()) + f", {state.period}"
+    return (
+        " ".join(f"{plain(state.used)} of {plain(state.limit)} {unit} {what}".split())
+        + f", {shown(state.period, state.time_zone)}"
+    )

@@ -1,5 +1,7 @@
 """How budgets are shown: to people as a table, to machines as JSON."""
 
+from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +29,10 @@ def as_json(done: "Round") -> dict[str, Any]:
     return {"budgets": found, "pauses": [vars(one) for one in done.pauses]}
 
 
-def print_round(done: "Round") -> None:
-    """A round, as a table with what has to be said beside it."""
+def print_round(done: "Round", zones: Mapping[str, str]) -> None:
+    """A round, as a table with what has to be said beside it; `zones`: the customers' time zones."""
     from meterhouse_rating.layout import number, table
+    from meterhouse_rating.periods import local, shown
 
     rows: list[tuple[str, ...]] = [
         ("customer", "budget", "period", "used", "held", "limit", "unit", "", "state"),
@@ -39,25 +42,39 @@ def print_round(done: "Round") -> None:
         amounts = [number(amount) for amount in (_shown(it, it.used), _shown(it, reserved), it.limit)]
         unit = it.currency or budget.of
         rows.append(
-            (budget.customer_id, budget.name, str(it.period), *amounts, unit, f"{it.percent:.0f} %", word(done, it))
+            (
+                budget.customer_id,
+                budget.name,
+                shown(it.period, it.time_zone),
+                *amounts,
+                unit,
+                f"{it.percent:.0f} %",
+                word(done, it),
+            )
         )
     print(table(rows, right=(3, 4, 5, 7)) if done.states else "No budgets: `meterhouse budgets set CUSTOMER ...`.")
     for one in done.pauses:
         who = f"{one.customer_id}, agent {one.agent_id}" if one.agent_id else one.customer_id
-        print(f"{who} is paused since {one.since:%Y-%m-%d %H:%M} UTC: {one.reason} ({one.why}, by {one.who})")
+        print(f"{who} is paused since {local(one.since, zones.get(one.customer_id, 'UTC'))}: "
+              f"{one.reason} ({one.why}, by {one.who})")  # fmt: skip
     for it in done.states:
         if it.trouble:
             print(f"! {it.budget.customer_id}, {it.budget.name}: {it.trouble}")
 
 
-def print_changes(found: list[dict[str, Any]]) -> None:
-    """The changes of budgets, oldest first."""
+def print_changes(found: list[dict[str, Any]], time_zone: str) -> None:
+    """The changes of budgets, oldest first, on the clocks of the customer's time zone."""
     from meterhouse_rating.layout import table
+    from meterhouse_rating.periods import local
 
     if found:
-        names = ("recorded_at", "budget", "change", "limit", "who", "why")
+        names = ("budget", "change", "limit", "who", "why")
         print("\nChanges")
-        print(table([("at", *names[1:]), *(tuple(it[name] or "" for name in names) for it in found)], right=(3,)))
+        rows = [
+            (local(datetime.fromisoformat(it["recorded_at"]), time_zone), *(it[name] or "" for name in names))
+            for it in found
+        ]
+        print(table([("at", *names), *rows], right=(3,)))
 
 
 def word(done: "Round", it: "State") -> str:

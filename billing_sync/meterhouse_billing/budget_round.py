@@ -6,7 +6,7 @@ replaced by an earlier one, and a notice has one id however often its cause is s
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -23,7 +23,7 @@ from meterhouse_store.budgets import Pause, Policy
 from meterhouse_store.numbers import plain
 from meterhouse_store.reservations import LAPSE, Held
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import allowances, budget_changes, leases, pause_changes
+from meterhouse_store.tables import allowances, budget_changes, customers, leases, pause_changes
 
 ATTEMPTS: Final = 5
 """So often a round is begun anew because somebody changed a budget meanwhile."""
@@ -135,9 +135,19 @@ def _written(
     for name, theirs in held.items():
         for it in theirs if name not in later else ():
             _settle(connection, world.namespace, it, arrived.get(it.lease_id, {}), now)
-    told = [*budget_notices.of_states(world.namespace, found, now), *budget_notices.of_pauses(world.namespace, paused)]
+    zones = _zones(connection, world.namespace, {it.customer_id for it in paused})
+    told = [
+        *budget_notices.of_states(world.namespace, found, now),
+        *budget_notices.of_pauses(world.namespace, paused, zones),
+    ]
     new = notices.keep(connection, told, now)
     return Round(found, tuple(paused), new, _with_arrived(held, arrived), now)
+
+
+def _zones(connection: Connection, namespace: str, names: Set[str]) -> dict[str, str]:
+    query = select(customers.c.customer_id, customers.c.time_zone)
+    query = query.where(customers.c.namespace == namespace, customers.c.customer_id.in_(names))
+    return {row.customer_id: row.time_zone for row in connection.execute(query)} if names else {}
 
 
 def _allowance(found: Sequence[State], paused: Sequence[Pause], policy: Policy) -> dict[str, Any]:

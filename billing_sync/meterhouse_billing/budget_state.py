@@ -42,6 +42,8 @@ _GUESS: Final = 2
 class State:
     """A budget in its period of now. `used` and `limit` are in its own units: money of `currency`, or units.
 
+    `time_zone` is the customer's.
+
     `trouble`: why the usage is not known, or not all of it; then nothing is limited by it.
     """
 
@@ -52,6 +54,7 @@ class State:
     currency: str = ""
     weights: dict[str, Decimal] = field(default_factory=dict)
     trouble: str = ""
+    time_zone: str = "UTC"
 
     @property
     def left(self) -> Decimal:
@@ -112,7 +115,8 @@ def states(reading: Reading, found: Sequence[Budget]) -> list[State]:
     for budget in found:
         customer = customers[budget.customer_id]
         period = period_of(reading.now, budget.per, customer.time_zone)
-        state = State(budget, period, budget.limit_in(period.start), Decimal(0), customer.currency)
+        limit, zone = budget.limit_in(period.start), customer.time_zone
+        state = State(budget, period, limit, Decimal(0), customer.currency, time_zone=zone)
         if budget.measure == UNITS:
             made.append(counted.of(replace(state, currency="")))
         else:

@@ -203,6 +203,7 @@ def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
             "rating_id": row["rating_id"],
             "period_start": row["period_start"].isoformat(),
             "period_end": row["period_end"].isoformat(),
+            "time_zone": row["time_zone"],
             "state": row["state"],
             "currency": row["currency"],
             "total_minor": row["total_minor"],
@@ -219,15 +220,17 @@ def _invoices(engine: "Engine", namespace: str) -> list[dict[str, Any]]:
 
 
 def _print_invoices(rows: list[dict[str, Any]]) -> None:
+    from meterhouse_rating import periods
     from meterhouse_rating.layout import money
-    from meterhouse_rating.periods import Period
 
     table: list[tuple[str, ...]] = [("customer", "period", "state", "total", "currency", "number", "Stripe invoice")]
     for row in rows:
-        period = Period(*(datetime.fromisoformat(row[name]) for name in ("period_start", "period_end")))
+        period = periods.Period(*(datetime.fromisoformat(row[name]) for name in ("period_start", "period_end")))
         total = money(row["total_minor"], row["currency"])
         named = [row[name] or "" for name in ("number", "stripe_invoice_id")]
-        table.append((row["customer_id"], str(period), row["state"], total, row["currency"], *named))
+        table.append(
+            (row["customer_id"], periods.shown(period, row["time_zone"]), row["state"], total, row["currency"], *named)
+        )
     print_table(table, right=(3,))
     # Beside the table: Stripe's addresses are longer than any column.
     pages = [(row["number"] or row["stripe_invoice_id"], row["hosted_url"]) for row in rows if row["hosted_url"]]
@@ -262,7 +265,7 @@ def _print_drafts(drafts: list["Draft"], notes: list["Note"], as_json: bool) -> 
         print_json({"drafts": found, "credit_notes": [vars(note) for note in notes]})
         return
     for draft in drafts:
-        print(f"{draft.customer_id}, {draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}, {draft.currency}")
+        print(f"{draft.customer_id}, {draft.period}, {draft.currency}")
         lines = [(f"  {text(line)}", money(line.amount_minor, draft.currency)) for line in draft.lines]
         print_table([*lines, ("  total", money(draft.total_minor, draft.currency))], right=(1,))
         if draft.completeness:

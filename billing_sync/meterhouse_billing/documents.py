@@ -10,7 +10,9 @@ from meterhouse_billing import taxes
 from meterhouse_billing.amounts import to_stripe
 from meterhouse_billing.items import Item, items
 from meterhouse_billing.taxes import Tax
+from meterhouse_rating import periods
 from meterhouse_rating.ids import digest
+from meterhouse_rating.periods import Period
 from meterhouse_store.numbers import plain
 
 # Metadata that leads from Stripe's objects back to ours.
@@ -56,7 +58,7 @@ class Draft:
     """A closed rating to be invoiced; the period is half-open, the currency upper case.
 
     `completeness` says in a sentence whether the usage was all there when it was closed; '' where nobody asked then.
-    `automatic_tax`: Stripe computes tax on it.
+    `automatic_tax`: Stripe computes tax on it. `time_zone` is the customer's.
     """
 
     rating_id: str
@@ -70,6 +72,17 @@ class Draft:
     lines: tuple[Line, ...]
     completeness: str = ""
     automatic_tax: bool = False
+    time_zone: str = "UTC"
+
+    @property
+    def period(self) -> str:
+        """The period for people, in the customer's time zone."""
+        return periods.shown(Period(self.period_start, self.period_end), self.time_zone)
+
+    @property
+    def asked(self) -> str:
+        """The period as `--period` takes it."""
+        return periods.asked(Period(self.period_start, self.period_end), self.time_zone)
 
     @property
     def invoice_id(self) -> str:

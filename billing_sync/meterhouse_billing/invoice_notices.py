@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, func, select
 
 from meterhouse_billing import policies
 from meterhouse_billing.notices import Notice
 from meterhouse_billing.states import FAILED, FINALISED, PAID, PENDING
 from meterhouse_rating.money import show
-from meterhouse_store.tables import invoice_lines, invoice_transitions, invoices
+from meterhouse_store.tables import customers, invoice_lines, invoice_transitions, invoices
 
 RECENT: Final = timedelta(days=7)
 SOON: Final = timedelta(days=3)
@@ -45,7 +45,9 @@ def look_until(created_at: datetime, settings: NoticeSettings) -> datetime:
 def of_invoices(engine: Engine, namespace: str, settings: NoticeSettings, now: datetime) -> list[Notice]:
     """The notices that invoices ask for now; most of them are known already (`notices.keep`)."""
     open_or_recent = invoices.c.state.in_((*PENDING, FINALISED, FAILED)) | (invoices.c.paid_at >= now - RECENT)
-    query = select(invoices).where(invoices.c.namespace == namespace, open_or_recent)
+    same = (customers.c.namespace == invoices.c.namespace) & (customers.c.customer_id == invoices.c.customer_id)
+    query = select(invoices, func.coalesce(customers.c.time_zone, "UTC").label("time_zone")).outerjoin(customers, same)
+    query = query.where(invoices.c.namespace == namespace, open_or_recent)
 
     @cache
     def due_days(customer_id: str) -> int:
@@ -106,6 +108,7 @@ def _facts(connection: Connection, row: Mapping[str, Any], settings: NoticeSetti
         "currency": currency,
         "period_start": row["period_start"].isoformat(),
         "period_end": row["period_end"].isoformat(),
+        "time_zone": row["time_zone"],
         "url": row["hosted_url"] or "",
         "look_until": look_until(row["created_at"], settings).isoformat() if settings.days_to_look else "",
         "due_at": "" if finalised_at is None else (finalised_at + timedelta(days=due_days)).isoformat(),

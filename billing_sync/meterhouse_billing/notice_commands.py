@@ -70,13 +70,16 @@ def _send(
     with _opened(data) as (engine, namespace):
         sender = Sender(engine, namespace, MailSettings(), Brand())
         if dry_run:
-            waiting = notice_sending.due(sender, now)
+            waiting, unsent = notice_sending.due(sender, now), notice_sending.without_mail(sender, now)
             if as_json:
-                _print_json({"would_send": [{name: it[name] for name in _SHOWN} for it in waiting]})
-            for row in waiting if not as_json else ():
+                shown = [{name: it[name] for name in _SHOWN} for it in waiting]
+                _print_json({"would_send": shown, "without_mail_server": unsent})
+                return
+            for row in waiting:
                 print(f"would go to {row['address']}: {row['subject']}")
-            if not waiting and not as_json:
+            if not waiting and not unsent:
                 print("Nothing is due.")
+            _print_unsent(unsent)
             return
         _find(engine, namespace, now)
         done: list[Sent] = []
@@ -84,12 +87,15 @@ def _send(
             done.append(sent)
             if not as_json:
                 print(sent, flush=True)
+        unsent = notice_sending.without_mail(sender, now)
         if as_json:
-            _print_json({"deliveries": [vars(it) for it in done]})
-        elif not done:
+            _print_json({"deliveries": [vars(it) for it in done], "without_mail_server": unsent})
+        elif not done and not unsent:
             print("Nothing was due.")
-        elif all(it.state == SENT for it in done):
+        elif done and all(it.state == SENT for it in done):
             print(f"{len(done)} sent.")
+        if not as_json:
+            _print_unsent(unsent)
     if any(it.state == FAILED for it in done):
         raise typer.Exit(EXCEPTIONS)
 
@@ -156,6 +162,13 @@ def _remove(address: Address, customer: Of = "", data: Data = None) -> None:
     with _opened(data) as (engine, namespace):
         rows.remove_channel(engine, namespace, customer, address, datetime.now(UTC))
     print(f"{address} gets nothing new.")
+
+
+def _print_unsent(emails: int) -> None:
+    from meterhouse_rating.layout import counted
+
+    if emails:
+        print(f"{counted(emails, 'e-mail')} due and not sent: METERHOUSE_SMTP_URL names no mail server.")
 
 
 _SHOWN = ("delivery_id", "customer_id", "kind", "channel", "address", "subject", "attempts", "facts")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import ColumnElement, Engine, func, select, update
 
 from meterhouse_billing import notice_texts
 from meterhouse_billing.notices import EMAIL, FAILED, PENDING, SENT
@@ -69,13 +69,28 @@ def due(sender: Sender, now: datetime) -> list[dict[str, Any]]:
     query = (
         select(table, notices.c.kind, notices.c.subject, notices.c.facts, notices.c.created_at)
         .join(notices, notices.c.notice_id == table.c.notice_id)
-        .where(table.c.namespace == sender.namespace, table.c.state == PENDING, table.c.next_attempt_at <= now)
+        .where(*_is_due(sender, now))
     )
     if not sender.mail.usable:
         query = query.where(table.c.channel != EMAIL)
     with sender.engine.connect() as connection:
         found = connection.execute(query.order_by(table.c.next_attempt_at, table.c.delivery_id).limit(AT_ONCE))
         return [dict(row) for row in found.mappings()]
+
+
+def without_mail(sender: Sender, now: datetime) -> int:
+    """How many e-mails are due and wait because no mail server is named."""
+    if sender.mail.usable:
+        return 0
+    channel = tables.notice_deliveries.c.channel
+    query = select(func.count()).where(*_is_due(sender, now), channel == EMAIL)
+    with sender.engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def _is_due(sender: Sender, now: datetime) -> tuple[ColumnElement[bool], ...]:
+    of = tables.notice_deliveries.c
+    return of.namespace == sender.namespace, of.state == PENDING, of.next_attempt_at <= now
 
 
 def send(sender: Sender, now: datetime) -> Iterator[Sent]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from html import escape
 from typing import Any, Final
 
+from meterhouse_rating import periods
 from meterhouse_store.brand import Brand
 
 LOGO: Final = "logo@meterhouse"
@@ -42,7 +44,7 @@ def _budget(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     unit = facts["unit"]
     rows = [
         ("Budget", facts["budget"]),
-        ("Period", f"{facts['period_start'][:10]} to {facts['period_end'][:10]}"),
+        ("Period", _period(facts)),
         ("Used", f"{facts['used']} {unit}"),
         ("Limit", f"{facts['limit']} {unit}"),
     ]
@@ -73,19 +75,20 @@ def _over(customer_id: str, facts: Mapping[str, Any]) -> _Words:
 
 def _paused(customer_id: str, facts: Mapping[str, Any]) -> _Words:
     who = f"agent {facts['agent_id']} of {customer_id}" if facts["agent_id"] else customer_id
-    said = f"Model calls of {who} are paused since {facts['since'][:16].replace('T', ' ')} UTC."
+    since = periods.local(datetime.fromisoformat(facts["since"]), _zone(facts))
+    said = f"Model calls of {who} are paused since {since}."
     return _Words("Model calls are paused", (said,), (("Reason", facts["reason"]), ("Said", facts["why"])))
 
 
 def _pre_charge(customer_id: str, facts: Mapping[str, Any]) -> _Words:
     said = [f"This is what {customer_id} will be charged for {_period(facts)}."]
     if facts["look_until"]:
-        said.append(f"Until {facts['look_until'][:10]} there is time to look at it: tell us what is not right.")
+        said.append(f"Until {_day(facts, 'look_until')} there is time to look at it: tell us what is not right.")
     return _Words(f"{_money(facts)} will be charged", tuple(said), _items(facts))
 
 
 def _invoice(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Invoice {facts['number']} to {customer_id} for {_period(facts)}, due on {facts['due_at'][:10]}."
+    said = f"Invoice {facts['number']} to {customer_id} for {_period(facts)}, due on {_day(facts, 'due_at')}."
     return _Words(f"Invoice {facts['number']}: {_money(facts)}", (said,), _items(facts), _page(facts))
 
 
@@ -98,12 +101,12 @@ def _payment_failed(customer_id: str, facts: Mapping[str, Any]) -> _Words:
 
 
 def _due(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Invoice {facts['number']} of {customer_id} over {_money(facts)} is due on {facts['due_at'][:10]}."
+    said = f"Invoice {facts['number']} of {customer_id} over {_money(facts)} is due on {_day(facts, 'due_at')}."
     return _Words(f"Invoice {facts['number']} is due soon", (said,), (), _page(facts))
 
 
 def _overdue(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Invoice {facts['number']} of {customer_id} over {_money(facts)} was due on {facts['due_at'][:10]}."
+    said = f"Invoice {facts['number']} of {customer_id} over {_money(facts)} was due on {_day(facts, 'due_at')}."
     return _Words(f"Invoice {facts['number']} is overdue", (said, "It is not paid yet."), (), _page(facts))
 
 
@@ -126,7 +129,18 @@ def _page(facts: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _period(facts: Mapping[str, Any]) -> str:
-    return f"{facts['period_start'][:10]} to {facts['period_end'][:10]}"
+    start, end = (datetime.fromisoformat(facts[name]) for name in ("period_start", "period_end"))
+    return periods.shown(periods.Period(start, end), _zone(facts)).replace("..", " to ", 1)
+
+
+def _day(facts: Mapping[str, Any], name: str) -> str:
+    """The day of a moment, in the customer's time zone."""
+    return periods.local(datetime.fromisoformat(facts[name]), _zone(facts))[:10]
+
+
+def _zone(facts: Mapping[str, Any]) -> str:
+    """The customer's time zone; notices of before it was kept with them told of UTC."""
+    return str(facts.get("time_zone", "UTC"))
 
 
 _SAYINGS: Final = {

@@ -13,6 +13,7 @@ from meterhouse_billing.documents import INVOICE_ID, LINE_ID, NAMESPACE, Draft, 
 from meterhouse_rating import ledger, periods
 from meterhouse_rating.ids import digest
 from meterhouse_rating.ledger import Posting
+from meterhouse_store import tables
 from meterhouse_store.registry import customers
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import (
@@ -62,7 +63,11 @@ def drafts(
         went_out = tax_records.went_out(connection, namespace)
     taxed = policies.taxed(engine, namespace)
     return [
-        replace(draft, automatic_tax=went_out.get(draft.invoice_id, taxed(draft.customer_id)))
+        replace(
+            draft,
+            automatic_tax=went_out.get(draft.invoice_id, taxed(draft.customer_id)),
+            time_zone=zones.get(draft.customer_id, "UTC"),
+        )
         for draft in found
         if draft.lines
     ]
@@ -126,8 +131,11 @@ def by_stripe_id(engine: Engine, namespace: str, stripe_invoice_id: str) -> RowM
 
 
 def all_invoices(engine: Engine, namespace: str) -> Sequence[RowMapping]:
-    """The invoices of a namespace, by customer and period."""
-    query = select(invoices).where(invoices.c.namespace == namespace)
+    """The invoices of a namespace, by customer and period, with the customer's time zone."""
+    known = tables.customers
+    same = (known.c.namespace == invoices.c.namespace) & (known.c.customer_id == invoices.c.customer_id)
+    query = select(invoices, func.coalesce(known.c.time_zone, "UTC").label("time_zone")).outerjoin(known, same)
+    query = query.where(invoices.c.namespace == namespace)
     return _rows(engine, query.order_by(invoices.c.customer_id, invoices.c.period_start))
 
 

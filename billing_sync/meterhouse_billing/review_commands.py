@@ -64,7 +64,9 @@ def review(data: Data = None, as_json: Json = False) -> None:
 def approve(
     customer: Customer,
     period: Period,
-    why: Why = "looked at",
+    why: Annotated[
+        str, typer.Option(help="Kept with the decision; needed where there is something to look at, or a hold.")
+    ] = "",
     dry_run: DryRun = False,
     data: Data = None,
     as_json: Json = False,
@@ -187,8 +189,8 @@ def _decide(customer: str, period: str, data: Path | None, as_json: bool, dry_ru
         if not drafts:
             fail(f"{customer} has no closed period {period} with anything to invoice.")
         if len(drafts) > 1:
-            periods = ", ".join(f"{draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}" for draft in drafts)
-            fail(f"{customer} has several closed periods in {period}: name one of {periods}.", CALLED_WRONGLY)
+            named = ", ".join(draft.asked for draft in drafts)
+            fail(f"{customer} has several closed periods in {period}: name one of {named}.", CALLED_WRONGLY)
         row = records.invoice(engine, drafts[0].invoice_id)
         if dry_run:
             _print_dry(drafts[0], row["state"] if row else "no draft yet", as_json)
@@ -242,13 +244,13 @@ def _review_json(review: "Review") -> dict[str, Any]:
 
 
 def _print_reviews(found: list["Review"], notes: list[tuple["Note", str]]) -> None:
+    from meterhouse_rating import periods
     from meterhouse_rating.layout import money
-    from meterhouse_rating.periods import Period as Dates
 
     table: list[tuple[str, ...]] = [("customer", "period", "state", "total", "currency", "since", "by")]
     for one in found:
         row = one.invoice
-        period = str(Dates(row["period_start"], row["period_end"]))
+        period = periods.shown(periods.Period(row["period_start"], row["period_end"]), row["time_zone"])
         state = f"{row['state']}, on hold" if one.on_hold else row["state"]
         since = f"{one.since['changed_at']:%Y-%m-%d %H:%M}"
         total = money(row["total_minor"], row["currency"])

@@ -68,7 +68,7 @@ def prepare(world: World, draft: Draft) -> Iterator[Step]:
 
     Raises NotAsRated where Stripe's draft is another one, and leaves that in review.
     """
-    period, shown_total = _period(draft), f"{show(draft.total_minor, draft.currency)} {draft.currency}"
+    period, shown_total = draft.period, f"{show(draft.total_minor, draft.currency)} {draft.currency}"
     lines = draft.stripe_lines()  # before anything is written: amounts that Stripe cannot take stop here
     if records.record(world.engine, draft, who=world.who, now=world.now()):
         yield Step(
@@ -144,7 +144,7 @@ def _judge(world: World, draft: Draft, row: RowMapping, policy: Policy, *, appro
         if draft.total_minor < 0:
             raise BillingError(
                 f"{show(draft.total_minor, draft.currency)} {draft.currency} is a credit, which no run approves: look "
-                f"at it, then `meterhouse bill approve {draft.customer_id} --period {_period(draft)}`"
+                f"at it, then `meterhouse bill approve {draft.customer_id} --period {draft.asked}`"
             )
         why = "bill run --approve" + (f", in spite of: {told}" if told else "")
         reviews.decide(world, draft.invoice_id, states.APPROVED, who=world.who, why=why)
@@ -176,7 +176,7 @@ def _replace(world: World, draft: Draft, stripe_id: str, issue: int) -> Step:
             )
             raise NotAsRated(
                 f"{stripe_id} was finalised in Stripe with lines of an earlier rating: "
-                f"`meterhouse bill void {draft.customer_id} --period {_period(draft)} --reissue --why ...`"
+                f"`meterhouse bill void {draft.customer_id} --period {draft.asked} --reissue --why ...`"
             )
         outbox_of(world).call(
             "invoice.delete", issues.subject(draft.invoice_id, issue), {"on": stripe_id, "params": {}}, find
@@ -238,7 +238,7 @@ def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int)
         "customer": customer["stripe_customer_id"],
         "currency": draft.currency.lower(),
         "auto_advance": False,  # Stripe finalises other drafts by itself after an hour
-        "description": f"Usage {draft.period_start:%Y-%m-%d} to {draft.period_end:%Y-%m-%d} (end not included)",
+        "description": f"Usage {draft.period.replace('..', ' to ', 1)} (end not included)",
         "metadata": draft.described(issue),
     }
     if draft.automatic_tax:
@@ -341,13 +341,10 @@ def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:
     if found:
         raise NotAsRated(f"{stripe_id} was changed while it was finalised, void it: " + "; ".join(found))
     amount = f"{show(draft.total_minor, draft.currency)} {draft.currency}"
-    return Step(draft.customer_id, f"finalised: {shown.number}, {amount}, {shown.status} at {shown.hosted_url}")
+    page = f"; the customer's page: {shown.hosted_url}" if shown.hosted_url else ""
+    return Step(draft.customer_id, f"finalised: {shown.number}, {amount}, {shown.status}{page}")
 
 
 def outbox_of(world: World) -> Outbox:
     """The outbox of the world's namespace."""
     return Outbox(world.engine, world.gateway, world.namespace, world.now)
-
-
-def _period(draft: Draft) -> str:
-    return f"{draft.period_start:%Y-%m-%d}..{draft.period_end:%Y-%m-%d}"

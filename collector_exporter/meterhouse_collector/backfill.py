@@ -22,6 +22,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA, NumberDataPoint
 
 from meterhouse import vocabulary as v
+from meterhouse_store.meters import how_to_declare
 from meterhouse_store.numbers import D, plain
 
 POINT_COLUMNS: Final = {
@@ -77,18 +78,18 @@ def read(file: Path, meters: Mapping[str, Any], now: datetime, told: Mapping[str
     alike: Counter[str] = Counter()
     names: dict[str, int] = {}
     for line, row in _rows(file):
-        try:
-            event = _event(row, meters, now, told, alike)
+        wrong = _mistakes(row, meters, now)
+        if not wrong:
+            event = _event(row, now, told, alike)
             if event.event_id in names:
-                raise ValueError(f"event_id: {event.event_id} is that of line {names[event.event_id]}")
-            names[event.event_id] = line
+                wrong = [f"event_id: {event.event_id} is that of line {names[event.event_id]}"]
+            names.setdefault(event.event_id, line)
             found.append(event)
-        except ValueError as problem:
-            mistakes.append(f"line {line}: {problem}")
-            if len(mistakes) == _MISTAKES:
-                break
+        mistakes += [f"line {line}: {one}" for one in wrong]
+        if len(mistakes) >= _MISTAKES:
+            break
     if mistakes:
-        raise FileRefused("\n".join(mistakes))
+        raise FileRefused("\n".join(mistakes[:_MISTAKES]))
     if not found:
         raise FileRefused(f"{file} has no rows")
     return found
@@ -130,28 +131,36 @@ def _object(number: int, line: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _event(
-    row: Mapping[str, str], meters: Mapping[str, Any], now: datetime, told: Mapping[str, str], alike: Counter[str]
-) -> Event:
+def _mistakes(row: Mapping[str, str], meters: Mapping[str, Any], now: datetime) -> list[str]:
+    """All that is wrong with a row."""
     known = {*REQUIRED, *POINT_COLUMNS, *EVENT_COLUMNS, "event_id"}
-    if strange := sorted(name for name in row if name not in known and not name.startswith(_OWN)):
-        raise ValueError(f"there is no column {strange[0]}: own ones are called {_OWN}NAME")
-    for name in REQUIRED:
-        if not row.get(name, "").strip():
-            raise ValueError(f"{name} is missing")
-    for name, value in row.items():
-        if len(value.encode()) > _MAX_BYTES:
-            raise ValueError(f"{name} is longer than {_MAX_BYTES} bytes")
+    strange = sorted(name for name in row if name not in known and not name.startswith(_OWN))
+    found = [f"there is no column {name}: own ones are called {_OWN}NAME" for name in strange]
+    given = {name: row[name] for name in REQUIRED if row.get(name, "").strip()}
+    found += [f"{name} is missing" for name in REQUIRED if name not in given]
+    found += [f"{name} is longer than {_MAX_BYTES} bytes" for name in row if len(row[name].encode()) > _MAX_BYTES]
+    meter = given.get("meter", "").removeprefix(v.METRIC_PREFIX)
+    if meter and meter not in meters:
+        found.append(f"meter: {meter} is not declared: {how_to_declare(meter)}")
+    for name, read in (("event_time", lambda text: _time_ns(text, now)), ("quantity", _quantity)):
+        try:
+            if name in given:
+                read(given[name])
+        except ValueError as problem:
+            found.append(str(problem))
+    if (own := row.get("event_id", "")) and not _EVENT_ID.fullmatch(own):
+        found.append("event_id: 1 to 64 characters of A-Z, a-z, 0-9, _ and -")
+    return found
+
+
+def _event(row: Mapping[str, str], now: datetime, told: Mapping[str, str], alike: Counter[str]) -> Event:
+    """The event of a row without mistakes."""
     meter = row["meter"].removeprefix(v.METRIC_PREFIX)
-    if meter not in meters:
-        raise ValueError(f"meter: {meter} is not declared: METERHOUSE_METERS names the file that declares meters")
     time_ns, quantity = _time_ns(row["event_time"], now), _quantity(row["quantity"])
     point = {key: row[name] for name, key in POINT_COLUMNS.items() if row.get(name)}
     own = {name.removeprefix(_OWN): value for name, value in row.items() if name.startswith(_OWN) and value}
     exemplar = {key: row[name] for name, key in EVENT_COLUMNS.items() if row.get(name)} | own | dict(told)
     given = row.get("event_id", "")
-    if given and not _EVENT_ID.fullmatch(given):
-        raise ValueError("event_id: 1 to 64 characters of A-Z, a-z, 0-9, _ and -")
     says = json.dumps(
         [meter, time_ns, {k: w for k, w in sorted(row.items()) if w and k not in ("quantity", "event_time")}]
     )

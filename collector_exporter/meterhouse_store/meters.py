@@ -45,6 +45,14 @@ def declared(settings: Settings) -> dict[str, Meter]:
     return built_in | own
 
 
+def how_to_declare(meter: str) -> str:
+    """What to do about a meter that is not declared."""
+    return (
+        "mind its spelling, or declare it in a file of yours that METERHOUSE_METERS names wherever Meterhouse runs: "
+        f'below `meters:` the line {meter}: {{unit: "1", counts: what one of it is, values: integer, step: 1}}'
+    )
+
+
 def parse(text: str, source: str) -> dict[str, Meter]:
     """The meters of a YAML text; `source` is what mistakes are reported under. Raises MetersError with all of them."""
     try:

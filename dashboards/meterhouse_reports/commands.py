@@ -1,7 +1,7 @@
 """`meterhouse report`: figures for finance, from the warehouse's views, the same as the ledger's."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -119,7 +119,7 @@ def _write(
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
     from meterhouse_reports import made as making
-    from meterhouse_store import warehouse
+    from meterhouse_store import registry, warehouse
     from meterhouse_store.sql import open_engine
 
     if out is None and form in (Format.PARQUET, Format.XLSX):
@@ -136,7 +136,9 @@ def _write(
             if form is Format.PARQUET:
                 told: str | bytes = making.as_file(client, settings.namespace, one, span, grouped, customer, "Parquet")
             else:
-                told = _told(made, form, f"{one.name} {span.start:%Y-%m-%d}..{span.end:%Y-%m-%d}", settings.namespace)
+                zones = {it.customer_id: it.time_zone for it in registry.customers(engine, settings.namespace)}
+                title = f"{one.name} {span.start:%Y-%m-%d}..{span.end:%Y-%m-%d}"
+                told = _told(made, form, title, settings.namespace, zones)
         except CannotBe as problem:
             raise typer.BadParameter(str(problem)) from None
         except (warehouse.WarehouseUnavailable, ClickHouseError) as problem:
@@ -152,7 +154,7 @@ def _write(
         raise typer.Exit(EXCEPTIONS)
 
 
-def _told(made: "Made", form: Format, title: str, namespace: str) -> str | bytes:
+def _told(made: "Made", form: Format, title: str, namespace: str, zones: Mapping[str, str]) -> str | bytes:
     from meterhouse_reports import formats
 
     if form is Format.XLSX:
@@ -161,4 +163,4 @@ def _told(made: "Made", form: Format, title: str, namespace: str) -> str | bytes
         return formats.as_csv(made).rstrip("\r\n")
     if form is Format.JSON:
         return formats.dumps(made, report=made.report.name, namespace=namespace, title=title)
-    return f"{title}\n\n{formats.as_table(made)}"
+    return f"{title}\n\n{formats.as_table(made, zones)}"

@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Final
 
+from meterhouse_rating.periods import local
 from meterhouse_reports.made import Made, totals
 from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.numbers import plain
@@ -15,13 +17,13 @@ DOUBLE_DIGITS: Final = 15
 """A spreadsheet's numbers are doubles: what has more digits is written as text, or it would be another number."""
 
 
-def as_table(made: Made) -> str:
-    """For people: columns that line up, totals per currency below."""
+def as_table(made: Made, zones: Mapping[str, str]) -> str:
+    """For people: columns that line up, totals per currency below; periods on the clocks of `zones`, by customer."""
     if not made.rows:
         return "nothing in this period"
     right = {at for at, name in enumerate(made.columns) if name in made.report.measures}
     cells = [list(made.columns)]
-    cells += [[_shown(made, row, at) for at in range(len(row))] for row in made.rows]
+    cells += [[_shown(made, row, at, zones) for at in range(len(row))] for row in made.rows]
     sums = totals(made)
     for currency, of_currency in sorted(sums.items()):
         if len(made.rows) > 1 and made.columns[0] != "currency":
@@ -104,8 +106,13 @@ def _exact(made: Made, row: tuple[Any, ...], at: int) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def _shown(made: Made, row: tuple[Any, ...], at: int) -> str:
+def _shown(made: Made, row: tuple[Any, ...], at: int, zones: Mapping[str, str]) -> str:
     value, name = row[at], made.columns[at]
+    if name == "period_start":
+        customer = row[made.columns.index("customer")] if "customer" in made.columns else ""
+        zone = zones.get(customer, "UTC")
+        told = local(value, zone).removesuffix(zone).rstrip().removesuffix(" 00:00")
+        return told if zone == "UTC" else f"{told} {zone}"
     if isinstance(value, Decimal) and _is_money(made, at):
         return f"{value:,.{_digits(made, row, at)}f}"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -114,7 +121,7 @@ def _shown(made: Made, row: tuple[Any, ...], at: int) -> str:
         whole, point, rest = plain(value).partition(".")
         return f"{int(whole):,}{point}{rest}" if whole not in ("-0",) else plain(value)
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d}" if name == "period_start" else f"{value:%Y-%m-%d %H:%M}"
+        return f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, date):
         return f"{value:%Y-%m}" if name == "month" else value.isoformat()
     return "-" if value is None else _exact(made, row, at)

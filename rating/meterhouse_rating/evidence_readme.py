@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from meterhouse_rating.evidence_check.lines import period_in
 from meterhouse_rating.layout import counted, money, table
 
 _TEXT: Final = """\
 Evidence of what {customer_id} used and was charged
 ===================================================
 
-Namespace {namespace}, from {period_start} to {period_end} (the end is not in it).
+Namespace {namespace}, {period} (the end is not in it): from {period_start} to {period_end}.
 
 {ratings}
 
@@ -50,7 +51,7 @@ def readme(
     """The text; `completeness` by rating, as it was stated."""
     blocks = []
     for it in ratings:
-        when = f"{it['period_start'][:16]} to {it['period_end'][:16]} UTC"
+        when = period_in(it["period_start"], it["period_end"], it["zone"])
         head = f"{when}: plan {it['plan']}, {it['state']}, as of {it['as_of'][:19]}"
         rows = [
             (line["description"], money(line["amount_minor"], it["currency"]), it["currency"]) for line in it["lines"]
@@ -59,4 +60,5 @@ def readme(
         stated = completeness[it["rating_id"]]
         verdict = "Its completeness is stated when it is closed." if stated is None else str(stated["verdict"])
         blocks.append(f"{head}\n\n{table(rows, right={1})}\n\n{verdict}")
-    return _TEXT.format(**about, ratings="\n\n".join(blocks), events=counted(events, "event"))
+    period = period_in(about["period_start"], about["period_end"], ratings[0]["zone"])
+    return _TEXT.format(**about, period=period, ratings="\n\n".join(blocks), events=counted(events, "event"))

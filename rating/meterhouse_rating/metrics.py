@@ -8,6 +8,7 @@ from typing import Final
 from meterhouse.vocabulary import ABORTED, FAILED, OK, UNFINISHED
 from meterhouse_rating.document import Block
 from meterhouse_rating.models.dimensions import DIMENSIONS, is_dimension
+from meterhouse_store.meters import how_to_declare
 
 SUM: Final = "sum"
 COUNT: Final = "count"
@@ -98,9 +99,8 @@ def read_billed(block: Block) -> Billed:
 def check_declared(block: Block, key: str, meters: tuple[str, ...], declared: Mapping[str, str] | None) -> None:
     for meter in meters:
         if declared is not None and meter not in declared:
-            block.wrong(
-                f"the meter {meter} is not declared", "Declare it in meters.yaml, or mind its spelling.", key=key
-            )
+            hint = how_to_declare(meter)
+            block.wrong(f"the meter {meter} is not declared", f"{hint[0].upper()}{hint[1:]}.", key=key)
 
 
 def _read_of(block: Block, aggregate: str) -> str | None:

@@ -115,6 +115,29 @@ def overlaps(one: Period, other: Period) -> bool:
     return one.start < other.end and other.start < one.end
 
 
+def shown(period: Period, time_zone: str) -> str:
+    """The period on the clocks of the time zone, which is named: `2026-11-01..2026-12-01 Asia/Tokyo`.
+
+    That of UTC is written as on the command line, without a name.
+    """
+    if time_zone == "UTC":
+        return str(period)
+    first, after = (it.astimezone(ZoneInfo(time_zone)).replace(tzinfo=None) for it in (period.start, period.end))
+    return f"{first.isoformat().removesuffix('T00:00:00')}..{after.isoformat().removesuffix('T00:00:00')} {time_zone}"
+
+
+def asked(period: Period, time_zone: str) -> str:
+    """What `--period` takes for it: the month where it is one of the time zone, else both instants."""
+    if period == month_of(period.start, time_zone):
+        return f"{period.start.astimezone(ZoneInfo(time_zone)):%Y-%m}"
+    return str(period)
+
+
+def local(moment: datetime, time_zone: str) -> str:
+    """A moment on the clocks of the time zone, which is named: `2026-11-01 09:00 Asia/Tokyo`."""
+    return f"{moment.astimezone(ZoneInfo(time_zone)):%Y-%m-%d %H:%M} {time_zone}"
+
+
 def short(moment: datetime) -> str:
     """The moment as it is written on the command line: `2026-10-01`, `2026-10-01T12:00:00Z`."""
     text = moment.isoformat(timespec="auto").replace("+00:00", "Z")

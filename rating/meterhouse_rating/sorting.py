@@ -12,6 +12,7 @@ from typing import Final
 from meterhouse_rating.book import Book, Options, Plan
 from meterhouse_rating.charges import NO_PRICE, Before, Component, Dimensions, Portion
 from meterhouse_rating.metrics import COUNT, NOT_FAILED, OK_ONLY, Metric
+from meterhouse_store.meters import how_to_declare
 
 NOT_DECLARED: Final = "meter_not_declared"
 TOO_MANY_GROUPS: Final = "too_many_groups"
@@ -183,7 +184,7 @@ def left_out(
 ) -> tuple[str, str] | None:
     """Why the row is on no line, and the hint; None for one that is charged."""
     if row.meter not in declared:
-        return NOT_DECLARED, _declaration(row.meter)
+        return NOT_DECLARED, how_to_declare(row.meter)
     if row.trial:
         return UNBILLED_TRIAL, f"within the trial of {plan.trial_days} days of the plan {plan.name}"
     if component is None or metric is None:
@@ -287,10 +288,3 @@ def _component_to_add(book: Book, plan: Plan, meter: str) -> str:
             f"add a component with metric: {metrics[0]}, or add {meter} to the plan's `unbilled`"
         )
     return f"add {meter} to a metric of the price book {book.name}, or to `unbilled: {{meters: [{meter}]}}`"
-
-
-def _declaration(meter: str) -> str:
-    return (
-        f'declare it in the file that METERHOUSE_METERS names: meters: {{{meter}: {{unit: "1", counts: what one of it '
-        "is, values: integer, step: 1}}"
-    )

@@ -1,6 +1,7 @@
 """What waits for a person and why, who may do what, and drafts that have to be made again."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -183,6 +184,43 @@ def test_above_the_limit_the_one_who_approved_does_not_finalise(books, sandbox, 
     assert moves(world)[-1][1:3] == ("finalised", "ben")
 
 
+def test_without_a_reason_only_what_nothing_was_found_about_and_nobody_holds_is_approved(books, sandbox, world):
+    books.rating("acme", [*CLEAN, ("usage", "tools", "3", 0)])
+    books.rating("initech", CLEAN)
+    run(world)
+    with pytest.raises(BillingError, match=r"tools: 3 tokens costs nothing\): say --why it goes out all the same"):
+        do(approvals.approve(world, draft_of(world), ""))
+    assert state(books)["acme"] == "in review"
+    do(approvals.hold(world, draft_of(world, "initech"), "disputed"))
+    with pytest.raises(BillingError, match=r"on hold \(disputed\): say --why"):
+        do(approvals.approve(world, draft_of(world, "initech"), ""))
+    do(approvals.approve(world, draft_of(world, "initech"), "settled"))
+    books.rating("umbrella", CLEAN)
+    run(world)
+    do(approvals.approve(world, draft_of(world, "umbrella"), ""))
+    assert moves(world, "umbrella")[-1][3] == "looked at"
+
+
+def test_a_month_of_tokyo_is_called_so_and_can_be_named_so(books, sandbox, world):
+    books.rating("acme", [*CLEAN, ("usage", "tools", "3", 0)])
+    with begin_write(world.engine) as connection:
+        connection.execute(update(tables.customers).values(time_zone="Asia/Tokyo"))
+        start, end = datetime(2026, 9, 30, 15, tzinfo=UTC), datetime(2026, 10, 31, 15, tzinfo=UTC)
+        connection.execute(update(tables.ratings).values(period_start=start, period_end=end))
+    said = run(world)
+    assert said[0] == "acme: draft recorded for 2026-10-01..2026-11-01 Asia/Tokyo: 3 lines, 50.00 USD"
+    [shown] = sandbox.client.v1.invoices.list().data
+    assert shown.description == "Usage 2026-10-01 to 2026-11-01 Asia/Tokyo (end not included)"
+    assert draft_of(world).asked == "2026-10"  # draft_of() names it so
+    [row] = records.all_invoices(world.engine, "test")
+    assert row["time_zone"] == "Asia/Tokyo"
+    do(approvals.approve(world, draft_of(world), "free"))
+    [*_, last] = run(world)
+    assert re.fullmatch(
+        r"acme: finalised: SANDBOX-0001, 50\.00 USD, open; the customer's page: http://127\.0\.0\.1:\d+/\S+", last
+    )
+
+
 def test_a_hold_outlasts_approvals_of_runs_and_the_draft_itself(books, sandbox, world):
     books.rating("acme", CLEAN)
     run(world)
@@ -349,7 +387,9 @@ def test_two_persons_review_approve_and_finalise_from_the_command_line(books, sa
     assert "on hold, asks the customer" in call("ann", "review")[1]
     assert call("ann", "approve", *october, "--dry-run")[0] == 0
     assert state(books) == {"acme": "in review"}
-    assert call("ann", "approve", *october)[0] == 0
+    code, output = call("ann", "approve", *october)
+    assert (code, "it is on hold (asks the customer): say --why" in output) == (1, True)
+    assert call("ann", "approve", *october, "--why", "looked at")[0] == 0
     code, output = call("ann", "finalise", *october)
     assert (code, "ann approved it, and above 10.00 USD another person finalises" in output) == (1, True)
     code, output = call("ben", "finalise", *october)

@@ -19,7 +19,7 @@ from aiosmtpd.controller import Controller
 from sqlalchemy import insert, select, update
 from typer.testing import CliRunner
 
-from meterhouse_billing import invoice_notices, notice_sending, notices, payment_pauses, policies, records
+from meterhouse_billing import invoice_notices, notice_sending, notice_texts, notices, payment_pauses, policies, records
 from meterhouse_billing.invoice_notices import NoticeSettings
 from meterhouse_billing.notice_commands import notices as command
 from meterhouse_billing.notice_sending import Sender, send
@@ -280,6 +280,16 @@ def test_customers_are_told_before_they_are_charged_around_the_due_day_and_when_
     assert set(kinds(books, NOW + timedelta(days=46))) == {"receipt"}
 
 
+def test_an_invoice_of_a_customer_in_tokyo_is_told_with_its_own_dates(books):
+    start, end = datetime(2026, 9, 30, 15, tzinfo=UTC), datetime(2026, 10, 31, 15, tzinfo=UTC)
+    registry.add_customer(books.engine, "test", "acme", time_zone="Asia/Tokyo", now=NOW)
+    invoiced(books, "finalised", finalised_at=datetime(2026, 11, 1, 20, tzinfo=UTC), period_start=start, period_end=end)
+    facts = kinds(books, NOW)["invoice"].facts
+    said = notice_texts.of("invoice", "acme", "", facts, Brand()).text
+    # Finalised on the second of November in Tokyo, due 30 days later.
+    assert "for 2026-10-01 to 2026-11-01 Asia/Tokyo, due on 2026-12-02." in said
+
+
 def test_no_invoice_is_approved_by_rule_while_the_customer_may_look_at_it(books, sandbox, world, monkeypatch):
     monkeypatch.setenv("METERHOUSE_DAYS_TO_LOOK", "2")
     books.rating("acme", [("usage", "input", "100", 1000)])
@@ -346,3 +356,17 @@ def test_the_commands_add_send_list_and_retry(books, monkeypatch):
     assert call("retry") == "1 will be sent again.\n"
     assert call("remove", url, "--customer", "acme") == f"{url} gets nothing new.\n"
     call("retry", "abc", code=1)
+
+
+def test_mail_that_waits_for_a_mail_server_is_not_called_nothing(books, monkeypatch):
+    monkeypatch.setenv("METERHOUSE_DATA", str(books.settings.data))
+    monkeypatch.setenv("METERHOUSE_NAMESPACE", "test")
+    monkeypatch.delenv("METERHOUSE_SMTP_URL", raising=False)
+    registry.add_customer(books.engine, "test", "acme", email="olga@acme.example", now=NOW)
+    tell(books.engine, "one", "two", now=datetime.now(UTC) - timedelta(seconds=1))
+    said = "2 e-mails due and not sent: METERHOUSE_SMTP_URL names no mail server.\n"
+    for arguments in (["send", "--dry-run"], ["send"]):
+        done = CliRunner().invoke(command, arguments)
+        assert (done.exit_code, done.stdout) == (0, said)
+    done = CliRunner().invoke(command, ["send", "--json"])
+    assert json.loads(done.stdout) == {"deliveries": [], "without_mail_server": 2}

@@ -145,6 +145,16 @@ def test_a_file_with_a_mistake_is_refused_with_its_line(file, line, problem):
     assert problem in str(refused.value)
 
 
+def test_of_one_line_all_mistakes_are_told(file):
+    file.write_text(f"{TABLE.splitlines()[0]}\n,own.meter,many,yesterday,,\n")
+    with pytest.raises(FileRefused) as refused:
+        backfill.read(file, METERS, NOW, TOLD)
+    told = str(refused.value).splitlines()
+    starts = ("customer_id is missing", "meter: own.meter is not declared", "event_time:", "quantity:")
+    assert [one.startswith(f"line 2: {start}") for one, start in zip(told, starts, strict=True)] == [True] * 4
+    assert "METERHOUSE_METERS" in told[1] and "below `meters:` the line own.meter: {" in told[1]
+
+
 def test_all_mistakes_are_told_and_ids_of_ones_own_come_once(tmp_path):
     file = tmp_path / "usage.csv"
     file.write_text(

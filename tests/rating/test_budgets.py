@@ -1,20 +1,23 @@
 """Budgets from the registry to what the collector serves: how they stand, notices, pauses, raises, plan limits."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import insert, update
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from meterhouse_billing import budget_mirror, budget_round, notices
+from meterhouse_billing import budget_mirror, budget_round, notice_texts, notices
 from meterhouse_billing.budget_commands import budgets as command
 from meterhouse_billing.budget_periods import period_of
 from meterhouse_rating import credit_changes
 from meterhouse_rating.credits import BOUGHT, Grant
 from meterhouse_store import budgets, tables
+from meterhouse_store.brand import Brand
 from meterhouse_store.budgets import MONEY, PREPAID, UNITS, Budget, Policy
 from meterhouse_store.registry import RegistryError
 
@@ -96,6 +99,21 @@ def test_units_are_served_and_each_threshold_is_told_once(house):
     apply(acme)
     (over,) = [row for row in acme.rows(tables.notices) if row["kind"] == "over_cap"]
     assert (over["facts"]["over"], "that is not billed, unless" in over["subject"]) == ("1", True)
+
+
+def test_what_a_customer_in_tokyo_is_told_has_the_dates_and_the_name_of_its_zone(acme):
+    acme.customer("acme", time_zone="Asia/Tokyo")
+    put(acme, per="day", bill_over=True)
+    talks(acme, 100, "2026-11-20T15:30:00")  # 21 November in Tokyo
+    budgets.pause(acme.world.engine, "test", "acme", who="ann", why="w", now=NOW)
+    apply(acme)
+    told = {row["kind"]: row for row in acme.rows(tables.notices)}
+    day = "2026-11-21..2026-11-22 Asia/Tokyo"
+    assert told["budget_cap"]["subject"].endswith(f"(100 of 100 agent.conversations, {day}): model calls are paused")
+    said = notice_texts.of("budget_cap", "acme", "", told["budget_cap"]["facts"], Brand()).text
+    assert "Period  2026-11-21 to 2026-11-22 Asia/Tokyo\n" in said
+    said = notice_texts.of("paused", "acme", "", told["paused"]["facts"], Brand()).text
+    assert "paused since 2026-11-21 21:00 Asia/Tokyo." in said
 
 
 def test_money_is_what_the_month_s_usage_costs_now_and_is_served_at_the_highest_price(acme):
@@ -291,8 +309,9 @@ def test_periods_are_the_customer_s_own_also_where_clocks_change():
 def test_the_commands_set_show_raise_acknowledge_pause_and_remove(acme, command_environment, monkeypatch):
     for name, value in command_environment(acme).items():
         monkeypatch.setenv(name, value)
-    month = datetime.now(UTC).strftime("%Y-%m")
-    talks(acme, 90, f"{month}-01T00:00:00")
+    acme.customer("acme", time_zone="Asia/Tokyo")
+    tokyo = datetime.now(ZoneInfo("Asia/Tokyo"))
+    talks(acme, 90, f"{tokyo.replace(day=1, hour=9).astimezone(UTC):%Y-%m-%dT%H:%M:%S}")
     acme.collected(datetime.now(UTC).replace(tzinfo=None).isoformat(), position=2000)
 
     def call(*arguments, code=0):
@@ -310,7 +329,12 @@ def test_the_commands_set_show_raise_acknowledge_pause_and_remove(acme, command_
     assert "acknowledged" in call("acknowledge", "acme", "agent.conversations", *why)
     assert "acme is paused: operator (agreed)" in call("pause", "acme", *why)
     shown = call("show", "acme")
-    assert "acme is paused since" in shown and shown.count(" ann ") == 3
+    assert f"{tokyo:%Y-%m}-01.." in shown and re.search(r"acme is paused since \S+ \S+ Asia/Tokyo:", shown)
+    # The changes, on the customer's clocks and not as they are stored.
+    assert len(re.findall(r"20\d\d-\d\d-\d\d \d\d:\d\d Asia/Tokyo  agent.conv.* ann ", shown)) == 3
+    assert "+00:00" not in shown
+    for unknown in (("show", "nosuch"), ("list", "--customer", "nosuch")):
+        call(*unknown, code=1)
     assert "acme is not paused" in call("unpause", "acme", *why)
     assert "acme: pauses at a task; pause while" in call(
         "policy", "acme", "--pause-at", "task", "--on-unreachable", "pause", *why

@@ -1,5 +1,6 @@
 """The verifier of evidence packs against rating: it reads the same books, and comes to the same amounts by itself."""
 
+import zipfile
 from fractions import Fraction
 from importlib.resources import files
 
@@ -135,6 +136,11 @@ def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomput
     agreed_and_closed(house)
     made = [make(house.world, "berlin", parse(it, "Europe/Berlin"), tmp_path / it) for it in ("2026-09", "2026-10")]
     assert all(it.verified for it in made), "\n".join(it.as_text() for it in made)
+    assert made[0].as_text().startswith("Evidence pack of berlin (test), 2026-09-01..2026-10-01 Europe/Berlin\n")
+    with zipfile.ZipFile(tmp_path / "2026-10") as pack:
+        told = pack.read("README.txt").decode()
+    assert "Namespace test, 2026-10-01..2026-11-01 Europe/Berlin (the end is not in it): from 2026-09-30T22:00" in told
+    assert "\n2026-10-01..2026-10-16 Europe/Berlin: plan small, closed, as of " in told
     # September: 28 of 30 days of 31.00, 80 at 0.10, of both a half: 14.47 + 4.00. October on `small`: 15 of 31 days of
     # 31.00, 90 at 0.10, 2 packages at 0.30, the peak of 700 at 0.01, two desks 10.00, 5 of 31 days of two seats, two
     # packs 20.00; in euros 7.50 + 4.50 + 0.30 + 3.50 + 5.00 + 0.50 + 10.00, less 5.00, the correction (120 in

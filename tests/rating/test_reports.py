@@ -364,6 +364,11 @@ def test_the_command_writes_every_format(books, command_environment, tmp_path, m
         "acme      USD        61.00        1  2026-11-21 12:00  yes",
     ]
     assert out.splitlines()[-2].split()[:3] == ["total", "JPY", "300"]
+    told = call("reconciliation", "--period", "2026-10")[1]
+    assert "acme      2026-10-01 America/New_York  finalised" in told
+    assert "tokyo     2026-10-01 Asia/Tokyo        no invoice" in told
+    told = call("reconciliation", "--period", "2026-10", "--by", "period_start")[1]
+    assert [line[:16] for line in told.splitlines()[3:5]] == ["2026-09-30 15:00", "2026-10-01 04:00"]
     told = json.loads(call("revenue", "--period", "2026-10", "--by", "customer", "--format", "json")[1])
     assert told["rows"][0]["amount"] == "61.00" and told["rows"][1]["amount"] == "300"
     sheet = list(csv.reader(io.StringIO(call("journal", "--period", "2026-10", "--format", "csv")[1])))

@@ -388,6 +388,13 @@ def _instant(text: str) -> str:
     return f"{datetime.fromisoformat(text.replace('Z', '+00:00')):%Y-%m-%dT%H:%M:%S}.000000000Z"
 
 
+def period_in(start: str, end: str, zone: str) -> str:
+    """A period for people on the clocks of the zone, which is named where it is not UTC: 2026-10-01..2026-11-01."""
+    clocks = [datetime.fromisoformat(it).astimezone(ZoneInfo(zone)).replace(tzinfo=None) for it in (start, end)]
+    told = "..".join(it.isoformat().removesuffix("T00:00:00") for it in clocks)
+    return told if zone == "UTC" else f"{told} {zone}"
+
+
 def _days(start: str, end: str, zone: str) -> int:
     """The days of the customer's calendar between two moments."""
     first, last = (_day(it, zone) for it in (start, end))

@@ -11,7 +11,7 @@ from typing import Any, Final
 from .container import Pack
 from .findings import Findings, Refused, parse_json, whole
 from .ledger import Anchor, check_anchor, check_ledger
-from .lines import check_rating
+from .lines import check_rating, period_in
 from .money import show
 from .prices import Prices, prices_of
 from .usage import groups_of
@@ -25,11 +25,15 @@ _BROKEN: Final = (AttributeError, KeyError, TypeError, ValueError, IndexError, O
 
 @dataclass
 class Result:
-    """`id`: the SHA-256 of the manifest, which names the pack. `about` is what it says it is of."""
+    """`id`: the SHA-256 of the manifest, which names the pack. `about` is what it says it is of.
+
+    `period` is that for people, in the customer's time zone.
+    """
 
     findings: Findings
     id: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+    period: str = ""
     ratings: Sequence[Mapping[str, Any]] = ()
 
     @property
@@ -64,11 +68,7 @@ class Result:
         width = max((len(f"{count:,}") for _, _, count in told), default=0)
         lines = []
         if self.about:
-            lines.append(
-                "Evidence pack of {customer_id} ({namespace}), {period_start:.10}..{period_end:.10}".format(
-                    **self.about
-                )
-            )
+            lines.append("Evidence pack of {customer_id} ({namespace}), ".format(**self.about) + self.period)
             lines.append(f"  {self.id}")
         lines += [f"  {how:<10}  {count:>{width},}  {what}" for how, what, count in told]
         lines += [f"! {it}" for it in found.problems]
@@ -107,11 +107,13 @@ def verify(path: Path, anchors: Sequence[Anchor] = ()) -> Result:
 def _check(pack: Pack, result: Result, anchors: Sequence[Anchor]) -> None:
     findings, about = result.findings, pack.manifest["about"]
     result.about = {name: str(about[name]) for name in ("namespace", "customer_id", "period_start", "period_end")}
+    result.period = "{period_start:.10}..{period_end:.10}".format(**result.about)
     ratings = pack.json("ratings.json")
     edges = [edge for it in ratings for edge in (it["period_start"], it["period_end"])]
     if not edges or edges != sorted(edges) or [edges[0], edges[-1]] != [about["period_start"], about["period_end"]]:
         raise Refused("its ratings are not, one after the other, of the period that it is about")
     result.ratings = ratings
+    result.period = period_in(edges[0], edges[-1], ratings[0]["zone"])
     seen: set[str] = set()
     for line in (line for rating in ratings for line in rating["lines"]):
         if line["line_id"] in seen:
