@@ -53,7 +53,8 @@ class Discount:
     """A coupon, promotion or discount for a commitment: a percentage, or an amount in the customer's currency.
 
     It holds for `months` calendar months, the one in which it begins included; None: until it is ended. `components`
-    empty: all. `before_minimum`: the minimum commitment is compared with what is left.
+    empty: all. `before_minimum`: the minimum commitment is compared with what is left. `budget`: the name of the budget
+    whose cap it comes from.
     """
 
     agreement_id: str
@@ -65,6 +66,7 @@ class Discount:
     before_minimum: bool
     valid_from: datetime
     until: datetime | None
+    budget: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ ended at the cap, all priced dimensions in proportion: so what is included, tier
 they then would. A cap holds for the whole month in which it is set, raised or acknowledged, and for no month before.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -69,11 +70,10 @@ def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
             limit = cap.raised.get(month, cap.limit)
             if cap.of:
                 less = replace(part, usage=_ended_at(part, cap.of, limit))
-                over, part = _priced(part) - _priced(less), less
+                over, part = _by_component(_priced(part), _priced(less), _metered(inputs)), less
             else:
-                over = _over_money(part, limit)
-            if over > 0:
-                made.append(_discount(inputs, cap, limit, over))
+                over = {_metered(inputs): _over_money(part, limit)}
+            made += [_discount(inputs, cap, limit, of, amount) for of, amount in over.items() if amount > 0]
         if not made:
             return inputs
         agreement = replace(inputs.agreement, discounts=(*made, *inputs.agreement.discounts))
@@ -124,32 +124,52 @@ def _meters(book: Book, of: str) -> frozenset[str]:
     return frozenset([of]) - measured
 
 
-def _priced(inputs: engine.Inputs) -> int:
-    """What usage, and percentages of it, come to in minor units; fees of the plan are in it whatever is used."""
+def _priced(inputs: engine.Inputs) -> Counter[str]:
+    """What usage, and percentages of it, come to by component, in minor units; fees are in it whatever is used."""
     lines = engine.rate(replace(inputs, agreement=replace(inputs.agreement, discounts=()))).lines
-    return sum(line.amount_minor for line in lines if line.kind in ("usage", "flat"))
+    found: Counter[str] = Counter()
+    for line in lines:
+        if line.kind in ("usage", "flat"):
+            found[line.component] += line.amount_minor
+    return found
+
+
+def _by_component(whole: Counter[str], less: Counter[str], metered: tuple[str, ...]) -> dict[tuple[str, ...], int]:
+    """What is too much, by the components it is of, so that each line says what is not billed of it.
+
+    Where less usage makes a component dearer, or one without usage cheaper, one sum for all that have usage.
+    """
+    over = {name: whole[name] - less[name] for name in sorted({*whole, *less}) if whole[name] != less[name]}
+    if all(amount > 0 and name in metered for name, amount in over.items()):
+        return {(name,): amount for name, amount in over.items()}
+    return {metered: sum(over.values())}
 
 
 def _over_money(inputs: engine.Inputs, limit: Decimal) -> int:
     lines = engine.rate(replace(inputs, agreement=replace(inputs.agreement, discounts=()))).lines
     used = sum(line.amount_minor for line in lines if line.kind == "usage")
-    metered = {component.name for component in inputs.plan.components if component.metrics}
-    earlier = sum((it for name, it in inputs.setting.earlier.items() if name in metered), Decimal(0))
+    earlier = sum((it for name, it in inputs.setting.earlier.items() if name in _metered(inputs)), Decimal(0))
     earlier = earlier if inputs.rate is None else earlier * inputs.rate.rate
     room = max(0, to_minor(limit - earlier, inputs.currency, inputs.book.rounding))
     return min(used, used - room)
 
 
-def _discount(inputs: engine.Inputs, cap: Cap, limit: Decimal, over: int) -> Discount:
-    metered = tuple(sorted(component.name for component in inputs.plan.components if component.metrics))
+def _metered(inputs: engine.Inputs) -> tuple[str, ...]:
+    """The components that have usage."""
+    return tuple(sorted(component.name for component in inputs.plan.components if component.metrics))
+
+
+def _discount(inputs: engine.Inputs, cap: Cap, limit: Decimal, components: tuple[str, ...], over: int) -> Discount:
+    start = inputs.setting.period.start.isoformat()
     return Discount(
-        agreement_id=digest(["cap", cap.name, cap.of, plain(limit), inputs.setting.period.start.isoformat()]),
+        agreement_id=digest(["cap", cap.name, cap.of, plain(limit), start, *components]),
         name=f"Above the cap of {plain(limit)} {cap.of or inputs.currency}: not billed",
         percent=None,
         amount=of_minor(over, inputs.currency),
-        components=metered,
+        components=components,
         months=None,
         before_minimum=True,
         valid_from=ALWAYS,
         until=None,
+        budget=cap.name,
     )

@@ -49,7 +49,10 @@ def sentences(line: Row) -> list[str]:
     if "credits" in explanation:
         text.append(f"Grants credits of {number(D(explanation['credits']))} {currency}.")
     if "discount" in explanation:
-        text.append(f"Taken off {explanation['order']}, by agreement {explanation['discount'][:12]}.")
+        why = f"agreement {explanation['discount'][:12]}"
+        if budget := explanation.get("budget"):
+            why = f"the cap of the budget {budget} (`meterhouse budgets show CUSTOMER`)"
+        text.append(f"Taken off {explanation['order']}, by {why}.")
     if tax := explanation.get("tax"):
         text.append(f"Tax: {tax['behaviour'] or 'unspecified'}, code {tax['code'] or 'none'}.")
     if "amount_exact" in explanation:

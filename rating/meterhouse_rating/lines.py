@@ -108,6 +108,7 @@ def top_up(inputs: Inputs, each_minor: int, times: int) -> tuple[RatedLine, list
 def discounted(inputs: Inputs, discount: Discount, taken: discounts.Taken) -> RatedLine:
     explanation = {
         "discount": discount.agreement_id,
+        **({"budget": discount.budget} if discount.budget else {}),
         "order": "before the minimum commitment" if discount.before_minimum else "after the minimum commitment",
         "steps": [dict(step) for step in taken.steps],
         "amount_exact": plain(taken.exact),

@@ -16,6 +16,7 @@ from meterhouse_billing.budget_commands import budgets as command
 from meterhouse_billing.budget_periods import period_of
 from meterhouse_rating import credit_changes
 from meterhouse_rating.credits import BOUGHT, Grant
+from meterhouse_rating.explain import sentences
 from meterhouse_store import budgets, tables
 from meterhouse_store.brand import Brand
 from meterhouse_store.budgets import MONEY, PREPAID, UNITS, Budget, Policy
@@ -259,6 +260,30 @@ def test_units_above_a_hard_cap_are_not_billed_as_if_usage_had_ended_there(acme)
     # 1500 tokens are 3.00 and 0.50; 1200 are 3.00 and 0.20. Conversations: 100 are included, the rest is unrated.
     assert rating["total_minor"] == 320
     assert [row["amount_minor"] for row in acme.rows(tables.rated_lines) if row["kind"] == "discount"] == [-30]
+
+
+def test_a_cap_of_one_metric_takes_nothing_off_the_lines_of_another_and_names_its_budget(acme):
+    acme.event("acme", "agent.conversations", "130", "2026-10-10T00:00:00")  # 65.00
+    acme.event("acme", "llm.tokens.input", "30000", "2026-10-10T00:00:00")  # 60.00
+    found, total = october(acme, name="talks")
+    assert (found, total) == ([("Above the cap of 100 agent.conversations: not billed", -1500)], 4900 + 5000 + 6000)
+    (line,) = [row for row in acme.rows(tables.rated_lines) if row["kind"] == "discount"]
+    assert line["explanation"]["steps"] == [{"off": "talks", "amount": "-15.00"}]
+    (rating,) = acme.rows(tables.ratings)
+    said = sentences(line | rating)
+    assert "Off talks: -15 USD." in said
+    assert (
+        "Taken off before the minimum commitment, by the cap of the budget talks (`meterhouse budgets show CUSTOMER`)."
+        in said
+    )
+    # A cap of money is of all that has usage, and says what of each: 25.00 of 125.00, as 60 to 65.
+    put(acme, datetime(2026, 10, 5, tzinfo=UTC), name="talks", limit=D(1000))
+    put(acme, datetime(2026, 10, 5, tzinfo=UTC), name="money", measure=MONEY, limit=D(100), of="")
+    acme.run()
+    (line,) = [row for row in acme.rows(tables.rated_lines) if row["kind"] == "discount"]
+    assert line["explanation"]["steps"] == [
+        {"off": "tokens", "amount": "-12.00"}, {"off": "talks", "amount": "-13.00"},
+    ]  # fmt: skip
 
 
 def test_a_cap_says_nothing_of_months_before_it_was_set_or_set_anew(acme):
