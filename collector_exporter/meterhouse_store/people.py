@@ -9,6 +9,7 @@ from meterhouse_store.tables import (
     line_questions,
     notice_channels,
     notice_deliveries,
+    portal_embed_sessions,
     portal_keys,
     portal_links,
     portal_members,
@@ -18,6 +19,7 @@ from meterhouse_store.tables import (
 _OF_CUSTOMER = (
     portal_members,
     portal_sessions,
+    portal_embed_sessions,
     portal_keys,
     line_questions,
     notice_channels,
@@ -51,7 +53,8 @@ def take_out(connection: Connection, namespace: str, customer_id: str, erased: s
     for email in sorted(alone):  # whoever is another customer's member, too, goes on as that
         for table in (links, sessions):
             connection.execute(delete(table).where(table.c.namespace == namespace, table.c.email == email))
-    connection.execute(delete(sessions).where(*_is_of(sessions, namespace, customer_id)))
+    for table in (sessions, portal_embed_sessions):
+        connection.execute(delete(table).where(*_is_of(table, namespace, customer_id)))
     for table in (portal_keys, line_questions):
         connection.execute(update(table).where(*_is_of(table, namespace, customer_id)).values(who=erased))
     channels, deliveries = notice_channels, notice_deliveries

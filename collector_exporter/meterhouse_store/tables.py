@@ -1053,6 +1053,33 @@ portal_keys = Table(
     Index("portal_keys_by_customer", "namespace", "customer_id"),
 )
 
+# Keys that a host application signs the addresses of its frames with.
+portal_embed_keys = Table(
+    "portal_embed_keys",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256)),  # whom it can show; null: every customer of the namespace
+    Column("name", String(128), nullable=False),
+    Column("key", Text, nullable=False),  # of an HMAC: what verifies also signs
+    Column("who", String(320), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("revoked_at", UtcTime),
+)
+
+# What came of a signed address of a frame; each opens one session.
+portal_embed_sessions = Table(
+    "portal_embed_sessions",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),  # of the key's id and the token's
+    Column("session_sha256", String(64), nullable=False, unique=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("key_id", String(32), ForeignKey("portal_embed_keys.key_id"), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+)
+
 # What customers ask about lines of their ratings, and what was answered; a question is answered once.
 line_questions = Table(
     "line_questions",

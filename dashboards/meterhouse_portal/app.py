@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from meterhouse_portal import health, overview, page
 from meterhouse_portal.customer_api import CustomerApi
 from meterhouse_portal.customer_pages import CustomerPages
+from meterhouse_portal.embed_pages import CONTENT_POLICY
+from meterhouse_portal.embedding import EmbedSettings
 from meterhouse_portal.openid import OpenIdSettings
 from meterhouse_portal.operator_pages import BillingWorld, billing_world
 from meterhouse_portal.overview import Month
@@ -38,8 +40,7 @@ COOKIE_LIFE_S: Final = 12 * 3600
 CACHED: Final = "max-age=300"
 
 HEADERS: Final = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": CONTENT_POLICY.format("'none'"),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",  # the address of the first visit carries the token
     "Cache-Control": "no-store",
@@ -67,13 +68,13 @@ def build(
 
     The operator's token comes once as `/?token=...` and is exchanged for an HttpOnly cookie that does not contain it.
     `public_url`: the portal's address as customers reach it; links in e-mails begin with it. `billing`: how operators'
-    decisions reach Stripe. Raises ValueError for a brand or an OpenID provider that cannot be used, OSError for their
-    files.
+    decisions reach Stripe. Raises ValueError for a brand, an OpenID provider or origins of frames that cannot be
+    used, OSError for their files.
     """
     stores, rendering = Stores(settings), Rendering(Brand())
     portal = _Portal(settings, stores, token, now)
-    openid = OpenIdSettings().checked()
-    customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now, billing, openid)
+    openid, origins = OpenIdSettings().checked(), EmbedSettings().checked(public_url)
+    customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now, billing, openid, origins)
     routes = [
         Route("/", portal.index),
         Route("/healthz", portal.healthz),

@@ -64,7 +64,7 @@ def serve(
     typer.echo(f"portal: http://{host}:{port}/ (with /?token= once), health: http://{host}:{port}/healthz")
     try:
         app = build(settings, token, public_url=settings.public_url or f"http://{host}:{port}")
-    except (ValueError, OSError) as wrong:  # the brand, the OpenID provider
+    except (ValueError, OSError) as wrong:  # brand, OpenID provider, frames
         typer.echo(str(wrong), err=True)
         raise typer.Exit(1) from None
     # No access log: the address of the first visit carries the token.
@@ -153,6 +153,43 @@ def link(
     print(f"{base}/sign-in/{token}")
 
 
+@portal.command("embed-keys")
+def embed_keys(
+    add: Annotated[str | None, typer.Option(metavar="NAME", help="Make a key for this host application.")] = None,
+    customer: Annotated[
+        str | None, typer.Option(metavar="CUSTOMER", help="It can show this customer only; unsaid: any.")
+    ] = None,
+    remove: Annotated[
+        str | None, typer.Option(metavar="KEY", help="End a key, and what is open by it, at once.")
+    ] = None,
+    by: By = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """List the keys that host applications sign the addresses of frames with. Times are UTC.
+
+    The text of a key is shown once, when it is made. Keys go on beside each other: make one, give it to the
+    application, then remove the old one.
+    """
+    from meterhouse_portal import embedding
+
+    settings = existing(data)
+    if customer is not None and add is None:
+        fail("--customer goes with --add")
+    with explained(), opened_registry(settings) as engine:
+        now = datetime.now(UTC)
+        if add is not None:
+            who = by or getpass.getuser()
+            made, text = embedding.create_key(engine, settings.namespace, add, customer, who=who, now=now)
+        if remove is not None:
+            embedding.revoke_key(engine, settings.namespace, remove, now)
+        found = [plain(vars(it)) for it in embedding.keys(engine, settings.namespace)]
+    if add is not None:
+        print(json.dumps({"key_id": made.key_id, "key": text}) if as_json else text)
+        return
+    print_table(found, _embed_key_row, as_json, "No key: `meterhouse portal embed-keys --add NAME`.")
+
+
 @portal.command("questions")
 def questions_command(
     data: Data = None,
@@ -205,6 +242,16 @@ def answer(
 
 def _member_row(it: dict[str, Any]) -> dict[str, str]:
     return {"e-mail": it["email"], "role": it["role"], "since": moment(it["changed_at"]), "by": it["who"]}
+
+
+def _embed_key_row(it: dict[str, Any]) -> dict[str, str]:
+    return {
+        "key": it["key_id"],
+        "name": it["name"],
+        "customer": it["customer_id"] or "any",
+        "made": moment(it["created_at"]),
+        "by": it["who"],
+    }
 
 
 def _question_row(it: dict[str, Any]) -> dict[str, str]:

@@ -13,8 +13,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from meterhouse_portal import access_pages, billing_pages, budget_pages, members, operator_pages, usage_pages
+from meterhouse_portal import (
+    access_pages,
+    billing_pages,
+    budget_pages,
+    embed_pages,
+    embedding,
+    members,
+    operator_pages,
+    usage_pages,
+)
 from meterhouse_portal.account import Account
+from meterhouse_portal.embed_pages import PREFIX, framed
 from meterhouse_portal.members import Visitor
 from meterhouse_portal.openid import ATTEMPT_LIFE, Attempt, OpenId, OpenIdSettings, ProviderUnavailable, SignInRefused
 from meterhouse_portal.operator_pages import BillingWorld, OperatorVisit
@@ -49,6 +59,7 @@ class CustomerPages:
         now: Callable[[], datetime],
         billing: BillingWorld,
         openid: OpenIdSettings | None = None,
+        frame_origins: tuple[str, ...] = (),
     ) -> None:
         self._billing = billing
         self._settings, self._stores, self._draw = settings, stores, rendering
@@ -56,6 +67,7 @@ class CustomerPages:
         self._links = Bucket(20, timedelta(hours=1))  # per address that asks
         self._answers = Bucket(60, timedelta(hours=1))  # per address that comes back from the provider
         self._openid = None if openid is None else OpenId(openid, f"{self._public_url}/openid/callback", now)
+        self._frame_origins = frame_origins
         self._secure = self._public_url.startswith("https:")
 
     def routes(self) -> list[Route]:
@@ -76,7 +88,16 @@ class CustomerPages:
             for it in operator_pages.PAGES
         ]
         customers = [Route(it.path, self._guarded(it), methods=[it.method], name=it.role) for it in PAGES]
-        return signing + operators + customers
+        return signing + operators + customers + (self._frames() if self._frame_origins else [])
+
+    def _frames(self) -> list[Route]:
+        """What a frame of another application shows: what viewers read, and no more."""
+        shown = {it.path: self._in_frame(it) for it in PAGES if (it.method, it.role) == ("GET", members.VIEWER)}
+        every = {"": self.open_frame, **shown, "/{rest:path}": self.not_in_frame}
+        return [
+            Route(PREFIX + path, framed(self._frame_origins, self._form_or_page(run)), methods=["GET"], name="embed")
+            for path, run in every.items()
+        ]
 
     # ---- signing in -------------------------------------------------------------------------------------------------
 
@@ -216,6 +237,35 @@ class CustomerPages:
             return self._message(404, "No such customer", "Choose one of those that are listed.")
         return RedirectResponse("/account", 303)
 
+    # ---- in a frame -------------------------------------------------------------------------------------------------
+
+    def open_frame(self, request: Request, form: Mapping[str, str]) -> Response:
+        """The signed address of a frame: good once, and in a frame only."""
+        if request.headers.get("sec-fetch-dest", "iframe") != "iframe":
+            return self._message(403, "Only in a frame", "Open this page in the application that shows it.")
+        namespace, token = self._settings.namespace, request.query_params.get("token", "")
+        try:
+            return embed_pages.opened(embedding.begin(self._stores.engine(), namespace, token, self._now()))
+        except embedding.EmbedRefused as refused:
+            _log.warning("a frame was refused: %s", refused)
+            # Whoever was here before is not whom this frame is for.
+            return embed_pages.closed(self._message(403, "Not shown", f"{refused}."))
+
+    def _in_frame(self, page: Page) -> Callable[[Request, Mapping[str, str]], Response]:
+        def run(request: Request, form: Mapping[str, str]) -> Response:
+            session = request.cookies.get(embed_pages.COOKIE, "")[:128]
+            visitor = embedding.visitor(self._stores.engine(), self._settings.namespace, session, self._now())
+            if visitor is None:
+                text = "Reload the page around this frame. If it stays so, this browser keeps no cookies in frames."
+                return self._message(401, "Not open any more", text)
+            return embed_pages.inside(self._shown(page, request, visitor, form))
+
+        return run
+
+    def not_in_frame(self, request: Request, form: Mapping[str, str]) -> Response:
+        """What is not shown in frames, whether or not it is shown elsewhere."""
+        return self._message(404, "No such page", "It is not shown here.")
+
     # ---- around every page ------------------------------------------------------------------------------------------
 
     def _guarded(self, page: Page) -> Callable[[Request], Any]:
@@ -229,19 +279,23 @@ class CustomerPages:
                 return self._message(403, "Not for this role", f"An owner can make you {page.role}: ask one.", visitor)
             if request.method == "POST" and not _sent_here(visitor, form):
                 return self._message(403, "This form is too old", "Go back, reload the page, send it again.", visitor)
-            with self._stores.warehouse() as client:
-                declared = meters.declared(self._settings)
-                mine = Account(
-                    self._stores.engine(), client, self._settings.namespace, visitor.customer_id, declared, self._now()
-                )
-                try:
-                    return page.handler(Visit(request, visitor, mine, form, self._draw))
-                except NotShown:
-                    return self._message(404, "No such page", "It is not here, or not one of yours.", visitor)
-                except (Refused, PeriodError) as wrong:
-                    return self._message(400, "That cannot be shown", str(wrong), visitor)
+            return self._shown(page, request, visitor, form)
 
         return self._form_or_page(run)
+
+    def _shown(self, page: Page, request: Request, visitor: Visitor, form: Mapping[str, str]) -> Response:
+        assert visitor.customer_id is not None
+        with self._stores.warehouse() as client:
+            declared = meters.declared(self._settings)
+            mine = Account(
+                self._stores.engine(), client, self._settings.namespace, visitor.customer_id, declared, self._now()
+            )
+            try:
+                return page.handler(Visit(request, visitor, mine, form, self._draw))
+            except NotShown:
+                return self._message(404, "No such page", "It is not here, or not one of yours.", visitor)
+            except (Refused, PeriodError) as wrong:
+                return self._message(400, "That cannot be shown", str(wrong), visitor)
 
     def _for_operators(self, handler: operator_pages.Handler) -> Callable[[Request], Any]:
         def run(request: Request, form: Mapping[str, str]) -> Response:

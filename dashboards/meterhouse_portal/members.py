@@ -50,6 +50,8 @@ class Visitor:
     customer_id: str | None
     expires_at: datetime
     operator: bool = False
+    embedded: bool = False
+    """In a frame of another application, without a name: it reads, and changes nothing."""
 
     @property
     def role(self) -> str | None:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from meterhouse_portal.account import Account
+from meterhouse_portal.embed_pages import PREFIX
 from meterhouse_portal.members import Visitor
 from meterhouse_portal.rendering import Rendering
 
@@ -32,6 +33,11 @@ class Visit:
     account: Account
     form: Mapping[str, str]
     drawn_by: Rendering
+
+    @property
+    def path(self) -> str:
+        """The page's path, wherever it is shown."""
+        return self.request.url.path.removeprefix(PREFIX)
 
     @property
     def id(self) -> str:

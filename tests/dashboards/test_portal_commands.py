@@ -44,6 +44,18 @@ def test_an_operator_invites_lists_links_and_removes(engine):
     assert "Nobody" in call("members", "acme")[1]
 
 
+def test_a_key_for_frames_is_shown_once_listed_and_removed(engine):
+    code, text = call("embed-keys", "--add", "app", "--customer", "acme", "--by", "op")
+    assert code == 0 and re.fullmatch(r"ek_[0-9a-f]{16}\.[\w-]{43}\n", text)
+    key = text.partition(".")[0]
+    listed = call("embed-keys")[1]
+    assert re.search(rf"{key} +app +acme ", listed) and text.strip() not in listed
+    assert call("embed-keys", "--add", "app", "--customer", "initech")[0] == 1
+    assert call("embed-keys", "--customer", "acme")[0] == 1
+    assert "No key: `meterhouse portal embed-keys --add NAME`." in call("embed-keys", "--remove", key)[1]
+    assert call("embed-keys", "--remove", key)[0] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
