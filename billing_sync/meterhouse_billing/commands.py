@@ -146,7 +146,7 @@ def poll(data: Data = None) -> None:
         changed = news.poll(world)
         for line in changed:
             print(line, flush=True)
-        print(f"{counted(len(changed), 'invoice')} changed.")
+        print(f"{counted(len(changed), 'change')}.")
         if later := mirrors.catch_up(engine, settings):
             print(f"note: {later}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine, insert, select, update
 
-from meterhouse_billing import meter_reports, records, refunds, states
+from meterhouse_billing import meter_reports, records, refunds, states, top_up_news
 from meterhouse_billing.gateway import StripeRefused
 from meterhouse_billing.world import World
 from meterhouse_store.sql import begin_write
@@ -69,8 +69,8 @@ def process(world: World) -> list[str]:
             outcome = _look(world, event["object_id"], event["type"])
         elif event["type"].startswith(meter_reports.TYPES):
             outcome = meter_reports.take(world, event["event_id"])
-        elif event["type"].startswith(("refund.", "charge.refund")):
-            outcome = "; ".join(refunds.record(world)) or "nothing new"
+        elif event["type"].startswith(top_up_news.EVENTS):
+            outcome = _money(world, event["type"], json.loads(event["payload"])["data"]["object"])
         is_it = webhook_inbox.c.event_id == event["event_id"]
         with begin_write(world.engine) as connection:
             values = {"processed_at": world.now(), "outcome": outcome[:256]}
@@ -79,14 +79,22 @@ def process(world: World) -> list[str]:
     return done
 
 
+def _money(world: World, kind: str, about: dict[str, Any]) -> str:
+    """Payments, refunds and disputes: of a top-up, or of an invoice, of which a refund alone says something new."""
+    outcome = top_up_news.look(world, about)
+    if outcome is None and kind.startswith(("refund.", "charge.refund")):
+        outcome = "; ".join(refunds.record(world)) or "nothing new"
+    return outcome or "ignored"
+
+
 def poll(world: World) -> list[str]:
-    """Look at every invoice of ours that may still change, and for refunds, for webhooks that never came."""
+    """Look at all of ours that may still change, for webhooks that never came: invoices, refunds, top-ups."""
     found = []
     for row in records.unsettled(world.engine, world.namespace):
         outcome = _look(world, row["stripe_invoice_id"], "poll")
         if outcome not in ("nothing new", "still a draft"):
             found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
-    return found + refunds.record(world)
+    return [*found, *refunds.record(world), *top_up_news.poll(world)]
 
 
 def _look(world: World, stripe_invoice_id: str, why: str) -> str:

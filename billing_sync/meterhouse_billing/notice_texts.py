@@ -115,6 +115,20 @@ def _receipt(customer_id: str, facts: Mapping[str, Any]) -> _Words:
     return _Words(f"Received: {_money(facts)}", (said,), (), _page(facts))
 
 
+def _top_up(customer_id: str, facts: Mapping[str, Any]) -> _Words:
+    bought = f"{facts['amount']} {facts['currency']}"
+    how = "by its rule, because little was left" if facts["automatic"] else "on Stripe's page"
+    return _Words(f"Credits bought: {bought}", (f"{customer_id} has {bought} more of credits, paid {how}.",))
+
+
+def _top_up_failed(customer_id: str, facts: Mapping[str, Any]) -> _Words:
+    said = (
+        f"{customer_id} was to be charged {facts['amount']} {facts['currency']} for more credits, which failed.",
+        "No more credits are bought automatically until that is turned on again. Please look at your payment method.",
+    )
+    return _Words("Credits could not be bought", said, (("Reason", facts["why"]),))
+
+
 def _money(facts: Mapping[str, Any]) -> str:
     return f"{facts['total']} {facts['currency']}"
 
@@ -154,6 +168,8 @@ _SAYINGS: Final = {
     "payment_due": _due,
     "overdue": _overdue,
     "receipt": _receipt,
+    "top_up": _top_up,
+    "top_up_failed": _top_up_failed,
 }
 
 

@@ -33,6 +33,8 @@ KINDS: Final = {
     "payment_due": "an invoice is due soon",
     "overdue": "an invoice is overdue",
     "receipt": "a payment arrived",
+    "top_up": "credits were bought",
+    "top_up_failed": "credits could not be charged automatically, which ends that",
 }
 _LOCAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _CHUNK: Final = 500

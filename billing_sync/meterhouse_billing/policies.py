@@ -19,15 +19,16 @@ BALANCE: Final = "balance"
 REFUND: Final = "refund"
 OUTSIDE: Final = "outside"
 
-APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX = (
+APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS = (
     "approval",
     "two-persons",
     "unusual-change",
     "days-until-due",
     "paid-credit",
     "automatic-tax",
+    "top-up-amounts",
 )
-OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT, AUTOMATIC_TAX)
+OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS)
 """Settings that a customer may have otherwise than the namespace."""
 
 
@@ -46,6 +47,8 @@ class Policy:
     """Where a credit note on a paid invoice goes: balance | refund | outside."""
     automatic_tax: bool = False
     """Whether Stripe computes tax on invoices."""
+    top_up_amounts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """What customers may buy of credits at once, in minor units by upper-case currency; none: they may not."""
 
     def needs_two(self, amount_minor: int, currency: str) -> bool:
         """Whether the one who finalises must be another than the one who approved."""
@@ -137,6 +140,21 @@ def _limits(text: str) -> dict[str, int]:
     return limits
 
 
+def _top_ups(text: str) -> dict[str, list[int]]:
+    """`USD=10/50/100,EUR=20` in major units; `none` for none."""
+    found: dict[str, list[int]] = {}
+    for part in () if text == "none" else text.split(","):
+        currency, _, amounts = part.strip().partition("=")
+        if currency not in MINOR_DIGITS or not amounts:
+            raise ValueError("is a list such as USD=10/50/100,EUR=20/50 or none")
+        for amount in amounts.split("/"):
+            each = D(amount)
+            if each <= 0 or not chargeable(each, currency):
+                raise ValueError(f"{amount} {currency} is no amount that can be charged")
+            found.setdefault(currency, []).append(to_minor(each, currency, "half_even"))
+    return found
+
+
 def _factor(text: str) -> str:
     if D(text) <= 1:
         raise ValueError("is a number above 1")
@@ -157,6 +175,7 @@ _TYPED: Final[dict[str, Callable[[str], Any]]] = {
     TERMS: _days,
     PAID_CREDIT: _paid_credit,
     AUTOMATIC_TAX: _on_or_off,
+    TOP_UPS: _top_ups,
 }
 _FIELDS: Final = {
     APPROVAL: "automatic",
@@ -165,6 +184,7 @@ _FIELDS: Final = {
     TERMS: "days_until_due",
     PAID_CREDIT: "paid_credit",
     AUTOMATIC_TAX: "automatic_tax",
+    TOP_UPS: "top_up_amounts",
 }
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
     APPROVAL: lambda value: value == "automatic",
@@ -173,4 +193,5 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     TERMS: int,
     PAID_CREDIT: str,
     AUTOMATIC_TAX: lambda value: value == "on",
+    TOP_UPS: lambda value: {currency: tuple(sorted(set(amounts))) for currency, amounts in value.items()},
 }

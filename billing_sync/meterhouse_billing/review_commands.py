@@ -145,6 +145,10 @@ def settings(
     automatic_tax: Annotated[
         str | None, typer.Option(metavar="on|off", help="Whether Stripe computes tax on invoices (off).")
     ] = None,
+    top_up_amounts: Annotated[
+        str | None,
+        typer.Option(metavar="USD=10/50,...", help="What customers may buy of credits at once; none: nothing."),
+    ] = None,
     why: Annotated[str, typer.Option(help="Kept with the change.")] = "",
     data: Data = None,
     as_json: Json = False,
@@ -159,6 +163,7 @@ def settings(
         policies.TERMS: days_until_due,
         policies.PAID_CREDIT: paid_credit,
         policies.AUTOMATIC_TAX: automatic_tax,
+        policies.TOP_UPS: top_up_amounts,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
     with refusals():
@@ -275,6 +280,7 @@ def _policy_json(policy: "Policy") -> dict[str, Any]:
         "days_until_due": policy.days_until_due,
         "paid_credit": policy.paid_credit,
         "automatic_tax": policy.automatic_tax,
+        "top_up_amounts_minor": {currency: list(amounts) for currency, amounts in policy.top_up_amounts.items()},
     }
 
 
@@ -283,7 +289,13 @@ def _change_json(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_policy(policy: "Policy") -> None:
+    from meterhouse_rating.money import show
+
     limits = ", ".join(policy.limit(currency) for currency in sorted(policy.limits_minor))
+    offered = [
+        f"{' / '.join(show(amount, currency) for amount in amounts)} {currency}"
+        for currency, amounts in sorted(policy.top_up_amounts.items())
+    ]
     print_table(
         [
             ("approval, where there is nothing to look at", "automatic" if policy.automatic else "a person's"),
@@ -292,5 +304,6 @@ def _print_policy(policy: "Policy") -> None:
             ("payment terms", f"{policy.days_until_due} days"),
             ("credit notes on paid invoices", policy.paid_credit),
             ("tax computed by Stripe", "on" if policy.automatic_tax else "off"),
+            ("credits that customers may buy at once", ", ".join(offered) or "none"),
         ]
     )

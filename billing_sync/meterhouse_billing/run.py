@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import RowMapping, select, update
+from sqlalchemy import RowMapping
 
-from meterhouse_billing import history, issues, records, reviews, states
+from meterhouse_billing import history, issues, records, reviews, states, stripe_customers
 from meterhouse_billing.amounts import NotPayable
-from meterhouse_billing.documents import CUSTOMER_ID, LINE_ID, NAMESPACE, Draft, StripeInvoice, StripeLine, differences
+from meterhouse_billing.documents import LINE_ID, Draft, StripeInvoice, StripeLine, differences
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
 from meterhouse_billing.invoice_notices import NoticeSettings, look_until
 from meterhouse_billing.outbox import Outbox
@@ -24,7 +24,6 @@ from meterhouse_rating.ids import digest
 from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import customers
 
 CHUNK: Final = 100
 """Lines per request; a request of this size stays small enough to be answered quickly."""
@@ -79,9 +78,9 @@ def prepare(world: World, draft: Draft) -> Iterator[Step]:
         if row["state"] not in states.PENDING:
             return
         issue = issues.current(world.engine, draft.invoice_id)
-        customer = _customer(world, draft)
+        customer = stripe_customers.registered(world, draft.customer_id)
         if customer["stripe_customer_id"] is None:
-            customer = _ensure_customer(world, customer)
+            customer = stripe_customers.ensure(world, customer)
             yield Step(draft.customer_id, f"customer {customer['stripe_customer_id']} in Stripe")
         stripe_id = row["stripe_invoice_id"]
         if stripe_id is None:
@@ -202,35 +201,6 @@ def _invoice(world: World, draft: Draft) -> RowMapping:
     row = records.invoice(world.engine, draft.invoice_id)
     assert row is not None, "recorded by the step before"
     return row
-
-
-def _customer(world: World, draft: Draft) -> Mapping[str, Any]:
-    query = select(customers).where(
-        customers.c.namespace == world.namespace, customers.c.customer_id == draft.customer_id
-    )
-    with world.engine.connect() as connection:
-        row = connection.execute(query).mappings().one_or_none()
-    if row is None:
-        raise BillingError("is not registered: `meterhouse customers add`")
-    return dict(row)
-
-
-def _ensure_customer(world: World, customer: Mapping[str, Any]) -> Mapping[str, Any]:
-    name = customer["customer_id"]
-    metadata = {NAMESPACE: world.namespace, CUSTOMER_ID: name}
-    params = {"name": customer["name"], "metadata": metadata}
-    if customer["email"]:
-        params["email"] = customer["email"]
-    answer = outbox_of(world).call(
-        "customer.create",
-        digest(["customer", world.namespace, name]),
-        {"params": params},
-        lambda: world.gateway.find_customer(metadata),
-    )
-    is_it = (customers.c.namespace == world.namespace) & (customers.c.customer_id == name)
-    with begin_write(world.engine) as connection:
-        connection.execute(update(customers).where(is_it).values(stripe_customer_id=answer["id"]))
-    return {**customer, "stripe_customer_id": answer["id"]}
 
 
 def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int) -> str:

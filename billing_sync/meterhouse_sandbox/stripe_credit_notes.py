@@ -8,6 +8,7 @@ outside of Stripe, to the cent; no line and no invoice is credited beyond what i
 from typing import Any, Final
 
 from meterhouse_sandbox import stripe_invoices as invoices
+from meterhouse_sandbox import stripe_payments as payments
 from meterhouse_sandbox.stripe_contract import StripeRefusal
 from meterhouse_sandbox.stripe_invoices import Context
 from meterhouse_sandbox.stripe_state import new_id
@@ -195,10 +196,11 @@ def _refund(context: Context, invoice: dict[str, Any], amount: int) -> list[dict
 
 def refund_by_hand(context: Context, given: dict[str, Any]) -> dict[str, Any]:
     """What an operator does in the dashboard: money back for a payment, without a credit note."""
-    payments = context.state.newest_first("invoice_payment")
-    paid = [one for one in payments if one["payment"]["payment_intent"] == given["payment_intent"]]
+    of_invoices = context.state.newest_first("invoice_payment")
+    paid = [one for one in of_invoices if one["payment"]["payment_intent"] == given["payment_intent"]]
     if not paid:
-        raise StripeRefusal("No such payment_intent", code="resource_missing", param="payment_intent")
+        payment = context.find("payment_intent", given["payment_intent"], "payment_intent")
+        return payments.refund(context, payment, given.get("amount"), given.get("metadata") or {})
     invoice = context.find("invoice", paid[0]["invoice"])
     return _give_back(context, invoice, given.get("amount", paid[0]["amount_paid"]), given.get("metadata") or {})
 

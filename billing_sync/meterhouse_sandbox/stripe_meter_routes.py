@@ -1,4 +1,4 @@
-"""The routes of metered billing: meters, their events, products, prices, subscriptions, Checkout, thin events."""
+"""The routes of metered billing: meters, their events, products, prices, subscriptions, thin events."""
 
 from typing import Any, Final
 
@@ -6,11 +6,7 @@ from meterhouse_sandbox import stripe_catalogue as catalogue
 from meterhouse_sandbox import stripe_meters as meters
 from meterhouse_sandbox import stripe_subscriptions as subscriptions
 from meterhouse_sandbox.stripe_calls import Given, call, new, page, retrieve
-from meterhouse_sandbox.stripe_contract import StripeRefusal
 from meterhouse_sandbox.stripe_invoices import Context
-from meterhouse_sandbox.stripe_state import new_id
-
-_LINK_LASTS_S: Final = 24 * 3600
 
 
 def _list(kind: str, url: str, *filters: str) -> Any:
@@ -49,32 +45,6 @@ def _list_subscriptions(context: Context, _name: str, given: Given) -> Given:
 
 def _deactivate(context: Context, name: str, _given: Given) -> Given:
     return meters.deactivate(context, name)
-
-
-def _checkout(context: Context, given: Given) -> Given:
-    """A page that Stripe hosts, on which the customer leaves a card for later."""
-    context.find("customer", given["customer"], "customer")
-    if given["mode"] != "setup":
-        raise StripeRefusal("The sandbox has Checkout in mode=setup only; Stripe has others.", param="mode")
-    if "currency" not in given:
-        raise StripeRefusal("currency is required in setup mode.", code="parameter_missing", param="currency")
-    name = new_id("cs_test")
-    session = {
-        "id": name,
-        "object": "checkout.session",
-        "created": context.now(),
-        "currency": given["currency"],
-        "customer": given["customer"],
-        "expires_at": context.now() + _LINK_LASTS_S,
-        "livemode": False,
-        "metadata": given.get("metadata") or {},
-        "mode": "setup",
-        "status": "open",
-        "success_url": given["success_url"],
-        "url": f"{context.base_url}/_sandbox/checkout/{name}",
-    }
-    context.state.put("checkout.session", session)
-    return session
 
 
 METER_ROUTES: Final = (
@@ -131,10 +101,5 @@ METER_ROUTES: Final = (
         "POST", "/v1/invoices/create_preview", "InvoiceCreatePreviewParams", new(subscriptions.preview),
         "subscription", "subscription",
     ),
-    call(
-        "POST", "/v1/checkout/sessions", "checkout.SessionCreateParams", new(_checkout),
-        "customer mode currency success_url metadata", "customer mode success_url",
-    ),
-    call("GET", "/v1/checkout/sessions/{id}", "checkout.SessionRetrieveParams", retrieve("checkout.session")),
     call("GET", "/v2/core/events/{id}", "v2.core.EventRetrieveParams", retrieve("thin_event")),
 )  # fmt: skip

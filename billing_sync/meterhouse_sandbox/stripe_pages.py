@@ -67,7 +67,12 @@ def page(invoice: Invoice, lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def checkout(session: Mapping[str, Any]) -> str:
-    """Where a customer leaves a card; what is posted is always Stripe's test card."""
+    """Where a customer leaves a card, or pays; what is posted is always Stripe's test card."""
+    if session["mode"] == "payment":
+        amount = _amount(session["amount_total"], session["currency"])
+        button = '<form method="post"><button>Pay as the customer</button></form>'
+        told = f"<p>{amount}: {escape(session['status'])}</p>{button if session['status'] == 'open' else ''}"
+        return _document("Checkout", f"<h1>Checkout</h1>{told}")
     done = session["status"] == "complete"
     button = "" if done else '<form method="post"><button>Leave a test card</button></form>'
     told = "A card is on file." if done else "Your card is charged for later invoices."

@@ -14,6 +14,7 @@ from meterhouse_sandbox.stripe_calls import retrieve as _retrieve
 from meterhouse_sandbox.stripe_contract import StripeRefusal
 from meterhouse_sandbox.stripe_invoices import Context
 from meterhouse_sandbox.stripe_meter_routes import METER_ROUTES
+from meterhouse_sandbox.stripe_payment_routes import PAYMENT_ROUTES
 from meterhouse_sandbox.stripe_state import new_id
 
 
@@ -33,6 +34,7 @@ def _create_customer(context: Context, _name: str, given: Given) -> dict[str, An
         "name": given.get("name"),
         "phone": None,
         "address": given.get("address"),
+        "invoice_settings": {"default_payment_method": None},
     }
     context.state.put("customer", customer)
     context.emit("customer.created", customer)
@@ -101,7 +103,12 @@ def _list_note_lines(context: Context, name: str, given: Given) -> dict[str, Any
 def _list_refunds(context: Context, _name: str, given: Given) -> dict[str, Any]:
     since = given.get("created", {}).get("gte", 0)
     found = context.state.newest_first(
-        "refund", lambda one: given.get("charge") in (None, one["charge"]) and one["created"] >= since
+        "refund",
+        lambda one: (
+            given.get("charge") in (None, one["charge"])
+            and given.get("payment_intent") in (None, one["payment_intent"])
+            and one["created"] >= since
+        ),
     )
     return _page(found, given, "/v1/refunds")
 
@@ -146,7 +153,7 @@ ROUTES: Final = (
     _call("GET", "/v1/customers/{id}", "CustomerRetrieveParams", _retrieve("customer")),
     _call(
         "POST", "/v1/customers/{id}", "CustomerUpdateParams", _update_customer,
-        "email name description metadata address",
+        "email name description metadata address invoice_settings.default_payment_method",
     ),
     _call(
         "POST", "/v1/invoices", "InvoiceCreateParams", _new(invoices.create),
@@ -188,7 +195,8 @@ ROUTES: Final = (
     _call("GET", "/v1/credit_notes/{id}/lines", "CreditNoteLineItemListParams", _list_note_lines,
           "limit starting_after"),
     _call("POST", "/v1/credit_notes/{id}/void", "CreditNoteVoidCreditNoteParams", _on_invoice(credit_notes.void)),
-    _call("GET", "/v1/refunds", "RefundListParams", _list_refunds, "limit starting_after charge created.gte"),
+    _call("GET", "/v1/refunds", "RefundListParams", _list_refunds,
+          "limit starting_after charge payment_intent created.gte"),
     _call("POST", "/v1/refunds", "RefundCreateParams", _new(credit_notes.refund_by_hand),
           "payment_intent amount metadata", "payment_intent"),
     _call("GET", "/v1/invoice_payments", "InvoicePaymentListParams", _list_payments,
@@ -203,7 +211,7 @@ ROUTES: Final = (
 
 def match(method: str, path: str) -> tuple[Call, str]:
     """The route of a request and the name in its path. Raises StripeRefusal (404)."""
-    for route in (*METER_ROUTES, *ROUTES):
+    for route in (*METER_ROUTES, *PAYMENT_ROUTES, *ROUTES):
         pattern = re.escape(route.path).replace(r"\{id\}", "([A-Za-z0-9_]+)")
         found = re.fullmatch(pattern, path)
         if found and route.method == method:

@@ -1,9 +1,9 @@
 """The sandbox's HTTP face: keys, forms, idempotency, errors and request ids the way Stripe does them.
 
 https://docs.stripe.com/api/{authentication,idempotent_requests,errors}. Beside /v1 there is /_sandbox, for what
-customers do: POST /_sandbox/pay/{invoice}, POST /_sandbox/fail/{invoice}, and the page behind hosted_invoice_url; and
-for tests POST /_sandbox/clock and POST /_sandbox/faults (stripe_faults.py); GET /_sandbox/refused
-says how many requests were above the limits.
+customers do: POST /_sandbox/pay/{invoice}, POST /_sandbox/fail/{invoice}, POST /_sandbox/dispute/{payment}, and the
+pages behind hosted_invoice_url and Checkout's url; and for tests POST /_sandbox/clock and POST /_sandbox/faults
+(stripe_faults.py); GET /_sandbox/refused says how many requests were above the limits.
 `/` lists the invoices for people.
 """
 
@@ -27,6 +27,7 @@ from starlette.types import Receive, Scope, Send
 from meterhouse_sandbox import serving, stripe_faults, stripe_subscriptions
 from meterhouse_sandbox import stripe_invoices as invoices
 from meterhouse_sandbox import stripe_pages as pages
+from meterhouse_sandbox import stripe_payments as payments
 from meterhouse_sandbox.stripe_calls import Call
 from meterhouse_sandbox.stripe_contract import StripeRefusal, read
 from meterhouse_sandbox.stripe_faults import Faults, Limits
@@ -38,6 +39,8 @@ from meterhouse_sandbox.stripe_webhooks import Deliverer
 MAX_BODY: Final = 1 << 20
 MAX_FIELDS: Final = 10_000
 MAX_KEY: Final = 255
+_NOBODY: Final[dict[str, str | None]] = {"id": None, "idempotency_key": None}
+"""What asks for a change that no request of the API makes."""
 
 
 def serve(
@@ -93,6 +96,8 @@ def application(
             Route("/_sandbox/refused", lambda request: JSONResponse({"refused": face.limits.refused})),
             Route("/_sandbox/faults", face.faults, methods=["POST"]),
             Route("/_sandbox/checkout/{session}", face.checkout, methods=["GET", "POST"]),
+            Route("/_sandbox/dispute/{name}", face.dispute, methods=["POST"]),
+            Route("/_sandbox/dispute/{name}/{status}", face.dispute, methods=["POST"]),
             Route("/_sandbox/pay/{invoice}", face.pay, methods=["POST"]),
             Route("/_sandbox/fail/{invoice}", face.fail, methods=["POST"]),
             Route("/_sandbox/invoices/{invoice}", face.page),
@@ -177,7 +182,7 @@ class _Face:
                 return JSONResponse({"error": 'post {"now": seconds since 1970}'}, 400)
             with self._state.transaction():
                 self._state.set_clock(now)
-                stripe_subscriptions.roll(Context(self._state, {"id": None, "idempotency_key": None}, ""))
+                stripe_subscriptions.roll(Context(self._state, _NOBODY, ""))
             self._wake()
         return JSONResponse({"now": self._state.now()})
 
@@ -190,19 +195,29 @@ class _Face:
         return JSONResponse({"changed": True})
 
     async def checkout(self, request: Request) -> Response:
-        """The hosted page of Checkout; POST leaves a test card there as the customer would."""
+        """The hosted page of Checkout; POST leaves a test card there, or pays with it, as the customer would."""
         name = request.path_params["session"]
         session = self._state.get("checkout.session", name)
         if session is None:
             return HTMLResponse(pages.missing(name), 404)
         if request.method == "POST":
             with self._state.transaction():
-                customer = self._state.get("customer", session["customer"])
-                assert customer is not None, "it was there when the session was made, and none is deleted"
-                self._state.put("customer", customer | {"invoice_settings": {"default_payment_method": "pm_card_visa"}})
-                self._state.put("checkout.session", session | {"status": "complete"})
+                payments.complete(Context(self._state, _NOBODY, _base_url(request)), session)
+            self._wake()
             return Response(status_code=303, headers={"Location": session["success_url"]})
         return HTMLResponse(pages.checkout(session))
+
+    async def dispute(self, request: Request) -> Response:
+        """The bank takes back a payment (pi_...), or decides about that: dp_... and `won` or `lost`."""
+        try:
+            with self._state.transaction():
+                context = Context(self._state, _NOBODY, _base_url(request))
+                name, status = request.path_params["name"], request.path_params.get("status")
+                made = payments.decide(context, name, status) if status else payments.dispute(context, name)
+        except StripeRefusal as refusal:
+            return JSONResponse({"error": refusal.error}, refusal.status)
+        self._wake()
+        return JSONResponse(made)
 
     async def pay(self, request: Request) -> Response:
         return self._as_customer(request, {"payment_method": "pm_card_visa"})
@@ -214,7 +229,7 @@ class _Face:
         name = request.path_params["invoice"]
         try:
             with self._state.transaction():
-                context = Context(self._state, {"id": None, "idempotency_key": None}, _base_url(request))
+                context = Context(self._state, _NOBODY, _base_url(request))
                 invoice = invoices.pay(context, name, given)
         except StripeRefusal as refusal:
             return JSONResponse({"error": refusal.error}, refusal.status)
@@ -278,6 +293,8 @@ def _lane(request: Request, pairs: list[tuple[str, str]]) -> tuple[str, str] | N
 
 def _run(route: Call, context: Context, name: str, given: dict[str, Any]) -> tuple[int, str]:
     body = route.handle(context, name, given)
+    if route.params == "PaymentIntentCreateParams" and body["last_payment_error"]:
+        return 402, json.dumps({"error": body["last_payment_error"] | {"payment_intent": body}})
     if route.params == "InvoicePayParams" and invoices.declined(given):
         error = {"type": "card_error", "code": "card_declined", "message": "Your card was declined."}
         return 402, json.dumps({"error": error})

@@ -143,6 +143,7 @@ def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str
     steps: dict[str, Sequence[str]] = {"rate run --due": (*command, "rate", "run", "--due", "--data", str(data))}
     if os.environ.get("STRIPE_API_KEY") or os.environ.get("STRIPE_SECRET_KEY"):
         steps["bill run --due"] = (*command, "bill", "run", "--due", "--data", str(data))
+        steps["credits top-up-due"] = (*command, "credits", "top-up-due", "--data", str(data))
         steps["bill sync"] = (*command, "bill", "sync", "--data", str(data))
     else:
         say("no STRIPE_API_KEY: usage is rated, nothing is billed")

@@ -781,6 +781,61 @@ webhook_inbox = Table(
     Column("outcome", String(256)),
 )
 
+# Credits that a customer buys through Stripe, on a page of Stripe's or by its rule: one grant each, when it is paid.
+credit_purchases = Table(
+    "credit_purchases",
+    metadata,
+    Column("purchase_id", String(64), primary_key=True),  # hash of what asked for it
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("how", String(8), nullable=False),  # page | rule
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("state", String(8), nullable=False),  # open | paid | failed | expired
+    Column("stripe_id", String(128), unique=True),  # cs_... of a page, pi_... of a charge
+    Column("payment_intent", String(128), unique=True),
+    Column("url", Text),  # of the page
+    Column("grant_id", String(64)),
+    Column("problem", String(500)),
+    Column("who", String(128), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("settled_at", UtcTime),
+    Index("credit_purchases_by_customer", "namespace", "customer_id"),
+)
+
+# By which rule a customer is charged for credits when little is left; the row recorded last counts.
+credit_charge_rules = Table(
+    "credit_charge_rules",
+    metadata,
+    Column("namespace", String(64), primary_key=True),
+    Column("customer_id", String(256), primary_key=True),
+    Column("recorded_at", UtcTime, primary_key=True),
+    Column("below_minor", BigInteger, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),  # 0: it is off
+    Column("per_day", Integer, nullable=False),
+    Column("per_month", Integer, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+)
+
+# Payments that a customer's bank took back, or asks about, as Stripe showed them last.
+disputes = Table(
+    "disputes",
+    metadata,
+    Column("dispute_id", String(128), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("payment_intent", String(128), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("status", String(32), nullable=False),  # Stripe's
+    Column("reason", String(64), nullable=False),  # Stripe's
+    Column("disputed_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Index("disputes_by_customer", "namespace", "customer_id"),
+)
+
 # ---- Stripe's meters, the other way to bill -------------------------------------------------------------------------
 
 # How a customer is billed from a month on: the row recorded last for the latest valid_from. None: invoices.

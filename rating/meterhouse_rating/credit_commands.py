@@ -177,8 +177,8 @@ def credits_revoke(
     _give_back(grant, REVOKED, "revoked", amount, why, by, dry_run, data, as_json)
 
 
-@credits.command("top-up")
-def credits_top_up(
+@credits.command("top-up-on-invoice")
+def credits_top_up_on_invoice(
     customer: Customer,
     amount: Annotated[str, typer.Argument(help="What is bought each time; 0 ends the rule.")],
     below: Annotated[str, typer.Option(help="Whenever less than this would be left.")] = "0",
@@ -188,7 +188,7 @@ def credits_top_up(
     dry_run: DryRun = False,
     data: Data = None,
 ) -> None:
-    """Let a customer buy more credits by itself. They are a line of the rating that needs them, and of its invoice."""
+    """Let credits be bought whenever a period's usage needs them: a line of its rating, and of the invoice."""
     from meterhouse_rating import credit_changes
     from meterhouse_rating.periods import instant
 

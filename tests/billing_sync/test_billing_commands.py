@@ -186,7 +186,7 @@ def test_status_and_poll(books, call):
     call("run", "--due", "--approve")
     assert "SANDBOX-0001" in call("status").output
     assert json.loads(call("status", "--json").stdout)["invoices"][0]["total_minor"] == 5125
-    assert "0 invoices changed." in call("poll").output
+    assert "0 changes." in call("poll").output
 
 
 def test_status_shows_the_page_of_each_invoice_beside_a_table(books, sandbox, call):
@@ -207,7 +207,7 @@ def test_one_is_no_plural(books, sandbox, call, monkeypatch):
     call("run", "--due", "--approve")
     [invoice] = sandbox.client.v1.invoices.list().data
     sandbox.client.v1.invoices.pay(invoice.id, {"payment_method": "pm_card_visa"})
-    assert "1 invoice changed." in call("poll").output
+    assert "1 change." in call("poll").output
     books.rating("globex", USAGE)
     monkeypatch.delenv("STRIPE_API_KEY")
     assert "1 closed rating waits" in call("run", "--due", "--customer", "globex").output
