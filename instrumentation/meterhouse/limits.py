@@ -39,7 +39,7 @@ class UsageLimitExceeded(Exception):
     """The customer's usage limit is reached: raised before the provider is called, never retried by its SDK.
 
     `customer`; `reason`, e.g. hard_cap, or `unreachable` where the allowance cannot be asked for and the customer is to
-    be stopped then; `until`: the aware time until which the pause holds at least, None where that is not known.
+    be stopped then; `until`: the aware time after which a call asks again whether it may go out, None where each does.
     """
 
     def __init__(self, message: str = "", customer: str = "", reason: str = "", until: datetime | None = None) -> None:
@@ -254,12 +254,21 @@ def _patience_s() -> float:
     return stack[-1].seconds if stack else number_of(ENV_WAIT_S, 0.0)
 
 
+_SAID: Final = {
+    "": "the usage limit of customer {} is reached",
+    "hard_cap": "the usage limit of customer {} is reached",
+    "prepaid_used": "the prepaid credits of customer {} are used up",
+    "reserved": "all that customer {} may still use is held by other calls, which ends by itself",
+    "unreachable": "nobody says what customer {} may use, and it is stopped then",
+}
+"""What is said of a pause, by its reason; others are pauses that somebody made."""
+
+
 def _exceeded(key: Key, lease: Lease) -> UsageLimitExceeded:
     why = f" ({lease.reason})" if lease.reason else ""
-    until = f" until {lease.until.isoformat(timespec='seconds')} at least" if lease.until else ""
-    return UsageLimitExceeded(
-        f"the usage limit of customer {key[0]!r} is reached{why}: paused{until}", key[0], lease.reason, lease.until
-    )
+    said = _SAID.get(lease.reason, "model calls of customer {} are paused").format(repr(key[0]))
+    again = f"; a call after {lease.until.isoformat(timespec='seconds')} asks again" if lease.until else ""
+    return UsageLimitExceeded(f"{said}{why}{again}", key[0], lease.reason, lease.until)
 
 
 _client = Client()

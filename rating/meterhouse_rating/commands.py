@@ -235,6 +235,11 @@ def rate_explain(
     """
     from meterhouse_rating import explain, explain_events, report
 
+    if not line_id.strip():
+        fail(
+            "Name the line by its id, or the beginning of it: `meterhouse rate status --lines` shows them.",
+            CALLED_WRONGLY,
+        )
     with refusals():
         settings = existing(data)
         engine = engine_of(settings)

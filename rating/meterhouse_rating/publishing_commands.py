@@ -84,7 +84,9 @@ def _text(reference: str, known: "list[Version]", engine: "Engine", namespace: s
     from meterhouse_rating import publishing
     from meterhouse_rating.book import parse
 
-    if Path(reference).exists():
+    if not reference.strip():
+        fail("A book is named by a file, a version, or the beginning of a hash.", CALLED_WRONGLY)
+    if Path(reference).exists() or _is_file(reference):
         text = read_text(Path(reference))
         parse(text)
         return text
@@ -98,6 +100,11 @@ def _text(reference: str, known: "list[Version]", engine: "Engine", namespace: s
     return (
         matches[-1].source if matches else publishing.named(publishing.proposals(engine, namespace), reference).source
     )
+
+
+def _is_file(reference: str) -> bool:
+    """Whether it can only be meant as a file: then one that is not there is said to be so."""
+    return "/" in reference or reference.lower().endswith((".yaml", ".yml"))
 
 
 def persons(

@@ -134,10 +134,29 @@ def _cells(it: Change, name: str) -> tuple[str, ...]:
 
 def _items(made: Simulation) -> str:
     rows = [("metric or fee", "model", "old", "new", "change", "")]
-    for (currency, item), (old, new) in _sorted_items(made):
-        amounts = (money(old, currency), money(new, currency), _signed(new - old, currency))
-        rows.append((item.name, item.model or "-", *amounts, currency))
+    for (currency, name), models in _by_metric(made).items():
+        for model, (old, new) in _comparable(models).items():
+            amounts = (money(old, currency), money(new, currency), _signed(new - old, currency))
+            rows.append((name, model or "-", *amounts, currency))
     return f"{table(rows, right={2, 3, 4})}\n"
+
+
+def _by_metric(made: Simulation) -> dict[tuple[str, str], dict[str, tuple[int, int]]]:
+    """(currency, metric or fee) -> model ('' where it is not priced by model) -> old and new minor units."""
+    found: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
+    for (currency, item), amounts in _sorted_items(made):
+        found.setdefault((currency, item.name), {})[item.model] = amounts
+    return found
+
+
+def _comparable(models: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The same; one row where only one of the books prices by model: model by model there is nothing to compare."""
+    by_model = [{bool(model) for model, amounts in models.items() if amounts[side]} for side in (0, 1)]
+    if by_model[0] == by_model[1] or not all(by_model):
+        return models
+    old, new = (sum(amounts[side] for amounts in models.values()) for side in (0, 1))
+    whose = "both" if len(by_model[0] | by_model[1]) == 1 else "the old" if True in by_model[0] else "the new"
+    return {f"all (by model in {whose} book)": (old, new)}
 
 
 def _moves(made: Simulation) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from meterhouse_rating import late, report
+from meterhouse_rating import late, periods, report
 from meterhouse_rating.engine import BY_CHOICE
 from meterhouse_rating.explain import said
 from meterhouse_rating.late import LateUsage
@@ -211,7 +211,9 @@ def as_text(it: Statement) -> str:
     """Tables that line up, with the arithmetic of each line below it."""
     called = it.customer.name
     name = f" ({called})" if called and called != it.customer.customer_id else ""
-    blocks = [f"Usage statement of {it.customer.customer_id}{name}, {it.period}, time zone {it.customer.time_zone}"]
+    zone = it.customer.time_zone
+    span = periods.shown(it.period, zone).removesuffix(f" {zone}")
+    blocks = [f"Usage statement of {it.customer.customer_id}{name}, {span}, time zone {zone}"]
     blocks += [_rating_text(it, rating) for rating in it.ratings] or ["Nothing was used, and there are no fees."]
     if len(it.ratings) > 1:
         shown = [(f"Total in {currency}", money(amount, currency)) for currency, amount in it.totals.items()]
@@ -234,7 +236,8 @@ def as_text(it: Statement) -> str:
 def _rating_text(it: Statement, rating: Row) -> str:
     currency, span = rating["currency"], Period(rating["period_start"], rating["period_end"])
     state = "closed" if rating["state"] == CLOSED else "open: amounts can still change"
-    head = f"{span}, plan {rating['plan']}, price book version {rating['book_version']}, {state}"
+    when = periods.shown(span, it.customer.time_zone)
+    head = f"{when}, plan {rating['plan']}, price book version {rating['book_version']}, {state}"
     rows: list[tuple[str, ...]] = []
     below: list[list[str]] = []
     for line in it.lines[rating["rating_id"]]:

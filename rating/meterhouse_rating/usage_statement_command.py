@@ -1,6 +1,7 @@
 """`meterhouse statement`: what is printed, and the exit codes."""
 
 import csv
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +18,12 @@ app = typer.Typer(help="Say what a customer used in a period and what it comes t
 def statement(
     customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")],
     period: Annotated[
-        str, typer.Option(metavar="P", help="2026-10 (a month in the customer's time zone) or START..END (half-open).")
+        str,
+        typer.Option(
+            metavar="P",
+            help="2026-10 (a month in the customer's time zone), 2026-08..2026-10 (both in it, each for itself), or "
+            "START..END (half-open).",
+        ),
     ],
     table: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="Write it as rows of CSV there too; - for this output.")
@@ -28,11 +34,14 @@ def statement(
     """Itemise a customer's usage of a period before anything is charged: each line with its arithmetic, sums by kind,
     what is free, has no price, came late or is in suspense, and whether the usage is complete. Nothing is written.
 
+    Of several months there is a statement each (with --json under `statements`).
+
     Of an open period it says what all that is known now comes to; of a closed one, what was billed.
 
     Exit code 3 when there is usage without a price, late, or in suspense.
     """
     from meterhouse_rating import periods, usage_statement
+    from meterhouse_rating.simulate import months_of
     from meterhouse_store import registry
 
     to_output = str(table) == "-"
@@ -41,9 +50,10 @@ def statement(
         known = registry.customer(world.engine, world.namespace, customer)
         if known is None:
             fail(f"{customer} is not registered: `meterhouse customers list` shows who is.")
-        made = usage_statement.state(world, known, period, periods.parse(period, known.time_zone))
+        spans = months_of(period) if re.fullmatch(r"\d{4}-\d\d\.\.\d{4}-\d\d", period) else (period,)
+        made = [usage_statement.state(world, known, it, periods.parse(it, known.time_zone)) for it in spans]
         if table is not None:
-            rows = usage_statement.as_rows(made)
+            rows = [row for it in made for row in usage_statement.as_rows(it)]
             # The output is not ours to close.
             place = nullcontext(sys.stdout) if to_output else table.open("w", encoding="utf-8", newline="")
             with place as file:
@@ -51,8 +61,9 @@ def statement(
                 writer.writeheader()
                 writer.writerows(rows)
         if as_json:
-            print_json(usage_statement.as_json(made))
+            told = [usage_statement.as_json(it) for it in made]
+            print_json(told[0] if len(spans) == 1 else {"statements": told})
         elif not to_output:
-            print(usage_statement.as_text(made))
-    if made.exceptions:
+            print("\n\n\n".join(usage_statement.as_text(it) for it in made))
+    if any(it.exceptions for it in made):
         raise typer.Exit(EXCEPTIONS)

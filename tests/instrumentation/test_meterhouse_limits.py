@@ -5,6 +5,7 @@ import decimal
 import json
 import os
 import pickle
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,8 @@ def test_a_paused_customer_s_call_never_reaches_the_provider_and_is_not_retried(
         client(provider, max_retries=3).chat.completions.create(**ASK)
     assert (raised.value.customer, raised.value.reason) == ("acme", "hard_cap")
     assert timedelta(seconds=50) < raised.value.until - datetime.now(UTC) <= timedelta(seconds=61)
-    assert str(raised.value).startswith("the usage limit of customer 'acme' is reached (hard_cap): paused until 20")
+    said = r"the usage limit of customer 'acme' is reached \(hard_cap\); a call after 20\S+ asks again"
+    assert re.fullmatch(said, str(raised.value))
     with meterhouse.customer("acme"), pytest.raises(meterhouse.UsageLimitExceeded):
         anthropic.Anthropic(api_key="k", base_url=provider.url, max_retries=3).messages.create(
             model="claude", max_tokens=9, messages=ASK["messages"]
@@ -94,6 +96,21 @@ def test_a_paused_customer_s_call_never_reaches_the_provider_and_is_not_retried(
     assert provider.log == [] and len(allowance.questions) == 1
     copy = pickle.loads(pickle.dumps(raised.value))
     assert (str(copy), copy.customer, copy.until) == (str(raised.value), "acme", raised.value.until)
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("reserved", "all that customer 'acme' may still use is held by other calls, which ends by itself (reserved);"),
+        ("prepaid_used", "the prepaid credits of customer 'acme' are used up (prepaid_used);"),
+        ("operator", "model calls of customer 'acme' are paused (operator);"),
+    ],
+)
+def test_what_is_said_of_a_pause_is_true_of_its_reason(allowance, reason, said):
+    allowance.answer = {"decision": "pause", "reason": reason}
+    with meterhouse.customer("acme"), pytest.raises(meterhouse.UsageLimitExceeded) as raised:
+        limits.admit()
+    assert str(raised.value).startswith(said)
 
 
 def test_the_async_and_the_streaming_call_are_stopped_as_well(allowance, provider):

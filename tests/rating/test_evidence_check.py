@@ -15,6 +15,7 @@ from meterhouse_rating.evidence import make
 from meterhouse_rating.evidence_check.amounts import formula
 from meterhouse_rating.evidence_check.findings import Findings, Refused
 from meterhouse_rating.evidence_check.lines import check_rating
+from meterhouse_rating.evidence_check.main import verify
 from meterhouse_rating.evidence_check.prices import prices_of
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.evidence_check.yaml_subset import Unreadable, read
@@ -130,6 +131,16 @@ def same(one, other):
 def test_yaml_beyond_that_is_never_guessed(text):
     with pytest.raises(Unreadable):
         read(text)
+
+
+def test_what_is_no_file_and_what_is_no_pack_is_said(tmp_path):
+    (tmp_path / "text.zip").write_text("no zip")
+    assert verify(tmp_path / "nope.zip").findings.problems == [
+        f"{tmp_path}/nope.zip cannot be read: No such file or directory"
+    ]
+    assert verify(tmp_path / "text.zip").findings.problems == [
+        f"{tmp_path}/text.zip is no zip file, so it is no evidence pack"
+    ]
 
 
 def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomputed(house, tmp_path):

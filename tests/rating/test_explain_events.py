@@ -100,3 +100,9 @@ def house_of_berlin(request):
     made = request.getfixturevalue("sqlite_house")
     agreed_and_closed(made)
     return made
+
+
+def test_no_id_at_all_is_said_to_be_none():
+    for line in ("", "  "):
+        done = CliRunner().invoke(rate, ["explain", line])
+        assert (done.exit_code, done.stderr.startswith("Name the line by its id")) == (2, True)

@@ -89,5 +89,9 @@ def test_the_layout_of_a_text_is_no_difference(call, tmp_path):
 def test_what_is_no_book_is_refused(call, tmp_path):
     (tmp_path / "broken.yaml").write_text("book: [")
     assert call(str(tmp_path / "broken.yaml"))[0] == 1
+    gone = "/nope.yaml cannot be read: No such file or directory. Name a price book in YAML.\n"
+    assert call("/nope.yaml") == (1, gone)
+    assert call("1", "nope.yml") == (1, gone.replace("/nope.yaml", "nope.yml"))
+    assert call("")[0] == 2
     code, said = call("7")
     assert (code, said) == (1, "nothing named 7 is proposed: `meterhouse prices proposals` lists what is\n")

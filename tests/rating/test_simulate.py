@@ -14,6 +14,7 @@ from meterhouse_rating import money, shadow
 from meterhouse_rating.periods import PeriodError
 from meterhouse_rating.simulate import months_of, simulate
 from meterhouse_rating.simulate_picture import as_svg
+from meterhouse_rating.simulate_report import as_text
 from meterhouse_store import tables
 
 METERHOUSE = str(Path(sys.executable).parent / "meterhouse")
@@ -127,6 +128,18 @@ def test_it_tells_moves_between_tiers_minimums_items_and_what_has_no_price(house
         "1E+3",
     )
     assert left.customers == {"bolt"}
+
+
+def test_a_metric_that_one_book_prices_by_model_and_the_other_not_is_compared_as_a_whole(house):
+    plain = NEW.replace("by: [model], prices: [{model: big, price: 8.00}], default: none}", "price: 7.00}")
+    said = as_text(simulate(house.world, plain, ["2026-09", "2026-10"]))
+    # 3,000 of big and 1,000 of small: 27.00 and 3.00 by the old book, 4,000 at 7.00 by the new one.
+    shown = [" ".join(line.split()) for line in said.splitlines() if line.startswith("  output")]
+    assert shown == ["output all (by model in the old book) 30.00 28.00 -2.00 USD"]
+    both = as_text(simulate(house.world, NEW, ["2026-09", "2026-10"]))
+    assert [line.split()[:2] for line in both.splitlines() if line.startswith("  output")] == [
+        ["output", "big"], ["output", "small"],
+    ]  # fmt: skip
 
 
 def test_its_own_book_changes_nothing_and_nothing_is_written(house):

@@ -117,6 +117,23 @@ def test_a_closed_period_says_what_was_billed_in_every_form(closed, tmp_path, co
     assert ["Total", "194.25", "USD"] in [line.split() for line in call()[1].splitlines()]
 
 
+def test_months_have_a_statement_each(closed, tmp_path, command_environment):
+    def call(*arguments):
+        told = ["acme", "--period", "2026-09..2026-10", *arguments]
+        return CliRunner().invoke(app, told, env=command_environment(closed)).stdout
+
+    document = json.loads(call("--json", "--csv", str(tmp_path / "both.csv")))["statements"]
+    assert [it["period_start"][:7] for it in document] == ["2026-09", "2026-10"]
+    assert document[1]["totals"] == {"USD": "194.25"}
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "both.csv").read_text())))
+    october = [row["amount"] for row in rows if row["period_start"][:7] == "2026-10" and row["amount"]]
+    assert sum(Decimal(amount) for amount in october) == Decimal("194.25")
+    assert [line for line in call().splitlines() if line.startswith("Usage statement of acme")] == [
+        "Usage statement of acme, 2026-09-01..2026-10-01, time zone UTC",
+        "Usage statement of acme, 2026-10-01..2026-11-01, time zone UTC",
+    ]
+
+
 def test_a_stranger_is_refused(closed, command_environment):
     done = CliRunner().invoke(app, ["nobody", "--period", "2026-10"], env=command_environment(closed))
     assert (done.exit_code, done.output.startswith("nobody is not registered")) == (1, True)

@@ -30,8 +30,10 @@ class Pack:
     def __init__(self, path: Path, findings: Findings) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as broken:
-            raise Refused(f"{path} is no zip file: {broken}") from None
+        except OSError as broken:
+            raise Refused(f"{path} cannot be read: {broken.strerror or broken}") from None
+        except zipfile.BadZipFile:
+            raise Refused(f"{path} is no zip file, so it is no evidence pack") from None
         self._findings = findings
         members = _checked(self._zip, path.stat().st_size)
         if MANIFEST not in members:
