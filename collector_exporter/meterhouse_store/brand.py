@@ -6,6 +6,8 @@ from typing import Final
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meterhouse_store.language import Language
+
 MAX_LOGO: Final = 512 * 1024
 _KINDS: Final = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
@@ -27,13 +29,21 @@ class Brand(BaseSettings):
     support: str = Field(default="", max_length=320)
     """The e-mail address that customers write to."""
 
+    language: str = "en"
+    """What customers are spoken to in who ask for none of ours; with a country its formats: en, de, de-AT."""
+
+    @field_validator("language")
+    @classmethod
+    def _known_language(cls, value: str) -> str:
+        return Language(value).tag
+
     @field_validator("logo", "font", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         # docker compose passes a variable that is not set as the empty string.
         return None if value == "" else value
 
-    @field_validator("name", "colour", mode="before")
+    @field_validator("name", "colour", "language", mode="before")
     @classmethod
     def _empty_is_default(cls, value: object, info: object) -> object:
         return cls.model_fields[getattr(info, "field_name", "")].default if value == "" else value

@@ -1,6 +1,6 @@
 """A chart of stacked bars as SVG: drawn here, without a script, with the figures in a table beside it for everybody."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import ceil, log10
@@ -38,8 +38,8 @@ def joined(bars: Bars, other: str = "other") -> Bars:
     return Bars(bars.columns, [*ranked[: SERIES - 1], (other, rest)])
 
 
-def draw(bars: Bars, title: str, unit: str) -> Markup:
-    """The SVG element. Colours come from the page's style, by class: s0, s1, ..."""
+def draw(bars: Bars, title: str, unit: str, number: Callable[[Decimal], str] = number) -> Markup:
+    """The SVG element. Colours come from the page's style, by class: s0, s1, ...; `number` writes numbers."""
     top = nice(max(bars.totals, default=Decimal(0)))
     high = HEIGHT - _TOP - _BOTTOM
     step = Decimal(WIDTH - _LEFT) / max(len(bars.columns), 1)
@@ -52,7 +52,7 @@ def draw(bars: Bars, title: str, unit: str) -> Markup:
         parts.append(
             Markup(
                 '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" class="y">{}</text>'
-            ).format(_LEFT, WIDTH, _at(y), _at(y), _LEFT - 8, _at(y + 4), short(top * share))
+            ).format(_LEFT, WIDTH, _at(y), _at(y), _LEFT - 8, _at(y + 4), short(top * share, number))
         )
     every = max(1, ceil(len(bars.columns) / 8))
     for at, label in enumerate(bars.columns):
@@ -83,7 +83,7 @@ def nice(value: Decimal) -> Decimal:
     return next(base * step for step in (1, 2, 5, 10, 20) if base * step >= value)
 
 
-def short(value: Decimal) -> str:
+def short(value: Decimal, number: Callable[[Decimal], str] = number) -> str:
     """1,500,000 as 1.5 M: three digits at most, for an axis."""
     for size, letter in ((Decimal(10) ** 9, "G"), (Decimal(10) ** 6, "M"), (Decimal(10) ** 3, "k")):
         if value >= size:

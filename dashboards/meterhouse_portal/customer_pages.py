@@ -34,14 +34,16 @@ from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
 from meterhouse_portal.visit import NotShown, Page, Refused, Visit
 from meterhouse_rating.periods import PeriodError
 from meterhouse_store import mail, meters
+from meterhouse_store.language import ENGLISH, LANGUAGES, wanted
 from meterhouse_store.mail import MailSettings
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.settings import Settings
 
 PAGES: Final = (*usage_pages.PAGES, *billing_pages.PAGES, *budget_pages.PAGES, *access_pages.PAGES)
 COOKIE: Final = "meterhouse_session"
+LANGUAGE_COOKIE: Final = "meterhouse_language"
+LANGUAGE_LIFE: Final = timedelta(days=365)
 MAX_FORM: Final = 64 * 1024
-_UNREACHED: Final = "Your organisation's sign-in does not answer. Try again in a minute, or ask for a link by e-mail."
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,9 @@ class CustomerPages:
         frame_origins: tuple[str, ...] = (),
     ) -> None:
         self._billing = billing
-        self._settings, self._stores, self._draw = settings, stores, rendering
+        self._settings, self._stores, self._brand = settings, stores, rendering.brand
+        self._draw = {code: rendering.in_language(code) for code in LANGUAGES}
+        self._own_language = rendering.language.code
         self._mail, self._public_url, self._now = mail_settings, public_url.rstrip("/"), now
         self._links = Bucket(20, timedelta(hours=1))  # per address that asks
         self._answers = Bucket(60, timedelta(hours=1))  # per address that comes back from the provider
@@ -76,6 +80,7 @@ class CustomerPages:
             Route("/sign-in", self._form_or_page(self.sign_in), methods=["GET", "POST"], name="open"),
             Route("/sign-in/{token}", self._form_or_page(self.follow_link), methods=["GET", "POST"], name="open"),
             Route("/sign-out", self._form_or_page(self.sign_out), methods=["POST"], name="open"),
+            Route("/language/{code}", self._form_or_page(self.choose_language), methods=["GET"], name="open"),
             Route("/customers", self._form_or_page(self.choose), methods=["GET", "POST"], name="open"),
         ]
         if self._openid is not None:
@@ -104,20 +109,21 @@ class CustomerPages:
     def sign_in(self, request: Request, form: Mapping[str, str]) -> Response:
         """The form that asks for an address; sent, it answers the same whether or not the address is known."""
         if request.method == "GET":
-            return self._page("sign_in.html")
+            return self._page(request, "sign_in.html")
         email = form.get("email", "")
         try:
             address = members.normalised(email)
         except RegistryError:
-            return self._page("sign_in.html", 422, problem="Write the address as name@example.com.", email=email[:320])
+            told = {"problem": "Write the address as name@example.com.", "email": email[:320]}
+            return self._page(request, "sign_in.html", 422, **told)
         client = request.client.host if request.client else ""
-        answer = self._page("sign_in_sent.html", email=address)
+        answer = self._page(request, "sign_in_sent.html", email=address)
         if self._links.take(client, self._now()):
             # After the answer: how long it takes says nothing of who is a member.
-            answer.background = BackgroundTask(self._send_link, address)
+            answer.background = BackgroundTask(self._send_link, address, self._drawn(request))
         return answer
 
-    def _send_link(self, address: str) -> None:
+    def _send_link(self, address: str, drawn: Rendering) -> None:
         token = members.request_link(self._stores.engine(), self._settings.namespace, address, self._now())
         if token is None:
             return
@@ -128,26 +134,39 @@ class CustomerPages:
         made = mail.message(
             self._mail,
             address,
-            f"Sign in to {self._draw.brand.name}",
-            self._draw.text("mail_sign_in.txt", **values),
-            html=self._draw.text("mail_sign_in.html", **values),
-            name=self._draw.brand.name,
+            drawn.language.say("Sign in to %(name)s", name=self._brand.name),
+            drawn.text("mail_sign_in.txt", **values),
+            html=drawn.text("mail_sign_in.html", **values),
+            name=self._brand.name,
         )
         try:
             mail.send(self._mail, made)
         except (mail.MailRefused, mail.MailUnavailable) as problem:
             _log.error("a link could not be mailed: %s", problem)
 
+    def choose_language(self, request: Request, form: Mapping[str, str]) -> Response:
+        """From now on in this browser in that language."""
+        code = request.path_params["code"]
+        if code not in self._draw:
+            return self._message(request, 404, "No such page", "It is not here, or not one of yours.")
+        answer = RedirectResponse("/account", 303)
+        self._set_cookie(answer, LANGUAGE_COOKIE, code, LANGUAGE_LIFE)
+        return answer
+
     def follow_link(self, request: Request, form: Mapping[str, str]) -> Response:
         """A button for people: programs that look into mails follow links, and would use this one up."""
         if request.method == "GET":
-            return self._page("sign_in_button.html", token=request.path_params["token"])
+            return self._page(request, "sign_in_button.html", token=request.path_params["token"])
         namespace = self._settings.namespace
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return self._message(403, "Not from another page", "Open the link in your mail, and use its button.")
+            return self._message(
+                request, 403, "Not from another page", "Open the link in your mail, and use its button."
+            )
         session = members.sign_in(self._stores.engine(), namespace, request.path_params["token"][:128], self._now())
         if session is None:
-            return self._page("sign_in.html", 410, problem="That link was used, or is too old. Ask for a new one.")
+            return self._page(
+                request, "sign_in.html", 410, problem="That link was used, or is too old. Ask for a new one."
+            )
         return self._signed_in(request, session)
 
     def to_provider(self, request: Request, form: Mapping[str, str]) -> Response:
@@ -157,7 +176,7 @@ class CustomerPages:
             answer = RedirectResponse(self._provider.address(attempt), 303)
         except ProviderUnavailable as problem:
             _log.error("nobody can sign in with the OpenID provider: %s", problem)
-            return self._message(503, "Not reached", _UNREACHED)
+            return self._not_reached(request)
         self._set_cookie(answer, self._attempt_cookie, attempt.secret, ATTEMPT_LIFE)
         return answer
 
@@ -170,7 +189,7 @@ class CustomerPages:
     def _taken(self, request: Request) -> Response:
         client = request.client.host if request.client else ""
         if not self._answers.take(client, self._now()):
-            return self._message(429, "Too often", "Try again in an hour, or ask for a link by e-mail.")
+            return self._message(request, 429, "Too often", "Try again in an hour, or ask for a link by e-mail.")
         attempt = Attempt(request.cookies.get(self._attempt_cookie, "")[:128])
         try:
             if not attempt.secret:
@@ -181,14 +200,24 @@ class CustomerPages:
             )
         except (SignInRefused, RegistryError) as refused:
             _log.warning("a sign-in with the OpenID provider was refused: %s", refused)
-            return self._message(403, "Not signed in", "That did not work, or took too long: begin again at /sign-in.")
+            return self._message(
+                request, 403, "Not signed in", "That did not work, or took too long: begin again at /sign-in."
+            )
         except ProviderUnavailable as problem:
             _log.error("nobody can sign in with the OpenID provider: %s", problem)
-            return self._message(503, "Not reached", _UNREACHED)
+            return self._not_reached(request)
         if session is None:
-            text = f"{email[:320]} is no member here. Ask whoever manages the account to add it."
-            return self._message(403, "Not a member", text)
+            return self._message(
+                request, 403, "Not a member", "%(email)s is no member here. Ask whoever manages the account to add it.",
+                email=email[:320],
+            )  # fmt: skip
         return self._signed_in(request, session)
+
+    def _not_reached(self, request: Request) -> Response:
+        return self._message(
+            request, 503, "Not reached",
+            "Your organisation's sign-in does not answer. Try again in a minute, or ask for a link by e-mail.",
+        )  # fmt: skip
 
     @property
     def _provider(self) -> OpenId:
@@ -231,10 +260,10 @@ class CustomerPages:
         if visitor is None:
             return RedirectResponse("/sign-in", 303)
         if request.method == "GET":
-            return self._page("customers.html", visitor=visitor)
+            return self._page(request, "customers.html", visitor=visitor)
         engine, namespace = self._stores.engine(), self._settings.namespace
         if not _sent_here(visitor, form) or not members.choose(engine, namespace, visitor, form.get("customer", "")):
-            return self._message(404, "No such customer", "Choose one of those that are listed.")
+            return self._message(request, 404, "No such customer", "Choose one of those that are listed.")
         return RedirectResponse("/account", 303)
 
     # ---- in a frame -------------------------------------------------------------------------------------------------
@@ -242,29 +271,31 @@ class CustomerPages:
     def open_frame(self, request: Request, form: Mapping[str, str]) -> Response:
         """The signed address of a frame: good once, and in a frame only."""
         if request.headers.get("sec-fetch-dest", "iframe") != "iframe":
-            return self._message(403, "Only in a frame", "Open this page in the application that shows it.")
+            return self._message(request, 403, "Only in a frame", "Open this page in the application that shows it.")
         namespace, token = self._settings.namespace, request.query_params.get("token", "")
         try:
             return embed_pages.opened(embedding.begin(self._stores.engine(), namespace, token, self._now()))
         except embedding.EmbedRefused as refused:
             _log.warning("a frame was refused: %s", refused)
             # Whoever was here before is not whom this frame is for.
-            return embed_pages.closed(self._message(403, "Not shown", f"{refused}."))
+            return embed_pages.closed(self._message(request, 403, "Not shown", f"{refused}."))
 
     def _in_frame(self, page: Page) -> Callable[[Request, Mapping[str, str]], Response]:
         def run(request: Request, form: Mapping[str, str]) -> Response:
             session = request.cookies.get(embed_pages.COOKIE, "")[:128]
             visitor = embedding.visitor(self._stores.engine(), self._settings.namespace, session, self._now())
             if visitor is None:
-                text = "Reload the page around this frame. If it stays so, this browser keeps no cookies in frames."
-                return self._message(401, "Not open any more", text)
+                return self._message(
+                    request, 401, "Not open any more",
+                    "Reload the page around this frame. If it stays so, this browser keeps no cookies in frames.",
+                )  # fmt: skip
             return embed_pages.inside(self._shown(page, request, visitor, form))
 
         return run
 
     def not_in_frame(self, request: Request, form: Mapping[str, str]) -> Response:
         """What is not shown in frames, whether or not it is shown elsewhere."""
-        return self._message(404, "No such page", "It is not shown here.")
+        return self._message(request, 404, "No such page", "It is not shown here.")
 
     # ---- around every page ------------------------------------------------------------------------------------------
 
@@ -276,9 +307,18 @@ class CustomerPages:
             if visitor.customer_id is None:
                 return RedirectResponse("/customers" if visitor.memberships else "/operator", 303)
             if not visitor.may(page.role):
-                return self._message(403, "Not for this role", f"An owner can make you {page.role}: ask one.", visitor)
+                return self._message(
+                    request,
+                    403,
+                    "Not for this role",
+                    "An owner can make you %(role)s: ask one.",
+                    visitor,
+                    role=page.role,
+                )
             if request.method == "POST" and not _sent_here(visitor, form):
-                return self._message(403, "This form is too old", "Go back, reload the page, send it again.", visitor)
+                return self._message(
+                    request, 403, "This form is too old", "Go back, reload the page, send it again.", visitor
+                )
             return self._shown(page, request, visitor, form)
 
         return self._form_or_page(run)
@@ -291,11 +331,11 @@ class CustomerPages:
                 self._stores.engine(), client, self._settings.namespace, visitor.customer_id, declared, self._now()
             )
             try:
-                return page.handler(Visit(request, visitor, mine, form, self._draw))
+                return page.handler(Visit(request, visitor, mine, form, self._drawn(request)))
             except NotShown:
-                return self._message(404, "No such page", "It is not here, or not one of yours.", visitor)
+                return self._message(request, 404, "No such page", "It is not here, or not one of yours.", visitor)
             except (Refused, PeriodError) as wrong:
-                return self._message(400, "That cannot be shown", str(wrong), visitor)
+                return self._message(request, 400, "That cannot be shown", str(wrong), visitor)
 
     def _for_operators(self, handler: operator_pages.Handler) -> Callable[[Request], Any]:
         def run(request: Request, form: Mapping[str, str]) -> Response:
@@ -303,18 +343,20 @@ class CustomerPages:
             if visitor is None:
                 return RedirectResponse("/sign-in", 303)
             if not visitor.operator:
-                return self._message(404, "No such page", "It is not here, or not one of yours.", visitor)
+                return self._message(request, 404, "No such page", "It is not here, or not one of yours.", visitor)
             if request.method == "POST" and not _sent_here(visitor, form):
-                return self._message(403, "This form is too old", "Go back, reload the page, send it again.", visitor)
+                return self._message(
+                    request, 403, "This form is too old", "Go back, reload the page, send it again.", visitor
+                )
             at = OperatorVisit(
-                request, visitor, self._settings, self._stores, form, self._draw, self._now, self._billing
+                request, visitor, self._settings, self._stores, form, self._draw[ENGLISH], self._now, self._billing
             )
             try:
                 return handler(at)
             except NotShown:
-                return self._message(404, "No such page", "It is not here any more.", visitor)
+                return self._message(request, 404, "No such page", "It is not here any more.", visitor)
             except Refused as wrong:
-                return self._message(400, "That cannot be done", str(wrong), visitor)
+                return self._message(request, 400, "That cannot be done", str(wrong), visitor)
 
         return self._form_or_page(run)
 
@@ -326,10 +368,12 @@ class CustomerPages:
                 return run(request, form)
             except NoWarehouse as problem:
                 _log.warning("the warehouse could not be read: %s", problem)
-                return self._message(503, "Usage cannot be read now", "Nothing is lost. Try again in a minute.")
+                return self._message(
+                    request, 503, "Usage cannot be read now", "Nothing is lost. Try again in a minute."
+                )
             except UNREADABLE as problem:
                 _log.warning("a page could not be made: %s", problem)
-                return self._message(503, "This cannot be read now", "Nothing is lost. Try again in a minute.")
+                return self._message(request, 503, "This cannot be read now", "Nothing is lost. Try again in a minute.")
 
         async def endpoint(request: Request) -> Response:
             form: Mapping[str, str] = {}
@@ -338,7 +382,7 @@ class CustomerPages:
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > MAX_FORM:
-                        return self._message(413, "That is too much", "A form holds at most 64 kB.")
+                        return self._message(request, 413, "That is too much", "A form holds at most 64 kB.")
                 form = _form(body)
             return await run_in_threadpool(safe, request, form)
 
@@ -348,12 +392,25 @@ class CustomerPages:
         session = request.cookies.get(COOKIE, "")[:128]
         return members.visitor(self._stores.engine(), self._settings.namespace, session, self._now())
 
-    def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        values.setdefault("openid", self._openid.name if self._openid is not None else "")
-        return HTMLResponse(self._draw.page(template, **values), status)
+    def _drawn(self, request: Request) -> Rendering:
+        """In the language that was chosen here, else the one that the browser asks for, else the brand's."""
+        chosen = request.cookies.get(LANGUAGE_COOKIE, "")
+        if chosen not in self._draw:
+            chosen = wanted(request.headers.get("accept-language", "")) or self._own_language
+        return self._draw[chosen]
 
-    def _message(self, status: int, title: str, text: str, visitor: Visitor | None = None) -> HTMLResponse:
-        return self._page("message.html", status, title=title, text=text, visitor=visitor)
+    def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        values.setdefault("openid", self._openid.name if self._openid is not None else "")
+        return HTMLResponse(self._drawn(request).page(template, **values), status)
+
+    def _message(
+        self, request: Request, status: int, title: str, text: str, visitor: Visitor | None = None, **values: str
+    ) -> HTMLResponse:
+        """A page with one message, of which the catalogue may have a translation; `values` are its placeholders'."""
+        return self._page(
+            request, "message.html", status, title=title, text=self._drawn(request).language.say(text, **values),
+            visitor=visitor,
+        )  # fmt: skip
 
 
 def _form(body: bytes) -> dict[str, str]:

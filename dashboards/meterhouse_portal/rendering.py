@@ -1,4 +1,4 @@
-"""Templates: pages and e-mails in the operator's brand, with times in the customer's zone and grouped numbers."""
+"""Templates: pages and e-mails in the operator's brand, in one language, with times in the customer's zone."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,22 +6,21 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.resources import files
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from meterhouse_portal.wording import without_controls
-from meterhouse_rating.layout import money, number
 from meterhouse_store.brand import Brand
 from meterhouse_store.currencies import MINOR_DIGITS
+from meterhouse_store.language import LANGUAGES, Language
 from meterhouse_store.numbers import plain
 from meterhouse_store.reasons import sentence
 
 _TOLD: Final = frozenset({"model", "title", "tax"})
 """Terms of a price that stand elsewhere on its row."""
 
-_STATES: Final = {
+STATES: Final = {
     "open": "under way",
     "closed": "closed",
     "draft": "being prepared",
@@ -34,25 +33,42 @@ _STATES: Final = {
 
 
 class Rendering:
-    """The templates, filled."""
+    """The templates, filled, in one language."""
 
-    def __init__(self, brand: Brand) -> None:
+    def __init__(self, brand: Brand, language: Language | None = None) -> None:
         self.brand = brand
+        self.language = Language(brand.language) if language is None else language
         self.logo = brand.logo_image()
         self._environment = Environment(
             loader=PackageLoader("meterhouse_portal"),
+            extensions=["jinja2.ext.i18n"],
             autoescape=select_autoescape(("html",)),
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
-            finalize=_clean,
+            finalize=self._clean,
         )
-        self._environment.globals.update(brand=brand, has_logo=self.logo is not None, style_version=self._version())
-        self._environment.globals["terms"] = terms
-        self._environment.filters.update(
-            local=local, day=day, month=month_name, money=_money, amount=money, number=number, state=_state,
-            price=price, breakable=_breakable, shortened=_shortened, reason=sentence,
+        # The extension adds this method to the environment.
+        self._environment.install_gettext_callables(  # type: ignore[attr-defined]
+            self.language.translated, self.language.plural, newstyle=True
+        )
+        self._environment.globals.update(
+            brand=brand, has_logo=self.logo is not None, style_version=self._version(), language=self.language,
+            languages=list(LANGUAGES.items()), terms=terms,
         )  # fmt: skip
+        self._environment.filters.update(
+            local=self.local, day=self.language.day, month=self.language.month, money=self.money, amount=self.amount,
+            number=self.language.number, state=self._state, price=self.price, breakable=_breakable,
+            shortened=self._shortened, typed=_typed, reason=sentence,
+            said=self.language.translated,
+        )  # fmt: skip
+
+    def in_language(self, code: str) -> "Rendering":
+        """The same in another language; in the brand's own with the formats that it has."""
+        if code == self.language.code:
+            return self
+        own = Language(self.brand.language)
+        return Rendering(self.brand, own if code == own.code else Language(code))
 
     def page(self, template: str, **values: Any) -> str:
         """A whole page."""
@@ -73,43 +89,56 @@ class Rendering:
     def _version(self) -> str:
         return hashlib.sha256(self.style().encode()).hexdigest()[:12]
 
+    # ---- filters ----------------------------------------------------------------------------------------------------
 
-def local(moment: datetime, zone: str, seconds: bool = False) -> Markup:
-    """The moment in the zone, labelled with it, as an element that machines can read."""
-    there = moment.astimezone(ZoneInfo(zone))
-    shown = there.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
-    machine = moment.astimezone(UTC).isoformat(timespec="seconds")
-    return Markup('<time datetime="{}">{} {}</time>').format(machine, shown, there.tzname() or zone)
+    def local(self, moment: datetime, zone: str, seconds: bool = False) -> Markup:
+        """The moment in the zone, labelled with it, as an element that machines can read."""
+        machine = moment.astimezone(UTC).isoformat(timespec="seconds")
+        shown = self.language.time(moment, zone, seconds=seconds)
+        return Markup('<time datetime="{}">{}</time>').format(machine, shown)
+
+    def amount(self, amount_minor: int, currency: str) -> str:
+        """123456 of USD is `1,234.56`."""
+        digits = MINOR_DIGITS.get(currency, 2)
+        return self.language.fixed(Decimal(amount_minor).scaleb(-digits), digits)
+
+    def money(self, amount_minor: int, currency: str) -> str:
+        """123456 of USD is `1,234.56 USD`."""
+        return f"{self.amount(amount_minor, currency)} {currency}"
+
+    def price(self, amount: Decimal, currency: str, is_average: bool) -> str:
+        """What a use costs: exactly, with all digits that it has, or an average with four digits that say something."""
+        digits = MINOR_DIGITS.get(currency, 2)
+        if is_average and amount:
+            digits = max(digits, 3 - amount.adjusted())
+        elif not is_average:
+            digits = max(digits, len(plain(amount).partition(".")[2]))
+        shown = amount.quantize(Decimal(1).scaleb(-digits), rounding="ROUND_HALF_UP")
+        return f"{'≈ ' if is_average else ''}{self.language.fixed(shown, digits)} {currency}"
+
+    def _shortened(self, value: Decimal) -> str:
+        return self.language.number(_at_most_two_decimals(value))
+
+    def _state(self, state: str | None) -> str:
+        return "" if state is None else self.language.translated(STATES.get(state, state))
+
+    def _clean(self, value: Any) -> Any:
+        """Ids come from outside and may hold any character; HTML may hold no control character but white space."""
+        if isinstance(value, Markup):
+            return value
+        if isinstance(value, Decimal):
+            return self.language.number(value)
+        return without_controls(value) if isinstance(value, str) else value
 
 
-def day(moment: datetime, zone: str) -> str:
-    """The day in the zone."""
-    return moment.astimezone(ZoneInfo(zone)).strftime("%Y-%m-%d")
+def _at_most_two_decimals(value: Decimal) -> Decimal:
+    """Rounded half up: for amounts beside a bar."""
+    return value.quantize(Decimal("0.01"), rounding="ROUND_HALF_UP")
 
 
-def month_name(moment: datetime, zone: str) -> str:
-    """November 2026."""
-    return moment.astimezone(ZoneInfo(zone)).strftime("%B %Y")
-
-
-def _money(amount_minor: int, currency: str) -> str:
-    return f"{money(amount_minor, currency)} {currency}"
-
-
-def price(amount: Decimal, currency: str, is_average: bool) -> str:
-    """What a use costs: exactly, with all digits that it has, or an average with four digits that say something."""
-    digits = MINOR_DIGITS.get(currency, 2)
-    if is_average and amount:
-        digits = max(digits, 3 - amount.adjusted())
-    elif not is_average:
-        digits = max(digits, len(plain(amount).partition(".")[2]))
-    shown = amount.quantize(Decimal(1).scaleb(-digits), rounding="ROUND_HALF_UP")
-    return f"{'≈ ' if is_average else ''}{shown:,f} {currency}"
-
-
-def _shortened(value: Decimal) -> str:
-    """At most two decimals, rounded half up: for amounts beside a bar."""
-    return number(value.quantize(Decimal("0.01"), rounding="ROUND_HALF_UP"))
+def _typed(value: Decimal) -> str:
+    """An amount as it is typed into a form, in every language: 1500.5."""
+    return plain(_at_most_two_decimals(value))
 
 
 def terms(written: Mapping[str, Any]) -> str:
@@ -125,18 +154,5 @@ def _said(value: Any) -> str:
     return str(value).replace("_", " ")
 
 
-def _state(state: str | None) -> str:
-    return "" if state is None else _STATES.get(state, state)
-
-
 def _breakable(name: str) -> Markup:
     return Markup(escape(name).replace(".", Markup(".<wbr>")))
-
-
-def _clean(value: Any) -> Any:
-    """Ids come from outside and may hold any character; HTML may hold no control character but white space."""
-    if isinstance(value, Markup):
-        return value
-    if isinstance(value, Decimal):
-        return number(value)
-    return without_controls(value) if isinstance(value, str) else value

@@ -40,7 +40,7 @@ def overview(visit: Visit) -> Response:
     return visit.page(
         "overview.html", month=month, plan=mine.plan(month), totals=days.totals, meter=meter, by=by, bars=bars,
         groups=list(account.GROUPS), outlook=outlook, trouble=trouble,
-        drawing=None if bars is None else chart.draw(bars, f"{meter} by day and {by}", unit),
+        drawing=None if bars is None else chart.draw(bars, _title(visit, meter, by), unit, visit.language.number),
     )  # fmt: skip
 
 
@@ -103,6 +103,10 @@ PAGES: Final = (
     Page("GET", "/account/actions", VIEWER, action),
     Page("GET", "/account/prices", VIEWER, prices),
 )
+
+
+def _title(visit: Visit, meter: str, by: str) -> str:
+    return visit.language.say("%(meter)s by day and %(group)s", meter=meter, group=visit.language.translated(by))
 
 
 def _outlook(mine: Account) -> tuple[Outlook | None, str]:

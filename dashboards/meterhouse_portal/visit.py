@@ -12,6 +12,7 @@ from meterhouse_portal.account import Account
 from meterhouse_portal.embed_pages import PREFIX
 from meterhouse_portal.members import Visitor
 from meterhouse_portal.rendering import Rendering
+from meterhouse_store.language import Language
 
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -38,6 +39,11 @@ class Visit:
     def path(self) -> str:
         """The page's path, wherever it is shown."""
         return self.request.url.path.removeprefix(PREFIX)
+
+    @property
+    def language(self) -> Language:
+        """What the visitor is spoken to in."""
+        return self.drawn_by.language
 
     @property
     def id(self) -> str:

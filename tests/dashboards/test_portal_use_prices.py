@@ -11,7 +11,8 @@ from portal_samples import COLUMNS, NOW, TOKEN, event, portal_world, row, text_o
 from starlette.testclient import TestClient
 
 from meterhouse_portal import access_keys, app
-from meterhouse_portal.rendering import price
+from meterhouse_portal.rendering import Rendering
+from meterhouse_store.brand import Brand
 
 BOOK = """
 book: tests
@@ -130,4 +131,4 @@ def test_what_came_after_its_month_was_closed_is_on_no_line_of_it(world):
     ],
 )  # fmt: skip
 def test_small_prices_never_look_like_nothing(amount, average, shown):
-    assert price(Decimal(amount), "EUR", average) == shown
+    assert Rendering(Brand()).price(Decimal(amount), "EUR", average) == shown

@@ -1,0 +1,55 @@
+"""What the portal says to customers and members, taken out of its templates and its code."""
+
+from pathlib import Path
+
+from babel.messages.extract import extract
+from jinja2.ext import babel_extract
+
+import meterhouse_portal
+from meterhouse_portal import members, rendering
+from meterhouse_rating import shares
+
+HERE = Path(meterhouse_portal.__file__).parent
+TEMPLATES = HERE / "templates"
+MODULES = ("customer_pages", "usage_pages", "budget_pages", "access_pages", "billing_pages", "access_keys")
+KEYWORDS = {"say": (1,), "_message": (3, 4), "RegistryError": (1,), "Refused": (1,)}
+
+NOT_TRANSLATED = {
+    "operator.html", "operator_prices.html", "operator_questions.html", "operator_record.html", "operator_reviews.html",
+    "operator_suspense.html",
+}  # fmt: skip
+"""Pages that are in English only: the operators'."""
+
+CHOSEN = (
+    *rendering.STATES.values(), *members.ROLES, *shares.MEANINGS.values(),
+    "model", "agent", "tool", "status", "provider", "task", "conversation",  # how usage is shown
+    "Meter", "Model", "Agent", "Tool", "Status", "Conversation", "Task", "Provider",  # how the log is narrowed
+    "Accepted", "Rejected", "Not shown", "That cannot be shown", "That cannot be done",
+    "An export is under way", "Wait until the other download of this customer ends.",
+    "The warehouse is being brought up to date: amounts come back when it is.",
+    "bought", "promotional",
+)  # fmt: skip
+"""What is said by a value of the data, or put together where it is not seen."""
+
+
+def in_templates():
+    """Each message, or the pair of a plural, with the template that has it."""
+    for path in sorted(TEMPLATES.iterdir()):
+        with path.open("rb") as file:
+            for _, _, message, _ in babel_extract(file, ("_", "gettext", "ngettext"), [], {}):
+                yield message if isinstance(message, str) else message[:2], path.name
+
+
+def in_code():
+    """Each message with its module."""
+    for name in MODULES:
+        with (HERE / f"{name}.py").open("rb") as file:
+            for _, message, _, _ in extract("python", file, keywords=KEYWORDS):
+                for one in (message,) if isinstance(message, str) else message:
+                    yield one, name
+
+
+def every():
+    """All of them, once."""
+    found = dict(in_templates()) | dict(in_code()) | dict.fromkeys(CHOSEN, "data")
+    return {message: where for message, where in found.items() if message}

@@ -1,0 +1,182 @@
+"""The portal in German: every message has its translation, numbers and dates are German, machines' formats stay."""
+
+import csv
+import io
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import portal_messages
+import pytest
+from portal_samples import NOW, TOKEN, form_token, portal_world, text_of, visiting
+from starlette.testclient import TestClient
+
+from meterhouse_portal import access_keys, app, members
+from meterhouse_store import language
+from meterhouse_store.brand import Brand
+from meterhouse_store.language import LANGUAGES, Language, wanted
+
+PLACEHOLDERS = re.compile(r"%\([a-z_]+\)s|%%|%(?![%(])")
+SAME_IN_ALL = {"PDF", "CSV", "Parquet", "ok"}
+
+
+@pytest.fixture(scope="module")
+def world(warehouse_address, tmp_path_factory):
+    with portal_world(warehouse_address, tmp_path_factory.mktemp("portal") / "data") as made:
+        yield made
+
+
+# ---- the catalogue --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", sorted(set(LANGUAGES) - {"en"}))
+def test_every_message_has_each_translation_with_the_same_placeholders(code):
+    catalogue, mistakes = language.catalogue(code), []
+    for message, where in portal_messages.every().items():
+        originals = (message,) if isinstance(message, str) else message
+        texts = catalogue.get(originals[0])
+        if texts is None:
+            mistakes.append(f"{where}: {originals[0]!r} has no {code}")
+            continue
+        for original, text in zip(originals, (texts,) if isinstance(texts, str) else texts, strict=True):
+            if sorted(PLACEHOLDERS.findall(original)) != sorted(PLACEHOLDERS.findall(text)):
+                mistakes.append(f"{where}: {original!r} and {text!r} differ in their placeholders")
+            if re.search(r'[<>"]', original + text):
+                mistakes.append(f"{where}: {text!r} would be markup")
+    assert mistakes == []
+
+
+def test_the_catalogue_has_nothing_that_nobody_says():
+    said = {it if isinstance(it, str) else it[0] for it in portal_messages.every()}
+    assert set(language.catalogue("de")) - said == set()
+
+
+def test_no_page_has_text_that_was_not_given_to_the_catalogue():
+    """A new page is translated, or stands in NOT_TRANSLATED and is in English."""
+    names = {it.name for it in portal_messages.TEMPLATES.iterdir()}
+    assert names >= portal_messages.NOT_TRANSLATED
+    left = {}
+    for name in sorted(names - portal_messages.NOT_TRANSLATED):
+        page = (portal_messages.TEMPLATES / name).read_text(encoding="utf-8")
+        page = re.sub(r"\{% trans .*?endtrans %\}|\{%.*?%\}|\{\{.*?\}\}|<style.*?</style>", "", page, flags=re.DOTALL)
+        said = re.findall(r'(?:aria-label|placeholder|title|alt)="([^"]+)"', page)
+        text = " ".join([re.sub(r"<[^>]*>", " ", page), *said])
+        words = set(re.findall(r"[A-Za-z]{2,}", text)) - SAME_IN_ALL
+        if words:
+            left[name] = words
+    assert left == {}
+
+
+# ---- formats --------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_days_and_months_are_those_of_the_language_and_its_country():
+    at = datetime(2026, 3, 9, 23, 30, 5, tzinfo=UTC)
+    shown = {
+        tag: (
+            it.number(Decimal("1234567.50")), it.number(-1200), it.fixed(Decimal("1200.5"), 2),
+            it.number(Decimal("0.000000000001")), it.time(at, "Europe/Berlin", seconds=True), it.month(at, "UTC"),
+        )
+        for tag, it in ((tag, Language(tag)) for tag in ("en", "de", "de-CH", "en-GB"))
+    }  # fmt: skip
+    assert shown == {
+        "en": ("1,234,567.5", "-1,200", "1,200.50", "0.000000000001", "2026-03-10 00:30:05 CET", "March 2026"),
+        "de": ("1.234.567,5", "-1.200", "1.200,50", "0,000000000001", "10.03.2026 00:30:05 CET", "März 2026"),
+        "de-CH": ("1'234'567.5", "-1'200", "1'200.50", "0.000000000001", "10.03.2026 00:30:05 CET", "März 2026"),
+        "en-GB": ("1,234,567.5", "-1,200", "1,200.50", "0.000000000001", "10 Mar 2026 00:30:05 CET", "March 2026"),
+    }
+    assert Language("en").number(Decimal("12345678901234567890123456789012.5")).endswith("789,012.5")
+
+
+@pytest.mark.parametrize(
+    ("accepted", "code"),
+    [
+        ("de-DE,de;q=0.9,en;q=0.8", "de"), ("en-US,en;q=0.9,de;q=0.8", "en"), ("fr,de;q=0.5,en;q=0.4", "de"),
+        ("fr-CH, fr;q=0.9, *;q=0.5", None), ("", None), ("de;q=0,en;q=x", None), ("DE", "de"),
+    ],
+)  # fmt: skip
+def test_the_browser_s_wish_is_read_with_its_weights(accepted, code):
+    assert wanted(accepted) == code
+
+
+def test_a_language_that_nobody_translated_is_refused():
+    assert Brand(language="de-AT").language == "de-AT" and Brand(language="").language == "en"
+    for wrong in ("fr", "xx", "de-XX-YY-ZZ", "german"):
+        with pytest.raises(ValueError, match="is no language: en, de"):
+            Brand(language=wrong)
+
+
+# ---- pages ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_member_reads_german_where_the_browser_asks_for_it_and_machines_read_what_they_read_before(world):
+    key = access_keys.create(world[0].engine, "live", "acme", "tests", who="op", now=NOW)[1]
+    with visiting(world, "olga@acme.example") as browser:
+        machine = [browser.get(it) for it in ("/account/usage.csv", "/account/usage.parquet")]
+        api = browser.get("/api/v1/usage?period=2026-11", headers={"Authorization": f"Bearer {key}"}).json()
+        browser.headers["Accept-Language"] = "de-DE,de;q=0.9,en;q=0.5"
+        page = browser.get("/account").text
+        shown = text_of(page)
+        assert '<html lang="de">' in page
+        assert "Bisher 1.200,50 EUR" in shown and "Erwartet bis 01.12.2026 1.789,60 EUR" in shown
+        assert "Wahrscheinlich 1.789,25 – 1.790,29 EUR" in shown and "November 2026" in shown
+        assert "Zeiten gelten für Europe/Berlin." in shown and "olga@acme.example, Inhaber" in shown
+        assert "20.11.2026 13:00:05 CET" in text_of(browser.get("/account/usage").text)
+        assert "602,00 EUR abgeschlossen" in text_of(browser.get("/account/invoices").text)
+        assert "Keine solche Seite" in browser.get("/account/lines/" + "0" * 64).text
+        again = [browser.get(it) for it in ("/account/usage.csv", "/account/usage.parquet")]
+        assert [it.content for it in again] == [it.content for it in machine]
+        assert {row["quantity"] for row in csv.DictReader(io.StringIO(again[0].text))} == {"30000", "1"}
+        asked = browser.get("/api/v1/usage?period=2026-11", headers={"Authorization": f"Bearer {key}"})
+        assert asked.json() == api
+
+
+def test_what_is_typed_into_a_form_is_what_the_form_shows_in_each_language(world):
+    with visiting(world, "bill@acme.example") as browser:
+        browser.headers["Accept-Language"] = "de"
+        form = {
+            "form": form_token(browser.get("/account/budgets").text),
+            "act": "set",
+            "thresholds": "50",
+            "stop": "no",
+        }
+        browser.post("/account/budgets", data=form | {"amount": "1500.50"})
+        page = browser.get("/account/budgets").text
+        assert 'value="1500.5"' in page and "1.200,5 von 1.500,5 EUR" in text_of(page)
+        refused = browser.post("/account/budgets", data=form | {"amount": "1.500,00"})
+        assert "Schreiben Sie den Betrag als 1500" in refused.text
+        browser.post("/account/budgets", data=form | {"act": "remove"})
+
+
+def test_the_choice_of_a_member_goes_before_the_browser_s_and_the_browser_s_before_the_brand_s(world, monkeypatch):
+    monkeypatch.setenv("METERHOUSE_BRAND_LANGUAGE", "de-AT")
+    with visiting(world, "vera@acme.example") as browser:
+        page = browser.get("/account").text
+        assert '<html lang="de-AT">' in page and "Bisher 1.200,50 EUR" in text_of(page)
+        assert '<a href="/language/en" lang="en" hreflang="en">English</a>' in page
+        browser.headers["Accept-Language"] = "en-GB"
+        assert "So far 1,200.50 EUR" in text_of(browser.get("/account").text)
+        chosen = browser.get("/language/de")
+        assert (chosen.status_code, chosen.headers["location"]) == (303, "/account")
+        assert "Bisher" in browser.get("/account").text
+        assert browser.get("/language/fr").status_code == 404
+        assert "Bisher" in browser.get("/account").text
+
+
+def test_the_link_to_sign_in_comes_in_the_language_of_the_page_that_asked_for_it(world, monkeypatch):
+    sent = []
+    monkeypatch.setenv("METERHOUSE_SMTP_URL", "smtp://127.0.0.1:1")
+    monkeypatch.setenv("METERHOUSE_MAIL_FROM", "billing@acme.example")
+    monkeypatch.setattr("meterhouse_store.mail.send", lambda _, made: sent.append(made))
+    members.set_role(world[0].engine, "live", "acme", "deutsch@acme.example", "viewer", who="tests", now=NOW)
+    with TestClient(app.build(world[1], TOKEN, now=lambda: NOW), headers={"Accept-Language": "de"}) as browser:
+        assert "Sehen Sie in Ihre Post" in browser.post("/sign-in", data={"email": "deutsch@acme.example"}).text
+    (made,) = sent
+    assert made["Subject"] == "Anmelden bei Meterhouse"
+    assert "Der Link gilt einmal, 15 Minuten lang." in made.get_body(("plain",)).get_content()
+
+
+def test_the_first_page_is_small_in_german_too(world):
+    with visiting(world, "vera@acme.example") as browser:
+        browser.headers["Accept-Language"] = "de"
+        assert len(browser.get("/account").content) + len(browser.get("/account.css").content) < 100_000
