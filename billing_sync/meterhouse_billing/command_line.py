@@ -30,14 +30,18 @@ def opened(data: Path | None) -> tuple["Settings", "Engine"]:
     return settings, open_engine(settings)
 
 
-def world_of(settings: "Settings", engine: "Engine") -> "World":
+METERS_KEY = "STRIPE_METERS_API_KEY"
+"""The variable with the key of whatever only sends usage to Stripe's meters."""
+
+
+def world_of(settings: "Settings", engine: "Engine", own_key: str = "") -> "World":
     from meterhouse_billing.gateway import connect
     from meterhouse_billing.world import World
     from meterhouse_store.registry import namespace
 
     registered = namespace(engine, settings.namespace)
     is_live = registered is not None and registered.kind == "live"
-    return World(engine, connect(os.environ, live=is_live), settings.namespace, operator())
+    return World(engine, connect(os.environ, live=is_live, own_key=own_key), settings.namespace, operator())
 
 
 def operator() -> str:
@@ -68,6 +72,7 @@ def refusals() -> Iterator[None]:
 
     from meterhouse_billing.gateway import BillingError
     from meterhouse_rating.periods import PeriodError
+    from meterhouse_store.roles import NotAllowed
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
     from meterhouse_store.switches import SwitchedOff
@@ -79,6 +84,8 @@ def refusals() -> Iterator[None]:
         fail(str(refused))
     except PeriodError as refused:
         fail(str(refused), CALLED_WRONGLY)
+    except NotAllowed as refused:
+        fail(str(refused))
     except (BillingError, SchemaMismatch, SwitchedOff) as refused:
         fail(f"{refused}.")
     except (ClickHouseError, ValidationError, OSError, ValueError) as refused:

@@ -188,6 +188,8 @@ class StripeInvoice:
     automatic_tax: bool = False
     tax_status: str | None = None
     """Of automatic tax: complete, failed or requires_location_inputs."""
+    subscription: str | None = None
+    """Of an invoice that Stripe made of a subscription."""
 
 
 def text(line: Line) -> str:
@@ -262,6 +264,7 @@ def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
         tax=taxes.charged(body.get("total_taxes")),
         automatic_tax=body["automatic_tax"]["enabled"],
         tax_status=body["automatic_tax"]["status"],
+        subscription=((body.get("parent") or {}).get("subscription_details") or {}).get("subscription"),
     )
 
 

@@ -56,15 +56,17 @@ class StripeRefused(BillingError):
         self.exists = code == "resource_already_exists"
 
 
-def connect(environment: Mapping[str, str], *, live: bool) -> "Gateway":
+def connect(environment: Mapping[str, str], *, live: bool, own_key: str = "") -> "Gateway":
     """Stripe as the environment describes it: STRIPE_API_KEY or STRIPE_SECRET_KEY, METERHOUSE_STRIPE_URL.
+
+    `own_key` names a variable whose key comes before these, where it is set: one that may do less.
 
     Calls keep to Stripe's published limits, those of test mode with a test key; a local Stripe (METERHOUSE_STRIPE_URL)
     is not waited for. METERHOUSE_STRIPE_PER_S says otherwise: so many calls a second in all.
 
     `live` allows live keys. Raises NoStripeKey or LiveKeyRefused, ValueError for an unusable URL or number.
     """
-    key = environment.get("STRIPE_API_KEY") or environment.get("STRIPE_SECRET_KEY")
+    key = environment.get(own_key) or environment.get("STRIPE_API_KEY") or environment.get("STRIPE_SECRET_KEY")
     if not key:
         raise NoStripeKey("there is no Stripe key: set STRIPE_API_KEY (sk_test_... to try)")
     url = environment.get("METERHOUSE_STRIPE_URL") or None
@@ -280,6 +282,8 @@ _SENDERS: Final[dict[str, Callable[[Any, str, Any, stripe.RequestOptions], Any]]
     "price.create": lambda v1, _on, params, options: v1.prices.create(params, options),
     "meter.create": lambda v1, _on, params, options: v1.billing.meters.create(params, options),
     "subscription.create": lambda v1, _on, params, options: v1.subscriptions.create(params, options),
+    "subscription.update": lambda v1, on, params, options: v1.subscriptions.update(on, params, options),
+    "subscription.cancel": lambda v1, on, params, options: v1.subscriptions.cancel(on, params, options),
     "customer.update": lambda v1, on, params, options: v1.customers.update(on, params, options),
     "checkout.create": lambda v1, _on, params, options: v1.checkout.sessions.create(params, options),
     "payment_intent.create": lambda v1, _on, params, options: v1.payment_intents.create(params, options),

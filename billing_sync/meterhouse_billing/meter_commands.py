@@ -10,6 +10,7 @@ import typer
 from meterhouse_billing.command_line import (
     CALLED_WRONGLY,
     EXCEPTIONS,
+    METERS_KEY,
     Data,
     Json,
     fail,
@@ -75,7 +76,7 @@ def driver(
         if changed.driver == drivers.METERS:
             print(f"Next: meterhouse bill setup --customer {customer}")
         else:
-            print("A subscription that it has in Stripe ends there: cancel it at that moment, not before.")
+            print("A subscription that it has in Stripe ends there: the next `meterhouse bill sync` tells Stripe.")
 
 
 def setup(
@@ -245,19 +246,20 @@ def link(
 def _round(
     settings: "Settings", engine: "Engine", sealed: bool, repair: str | None, customer: str | None
 ) -> Iterator["meter_sync.Step"]:
-    from meterhouse_billing import meter_close, meter_sync
+    from meterhouse_billing import meter_close, meter_end, meter_sync
     from meterhouse_billing.meter_gateway import MeterGateway
     from meterhouse_billing.meter_lock import alone
     from meterhouse_billing.meter_usage import Warehouse
     from meterhouse_rating import periods
     from meterhouse_rating.command_line import world_of as rating_world
 
-    world = world_of(settings, engine)
+    world = world_of(settings, engine, METERS_KEY)
     source = Warehouse(rating_world(settings, engine))
     with alone(engine, settings.namespace):
         run = meter_sync.Sync(world, source, MeterGateway(world.gateway), sealed)
         if repair is not None and customer is not None:
             yield from meter_close.repair(run, periods.parse(repair, "UTC"), customer)
+        yield from meter_end.end(run)
         yield from meter_sync.plan(run)
         yield from meter_sync.deliver(run)
         yield from meter_close.freeze(run)

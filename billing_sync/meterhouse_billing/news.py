@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Engine, insert, select, update
 
-from meterhouse_billing import meter_reports, records, refunds, states, top_up_news
+from meterhouse_billing import meter_payments, meter_reports, records, refunds, states, top_up_news
 from meterhouse_billing.gateway import StripeRefused
 from meterhouse_billing.world import World
 from meterhouse_store.sql import begin_write
@@ -88,18 +88,23 @@ def _money(world: World, kind: str, about: dict[str, Any]) -> str:
 
 
 def poll(world: World) -> list[str]:
-    """Look at all of ours that may still change, for webhooks that never came: invoices, refunds, top-ups."""
+    """Look at all of ours that may still change, for webhooks that never came.
+
+    Invoices, those of subscriptions, refunds, top-ups.
+    """
     found = []
     for row in records.unsettled(world.engine, world.namespace):
         outcome = _look(world, row["stripe_invoice_id"], "poll")
         if outcome not in ("nothing new", "still a draft"):
             found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
-    return [*found, *refunds.record(world), *top_up_news.poll(world)]
+    return [*found, *meter_payments.poll(world), *refunds.record(world), *top_up_news.poll(world)]
 
 
 def _look(world: World, stripe_invoice_id: str, why: str) -> str:
     try:
         shown = world.gateway.invoice(stripe_invoice_id)
+        if shown.subscription is not None and (posted := meter_payments.take_over(world, shown)) is not None:
+            return posted
         return records.take_over(world.engine, world.namespace, shown, who="stripe", why=why, now=world.now())
     except StripeRefused as refused:
         if refused.missing:

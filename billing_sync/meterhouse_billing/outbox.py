@@ -108,6 +108,13 @@ class Outbox:
         with self.engine.connect() as connection:
             return connection.execute(query).scalar_one_or_none()
 
+    def done_on(self, operation: str, on: str) -> list[Mapping[str, Any]]:
+        """The requests of an operation on one of Stripe's objects that were answered, in their order."""
+        is_it = (outbox.c.namespace == self.namespace) & (outbox.c.operation == operation) & (outbox.c.state == DONE)
+        with self.engine.connect() as connection:
+            found = connection.execute(select(outbox.c.request).where(is_it).order_by(outbox.c.done_at)).scalars().all()
+        return [request for request in found if request.get("on") == on]
+
     def begun(self, operation: str, subject_id: str) -> bool:
         """Whether the call may have been sent, and its answer is not stored."""
         return self._any(operation, subject_id, PENDING)

@@ -3,14 +3,12 @@
 Stripe keeps such an invoice `paid` and owes nobody anything; so cash goes down, and what customers owe stays as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import RowMapping
-
-from meterhouse_billing import postings, records
+from meterhouse_billing import meter_payments, postings, records
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.crediting import NOTE_ID
 from meterhouse_billing.world import World
@@ -27,7 +25,7 @@ class Refund:
     """A refund of one of our invoices that is not in the ledger, in minor units."""
 
     refund_id: str
-    invoice: RowMapping
+    invoice: Mapping[str, Any]
     amount_minor: int
 
     def __str__(self) -> str:
@@ -43,8 +41,13 @@ def unrecorded(world: World) -> Iterator[Refund]:
             if ledger.posted(connection, world.namespace, postings.REFUND, postings.refund_source(body["id"])):
                 continue
         stripe_id = world.gateway.invoice_of(body["payment_intent"]) if body["payment_intent"] else None
-        row = records.by_stripe_id(world.engine, world.namespace, stripe_id) if stripe_id else None
-        if row is None or stripe_id is None or body["status"] != "succeeded":
+        if stripe_id is None or body["status"] != "succeeded":
+            continue
+        row: Mapping[str, Any] | None = None
+        if (known := records.by_stripe_id(world.engine, world.namespace, stripe_id)) is not None:
+            row = dict(known)
+        row = row or meter_payments.named(world, stripe_id)
+        if row is None:
             continue
         ours = (one for one in world.gateway.credit_notes(stripe_id) if NOTE_ID in one.metadata)
         if not any(body["id"] in one.refund_ids for one in ours):

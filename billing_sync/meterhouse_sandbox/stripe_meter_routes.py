@@ -96,7 +96,13 @@ METER_ROUTES: Final = (
         "limit starting_after customer status",
     ),
     call("GET", "/v1/subscriptions/{id}", "SubscriptionRetrieveParams", retrieve("subscription")),
-    call("DELETE", "/v1/subscriptions/{id}", "SubscriptionCancelParams", subscriptions.cancel),
+    call(
+        "POST", "/v1/subscriptions/{id}", "SubscriptionUpdateParams", subscriptions.update,
+        "cancel_at proration_behavior",
+    ),
+    call(
+        "DELETE", "/v1/subscriptions/{id}", "SubscriptionCancelParams", subscriptions.cancel, "invoice_now prorate"
+    ),
     call(
         "POST", "/v1/invoices/create_preview", "InvoiceCreatePreviewParams", new(subscriptions.preview),
         "subscription", "subscription",

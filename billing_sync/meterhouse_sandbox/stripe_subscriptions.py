@@ -68,8 +68,26 @@ def create(context: Context, given: Given) -> Given:
     return subscription
 
 
+def update(context: Context, name: str, given: Given) -> Given:
+    """When it ends: `cancel_at`, in the future, or '' for not."""
+    subscription = context.find("subscription", name)
+    if subscription["status"] == "canceled":
+        raise StripeRefusal("A canceled subscription can only update its cancellation_details and metadata.")
+    if given.get("proration_behavior") != "none":
+        raise StripeRefusal("The sandbox knows proration_behavior=none only.", param="proration_behavior")
+    at = given.get("cancel_at") or None
+    if at is not None and (not isinstance(at, int) or at <= context.now()):
+        raise StripeRefusal("cancel_at must be in the future.", param="cancel_at")
+    subscription |= {"cancel_at": at}
+    context.state.put("subscription", subscription)
+    context.emit("customer.subscription.updated", subscription)
+    return subscription
+
+
 def cancel(context: Context, name: str, _given: Given) -> Given:
     subscription = context.find("subscription", name)
+    if subscription["status"] == "canceled":
+        raise StripeRefusal(f"No such subscription: '{name}'", code="resource_missing", status=404)
     subscription |= {"status": "canceled", "canceled_at": context.now()}
     context.state.put("subscription", subscription)
     context.emit("customer.subscription.deleted", subscription)
@@ -106,11 +124,15 @@ def roll(context: Context) -> None:
         start, end = _period(subscription)
         while end + DRAFT_FOR_S <= context.now():
             _invoice(context, subscription, start, end)
+            if subscription.get("cancel_at") and end >= subscription["cancel_at"]:
+                cancel(context, subscription["id"], {})
+                break
             start, end = end, _month_later(end)
             for item in subscription["items"]["data"]:
                 item |= {"current_period_start": start, "current_period_end": end}
             context.state.put("subscription", subscription)
-        ends.append(end)
+        else:
+            ends.append(end)
     context.state.next_period_end = min(ends)
 
 

@@ -69,6 +69,19 @@ def append_only(table: Table, fixed: str) -> None:
     _refuse(table, f"{name}_there", name, "DELETE", "1 = 1", f"{name}: rows are never deleted")
 
 
+def chained(table: Table, fixed: str) -> None:
+    """`append_only` for a table that is a hash chain itself: a row follows the last one, and a salt only goes."""
+    name = table.name
+    linked = (
+        f"NEW.previous_hash <> coalesce((SELECT hash FROM {name} WHERE namespace = NEW.namespace AND sequence = "
+        f"NEW.sequence - 1), CASE WHEN NEW.sequence = 1 THEN '{'0' * 64}' ELSE '' END)"
+    )
+    _refuse(table, f"{name}_linked", name, "INSERT", linked, f"{name}: a row follows the last one")
+    kept = f"{_changed(fixed)} OR NEW.personal_salt IS NOT NULL"
+    _refuse(table, f"{name}_kept", name, "UPDATE", kept, f"{name}: rows are never changed")
+    _refuse(table, f"{name}_there", name, "DELETE", "1 = 1", f"{name}: rows are never deleted")
+
+
 def _refuse(made_with: Table, name: str, table: str, change: str, condition: str, words: str) -> None:
     for dialect, statements in (
         ("sqlite", _sqlite(name, table, change, condition, words)),

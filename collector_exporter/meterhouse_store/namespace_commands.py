@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meterhouse_store.terminal import Data, Json, existing, explained, moment, opened_registry, plain, print_table
+from meterhouse_store.terminal import Data, Json, existing, explained, fail, moment, opened_registry, plain, print_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -57,6 +57,42 @@ def _history(
     with explained(), opened_registry(existing(data)) as engine:
         found = [plain(vars(change)) for change in switches.history(engine, name)]
     print_table(found, _change_row, as_json, f"Nothing was turned on or off in {name}.")
+
+
+@namespaces.command("roles")
+def _roles(
+    grant: Annotated[str | None, typer.Option(metavar="ROLE", help="Give --to this role.")] = None,
+    revoke: Annotated[str | None, typer.Option(metavar="ROLE", help="Take this role from --to.")] = None,
+    to: Annotated[str | None, typer.Option(help="Whom: an account of commands, or an address of the portal.")] = None,
+    why: Annotated[str, typer.Option(help="Kept with the change.")] = "",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Say who may change what: metering, pricing, invoicing, administration; without options, list it.
+
+    A role that nobody has is everybody's. Once somebody has it, others' changes are refused, by commands, pages and
+    jobs: give it to the account that `meterhouse jobs` runs as, too, where that is to go on with invoicing.
+    """
+    from meterhouse_store import roles
+
+    if (grant is not None and revoke is not None) or ((grant or revoke) is None) != (to is None):
+        raise typer.BadParameter("name one of --grant and --revoke, and --to")
+    settings = existing(data)
+    with explained(), opened_registry(settings) as engine:
+        if to is not None:
+            role, who, now = grant or revoke or "", getpass.getuser(), datetime.now(UTC)
+            try:
+                roles.change(engine, settings.namespace, role, to, granted=grant is not None, who=who, why=why, now=now)
+            except ValueError as wrong:
+                fail(str(wrong))
+        with engine.connect() as connection:
+            found = [plain(vars(it)) for it in roles.holders(connection, settings.namespace)]
+    print_table(found, _role_row, as_json, "No role is given: everybody may change everything.")
+
+
+def _role_row(found: dict[str, Any]) -> dict[str, str]:
+    return {"role": found["role"], "who": found["person"], "since": moment(found["since"]), "by": found["who"],
+            "why": found["why"]}  # fmt: skip
 
 
 def _found(engine: "Engine") -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from meterhouse_store import decisions, ledger_chain, people, renaming, tables
+from meterhouse_store import audit, decisions, ledger_chain, people, renaming, tables
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
 
@@ -125,9 +125,10 @@ def forget(
     _check_reason(why)
     with begin_write(engine) as connection:
         words = words_of(connection, namespace, customer_id)
-        words |= dict.fromkeys(people.take_out(connection, namespace, customer_id, ERASED), ERASED)
-        _replace_words(connection, namespace, words)
-        _blank(connection, namespace, customer_id, ERASED)
+        with audit.paused(connection):
+            words |= dict.fromkeys(people.take_out(connection, namespace, customer_id, ERASED), ERASED)
+            _replace_words(connection, namespace, words)
+            _blank(connection, namespace, customer_id, ERASED)
         connection.execute(
             insert(tables.erasures).values(
                 erasure_id=erasure_id, namespace=namespace, customer_id=customer_id, former_id=None, bytes=KEPT,
@@ -144,7 +145,7 @@ def rename(engine: Engine, erasure: Erasure, pseudonym: str, renamed: renaming.R
     customer go; the next run makes them again, of the same usage. May be repeated.
     """
     namespace, former = erasure.namespace, erasure.customer_id
-    with begin_write(engine) as connection:
+    with begin_write(engine) as connection, audit.paused(connection):
         is_it = (tables.customers.c.namespace == namespace) & (tables.customers.c.customer_id == pseudonym)
         if connection.execute(select(tables.customers).where(is_it)).first() is not None:
             return
@@ -158,7 +159,7 @@ def rename(engine: Engine, erasure: Erasure, pseudonym: str, renamed: renaming.R
         ledger_chain.unseal_persons(connection, of_customer)
         for table in _looked_into():
             for column in _id_columns(table):
-                changed = update(table).values({column.name: pseudonym})
+                changed = update(table).values({column.name: pseudonym, **_unsealed(table)})
                 connection.execute(_where_id(changed, table, column, namespace, former))
         _replace_words(connection, namespace, words)
 
@@ -167,7 +168,7 @@ def finish(engine: Engine, erasure: Erasure, pseudonym: str, now: datetime) -> N
     """Note that nothing of the customer is left: from here on nothing says who it was."""
     is_it = tables.erasures.c.erasure_id == erasure.erasure_id
     done = {"customer_id": pseudonym, "former_id": None, "bytes": DONE, "done_at": now}
-    with begin_write(engine) as connection:
+    with begin_write(engine) as connection, audit.paused(connection):  # what was there before says who it was
         connection.execute(update(tables.erasures).where(is_it).values(**done))
     _purge(engine)
 
@@ -213,7 +214,12 @@ def _replace_words(connection: Connection, namespace: str, words: Mapping[str, s
             is_it = [table.columns[name] == row[name] for name in _key(table)]
             if table is tables.ledger_transactions:
                 ledger_chain.unseal_persons(connection, is_it[0])
-            connection.execute(update(table).where(*is_it).values(**changes))
+            connection.execute(update(table).where(*is_it).values(**changes, **_unsealed(table)))
+
+
+def _unsealed(table: Table) -> dict[str, Any]:
+    """What else is to be changed with a row that says who somebody is: the audit log forgets its salt."""
+    return {"personal_salt": None} if table is tables.audit_log else {}
 
 
 def _changes(

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import URL, Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, make_url, select
 from sqlalchemy import inspect as inspect_database
 
-from meterhouse_store import sql_migrations
+from meterhouse_store import audit, sql_migrations
 from meterhouse_store.settings import Settings
 from meterhouse_store.tables import metadata
 
@@ -40,6 +40,7 @@ def open_engine(settings: Settings) -> Engine:
     if url.get_backend_name() == "postgresql":
         # Without a driver in the URL, SQLAlchemy before 2.1 would look for psycopg2.
         engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        audit.listen(engine)
         with _disposed_on_failure(engine):
             _ensure_schema(engine)
         return engine
@@ -50,14 +51,18 @@ def open_engine(settings: Settings) -> Engine:
 def begin_write(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes; commits at the end of the block, rolls back on an exception.
 
+    What it changed of the tables of audit_rules.py is in the audit log with it.
+
     On SQLite it takes the write lock at once (BEGIN IMMEDIATE) and waits for it up to BUSY_TIMEOUT_S: a transaction
     that reads first and asks for the lock later fails without waiting when another one wrote in between. Threads of one
     process come one after the other: SQLite would have them look again every now and then.
     """
     with _turns.get(engine, nullcontext()), engine.connect() as connection:
         connection = connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+        audit.begin(connection)
         with connection.begin():
             yield connection
+            audit.seal(connection)
 
 
 @contextmanager
@@ -78,6 +83,7 @@ def _open_sqlite(url: URL) -> Engine:
     _turns[engine] = threading.Lock()
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+    audit.listen(engine)
     # Switching to WAL does not wait for other connections, it fails; so only one process at a time is in here.
     with open(file.with_name(file.name + ".schema-lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from meterhouse_portal import access_keys, members
 from meterhouse_portal.members import OWNER
 from meterhouse_portal.visit import NotShown, Page, Visit
+from meterhouse_store import audit
 from meterhouse_store.registry import RegistryError
 
 
@@ -41,8 +42,9 @@ def change_key(visit: Visit) -> Response:
     """Make a key, whose text is on the page that answers and nowhere else, or revoke one."""
     mine, form = visit.account, visit.form
     if "revoke" in form:
-        if not access_keys.revoke(mine.engine, mine.namespace, mine.customer_id, form["revoke"], mine.now):
-            raise NotShown(form["revoke"])
+        with audit.acting(visit.visitor.email):
+            if not access_keys.revoke(mine.engine, mine.namespace, mine.customer_id, form["revoke"], mine.now):
+                raise NotShown(form["revoke"])
         return visit.to("/account/keys")
     try:
         _, text = access_keys.create(

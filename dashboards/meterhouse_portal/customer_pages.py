@@ -37,6 +37,7 @@ from meterhouse_store import mail, meters
 from meterhouse_store.language import ENGLISH, LANGUAGES, wanted
 from meterhouse_store.mail import MailSettings
 from meterhouse_store.registry import RegistryError
+from meterhouse_store.roles import NotAllowed
 from meterhouse_store.settings import Settings
 
 PAGES: Final = (*usage_pages.PAGES, *billing_pages.PAGES, *budget_pages.PAGES, *access_pages.PAGES)
@@ -357,6 +358,8 @@ class CustomerPages:
                 return self._message(request, 404, "No such page", "It is not here any more.", visitor)
             except Refused as wrong:
                 return self._message(request, 400, "That cannot be done", str(wrong), visitor)
+            except NotAllowed as refused:
+                return self._message(request, 403, "That is for others to decide", str(refused), visitor)
 
         return self._form_or_page(run)
 

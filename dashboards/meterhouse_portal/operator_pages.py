@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -27,11 +27,10 @@ from meterhouse_portal.stores import Stores
 from meterhouse_portal.visit import NotShown, Refused
 from meterhouse_rating import publishing, versions
 from meterhouse_rating.publishing import Person, PublishingRefused
-from meterhouse_store import decisions, meters, registry, suspended
+from meterhouse_store import audit_book, decisions, meters, registry, suspended
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.settings import Settings
 from meterhouse_store.suspended import Filter
-from meterhouse_store.tables import invoice_transitions, invoices
 
 ROWS: Final = 100
 _DECIDED: Final = "Decided. The next rating run counts by it, or `meterhouse suspense apply` at once."
@@ -248,34 +247,21 @@ def _changes(old: str, new: str) -> list[str]:
 
 
 def show_record(visit: OperatorVisit) -> Response:
-    """What was decided last: about usage, prices and invoices, with who and why."""
-    query = (
-        select(invoice_transitions, invoices.c.customer_id)
-        .join(invoices, invoices.c.invoice_id == invoice_transitions.c.invoice_id)
-        .where(invoices.c.namespace == visit.namespace)
-        .order_by(invoice_transitions.c.changed_at.desc())
-        .limit(ROWS)
-    )
-    with visit.engine.connect() as connection:
-        transitions = connection.execute(query).mappings().all()
+    """What was changed last, with who and why: the audit log's latest rows."""
     entries = [
-        (it["changed_at"], f"invoice of {it['customer_id']}", _became(it), it["who"], it["why"]) for it in transitions
+        (it.changed_at, _about(it), audit_book.told(it.details).replace(" -> ", " → "), it.who, it.why)
+        for it in audit_book.entries(visit.engine, visit.namespace, limit=ROWS)
     ]
-    entries += [
-        (it.recorded_at, "price book", it.what.replace("_", " "), it.who, it.why)
-        for it in publishing.audit(visit.engine, visit.namespace)[-ROWS:]
-    ]
-    entries += [
-        (it.decided_at, f"event {it.draft.key.event_id}", it.draft.kind, it.who, it.why)
-        for it in decisions.latest(visit.engine, visit.namespace, ROWS)
-    ]
-    entries.sort(key=lambda it: it[0], reverse=True)
-    return visit.page("operator_record.html", entries=entries[:ROWS])
+    return visit.page("operator_record.html", entries=entries)
 
 
-def _became(it: Mapping[Any, Any]) -> str:
-    return f"{it['from_state']} → {it['to_state']}"
+def _about(it: audit_book.Entry) -> str:
+    of = f" of {it.customer_id}" if it.customer_id else ""
+    return f"{it.what}{of}" + (f": {it.subject}" if it.subject and it.what not in _BY_CUSTOMER else "")
 
+
+_BY_CUSTOMER: Final = ("invoice", "credit note")
+"""What people know by its customer; its id says nothing to them."""
 
 PAGES: Final = (
     OperatorPage("GET", "/operator", lambda visit: show_reviews(visit)),

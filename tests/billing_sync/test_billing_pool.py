@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from meterhouse_billing import pool, records
-from meterhouse_billing.gateway import StripeUnavailable, connect
+from meterhouse_billing.gateway import LiveKeyRefused, StripeUnavailable, connect
 from meterhouse_billing.pace import TEST, Limits, Pacer, endpoint_of
 from meterhouse_billing.progress import counting
 from meterhouse_billing.world import World
+from meterhouse_store import audit_book, roles, tables
+from meterhouse_store.roles import NotAllowed
 
 
 class Clock:
@@ -168,6 +170,34 @@ def test_how_far_a_long_run_is_is_told_every_ten_seconds():
         "200 of 10,000 customers, 20.0 a second, about 8:10 min to go",
         "400 of 10,000 customers, 20.0 a second, about 8:00 min to go",
     ]
+
+
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
+def test_invoices_are_of_who_has_the_role_and_every_state_is_in_the_audit_log(books, world):
+    books.rating("acme", [("usage", "tokens", "10", 100)])
+    drafts = records.drafts(books.engine, "test", period="2026-10")
+    given = {"granted": True, "who": "root", "why": "agreed", "now": world.now()}
+    roles.change(books.engine, "test", "invoicing", "olga", **given)
+    with pytest.raises(NotAllowed, match="anna may not change this: invoicing of test"):
+        list(pool.work(pool.jobs(world, drafts, [], approve=True)))
+    assert books.rows(tables.invoices) == []
+    roles.change(books.engine, "test", "invoicing", "anna", **given)
+    list(pool.work(pool.jobs(world, drafts, [], approve=True)))
+    found = audit_book.entries(books.engine, "test", what="invoice")
+    assert [(it.customer_id, it.who, it.why, audit_book.told(it.details)) for it in reversed(found)] == [
+        ("acme", "anna", "the period was closed", "open -> draft"),
+        ("acme", "anna", "bill run --approve", "draft -> approved"),
+        ("acme", "anna", "bill run", "approved -> finalised"),
+    ]
+    assert audit_book.verify(books.engine, "test").problems == []
+
+
+def test_a_key_of_its_own_comes_before_the_one_of_all():
+    keys = {"STRIPE_METERS_API_KEY": "rk_test_1", "STRIPE_API_KEY": "sk_live_1"}
+    connect(keys, live=False, own_key="STRIPE_METERS_API_KEY")
+    connect({"STRIPE_API_KEY": "sk_test_1"}, live=False, own_key="STRIPE_METERS_API_KEY")
+    with pytest.raises(LiveKeyRefused):
+        connect(keys, live=False)
 
 
 def test_a_number_of_calls_that_is_none_is_refused():

@@ -1,0 +1,134 @@
+"""Reads the audit log: what was changed, and whether the log is as it was written."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Engine, select
+
+from meterhouse_store.audit import GENESIS, personal_seal, seal_of
+from meterhouse_store.tables import audit_log
+
+MAX_PROBLEMS: Final = 100
+"""So many problems are told; who finds that many needs no more."""
+
+_CHUNK: Final = 5_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One change. `details`: {"added": columns} | {"changed": {column: [before, after]}} | {"removed": columns}."""
+
+    sequence: int
+    changed_at: datetime
+    what: str
+    customer_id: str
+    subject: str
+    who: str
+    why: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A seal to hold the log against later."""
+
+    namespace: str
+    sequence: int
+    hash: str
+
+
+@dataclass
+class Proof:
+    """How far the log was read, and all that is wrong with it. `erased`: rows that were about erased persons."""
+
+    namespace: str
+    sequence: int = 0
+    hash: str = GENESIS
+    erased: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def wrong(self, text: str) -> None:
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(text)
+
+
+def entries(
+    engine: Engine,
+    namespace: str,
+    *,
+    customer_id: str | None = None,
+    what: str | None = None,
+    who: str | None = None,
+    since: datetime | None = None,
+    limit: int = 50,
+) -> list[Entry]:
+    """The last changes that fit, the latest first."""
+    table = audit_log
+    query = select(table).where(table.c.namespace == namespace)
+    for column, wanted in ((table.c.customer_id, customer_id), (table.c.what, what), (table.c.who, who)):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    if since is not None:
+        query = query.where(table.c.changed_at >= since)
+    shown = [name for name in Entry.__annotations__ if name != "details"]
+    with engine.connect() as connection:
+        rows = connection.execute(query.order_by(table.c.sequence.desc()).limit(limit)).mappings().all()
+    return [Entry(**{name: row[name] for name in shown}, details=json.loads(row["details"])) for row in rows]
+
+
+def told(details: dict[str, Any]) -> str:
+    """`state: draft -> approved` or the columns of what was added, in a line."""
+    if "from_state" in details.get("added", {}):
+        return f"{details['added']['from_state']} -> {details['added']['to_state']}"
+    rows = f"{details['rows']} rows, " if "rows" in details else ""
+    for word, columns in details.items():
+        if word == "changed":
+            return "; ".join(f"{name}: {_from_to(it)}" for name, it in columns.items())
+        if isinstance(columns, dict):
+            said = "; ".join(f"{name} {it}" for name, it in columns.items() if it not in (None, "", [], {}))
+            return f"{rows}{word}: {said}"[:120]
+    return rows
+
+
+def _from_to(change: Any) -> str:
+    return f"{change[0]} -> {change[1]}" if isinstance(change, list) else str(change)
+
+
+def verify(engine: Engine, namespace: str, anchors: Iterable[Anchor] = ()) -> Proof:
+    """Read the whole log of the namespace and compare each row with its seal, and the seals with the anchors."""
+    proof, table = Proof(namespace), audit_log
+    wanted: dict[int, list[Anchor]] = {}
+    for anchor in anchors:
+        if anchor.namespace != namespace:
+            proof.wrong(f"an anchor is of the log of {anchor.namespace}, this is that of {namespace}")
+        elif anchor.sequence:
+            wanted.setdefault(anchor.sequence, []).append(anchor)
+    query = select(table).where(table.c.namespace == namespace).order_by(table.c.sequence)
+    with engine.connect() as connection:
+        for row in connection.execution_options(yield_per=_CHUNK).execute(query).mappings():
+            _check(proof, row)
+            for anchor in wanted.pop(proof.sequence, ()):
+                if anchor.hash != proof.hash:
+                    proof.wrong(f"row {anchor.sequence} is not what an anchor says it was: {anchor.hash}")
+    for sequence in sorted(wanted):
+        proof.wrong(f"an anchor knows {sequence} rows, the log has {proof.sequence}: its end is missing")
+    return proof
+
+
+def _check(proof: Proof, row: Any) -> None:
+    sequence = row["sequence"]
+    if sequence != proof.sequence + 1:
+        proof.wrong(f"row {proof.sequence + 1} is followed by row {sequence}: what was between them is missing")
+    if row["previous_hash"] != proof.hash:
+        proof.wrong(f"row {sequence} does not follow the row before it")
+    if seal_of(row) != row["hash"]:
+        proof.wrong(f"row {sequence} ({row['what']}) is not what was sealed: its time, kind or seal was changed")
+    if row["personal_salt"] is None:
+        proof.erased += 1
+    elif personal_seal(row) != row["personal_sha256"]:
+        told = f"{row['what']} {row['subject']} by {row['who']}"
+        proof.wrong(f"row {sequence} ({told}) is not what was sealed: whose, who, why or details were changed")
+    proof.sequence, proof.hash = sequence, row["hash"]
