@@ -45,6 +45,8 @@ RULES: Final[dict[str, Rule]] = {
     "customer_quantities": Rule("quantity", "name", hidden="agreement_id", role="pricing"),
     "credit_grants": Rule("credits", "kind", hidden="grant_id source_id"),
     "credit_top_ups": Rule("top-up", at="recorded_at"),
+    "credit_charge_rules": Rule("charge for credits"),
+    "credit_purchases": Rule("credits bought", "how", at="created_at", hidden="purchase_id url grant_id"),
     "correction_policies": Rule("corrections", "policy", role="pricing"),
     # Prices and costs
     "price_books": Rule("price book", "version", who="author", hidden="source", role="pricing"),
@@ -73,6 +75,7 @@ RULES: Final[dict[str, Rule]] = {
     "portal_operators": Rule("operator", "email", at="changed_at", role="administration"),
     "portal_members": Rule("member", "email", at="changed_at"),
     "portal_keys": Rule("portal key", "key_id", at="created_at", hidden="key_sha256"),
+    "portal_embed_keys": Rule("embedding key", "key_id", at="created_at", hidden="key"),
     "notice_channels": Rule("notice channel", "kind", hidden="address secret channel_id"),
     # Usage
     "decisions": Rule("usage", "event_id", at="decided_at", hidden="decision_id row_id follows", role="metering"),
