@@ -2,9 +2,10 @@
 
 `bench` asks of 10 million events, or as many as METERHOUSE_BENCH_MILLIONS says; `prove` of 100 million, and counts what
 is slower than its goal. The rows are made by the engine itself, a tenth of the events twice, and merged as the engine
-merges a month at rest (warehouse_reads.py). The queries are those of the dashboards' files and of `meterhouse report`,
-asked as the reading user. The baseline is the month's totals per customer and meter without dedup, conflicts or
-decisions: what is between them is the price of exactness, and of the question.
+merges a month at rest (warehouse_reads.py); its days are summed (`meterhouse warehouse rollup`). The queries are those
+of the dashboards' files and of `meterhouse report`, asked as the reading user. The baseline is the month's totals per
+customer and meter without dedup, conflicts or decisions: what is between them is the price of exactness, and of the
+question.
 """
 
 import json
@@ -30,7 +31,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from meterhouse_reports.definitions import REPORTS
 from meterhouse_reports.journal import codes_from, journal
 from meterhouse_reports.made import Span, make
-from meterhouse_store import schema, warehouse
+from meterhouse_store import rollups, schema, warehouse
 from meterhouse_store.settings import Settings
 
 GRAFANA: Final = Path(__file__).resolve().parents[1] / "dashboards" / "grafana"
@@ -182,6 +183,9 @@ def _measured(millions: int) -> tuple[dict[str, dict[str, float]], float]:
         admin.command(_COSTS)
         admin.command("OPTIMIZE TABLE events FINAL")
         print(f"{millions} million events made in {time.perf_counter() - began:.0f} s", flush=True)
+        began = time.perf_counter()
+        rollups.roll_up(admin, settled_s=0)
+        print(f"days summed in {time.perf_counter() - began:.0f} s", flush=True)
         baseline = _milliseconds(lambda: admin.query(warehouse_reads.TOTALS_RAW))
         for title, sql in queries().items():
             taken["grafana"][title] = _milliseconds(lambda sql=sql: reader.query(sql))

@@ -43,6 +43,7 @@ _ROWS: Final = """
         bitNot(toUInt64(toUnixTimestamp64Nano(received)))
     FROM (SELECT number * {every:UInt32} AS n FROM numbers({start:UInt64}, {count:UInt64}))
 """
+_AS_THE_PROJECTOR: Final = {"optimize_on_insert": 0}
 _BEGIN_NS: Final = 1_793_491_200_000_000_000
 """2026-11-01 00:00 UTC."""
 _MONTH_NS: Final = 29 * 86_400 * 1_000_000_000
@@ -85,9 +86,9 @@ def fill(client: Client, millions: int) -> None:
     common = {"begin": _BEGIN_NS, "step": _MONTH_NS // calls, "customers": CUSTOMERS, "meters": list(METERS)}
     for start in range(0, events, BLOCK):
         own = {"start": start, "count": min(BLOCK, events - start), "every": 1, "later": 2}
-        client.command(_ROWS, parameters=common | own)
+        client.command(_ROWS, parameters=common | own, settings=_AS_THE_PROJECTOR)
         copies = {"start": start // COPY_EVERY, "count": min(BLOCK, events - start) // COPY_EVERY, "every": COPY_EVERY}
-        client.command(_ROWS, parameters=common | copies | {"later": 600})
+        client.command(_ROWS, parameters=common | copies | {"later": 600}, settings=_AS_THE_PROJECTOR)
     while client.query("SELECT count() FROM system.merges WHERE table = 'events'").result_rows[0][0]:
         time.sleep(1)
 

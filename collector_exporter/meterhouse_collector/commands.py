@@ -176,6 +176,25 @@ def warehouse_rebuild(
     raise typer.Exit(EXCEPTIONS if result.differences else DONE)
 
 
+@warehouse.command("rollup")
+def warehouse_rollup(data: Data = None, as_json: Json = False) -> None:
+    """Sum usage by day, hour and conversation, for dashboards and reports. `meterhouse jobs` does it every round.
+
+    A day is summed when nothing has come for it for a quarter of an hour, and again whenever something does; until
+    then it is read event by event, which takes longer and comes to the same. May be run at any time.
+    """
+    from meterhouse_store import rollups
+
+    settings = existing(data)
+    with closing(client_of(settings)) as client:
+        rolled = rollups.roll_up(client)
+    if as_json:
+        days = [{"namespace": namespace, "day": str(day)} for namespace, day in rolled.days]
+        print(json.dumps({"days": days, "unsettled": rolled.unsettled}))
+    else:
+        print(f"{len(rolled.days)} days summed, {rolled.unsettled} under way: those are read event by event")
+
+
 @warehouse.command("verify")
 def warehouse_verify(
     data: Data = None,
@@ -183,7 +202,7 @@ def warehouse_verify(
     segment: Annotated[str | None, typer.Option(help="Only this segment of the journal.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Project again what differs.")] = False,
 ) -> None:
-    """Read the journal again and compare the warehouse with it: every row, the control totals, and the decisions.
+    """Read the journal again and compare the warehouse with it: rows, control totals, decisions, and sums of days.
 
     The collector may go on running. Exit code 3 when something differs (with --repair: still differs); rows that no
     journal has are only told, `warehouse rebuild` leaves them out.

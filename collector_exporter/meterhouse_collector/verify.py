@@ -4,7 +4,8 @@ Each range is projected into a scratch database by the projector itself, so what
 Of a duplicate the live row may name another segment, the one of the copy that came first: rows are found by their key.
 With `repair` a range that differs is projected into the live database again, which adds only what is missing.
 
-Then the increases of running totals are counted anew from all points that are stored, and compared.
+Then the increases of running totals are counted anew from all points that are stored, and compared; and so are the sums
+of days.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from meterhouse_collector.journal import Horizon
 from meterhouse_collector.projection import projection_lock
 from meterhouse_collector.projector import Checkpoint, Projector
 from meterhouse_collector.segments import START, Position
-from meterhouse_store import conflicts, decided, schema
+from meterhouse_store import conflicts, decided, rollups, schema
 
 _KEY: Final = f"{conflicts.IDENTITY}, quantity"
 _BY_KEY: Final = " AND ".join(f"live.{name} = told.{name}" for name in _KEY.split(", "))
@@ -152,7 +153,8 @@ class Difference:
 class Verified:
     """What was compared and what differed.
 
-    `lost_decisions` were recorded and are not in their rows; `wrong_increases` are not what the points give.
+    `lost_decisions` were recorded and are not in their rows; `wrong_increases` are not what the points give, and the
+    sums of `wrong_days` not those of their usage.
     """
 
     ranges: int = 0
@@ -162,6 +164,8 @@ class Verified:
     decisions_mended: bool = False
     wrong_increases: int = 0
     increases_mended: bool = False
+    wrong_days: int = 0
+    days_mended: bool = False
 
     @property
     def is_wrong(self) -> bool:
@@ -170,6 +174,7 @@ class Verified:
             any(not one.mended for one in self.differences)
             or (self.lost_decisions > 0 and not self.decisions_mended)
             or (self.wrong_increases > 0 and not self.increases_mended)
+            or (self.wrong_days > 0 and not self.days_mended)
         )
 
     def verdict(self) -> str:
@@ -182,6 +187,9 @@ class Verified:
         if self.wrong_increases:
             lost += f"; {self.wrong_increases} increases of running totals were not what their points give"
             lost += " and are now" if self.increases_mended else ""
+        if self.wrong_days:
+            lost += f"; the sums of {self.wrong_days} days were not those of their usage"
+            lost += " and are read no more" if self.days_mended else ""
         if not self.differences and not lost:
             return f"{found}: the warehouse agrees with it"
         if self.is_wrong:
@@ -199,6 +207,8 @@ class Verified:
             "decisions_mended": self.decisions_mended,
             "wrong_increases": self.wrong_increases,
             "increases_mended": self.increases_mended,
+            "wrong_days": self.wrong_days,
+            "days_mended": self.days_mended,
             "agrees": not self.is_wrong,
         }
 
@@ -290,6 +300,11 @@ class _Verification:
             with projection_lock(self._directory, wait=True):
                 decided.apply_lost(self._live)
             result.decisions_mended = decided.lost(self._live) == 0
+        days = rollups.wrong_days(self._live)
+        result.wrong_days = len(days)
+        if days and self._repair:
+            rollups.distrust(self._live, days)
+            result.days_mended = rollups.wrong_days(self._live) == []
         return result
 
     def _verify_segment(self, name: str, until: Position, result: Verified) -> None:

@@ -93,8 +93,8 @@ def _jobs(
 ) -> None:
     """Rate what is due, again and again, and bill it where Stripe is configured.
 
-    A round is `rate run --due`, with STRIPE_API_KEY `bill run --due`, and
-    `notices send`.
+    A round is `rate run --due`, with STRIPE_API_KEY `bill run --due`,
+    `notices send` and `warehouse rollup`.
     Beside the rounds runs `budgets watch`.
     """
     from meterhouse_store import jobs as schedule

@@ -28,6 +28,8 @@ READER_LIMITS = {
     "result_overflow_mode": "throw",
     "max_memory_usage": "4000000000",
 }
+# What the views set for themselves: a reader's query may set nothing, and neither may a view that it reads.
+READER_VIEWS = {"do_not_merge_across_partitions_select_final": "1", "optimize_move_to_prewhere_if_final": "1"}
 # Shapes of answers that clients ask for; all else that a reader's request sets is refused, because the engine takes the
 # settings of a request before it knows about `readonly`.
 READER_SETTINGS = frozenset(
@@ -236,7 +238,8 @@ def _reader_settings(asked: Mapping[str, str]) -> dict[str, str]:
             raise EngineError(
                 f"Code: {READONLY}. DB::Exception: Cannot modify {name[:64]!r} setting in readonly mode (READONLY)"
             )
-    return dict(asked) | {name: _lower(asked.get(name, ""), limit) for name, limit in READER_LIMITS.items()}
+    limits = {name: _lower(asked.get(name, ""), limit) for name, limit in READER_LIMITS.items()}
+    return dict(asked) | READER_VIEWS | limits
 
 
 def _lower(asked: str, limit: str) -> str:

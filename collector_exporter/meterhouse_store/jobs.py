@@ -136,7 +136,7 @@ def read_state(state_file: Path) -> dict[str, Any]:
 
 
 def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str], None]) -> None:
-    """Rate what is due, bill it where Stripe is configured, send notices, and watch budgets, until SIGTERM or SIGINT.
+    """Rate what is due, bill it where Stripe is configured, send notices, sum usage, and watch budgets, until SIGTERM.
 
     `command` calls meterhouse.
     """
@@ -148,6 +148,7 @@ def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str
     else:
         say("no STRIPE_API_KEY: usage is rated, nothing is billed")
     steps["notices send"] = (*command, "notices", "send", "--data", str(data))
+    steps["warehouse rollup"] = (*command, "warehouse", "rollup", "--data", str(data))
     folder = data / "run"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = Beside("budgets watch", (*command, "budgets", "watch", "--data", str(data)), say)

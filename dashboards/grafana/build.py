@@ -25,6 +25,82 @@ _AGENT: Final = "$__conditionalAll(agent_name IN (${agent:singlequote}), $agent)
 _MODEL: Final = "$__conditionalAll(model IN (${model:singlequote}), $model)"
 _USED: Final = f"{_OF}\n  AND {_BILLED}\n  AND {_AGENT}\n  AND {_MODEL}\n  AND $__timeFilter(event_time)"
 
+# Sums of days and hours where the range is long, single events where it is short: both come to the same for whole days.
+_LONG: Final = "dateDiff('hour', $__fromTime, $__toTime) >= 72"
+_DAYS: Final = (
+    f"{_OF}\n    AND {_BILLED}\n    AND {_AGENT}\n    AND {_MODEL}\n"
+    f"    AND day >= toDate($__fromTime) AND day <= toDate($__toTime) AND {_LONG}"
+)
+_WHOLE_DAYS: Final = "Ranges of three days and more are shown in whole days (UTC)."
+# Sums of hours do not know customers.
+_HOURLY: Final = "$__interval_s >= 3600 AND $__conditionalAll(1 = 0, $customer)"
+_HOURS: Final = f"{_OF}\n    AND {_AGENT}\n    AND {_MODEL}\n    AND $__timeFilter(hour)\n    AND {_HOURLY}"
+
+
+def _by_day(*columns: str, where: str = "1") -> str:
+    """What a panel selects from: rows to be summed, with these columns, events and quantity."""
+    named = ", ".join(columns)
+    return (
+        f"(\n  SELECT {named}, events, quantity FROM usage_by_day\n  WHERE {where} AND {_DAYS}\n  UNION ALL\n"
+        f"  SELECT {named}, toUInt64(1) AS events, quantity FROM usage\n  WHERE {where} AND NOT {_LONG}\n    AND {_USED}\n)"
+    )
+
+
+def _by_hour(*columns: str, where: str) -> str:
+    """The same over time: with `at` beside them."""
+    named = ", ".join(columns)
+    return (
+        f"(\n  SELECT hour AS at, {named}, events, quantity FROM usage_by_hour\n  WHERE {where} AND {_HOURS}\n  UNION ALL\n"
+        f"  SELECT toDateTime(event_time, 'UTC') AS at, {named}, toUInt64(1) AS events, quantity FROM usage\n"
+        f"  WHERE {where} AND NOT ($__interval_s >= 3600 AND\n    $__conditionalAll(1 = 0, $customer))\n    AND {_USED}\n)"
+    )
+
+
+def _costs(*columns: str, where: str) -> str:
+    """The same of costs."""
+    named = ", ".join(columns)
+    return (
+        f"(\n  SELECT {named}, events, cost, currency FROM costs_by_day\n  WHERE {where} AND {_DAYS}\n  UNION ALL\n"
+        f"  SELECT {named}, toUInt64(1) AS events, cost, currency FROM costs\n  WHERE {where} AND NOT {_LONG}\n    AND {_USED}\n)"
+    )
+
+
+# Sums of conversations do not know customers either.
+_ALL_CUSTOMERS: Final = f"{_LONG}\n    AND $__conditionalAll(1 = 0, $customer)"
+_BY_CONVERSATION: Final = (
+    "(\n  SELECT conversation_id, customer_id, calls, tokens, last_event FROM usage_by_conversation\n"
+    f"  WHERE {_OF}\n    AND {_AGENT}\n    AND {_MODEL}\n    AND day >= toDate($__fromTime) AND day <= toDate($__toTime)"
+    f"\n    AND {_ALL_CUSTOMERS}\n  UNION ALL\n"
+    "  SELECT conversation_id, billed_customer_id, if(meter = 'llm.requests', quantity, 0),\n"
+    "    if(startsWith(meter, 'llm.tokens.'), quantity, 0), event_time FROM usage\n"
+    f"  WHERE conversation_id != '' AND NOT ({_ALL_CUSTOMERS}\n    ) AND {_USED}\n)"
+)
+_CALLS: Final = "meter = 'llm.requests'"
+_TOOL_CALLS: Final = "meter = 'tool.calls'"
+_TOKENS: Final = "startsWith(meter, 'llm.tokens.')"
+_UNKNOWN: Final = "cost_status = 'unknown'"
+_PRICED: Final = "cost_status != 'unknown'"
+_FAILED: Final = " AND status != 'ok'"
+_NOT_OK: Final = "sumIf(used.events, status != 'ok')"
+_COST_OVER_TIME: Final = (
+    "(\n  SELECT toDateTime(day, 'UTC') AS at, model, cost, currency FROM costs_by_day\n"
+    f"  WHERE cost_status = 'known' AND {_DAYS}\n  UNION ALL\n"
+    "  SELECT toDateTime(event_time, 'UTC') AS at, model, cost, currency FROM costs\n"
+    f"  WHERE cost_status = 'known' AND NOT {_LONG}\n    AND {_USED}\n)"
+)
+# The time of the last event but two hundred, so that nothing but times is read of the others; and of times only those from
+# an hour on after which there are two hundred. The last hour may end within the range, and does not count.
+_LAST_HOURS: Final = (
+    "(\n      SELECT maxIf(hour, so_far >= 200) FROM (\n      SELECT hour, sum(n) OVER (ORDER BY hour DESC) AS so_far FROM (\n"
+    f"      SELECT hour, sum(events) AS n FROM usage_by_hour\n      WHERE {_OF}\n    AND {_AGENT}\n    AND {_MODEL}\n"
+    "    AND $__timeFilter(hour) AND hour < toStartOfHour($__toTime)\n    AND $__conditionalAll(1 = 0, $customer)\n"
+    "      GROUP BY hour)))"
+)
+_LAST_200: Final = (
+    f"(\n    SELECT min(event_time) FROM (\n    SELECT event_time FROM usage WHERE {_USED}\n"
+    f"    AND event_time >= {_LAST_HOURS}\n    ORDER BY event_time DESC LIMIT 200))"
+)
+
 # By the hour of receipt, as what was received is.
 _SUSPENDED: Final = f"SELECT count() FROM (SELECT toStartOfHour(toDateTime(received_at, 'UTC')) AS hour FROM suspense WHERE {_OF}) WHERE"
 
@@ -115,77 +191,79 @@ DASHBOARDS: Final[dict[str, tuple[str, str, list[Panel]]]] = {
     ),
     "usage": (
         "Meterhouse usage",
-        "Who used what, by customer, agent, model, tool and conversation.",
+        f"Who used what, by customer, agent, model, tool and conversation. {_WHOLE_DAYS}",
         [
             Panel("Calls", "Calls of models that counted, in the range and the choice above.", "stat",
-                f"SELECT sum(quantity) AS calls FROM usage\nWHERE meter = 'llm.requests' AND {_USED}", size=(6, 4)),
+                f"SELECT sum(quantity) AS calls FROM {_by_day('meter', where=_CALLS)}", size=(6, 4)),
             Panel("Calls that did not end well", "Failed, aborted and unfinished calls, of all calls of models.", "stat",
-                "SELECT if(count() = 0, 0, countIf(status != 'ok') / count()) AS share FROM usage\n"
-                f"WHERE meter = 'llm.requests' AND {_USED}", "percentunit", (6, 4)),
+                "SELECT if(sum(events) = 0, 0, sumIf(events, status != 'ok') / sum(events)) AS share\n"
+                f"FROM {_by_day('status', where=_CALLS)}", "percentunit", (6, 4)),
             Panel("Customers", "Customers with usage in the range and the choice above.", "stat",
-                f"SELECT uniqExact(billed_customer_id) AS customers FROM usage\nWHERE {_USED}", size=(6, 4)),
+                f"SELECT uniqExact(billed_customer_id) AS customers FROM {_by_day('billed_customer_id')}", size=(6, 4)),
             Panel("Tool calls", "Tool executions that counted, each once.", "stat",
-                f"SELECT sum(quantity) AS calls FROM usage\nWHERE meter = 'tool.calls' AND {_USED}", size=(6, 4)),
+                f"SELECT sum(quantity) AS calls FROM {_by_day('meter', where=_TOOL_CALLS)}", size=(6, 4)),
             Panel("Calls by status", "Calls of models over time, by how they ended.", "timeseries",
-                "SELECT $__timeInterval(event_time) AS time, status, count() AS calls FROM usage\n"
-                f"WHERE meter = 'llm.requests' AND {_USED}\nGROUP BY time, status ORDER BY time, status"),
+                "SELECT $__timeInterval(at) AS time, status, sum(events) AS calls\n"
+                f"FROM {_by_hour('status', where=_CALLS)}\nGROUP BY time, status ORDER BY time, status"),
             Panel("Tokens by model", "Tokens over time: input, cached input, output and reasoning of each model.",
-                "timeseries", "SELECT $__timeInterval(event_time) AS time, model, sum(quantity) AS tokens FROM usage\n"
-                f"WHERE startsWith(meter, 'llm.tokens.') AND {_USED}\nGROUP BY time, model ORDER BY time, model"),
+                "timeseries", "SELECT $__timeInterval(at) AS time, model, sum(quantity) AS tokens\n"
+                f"FROM {_by_hour('model', where=_TOKENS)}\nGROUP BY time, model ORDER BY time, model"),
             Panel("Customers with the most calls", "The hundred customers with the most events in the range.", "table",
-                "SELECT billed_customer_id AS customer, count() AS events,\n"
+                "SELECT billed_customer_id AS customer, sum(events) AS events,\n"
                 "  sumIf(quantity, meter = 'llm.requests') AS calls,\n"
                 "  sumIf(quantity, startsWith(meter, 'llm.tokens.')) AS tokens,\n"
-                "  sumIf(quantity, meter = 'tool.calls') AS tool_calls, countIf(status != 'ok') AS not_ok\nFROM usage\n"
-                f"WHERE {_USED}\nGROUP BY customer ORDER BY events DESC, customer LIMIT 100",
+                f"  sumIf(quantity, meter = 'tool.calls') AS tool_calls, {_NOT_OK} AS not_ok\n"
+                f"FROM {_by_day('billed_customer_id', 'meter', 'status')} AS used\n"
+                "GROUP BY customer ORDER BY events DESC, customer LIMIT 100",
                 links={"customer": _EVENTS_OF}),
             Panel("Agents and models", "Quantities by agent, model and meter, the largest number of events first.", "table",
-                "SELECT agent_name AS agent, model, meter, sum(quantity) AS quantity, count() AS events FROM usage\n"
-                f"WHERE {_USED}\nGROUP BY agent, model, meter ORDER BY events DESC, agent, model, meter LIMIT 200"),
+                "SELECT agent_name AS agent, model, meter, sum(quantity) AS quantity, sum(events) AS events\n"
+                f"FROM {_by_day('agent_name', 'model', 'meter')}\n"
+                "GROUP BY agent, model, meter ORDER BY events DESC, agent, model, meter LIMIT 200"),
             Panel("Tools", "Tool executions by tool, and how many of them failed.", "table",
-                "SELECT tool, sum(quantity) AS calls, countIf(status != 'ok') AS not_ok FROM usage\n"
-                f"WHERE meter = 'tool.calls' AND {_USED}\nGROUP BY tool ORDER BY calls DESC, tool LIMIT 100"),
+                "SELECT tool, sum(quantity) AS calls, sumIf(events, status != 'ok') AS not_ok\n"
+                f"FROM {_by_day('tool', 'status', where=_TOOL_CALLS)}\n"
+                "GROUP BY tool ORDER BY calls DESC, tool LIMIT 100"),
             Panel("Conversations", "The hundred conversations with the most tokens in the range.", "table",
-                "SELECT conversation_id AS conversation, any(billed_customer_id) AS customer,\n"
-                "  sum(quantity) AS tokens, uniqExact(call_id) AS calls, max(event_time) AS last\nFROM usage\n"
-                f"WHERE startsWith(meter, 'llm.tokens.') AND conversation_id != '' AND {_USED}\n"
+                "SELECT conversation_id AS conversation, min(customer_id) AS customer, sum(tokens) AS tokens,\n"
+                f"  sum(calls) AS calls, max(last_event) AS last\nFROM {_BY_CONVERSATION}\n"
                 "GROUP BY conversation ORDER BY tokens DESC, conversation LIMIT 100"),
             Panel("Last events", "The last two hundred events of the choice above, with what leads to their traces.",
                 "table", "SELECT event_time, billed_customer_id AS customer, agent_name AS agent, meter, model, tool,\n"
                 "  toString(quantity) AS quantity, status, call_id, trace_id, event_id\nFROM usage\n"
-                f"WHERE {_USED}\nORDER BY event_time DESC, event_id LIMIT 200", size=(24, 10),
+                f"WHERE {_USED}\n  AND event_time >= {_LAST_200}\nORDER BY event_time DESC, event_id LIMIT 200", size=(24, 10),
                 links={"trace_id": "${traces}${__value.raw}"}),
         ],
     ),
     "costs": (
         "Meterhouse cost and margin",
-        "What usage costs, of which usage that is not known, and what is left of the revenue.",
+        f"What usage costs, of which usage that is not known, and what is left of the revenue. {_WHOLE_DAYS}",
         [
             Panel("Events of unknown cost", "Usage whose cost is not known, so that margins are not: never counted as 0.",
-                "stat", f"SELECT countIf(cost_status = 'unknown') AS events FROM costs\nWHERE {_USED}", size=(8, 4)),
+                "stat", f"SELECT sum(events) AS events FROM {_costs('cost_status', where=_UNKNOWN)}", size=(8, 4)),
             Panel("Cost", "Known cost in the range, per currency.", "table",
-                f"SELECT currency, sum(cost) AS cost FROM costs\nWHERE cost_status != 'unknown' AND {_USED}\n"
+                f"SELECT currency, sum(cost) AS cost\nFROM {_costs('cost_status', where=_PRICED)}\n"
                 "GROUP BY currency ORDER BY currency", size=(8, 4)),
             Panel("Cost of calls that did not end well", "Known cost of failed, aborted and unfinished calls.", "table",
-                "SELECT currency, status, sum(cost) AS cost FROM costs\n"
-                f"WHERE cost_status != 'unknown' AND status != 'ok' AND {_USED}\nGROUP BY currency, status\n"
+                "SELECT currency, status, sum(cost) AS cost\n"
+                f"FROM {_costs('status', where=_PRICED + _FAILED)}\nGROUP BY currency, status\n"
                 "ORDER BY currency, status", size=(8, 4)),
-            Panel("Cost over time", "Known cost by model, a series for each currency.", "timeseries",
-                "SELECT $__timeInterval(event_time) AS time, concat(model, ' ', currency) AS what,\n"
-                "  toFloat64(sum(cost)) AS cost\nFROM costs\n"
-                f"WHERE cost_status = 'known' AND {_USED}\nGROUP BY time, what ORDER BY time, what", size=(24, 8)),
+            Panel("Cost over time", "Known cost by model, a series for each currency; by the day in ranges of three days and more.", "timeseries",
+                "SELECT $__timeInterval(at) AS time, concat(model, ' ', currency) AS what,\n"
+                f"  toFloat64(sum(cost)) AS cost\nFROM {_COST_OVER_TIME}\nGROUP BY time, what ORDER BY time, what",
+                size=(24, 8)),
             Panel("Margin by customer and period", "Revenue beside known cost of each rating; no margin where some cost is "
                 "unknown.", "table",
                 "SELECT customer_id AS customer, period_start, state, currency, revenue, cost, cost_not_ok, margin,\n"
                 f"  unknown_events\nFROM margins\nWHERE {_OF} AND {_CUSTOMER}\n"
                 "ORDER BY period_start DESC, customer LIMIT 200", size=(24, 8), links={"customer": _EVENTS_OF}),
             Panel("Why costs are unknown", "What has no cost, by reason: `meterhouse costs status` says what to do.",
-                "table", "SELECT cost_reason AS reason, meter, provider, model, tool, count() AS events FROM costs\n"
-                f"WHERE cost_status = 'unknown' AND {_USED}\nGROUP BY reason, meter, provider, model, tool\n"
+                "table", "SELECT cost_reason AS reason, meter, provider, model, tool, sum(events) AS events\n"
+                f"FROM {_costs('cost_reason', 'meter', 'provider', 'model', 'tool', where=_UNKNOWN)}\nGROUP BY reason, meter, provider, model, tool\n"
                 "ORDER BY events DESC, reason, meter LIMIT 100"),
             Panel("Cost by agent and step", "Known cost by agent, step and model, the largest first.", "table",
-                "SELECT agent_name AS agent, step, model, currency, sum(cost) AS cost, count() AS events FROM costs\n"
-                f"WHERE cost_status != 'unknown' AND {_USED}\nGROUP BY agent, step, model, currency\n"
+                "SELECT agent_name AS agent, step, model, currency, sum(cost) AS cost, sum(events) AS events\n"
+                f"FROM {_costs('agent_name', 'step', 'model', where=_PRICED)}\nGROUP BY agent, step, model, currency\n"
                 "ORDER BY cost DESC, agent, step LIMIT 100"),
         ],
     ),

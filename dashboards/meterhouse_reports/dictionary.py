@@ -7,6 +7,7 @@ from clickhouse_connect.driver.client import Client
 VIEWS: Final = {
     "finance_entries": "The ledger's entries, one row each.",
     "finance_usage": "Usage events, in the month of the rating that they belong to.",
+    "finance_usage_by_day": "The same by day of UTC, to be summed, and without conversations.",
     "finance_unbilled": "Rated lines that are on no invoice that went out.",
     "finance_invoices": "Invoices, what was paid of them, and what is open.",
     "finance_reconciliation": "Each closed rating from its lines to the payment.",

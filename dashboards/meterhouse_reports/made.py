@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from decimal import Decimal
 from typing import Any, Final
 
@@ -27,6 +27,11 @@ class Span:
 
     start: datetime
     end: datetime
+
+    @property
+    def is_of_days(self) -> bool:
+        """Whether it begins and ends with a day of UTC."""
+        return all(at.astimezone(UTC).time() == time.min for at in (self.start, self.end))
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ def make(
     client: Client, namespace: str, report: Report, span: Span, by: Sequence[str], customer: str | None = None
 ) -> Made:
     """The report's rows. Raises CannotBe; clickhouse_connect's errors pass through."""
-    result = client.query(report.sql(by, customer), parameters=parameters(namespace, span, customer))
+    result = client.query(
+        report.sql(by, customer, whole_days=span.is_of_days), parameters=parameters(namespace, span, customer)
+    )
     rows = tuple(tuple(_aware(value) for value in row) for row in result.result_rows)
     return Made(report, report.columns(by), rows)
 
@@ -73,7 +80,9 @@ def as_file(
     client: Client, namespace: str, report: Report, span: Span, by: Sequence[str], customer: str | None, form: str
 ) -> bytes:
     """The same as ClickHouse writes it in one of its formats, Parquet for one."""
-    told: bytes = client.raw_query(report.sql(by, customer), parameters(namespace, span, customer), fmt=form)
+    told: bytes = client.raw_query(
+        report.sql(by, customer, whole_days=span.is_of_days), parameters(namespace, span, customer), fmt=form
+    )
     return told
 
 

@@ -22,20 +22,29 @@ PANELS = {(name, panel["title"]): panel for name, one in DASHBOARDS.items() for 
 RULES = yaml.safe_load((ROOT / "dashboards/provisioning/alerting/meterhouse.yaml").read_text())["groups"][0]["rules"]
 VIEWS = {"usage", "suspense", "watermark", "conservation", "received", "refused", "costs", "margins"}
 VIEWS |= {"budgets", "pauses", "notices_due"}
+VIEWS |= {"usage_by_day", "usage_by_hour", "usage_by_conversation", "costs_by_day"}
 VIEWS |= {"finance_entries", "finance_unbilled", "finance_invoices", "finance_reconciliation"}
 UNITS = {"short", "s", "h", "percentunit"}
-TABLES = "events conflicts checkpoints segment_totals refusals cost_rates mirror_ratings mirror_rated_lines "
+TABLES = (
+    "usage_rolled events conflicts checkpoints segment_totals refusals cost_rates mirror_ratings mirror_rated_lines "
+)
 TABLES += "mirror_ledger_entries mirror_invoices mirror_payments mirror_budgets mirror_pauses mirror_notices_due"
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
-def expand(sql, customer=None):
-    """As the plugin sends it: the last 30 days, five minutes a point; `customer` None is Grafana's `All`."""
+def expand(sql, customer=None, days=30, interval_s=300):
+    """As the plugin sends it: the last days; `interval_s` seconds a point; `customer` None is Grafana's `All`."""
     sql = re.sub(r"\$__conditionalAll\((.*), \$customer\)", r"\1" if customer else "1=1", sql)
     sql = re.sub(r"\$__conditionalAll\((.*), \$\w+\)", "1=1", sql)
-    since, until = int((NOW - timedelta(days=30)).timestamp()), int((NOW + timedelta(minutes=1)).timestamp())
+    since, until = int((NOW - timedelta(days=days)).timestamp()), int((NOW + timedelta(minutes=1)).timestamp())
     sql = re.sub(r"\$__timeFilter\((\w+)\)", rf"\1 >= toDateTime({since}) AND \1 <= toDateTime({until})", sql)
-    sql = re.sub(r"\$__timeInterval\((\w+)\)", r"toStartOfInterval(toDateTime(\1), INTERVAL 300 second)", sql)
+    sql = re.sub(r"\$__timeInterval\((\w+)\)", rf"toStartOfInterval(toDateTime(\1), INTERVAL {interval_s} second)", sql)
+    for told, value in (
+        ("interval_s", interval_s),
+        ("fromTime", f"toDateTime({since})"),
+        ("toTime", f"toDateTime({until})"),
+    ):
+        sql = sql.replace(f"$__{told}", str(value))
     sql = sql.replace("${namespace:singlequote}", "'live'").replace("${customer:singlequote}", f"'{customer}'")
     assert "$" not in sql, f"a macro or variable that this test does not know: {sql}"
     return sql
@@ -184,7 +193,7 @@ def ask(warehouse_address):
     put(admin, "mirror_notices_due", [
         {**due, "state": "pending", "deliveries": 3}, {**due, "state": "failed", "deliveries": 1},
     ])  # fmt: skip
-    yield lambda sql, customer=None: reader.query(expand(sql, customer))
+    yield lambda sql, customer=None, **chosen: reader.query(expand(sql, customer, **chosen))
     admin.close()
     reader.close()
 
@@ -241,6 +250,38 @@ def test_usage_is_by_customer_and_status(ask):
     assert globex["calls"] == 1
     (talk,) = shown(ask, "usage", "Conversations")
     assert (talk["conversation"], talk["tokens"], talk["calls"]) == ("talk", 1200, 1)
+
+
+def test_sums_of_days_and_hours_show_the_same_as_single_events(ask, warehouse_address):
+    from meterhouse_store import rollups, warehouse
+    from meterhouse_store.settings import Settings
+
+    def told():
+        return {
+            (*of, customer, days): ask(
+                PANELS[of]["targets"][0]["rawSql"], customer, days=days, interval_s=interval_s
+            ).result_rows
+            for of in PANELS
+            if of[0] in ("usage", "costs")
+            for customer in (None, "acme")
+            for days, interval_s in ((30, 3600), (2, 300))
+        }
+
+    before = told()
+    assert before["usage", "Calls by status", None, 30][0][1:] in [("failed", 1), ("ok", 2)]
+    url = f"http://admin:admin-password-of-the-tests@{warehouse_address}"
+    admin = warehouse.connect(Settings(warehouse_url=url), timeout_s=30, database="meterhouse")
+    assert rollups.roll_up(admin, settled_s=0).unsettled == 0
+    assert told() == before
+    for table, column in (("usage_days", "quantity"), ("usage_hours", "quantity"), ("usage_conversations", "tokens")):
+        admin.command(f"ALTER TABLE {table} UPDATE {column} = 77 WHERE 1", settings={"mutations_sync": 2})
+    read = {of[:2] for of, rows in told().items() if rows != before[of]}
+    admin.command("TRUNCATE TABLE usage_rolled")
+    admin.close()
+    assert {title for name, title in read if name == "usage"} == {
+        "Calls", "Tool calls", "Tokens by model", "Customers with the most calls", "Agents and models", "Tools",
+        "Conversations",
+    }  # fmt: skip
 
 
 def test_costs_are_known_or_told_to_be_unknown(ask):

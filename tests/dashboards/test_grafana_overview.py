@@ -20,7 +20,8 @@ VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"][
 
 # The chosen range: 2026-11-10 00:00 to 2026-11-11 00:00 UTC, five minutes to a point.
 FROM_S, TO_S, INTERVAL_S = 1_794_268_800, 1_794_355_200, 300
-VIEWS = {"usage", "suspense", "watermark", "rated_lines", "ledger_entries", "invoices", "payments"}
+VIEWS = {"usage", "usage_by_day", "usage_by_hour", "suspense", "watermark"}
+VIEWS |= {"rated_lines", "ledger_entries", "invoices", "payments"}
 
 
 def expand(sql: str, **chosen: list[str] | None) -> str:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for rating_samples
 NOW = datetime.fromisoformat("2026-11-21T12:00:00+00:00")
 
 WRITTEN = (
+    "usage_rolled",
     "events",
     "checkpoints",
     "conflicts",

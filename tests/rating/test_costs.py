@@ -15,6 +15,7 @@ from meterhouse_rating import catalogues, costs_book, costs_rates
 from meterhouse_rating.costs_book import CostsRefused
 from meterhouse_rating.costs_commands import costs as costs_app
 from meterhouse_rating.costs_entries import DECLARED, NEGOTIATED, Entry
+from meterhouse_store import rollups
 from meterhouse_store.registry import ALWAYS
 from meterhouse_store.tables import cost_entries
 
@@ -43,8 +44,24 @@ def put(house: Any, *entries: Entry, now: datetime = NOW) -> list[str]:
 def costs(house: Any, columns: str = "cost, currency, cost_status, cost_reason") -> list[tuple[Any, ...]]:
     house.collected()
     costs_rates.refresh(house.world)
+    by_day_costs_the_same(house)
     query = f"SELECT {columns} FROM costs WHERE namespace = 'test' ORDER BY event_time, meter, event_id"
     return [tuple(row) for row in house.world.client.query(query).result_rows]
+
+
+DAILY = "day, billed_customer_id, meter, provider, model, tool, agent_name, step, status, currency, cost_status"
+
+
+def by_day_costs_the_same(house: Any) -> None:
+    """Dashboards read sums of days: they come to what the events cost, of whatever prices."""
+    rollups.roll_up(house.world.client, settled_s=0)
+    ask = house.world.client.query
+    by_day = f"SELECT {DAILY}, sum(events), sum(costing), sum(cost) FROM costs_by_day GROUP BY {DAILY} ORDER BY ALL"
+    events = (
+        f"SELECT {DAILY.replace('day', 'toDate(event_time) AS day', 1)}, count(), countIf(cost != 0), sum(cost) "
+        f"FROM costs GROUP BY {DAILY} ORDER BY ALL"
+    )
+    assert ask(by_day).result_rows == ask(events).result_rows
 
 
 def amounts(house: Any) -> list[str]:

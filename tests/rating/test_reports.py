@@ -24,7 +24,7 @@ from meterhouse_reports.definitions import REPORTS, CannotBe
 from meterhouse_reports.dictionary import dictionary
 from meterhouse_reports.journal import codes_from, journal
 from meterhouse_reports.made import lacking, make, span_of
-from meterhouse_store import mirror
+from meterhouse_store import mirror, rollups
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import (
     credit_note_issues,
@@ -58,6 +58,14 @@ NOVEMBER_3 = datetime(2026, 11, 3, 9, tzinfo=UTC)
 def books(new_house, tmp_path_factory):
     """For looking only."""
     making = new_house("reports", tmp_path_factory.mktemp("reports"))
+    yield furnished(next(making))
+    making.close()
+
+
+@pytest.fixture
+def house_of_reports(new_house, tmp_path):
+    """For changing."""
+    making = new_house("reports_sums", tmp_path)
     yield furnished(next(making))
     making.close()
 
@@ -160,6 +168,39 @@ def test_usage_says_what_is_closed(books):
         ("acme", "gpt-5-mini", Decimal(7000), 1, False),
         ("tokyo", "gpt-5", Decimal(1001), 1, True),
     ]
+
+
+def test_usage_and_margins_are_the_same_of_days_that_are_summed(house_of_reports):
+    """The days within which acme's and tokyo's months begin are not: these are read event by event."""
+    house = house_of_reports
+    ask = {
+        "usage": ("customer", "model", "day", "month"),
+        "margin": ("month", "customer", "state"),
+    }
+
+    def told():
+        found = {name: rows(house, name, "2026-09..2026-11", by=by) for name, by in ask.items()}
+        for row in found["margin"]:
+            del row["as_of"]  # the moment at which it was asked
+        return found
+
+    before = told()
+    assert [row["quantity"] for row in before["usage"]] == [30000, 500, 7000, 1001]
+    rollups.roll_up(house.world.client, settled_s=0)
+    summed = house.world.client.query("SELECT sum(events) FROM usage_days").first_row
+    house.world.client.command("ALTER TABLE usage_days UPDATE quantity = 1 WHERE 1", settings={"mutations_sync": 2})
+    changed = [row["quantity"] for row in rows(house, "usage", "2026-09..2026-11", by=ask["usage"])]
+    assert (summed, changed) == (
+        (4,),
+        [1, 500, 1, 1001],
+    )  # what is told apart by the customer's time zone is not summed
+    house.world.client.command("TRUNCATE TABLE usage_rolled")
+    rollups.roll_up(house.world.client, settled_s=0)
+    assert told() == before
+    whole = amounts(rows(house, "usage", "2026-10..2026-11", by=("customer", "conversation")), "customer", "quantity")
+    assert whole == [("acme", 37500), ("tokyo", 1001)]
+    afternoon = rows(house, "usage", "2026-11-05T00:00..2026-11-05T12:00", by=("customer",))
+    assert amounts(afternoon, "customer", "quantity") == [("acme", 7000)]
 
 
 def test_unbilled_is_what_no_invoice_that_went_out_has(books):

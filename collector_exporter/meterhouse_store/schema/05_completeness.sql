@@ -3,7 +3,9 @@
 -- where it is inserted, the rest is what is stored: a negative number of duplicates means that one of the two is wrong. A
 -- point of a running total counts as one row, whatever increase follows from it and whatever was decided about that.
 
+-- The rows that stand for decided increases are found as the view `usage` finds conflicts (03_views.sql).
 CREATE OR REPLACE VIEW {database}.conservation AS
+WITH (SELECT groupUniqArray(event_time) FROM {database}.decided_increases) AS decided_times
 SELECT
     namespace, credential_id, hour, sum(n_received) AS received, sum(n_counted) AS counted, sum(n_suspended) AS suspended,
     sum(n_set_aside) AS set_aside, received - counted - suspended - set_aside AS duplicates,
@@ -19,9 +21,18 @@ FROM (
         toInt64(countIf(reason = '')), toInt64(countIf(reason NOT IN ('', 'twin', 'discarded', 'retracted'))),
         toInt64(countIf(reason IN ('twin', 'discarded', 'retracted'))), 0
     FROM {database}.events FINAL
-    WHERE (namespace, customer_id, meter, event_time, event_id) NOT IN (
-        SELECT namespace, customer_id, meter, event_time, event_id FROM {database}.decided_increases
-    )
+    WHERE event_time NOT IN (SELECT arrayJoin(decided_times))
+    GROUP BY namespace, credential_id, hour
+    UNION ALL
+    SELECT
+        namespace, credential_id, toStartOfHour(toDateTime(received_at, 'UTC')) AS hour, 0,
+        toInt64(countIf(reason = '')), toInt64(countIf(reason NOT IN ('', 'twin', 'discarded', 'retracted'))),
+        toInt64(countIf(reason IN ('twin', 'discarded', 'retracted'))), 0
+    FROM {database}.events FINAL
+    WHERE event_time IN (SELECT arrayJoin(decided_times))
+        AND (namespace, customer_id, meter, event_time, event_id) NOT IN (
+            SELECT namespace, customer_id, meter, event_time, event_id FROM {database}.decided_increases
+        )
     GROUP BY namespace, credential_id, hour
     UNION ALL
     SELECT
@@ -41,7 +52,7 @@ FROM (
     FROM {database}.refused
 )
 GROUP BY namespace, credential_id, hour
-SETTINGS do_not_merge_across_partitions_select_final = 1;
+SETTINGS do_not_merge_across_partitions_select_final = 1, optimize_move_to_prewhere_if_final = 1;
 
 -- What came, alone: the other numbers of `conservation` take a look at all that is stored.
 CREATE OR REPLACE VIEW {database}.received AS

@@ -33,10 +33,11 @@ __all__ = [
     "scripts",
 ]
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Raised whenever an older Meterhouse must not write to the database any more: it refuses a higher one than its own.
 
-1 was all that came before there was a table of migrations; since 3 increases of running totals are stored.
+1 was all that came before there was a table of migrations; since 3 increases of running totals are stored; since 4
+what is inserted touches its day.
 """
 
 _HERE: Final = Path(__file__).parent
@@ -56,8 +57,10 @@ _MINOR_UNITS: Final = re.compile(r"\{minor_units:([a-z_.]+)\}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _ONLY_BEFORE: Final = re.compile(r"^-- Only for a database of before version (\d+)\b")
 _HISTORY: Final = "schema_migrations"
-_KEPT: Final = (_HISTORY, "refusals")
-"""Tables that no journal gives again: an exchange leaves them where they are."""
+_SUMS: Final = ("usage_rolled", "usage_days", "usage_hours", "usage_conversations")
+"""Made of the others, in the order in which they are emptied: without the first nothing reads the others."""
+_KEPT: Final = (_HISTORY, "refusals", *_SUMS)
+"""Tables that an exchange leaves where they are: no journal gives them again, or they are made anew."""
 
 
 class SchemaRefused(RuntimeError):
@@ -159,7 +162,7 @@ def exchange(client: Client, live: str, shadow: str) -> None:
     ).result_rows
     # What follows an insert into a table that is exchanged is made anew, too; nothing is inserted meanwhile.
     for database in (live, shadow):
-        for view in ("count_received", "count_points", "count_sequences"):
+        for view in _followers():
             client.command(f"DROP VIEW IF EXISTS {database}.{view}{on_cluster(cluster)} SYNC")
     for (name,) in names:
         client.command(f"EXCHANGE TABLES {live}.{name} AND {shadow}.{name}{on_cluster(cluster)}")
@@ -167,6 +170,17 @@ def exchange(client: Client, live: str, shadow: str) -> None:
     client.command(f"DROP VIEW IF EXISTS {live}.explode{on_cluster(cluster)} SYNC")
     client.command(f"DROP TABLE IF EXISTS {live}.inbox{on_cluster(cluster)} SYNC")
     migrate(client, live)
+    # The marks of the exchanged days are others, so that no query reads these any more; they have names of before.
+    for name in _SUMS:
+        place = f"{name}{cluster_schema.LOCAL}" if cluster else name
+        client.command(f"TRUNCATE TABLE {live}.{place}{on_cluster(cluster)} SYNC")
+
+
+def _followers() -> list[str]:
+    """The views that write further rows for each insert; but the exploding one, which reads what no table stores."""
+    sources = [file.read_text(encoding="utf-8") for file in sorted(_HERE.glob("*.sql"))]
+    names = [found[1].rpartition(".")[2] for source in sources for found in _MATERIALIZED.finditer(source)]
+    return [name for name in names if name != "explode"]
 
 
 def _checked(what: str, name: str) -> None:

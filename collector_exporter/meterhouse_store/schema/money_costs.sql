@@ -31,13 +31,13 @@ ENGINE = ReplacingMergeTree(version)
 ORDER BY (namespace, meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, customer_id, valid_from)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
 
--- The columns of `usage`, and: cost (NULL where it is unknown), currency, cost_status (known | free | unknown), cost_reason,
+-- The columns of `usage`, and: combination (the number of what its rate depends on), cost (NULL where it is unknown), currency, cost_status (known | free | unknown), cost_reason,
 -- cost_entry (what priced it). Prices that depend on the size of a request go by the input tokens of its call; several
 -- requests that were reported as one have such a price only where all of them together are too small for a tier.
 CREATE OR REPLACE VIEW {database}.costs AS
 SELECT
     * EXCEPT (rate_status, rate_reason, rate_price, rate_per, rate_currency, rate_tiers, rate_clock, rate_minimum,
-        rate_entry, request, above, combination),
+        rate_entry, request, above),
     multiIf(
         rate_status = '', 'not_resolved',
         meter = 'llm.requests' AND usage_source = 'none' AND status != 'failed', 'usage_unknown',
@@ -113,9 +113,99 @@ FROM (
 )
 SETTINGS join_use_nulls = 0;
 
+-- `costs` by day (UTC): rows to be summed. A sum costs what its events cost together where one price holds all day and
+-- depends neither on the request's size nor on the hour, nor has a minimum; what else there is comes from `costs`.
+-- `costing`: how many of the events cost something. What has which price is asked for once, as in `usage_by_day`.
+CREATE OR REPLACE VIEW {database}.costs_by_day AS
+WITH (
+    SELECT (
+        groupUniqArrayIf(combination, NOT is_plain), groupUniqArrayIf(toString(meter), NOT is_plain),
+        groupUniqArrayIf(cityHash64(combination, toDate(valid_from)), is_plain AND valid_from != toStartOfDay(valid_from)),
+        groupUniqArrayIf(toDate(valid_from), is_plain AND valid_from != toStartOfDay(valid_from)))
+    FROM (
+        SELECT
+            cityHash64(namespace, meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, customer_id)
+                AS combination,
+            meter, valid_from, empty(tiers) AND empty(clock) AND minimum = 0 AS is_plain
+        FROM {database}.cost_rates FINAL
+        WHERE status IN ('known', 'free', 'unknown')
+    )
+) AS single
+SELECT
+    namespace, day, billed_customer_id, meter, provider, model, tool, agent_name, step, status, events, costing, cost_reason,
+    cost_status, cost, currency
+FROM (
+    SELECT
+        used.namespace AS namespace, used.day AS day, used.billed_customer_id AS billed_customer_id, used.meter AS meter,
+        used.provider AS provider, used.model AS model, used.tool AS tool, used.agent_name AS agent_name,
+        used.step AS step, used.status AS status, used.events AS events,
+        if(cost_reason = '' AND rate.price != 0, used.moving, 0) AS costing,
+        multiIf(
+            rate.status = '', 'not_resolved',
+            used.meter = 'llm.requests' AND used.usage_source = 'none' AND used.status != 'failed', 'usage_unknown',
+            rate.reason) AS cost_reason,
+        if(cost_reason = '', rate.status, 'unknown') AS cost_status,
+        if(cost_reason != '', NULL, toDecimal128(toDecimal256(used.quantity, 9) * rate.price / rate.per, 18)) AS cost,
+        if(cost_reason = '', rate.currency, '') AS currency
+    FROM (
+        SELECT
+            daily.*,
+            cityHash64(daily.namespace, daily.meter, daily.provider, daily.model, daily.modality, daily.cache_ttl,
+                daily.service_tier, daily.tool,
+                if((daily.namespace, daily.agent_id) IN (
+                    SELECT namespace, agent_id FROM {database}.cost_rates FINAL WHERE status = 'scope'),
+                    daily.agent_id, ''),
+                if((daily.namespace, daily.billed_customer_id) IN (
+                    SELECT namespace, customer_id FROM {database}.cost_rates FINAL WHERE status = 'scope'),
+                    daily.billed_customer_id, '')) AS combination
+        FROM {database}.usage_by_day AS daily
+    ) AS used
+    ASOF LEFT JOIN (
+        SELECT
+            cityHash64(namespace, meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, customer_id)
+                AS combination,
+            valid_from, status, reason, price, per, currency
+        FROM {database}.cost_rates FINAL
+        WHERE status IN ('known', 'free', 'unknown')
+    ) AS rate
+    ON used.combination = rate.combination AND toDateTime64(used.day, 6, 'UTC') >= rate.valid_from
+    WHERE used.combination NOT IN (SELECT arrayJoin(tupleElement(single, 1)))
+        AND cityHash64(used.combination, used.day) NOT IN (SELECT arrayJoin(tupleElement(single, 3)))
+    UNION ALL
+    SELECT
+        namespace, toDate(event_time) AS day, billed_customer_id, meter, provider, model, tool, agent_name, step, status,
+        toUInt64(1) AS events, toUInt64(ifNull(costs.cost, 0) != 0) AS costing, cost_reason, cost_status,
+        costs.cost AS cost, costs.currency AS currency
+    FROM {database}.costs
+    WHERE combination IN (SELECT arrayJoin(tupleElement(single, 1)))
+        AND meter IN (SELECT arrayJoin(tupleElement(single, 2)))
+    UNION ALL
+    SELECT
+        namespace, toDate(event_time) AS day, billed_customer_id, meter, provider, model, tool, agent_name, step, status,
+        toUInt64(1) AS events, toUInt64(ifNull(costs.cost, 0) != 0) AS costing, cost_reason, cost_status,
+        costs.cost AS cost, costs.currency AS currency
+    FROM {database}.costs
+    WHERE combination NOT IN (SELECT arrayJoin(tupleElement(single, 1)))
+        AND cityHash64(combination, toDate(event_time)) IN (SELECT arrayJoin(tupleElement(single, 3)))
+        AND toDate(event_time) IN (SELECT arrayJoin(tupleElement(single, 4)))
+)
+SETTINGS join_use_nulls = 0;
+
+-- Customers' days (as a number, and the days) within which one of their ratings begins or ends: a sum of such a day belongs
+-- to two ratings. One row.
+CREATE OR REPLACE VIEW {database}.rating_breaks AS
+SELECT
+    groupUniqArray(cityHash64(namespace, customer_id, toDate(at))) AS customer_days, groupUniqArray(toDate(at)) AS days
+FROM (
+    SELECT namespace, customer_id, arrayJoin([period_start, period_end]) AS at
+    FROM {database}.mirror_ratings FINAL WHERE result_sha256 != ''
+)
+WHERE at != toStartOfDay(at);
+
 -- Revenue beside cost of each rating's customer and period, in the rating's currency. `cost` is what is known of it; of
 -- `unknown_events` there is none, or one in another currency (`meterhouse margin` converts), and the margin is NULL.
 CREATE OR REPLACE VIEW {database}.margins AS
+WITH (SELECT (customer_days, days) FROM {database}.rating_breaks) AS breaks
 SELECT
     rated.namespace AS namespace, rated.customer_id AS customer_id, rated.period_start AS period_start,
     rated.period_end AS period_end, rated.state AS state, rated.currency AS currency,
@@ -135,13 +225,26 @@ LEFT JOIN (
         during.namespace AS namespace, during.customer_id AS customer_id, during.rating_id AS rating_id,
         sumIf(ifNull(used.cost, 0), used.currency = during.currency) AS cost,
         sumIf(ifNull(used.cost, 0), used.currency = during.currency AND used.status != 'ok') AS cost_not_ok,
-        count() AS events,
-        countIf(used.cost_status = 'unknown' OR used.cost != 0 AND used.currency != during.currency) AS unknown_events
-    FROM {database}.costs AS used
+        sum(used.events) AS events,
+        sumIf(used.events, used.cost_status = 'unknown')
+            + sumIf(used.costing, used.cost_status != 'unknown' AND used.currency != during.currency) AS unknown_events
+    FROM (
+        SELECT
+            namespace, billed_customer_id, toDateTime64(day, 6, 'UTC') AS at, status, events, costing, cost_status, cost, currency
+        FROM {database}.costs_by_day
+        WHERE cityHash64(namespace, billed_customer_id, day) NOT IN (SELECT arrayJoin(tupleElement(breaks, 1)))
+        UNION ALL
+        SELECT
+            namespace, billed_customer_id, toDateTime64(event_time, 6, 'UTC') AS at, status, toUInt64(1) AS events,
+            toUInt64(ifNull(costs.cost, 0) != 0) AS costing, cost_status, costs.cost AS cost, costs.currency AS currency
+        FROM {database}.costs
+        WHERE cityHash64(namespace, billed_customer_id, toDate(event_time)) IN (SELECT arrayJoin(tupleElement(breaks, 1)))
+            AND toDate(event_time) IN (SELECT arrayJoin(tupleElement(breaks, 2)))
+    ) AS used
     ASOF INNER JOIN (SELECT * FROM {database}.mirror_ratings FINAL WHERE result_sha256 != '') AS during
         ON used.namespace = during.namespace AND used.billed_customer_id = during.customer_id
-        AND used.event_time >= during.period_start
-    WHERE used.event_time < during.period_end
+        AND used.at >= during.period_start
+    WHERE used.at < during.period_end
     GROUP BY namespace, customer_id, rating_id
 ) AS spent
     ON rated.namespace = spent.namespace AND rated.customer_id = spent.customer_id

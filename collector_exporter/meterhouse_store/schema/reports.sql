@@ -35,6 +35,7 @@ SELECT
     used.meter AS meter,
     used.provider AS provider, used.model AS model, used.agent_name AS agent, used.tool AS tool,
     used.conversation_id AS conversation_id, used.status AS status, used.source AS source, used.quantity AS quantity,
+    toUInt64(1) AS events,
     (SELECT min(projected_through) FROM {database}.watermark) AS as_of,
     is_rated AND rating.state = 'closed' AS is_closed
 FROM {database}.usage AS used
@@ -50,6 +51,46 @@ ASOF LEFT JOIN (
 ) AS rating
     ON used.namespace = rating.namespace AND used.billed_customer_id = rating.customer_id
     AND used.event_time >= rating.period_start;
+
+-- The same by day (UTC): rows to be summed, and no conversations. A day within which a rating of the customer begins or
+-- ends is there event by event.
+CREATE OR REPLACE VIEW {database}.finance_usage_by_day AS
+WITH (SELECT (customer_days, days) FROM {database}.rating_breaks) AS breaks
+SELECT
+    used.namespace AS namespace, used.billed_customer_id AS customer_id,
+    used.at < rating.period_end AS is_rated,
+    if(is_rated, rating.middle, toDateTime64(used.at, 6, 'UTC')) AS accounted_at,
+    toStartOfMonth(accounted_at) AS month, used.day AS day, used.meter AS meter,
+    used.provider AS provider, used.model AS model, used.agent_name AS agent, used.tool AS tool,
+    used.status AS status, used.source AS source, used.quantity AS quantity, used.events AS events,
+    (SELECT min(projected_through) FROM {database}.watermark) AS as_of,
+    is_rated AND rating.state = 'closed' AS is_closed
+FROM (
+    SELECT
+        namespace, billed_customer_id, day, toDateTime64(day, 9, 'UTC') AS at, meter, provider, model, agent_name, tool,
+        status, source, quantity, events
+    FROM {database}.usage_by_day
+    WHERE cityHash64(namespace, billed_customer_id, day) NOT IN (SELECT arrayJoin(tupleElement(breaks, 1)))
+    UNION ALL
+    SELECT
+        namespace, billed_customer_id, toDate(event_time) AS day, event_time AS at, meter, provider, model, agent_name,
+        tool, status, source, quantity, toUInt64(1) AS events
+    FROM {database}.usage
+    WHERE cityHash64(namespace, billed_customer_id, toDate(event_time)) IN (SELECT arrayJoin(tupleElement(breaks, 1)))
+        AND toDate(event_time) IN (SELECT arrayJoin(tupleElement(breaks, 2)))
+) AS used
+ASOF LEFT JOIN (
+    SELECT
+        namespace, customer_id, state, toDateTime64(period_start, 9, 'UTC') AS period_start,
+        toDateTime64(period_end, 9, 'UTC') AS period_end,
+        mirror_ratings.period_start
+            + toIntervalSecond(intDiv(dateDiff('second', mirror_ratings.period_start, mirror_ratings.period_end), 2))
+            AS middle
+    FROM {database}.mirror_ratings FINAL
+    WHERE result_sha256 != ''
+) AS rating
+    ON used.namespace = rating.namespace AND used.billed_customer_id = rating.customer_id
+    AND used.at >= rating.period_start;
 
 -- What is rated and not on an invoice that went out: `stage` says how far it came.
 CREATE OR REPLACE VIEW {database}.finance_unbilled AS

@@ -1,0 +1,184 @@
+"""Sums days of usage for the views `usage_by_day` and `usage_by_hour` (schema/06_rollups.sql says how they stay exact).
+
+A day is summed as a whole, from the view `usage`, when nothing was inserted for it for a quarter of an hour. The mark
+of what was inserted is read before and stored with the sums: an insert that comes meanwhile, or ever after, makes it
+another one, and the day is read from `usage` until it is summed again. Every step may be repeated, and done by several
+processes at once: each writes sums of its own.
+"""
+
+import secrets
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from typing import Any, Final
+
+from clickhouse_connect.driver.client import Client
+
+from meterhouse_store import schema
+from meterhouse_store.schema.cluster import LOCAL
+
+SETTLED_S: Final = 900
+"""An insert writes its rows and its mark at nearly the same time, in either order: within this it is over."""
+UNREAD_S: Final = 3600
+"""Sums that count no more are kept for so long: a query that began before may be reading them."""
+
+_COMMON: Final = "meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, agent_name"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """A table of sums: what they are grouped by, its columns after that, and what these are in terms of `usage`."""
+
+    keys: str
+    columns: str
+    selected: str
+    where: str = "1"
+
+
+_TABLES: Final = {
+    "usage_days": _Sums(
+        f"billed_customer_id, {_COMMON}, step, status, usage_source, source",
+        "events, moving, quantity",
+        f"billed_customer_id, {_COMMON}, step, status, usage_source, source, "
+        "count(), countIf(quantity != 0), sum(quantity)",
+    ),
+    "usage_hours": _Sums(
+        f"hour, received_hour, {_COMMON}, status, usage_source, source",
+        "events, quantity",
+        "toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, "
+        f"toStartOfHour(toDateTime(received_at, 'UTC')) AS received_hour, {_COMMON}, status, usage_source, source, "
+        "count(), sum(quantity)",
+    ),
+    "usage_conversations": _Sums(
+        "conversation_id, agent_name, model",
+        "customer_id, calls, tokens, last_event, events",
+        "conversation_id, agent_name, model, min(billed_customer_id), sumIf(quantity, meter = 'llm.requests'), "
+        "sumIf(quantity, startsWith(meter, 'llm.tokens.')), max(event_time), count()",
+        "conversation_id != ''",
+    ),
+}
+_LARGE: Final[dict[str, Any]] = {
+    "async_insert": 0,
+    "distributed_foreground_insert": 1,
+    "max_bytes_before_external_group_by": 2_000_000_000,
+}
+
+# 1970 is the day of events that count once, whenever they are told: they are few, and are always looked up.
+_DUE: Final = """
+    SELECT namespace, day, mark FROM usage_day_states
+    WHERE NOT is_rolled AND day > toDate(0) AND touched_at <= now() - {settled:UInt32} ORDER BY day, namespace
+"""
+_ROLL: Final = """
+    INSERT INTO {table} (namespace, day, version, {keys}, {columns})
+    SELECT namespace, toDate(key_time) AS day, {{base:UInt64}} + toUInt16(day) - {{first_day:UInt16}}, {selected}
+    FROM usage
+    WHERE namespace = {{namespace:String}} AND toDate(key_time) IN {{days:Array(Date)}} AND {where}
+        AND key_time >= toDateTime64({{first:Date}}, 9, 'UTC') AND key_time < toDateTime64({{after:Date}}, 9, 'UTC')
+    GROUP BY namespace, day, {keys}
+"""
+_UNREAD: Final = """
+    SELECT DISTINCT version FROM {table}
+    WHERE version < toUInt64(toUnixTimestamp64Nano(now64(9)) - {{unread_ns:UInt64}})
+        AND (namespace, day, version) NOT IN (SELECT namespace, day, version FROM usage_rolled FINAL)
+"""
+# Days whose sums count and are not those of `usage`: each is there twice.
+_WRONG: Final = """
+    WITH (
+        SELECT groupArray((toString(namespace), day, version)) FROM usage_day_states WHERE is_rolled
+    ) AS days
+    SELECT DISTINCT namespace, day FROM (
+        SELECT namespace, day, {keys}, {columns}
+        FROM {table} WHERE (namespace, day, version) IN (SELECT arrayJoin(days))
+        UNION ALL
+        SELECT namespace, toDate(key_time) AS day, {selected}
+        FROM usage WHERE {where} AND (namespace, toDate(key_time)) IN (
+            SELECT tupleElement(one, 1), tupleElement(one, 2) FROM (SELECT arrayJoin(days) AS one))
+        GROUP BY namespace, day, {keys}
+    )
+    GROUP BY namespace, day, {keys}, {columns} HAVING count() != 2
+"""
+_ROLLED: Final = "SELECT namespace, day FROM usage_day_states WHERE is_rolled"
+_TOUCH: Final = """
+    INSERT INTO usage_touches (namespace, day, mark, touched_at)
+    SELECT {namespace:String}, {day:Date}, rand64(), now()
+"""
+
+Day = tuple[str, date]
+"""A namespace and a day (UTC)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rolled:
+    """What was summed now, and how many days are read from `usage` event by event: touched of late, or just now."""
+
+    days: tuple[Day, ...]
+    unsettled: int
+
+
+def roll_up(client: Client, *, settled_s: int = SETTLED_S) -> Rolled:
+    """Sum the days that need it and of which nothing has come for `settled_s` seconds. May be repeated."""
+    due: dict[tuple[str, int, int], list[tuple[date, int]]] = defaultdict(list)
+    for namespace, day, mark in client.query(_DUE, parameters={"settled": settled_s}).result_rows:
+        due[namespace, day.year, day.month].append((day, mark))  # a month at a time, each in one go
+    done: list[Day] = []
+    for (namespace, _, _), days in due.items():
+        _roll(client, namespace, days)
+        done += [(namespace, day) for day, _ in days]
+    _forget(client)
+    left = client.query("SELECT count() FROM usage_day_states WHERE NOT is_rolled AND day > toDate(0)").result_rows[0][
+        0
+    ]
+    return Rolled(tuple(done), int(left))
+
+
+def wrong_days(client: Client) -> list[Day]:
+    """The days whose sums count and are not what `usage` gives. Reads all that is summed."""
+    found: set[Day] = set()
+    for table, sums in _TABLES.items():
+        query = _WRONG.format(table=table, **asdict(sums))
+        found |= {(namespace, day) for namespace, day in client.query(query, settings=_LARGE).result_rows}
+    # What was touched meanwhile is right to differ.
+    return sorted(found & {(namespace, day) for namespace, day in client.query(_ROLLED).result_rows})
+
+
+def distrust(client: Client, days: list[Day]) -> None:
+    """Have the days read from `usage` until they are summed again."""
+    for namespace, day in days:
+        client.command(_TOUCH, parameters={"namespace": namespace, "day": day}, settings=_LARGE)
+
+
+def _roll(client: Client, namespace: str, days: list[tuple[date, int]]) -> None:
+    first, last = days[0][0], days[-1][0]
+    # In the order of time, and another one for each day and each process: two of one version would be added up.
+    base = (time.time_ns() >> 20 << 20) + (secrets.randbits(15) << 5)
+    parameters = {
+        "namespace": namespace,
+        "days": [day for day, _ in days],
+        "first": first,
+        "after": last + timedelta(days=1),
+        "first_day": (first - date(1970, 1, 1)).days,
+        "base": base,
+    }
+    for table, sums in _TABLES.items():
+        client.command(_ROLL.format(table=table, **asdict(sums)), parameters=parameters, settings=_LARGE)
+    client.insert(
+        "usage_rolled",
+        [[namespace, day, base + (day - first).days, mark] for day, mark in days],
+        column_names=["namespace", "day", "version", "mark"],
+        column_type_names=["LowCardinality(String)", "Date", "UInt64", "UInt64"],
+        settings={"async_insert": 0, "distributed_foreground_insert": 1},
+    )
+
+
+def _forget(client: Client, *, unread_s: int = UNREAD_S) -> None:
+    """Delete sums that count no more, those too that a run left which did not come to its end."""
+    cluster = schema.cluster_of(client, str(client.database))
+    for table in _TABLES:
+        query = _UNREAD.format(table=table)
+        rows = client.query(query, parameters={"unread_ns": unread_s * 10**9}).result_rows
+        if rows:
+            place = f"{table}{LOCAL}" if cluster else table
+            versions = ", ".join(str(int(version)) for (version,) in rows)
+            statement = f"ALTER TABLE {place}{schema.on_cluster(cluster)} DELETE WHERE version IN ({versions})"
+            client.command(statement, settings={"mutations_sync": 1})

@@ -1,0 +1,170 @@
+"""Sums of days: what dashboards and reports read is what `usage` comes to, whatever comes, is decided or is rebuilt."""
+
+from datetime import date
+
+import pytest
+from collector_samples import event, request_of
+from foreign_samples import call, span, total_of
+from worlds import World
+
+from meterhouse_collector.verify import verify
+from meterhouse_store import rollups, schema, suspended, warehouse
+from meterhouse_store.settings import Settings
+
+LAST, FIRST = date(2026, 10, 31), date(2026, 11, 1)
+ANY = {"valid_from_ns": 0}
+TOTALS = """
+    SELECT {customer}, meter, toInt64(sum({events})), toInt64(sum(quantity)) FROM {view} GROUP BY 1, 2 ORDER BY 1, 2
+"""
+CONVERSATIONS = """
+    SELECT conversation_id, toInt64(sum(tokens)), toInt64(sum(calls)), toInt64(sum(events)), toString(max(last_event))
+    FROM usage_by_conversation GROUP BY 1
+"""
+
+
+@pytest.fixture
+def world(tmp_path, database, collector_warehouse):
+    found = World(
+        tmp_path, database, lambda name: warehouse.connect(Settings(warehouse_url=collector_warehouse), database=name)
+    )
+    yield found
+    found.engine.dispose()
+
+
+def roll(world):
+    return rollups.roll_up(world.client, settled_s=0)
+
+
+def rolled_days(world):
+    query = "SELECT day FROM usage_day_states WHERE is_rolled ORDER BY day"
+    return [day for (day,) in world.client.query(query).result_rows]
+
+
+def totals(world, view, customer="billed_customer_id", events="events"):
+    query = TOTALS.format(customer=customer, events=events, view=view)
+    return [tuple(row) for row in world.client.query(query).result_rows]
+
+
+def assert_sums(world, **expected):
+    """Each view of sums comes to this, as `usage` does; expected: customer -> quantity of tokens."""
+    tokens = [(customer, "llm.tokens.input", quantity) for customer, quantity in sorted(expected.items())]
+    assert [row[:2] + row[3:] for row in totals(world, "usage_by_day") if row[1] == "llm.tokens.input"] == tokens
+    assert totals(world, "usage_by_day") == totals(world, "usage", events="1")
+    assert totals(world, "usage_by_hour", customer="''") == totals(world, "usage", customer="''", events="1")
+
+
+def test_sums_are_those_of_usage_before_and_after_they_are_made_whatever_happens(world):
+    nobodys = request_of(event(11, "n"), point={"gen_ai.agent.name": "x"})
+    once = request_of(event(1, "task", extra={"meterhouse.once": "true"}), name="meterhouse.agent.tasks")
+    world.metrics(once, **ANY)  # its key has no day: it is always looked up
+    steps = [
+        (lambda: world.metrics(request_of(event(7, "a"), event(5, "b")), **ANY), {"acme": 12}),
+        (lambda: world.metrics(request_of(event(7, "a")), **ANY), {"acme": 12}),  # a copy
+        (lambda: world.metrics(request_of(event(9, "b")), **ANY), {"acme": 12}),  # in conflict: the first stands
+        (lambda: world.decide(suspended.release, reason="conflict"), {"acme": 16}),  # 9 in the place of 5
+        (world.undo, {"acme": 12}),
+        (lambda: world.metrics(nobodys, **ANY), {"acme": 12}),  # waits in suspense
+        (lambda: world.decide(suspended.assign, "globex", events=("n",)), {"acme": 12, "globex": 11}),
+        (world.undo, {"acme": 12}),
+        (lambda: world.traces(span(1, more=call(50, 20))), {"acme": 62}),
+        (lambda: world.traces(span(2, parent=1, more=call(50, 20))), {"acme": 62}),  # tells of the same call
+    ]
+    for number, (step, expected) in enumerate(steps):
+        step()
+        assert_sums(world, **expected)
+        # It has touched its day, which was read event by event until now.
+        assert len(roll(world).days) == 1, number
+        assert_sums(world, **expected)
+    assert rollups.wrong_days(world.client) == []
+    assert ("acme", "agent.tasks", 1, 1) in totals(world, "usage_by_day")
+    assert rolled_days(world) == [LAST, FIRST]  # the spans', and that of all else
+
+
+def test_a_late_point_of_a_running_total_changes_the_sums_of_its_successors_too(world):
+    world.metrics(total_of((1, 10), (2_000, 30)), **ANY)  # a quarter of an hour before and after midnight
+    roll(world)
+    assert rolled_days(world) == [LAST, FIRST]
+    world.metrics(total_of((500, 25)), **ANY)  # before midnight: of what came after it there is less
+    assert rolled_days(world) == []
+    by_day = "SELECT day, toInt64(sum(quantity)) FROM usage_by_day GROUP BY day ORDER BY day"
+    for _ in range(2):
+        increases = [quantity for _, quantity in world.client.query(by_day).result_rows]
+        assert increases == [25, 30 - 25]
+        roll(world)
+    assert rolled_days(world) == [LAST, FIRST]
+
+
+def test_a_day_is_summed_only_when_nothing_came_for_it_for_a_quarter_of_an_hour(world):
+    world.metrics(request_of(event(7, "a")), **ANY)
+    assert rollups.roll_up(world.client) == rollups.Rolled((), 1)
+    world.client.command("INSERT INTO usage_touches VALUES ('live', '2026-11-01', 1, now() - 1000)")
+    assert rollups.roll_up(world.client) == rollups.Rolled((), 1)  # the later time counts
+    assert roll(world) == rollups.Rolled((("live", FIRST),), 0)
+    assert roll(world) == rollups.Rolled((), 0)  # once
+
+
+def test_sums_are_read_and_not_the_events_and_old_sums_go_when_nobody_can_be_reading_them(world):
+    world.metrics(request_of(event(7, "a")), **ANY)
+    roll(world)
+    first = world.client.query("SELECT version FROM usage_rolled FINAL").first_row
+    world.client.command("ALTER TABLE events DELETE WHERE 1", settings={"mutations_sync": 2})  # touches nothing
+    assert totals(world, "usage_by_day") == [("acme", "llm.tokens.input", 1, 7)]
+    assert rollups.wrong_days(world.client) == [("live", FIRST)]
+    rollups.distrust(world.client, [("live", FIRST)])
+    assert totals(world, "usage_by_day") == []
+    world.metrics(request_of(event(3, "b")), **ANY)
+    roll(world)
+    assert totals(world, "usage_by_day") == [("acme", "llm.tokens.input", 1, 3)]
+    versions = "SELECT DISTINCT version FROM usage_days"
+    assert first in world.client.query(versions).result_rows
+    rollups._forget(world.client, unread_s=0)
+    now = "SELECT version FROM usage_rolled FINAL"
+    assert world.client.query(versions).result_rows == world.client.query(now).result_rows
+
+
+@pytest.mark.parametrize("table", ["usage_days", "usage_hours", "usage_conversations"])
+def test_verify_tells_of_sums_that_are_wrong_and_repair_has_them_read_no_more(world, table):
+    world.metrics(request_of(event(7, "a", extra={"gen_ai.conversation.id": "talk"})), **ANY)
+    roll(world)
+    (found,) = world.client.query(CONVERSATIONS).result_rows
+    assert found[:4] == ("talk", 7, 0, 1)
+
+    def check(**how):
+        return verify(world.journal, world.connect, world.client.database, lambda done, total: None, **how)
+
+    assert not check().is_wrong
+    world.client.command(f"ALTER TABLE {table} UPDATE events = 2 WHERE 1", settings={"mutations_sync": 2})
+    told = check()
+    assert (told.wrong_days, told.is_wrong) == (1, True)
+    assert "the sums of 1 days were not those of their usage" in told.verdict()
+    mended = check(repair=True)
+    assert (mended.wrong_days, mended.is_wrong) == (1, False)
+    assert_sums(world, acme=7)
+    assert world.client.query(CONVERSATIONS).result_rows == [found]
+
+
+def test_a_rebuild_empties_the_sums_and_what_they_said_of_names(world):
+    world.metrics(request_of(event(7, "a")), **ANY)
+    roll(world)
+    assert world.rebuild().exchanged
+    for table in ("usage_rolled", "usage_days", "usage_hours", "usage_conversations"):
+        assert world.client.query(f"SELECT count() FROM {table}").first_row == (0,), table
+    assert_sums(world, acme=7)
+    world.metrics(request_of(event(5, "b")), **ANY)  # what follows an insert was made anew
+    roll(world)
+    assert rolled_days(world) == [FIRST]
+    assert_sums(world, acme=12)
+
+
+def test_a_database_from_before_there_were_sums_has_all_of_its_days_summed(world):
+    world.metrics(request_of(event(7, "a")), **ANY)
+    name = world.client.database
+    for one in ("touch_events", "touch_increases", "touch_decided_increases", "touch_conflicts", "usage_touches"):
+        world.client.command(f"DROP TABLE {one} SYNC")
+    world.client.command("TRUNCATE TABLE schema_migrations")
+    world.client.command("INSERT INTO schema_migrations VALUES ('03_views.sql', 'earlier', 3, '0.1', '', now64(6))")
+    schema.migrate(world.client, name)
+    assert_sums(world, acme=7)
+    roll(world)
+    assert rolled_days(world) == [FIRST]
+    assert_sums(world, acme=7)
