@@ -171,30 +171,40 @@ def expanded(sql: str) -> str:
 
 def _measured(millions: int) -> tuple[dict[str, dict[str, float]], float]:
     """Milliseconds of each panel and report, and of the baseline."""
-    taken: dict[str, dict[str, float]] = {"grafana": {}, "reports": {}}
     with _warehouse() as (admin, reader):
-        began = time.perf_counter()
-        warehouse_reads.fill(admin, millions)
-        for table, columns in _MONEY.items():
-            admin.command(
-                f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} "  # noqa: S608
-                f"FROM numbers({warehouse_reads.CUSTOMERS}) ARRAY JOIN range({_LINES_OF.get(table, 1)}) AS line"
-            )
-        admin.command(_COSTS)
-        admin.command("OPTIMIZE TABLE events FINAL")
-        print(f"{millions} million events made in {time.perf_counter() - began:.0f} s", flush=True)
-        began = time.perf_counter()
-        rollups.roll_up(admin, settled_s=0)
-        print(f"days summed in {time.perf_counter() - began:.0f} s", flush=True)
-        baseline = _milliseconds(lambda: admin.query(warehouse_reads.TOTALS_RAW))
-        for title, sql in queries().items():
-            taken["grafana"][title] = _milliseconds(lambda sql=sql: reader.query(sql))
-        span = Span(FROM, UNTIL)
-        _check(make(reader, "live", REPORTS["revenue"], span, ("month",)).rows)
-        for report in (*REPORTS.values(), journal(codes_from(None))):
-            taken["reports"][report.name] = _milliseconds(
-                lambda report=report: make(reader, "live", report, span, report.by)
-            )
+        fill(admin, millions)
+        return ask(admin, reader)
+
+
+def fill(admin: Client, millions: int) -> None:
+    """Events, their money and their sums."""
+    began = time.perf_counter()
+    warehouse_reads.fill(admin, millions)
+    for table, columns in _MONEY.items():
+        admin.command(
+            f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(columns.values())} "  # noqa: S608
+            f"FROM numbers({warehouse_reads.CUSTOMERS}) ARRAY JOIN range({_LINES_OF.get(table, 1)}) AS line"
+        )
+    admin.command(_COSTS)
+    admin.command("OPTIMIZE TABLE events FINAL")
+    print(f"{millions} million events made in {time.perf_counter() - began:.0f} s", flush=True)
+    began = time.perf_counter()
+    rollups.roll_up(admin, settled_s=0)
+    print(f"days summed in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def ask(admin: Client, reader: Client) -> tuple[dict[str, dict[str, float]], float]:
+    """What `_measured` gives, of a warehouse that is filled."""
+    taken: dict[str, dict[str, float]] = {"grafana": {}, "reports": {}}
+    baseline = _milliseconds(lambda: admin.query(warehouse_reads.TOTALS_RAW))
+    for title, sql in queries().items():
+        taken["grafana"][title] = _milliseconds(lambda sql=sql: reader.query(sql))
+    span = Span(FROM, UNTIL)
+    _check(make(reader, "live", REPORTS["revenue"], span, ("month",)).rows)
+    for report in (*REPORTS.values(), journal(codes_from(None))):
+        taken["reports"][report.name] = _milliseconds(
+            lambda report=report: make(reader, "live", report, span, report.by)
+        )
     for group, of in taken.items():
         print(f"\n{group}, the slowest first:")
         for name, ms in sorted(of.items(), key=lambda it: -it[1])[:12]:

@@ -1,5 +1,6 @@
 """Sums of days: what dashboards and reports read is what `usage` comes to, whatever comes, is decided or is rebuilt."""
 
+import json
 from datetime import date
 
 import pytest
@@ -7,6 +8,7 @@ from collector_samples import event, request_of
 from foreign_samples import call, span, total_of
 from worlds import World
 
+from meterhouse.cli import main
 from meterhouse_collector.verify import verify
 from meterhouse_store import rollups, schema, suspended, warehouse
 from meterhouse_store.settings import Settings
@@ -27,6 +29,7 @@ def world(tmp_path, database, collector_warehouse):
     found = World(
         tmp_path, database, lambda name: warehouse.connect(Settings(warehouse_url=collector_warehouse), database=name)
     )
+    found.url = collector_warehouse
     yield found
     found.engine.dispose()
 
@@ -81,10 +84,10 @@ def test_sums_are_those_of_usage_before_and_after_they_are_made_whatever_happens
 
 
 def test_a_late_point_of_a_running_total_changes_the_sums_of_its_successors_too(world):
-    world.metrics(total_of((1, 10), (2_000, 30)), **ANY)  # a quarter of an hour before and after midnight
+    world.metrics(total_of((1, 10), (2_000, 30)))  # a quarter of an hour before and after midnight
     roll(world)
     assert rolled_days(world) == [LAST, FIRST]
-    world.metrics(total_of((500, 25)), **ANY)  # before midnight: of what came after it there is less
+    world.metrics(total_of((500, 25)))  # before midnight: of what came after it there is less
     assert rolled_days(world) == []
     by_day = "SELECT day, toInt64(sum(quantity)) FROM usage_by_day GROUP BY day ORDER BY day"
     for _ in range(2):
@@ -168,3 +171,21 @@ def test_a_database_from_before_there_were_sums_has_all_of_its_days_summed(world
     roll(world)
     assert rolled_days(world) == [FIRST]
     assert_sums(world, acme=7)
+
+
+def test_the_command_says_how_many_days_it_summed_and_how_many_are_under_way(world, tmp_path, monkeypatch, capsys):
+    world.metrics(request_of(event(7, "a")), **ANY)
+    world.client.command("TRUNCATE TABLE usage_touches")
+    world.client.command(
+        "INSERT INTO usage_touches VALUES ('live', '2026-11-01', 1, now() - 1000), ('live', '2026-11-02', 1, now())"
+    )
+    monkeypatch.setenv("METERHOUSE_WAREHOUSE_URL", world.url)
+    monkeypatch.setenv("METERHOUSE_WAREHOUSE_DATABASE", str(world.client.database))
+
+    def call(*options):
+        with pytest.raises(SystemExit) as ended:
+            main(["warehouse", "rollup", "--data", str(tmp_path), *options])
+        return ended.value.code or 0, capsys.readouterr().out
+
+    assert call() == (0, "1 days summed, 1 under way: those are read event by event\n")
+    assert json.loads(call("--json")[1]) == {"days": [], "unsettled": 1}

@@ -199,8 +199,9 @@ def test_usage_and_margins_are_the_same_of_days_that_are_summed(house_of_reports
     assert told() == before
     whole = amounts(rows(house, "usage", "2026-10..2026-11", by=("customer", "conversation")), "customer", "quantity")
     assert whole == [("acme", 37500), ("tokyo", 1001)]
-    afternoon = rows(house, "usage", "2026-11-05T00:00..2026-11-05T12:00", by=("customer",))
-    assert amounts(afternoon, "customer", "quantity") == [("acme", 7000)]
+    # Acme's November is from the 1st, 04:00 UTC, to the 1st of December, 05:00: its middle is the 16th, 04:30.
+    hour = rows(house, "usage", "2026-11-16T04:00..2026-11-16T05:00", by=("customer",))
+    assert amounts(hour, "customer", "quantity") == [("acme", 7000)]
 
 
 def test_unbilled_is_what_no_invoice_that_went_out_has(books):
