@@ -99,7 +99,7 @@ def _ended_at(inputs: engine.Inputs, of: str, limit: Decimal) -> tuple[UsageRow,
     kept = share_out(room, amounts, unit) if room else [0] * len(amounts)
     usage = list(inputs.usage)
     for at, amount in zip(covered.rows, kept, strict=True):
-        usage[at] = replace(usage[at], quantity=Decimal(amount) / NANO)
+        usage[at] = usage[at].of(Decimal(amount) / NANO)
     return tuple(usage)
 
 

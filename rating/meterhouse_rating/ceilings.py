@@ -11,7 +11,6 @@ from fractions import Fraction
 
 from meterhouse_rating.book import Book, Plan
 from meterhouse_rating.charges import Component
-from meterhouse_rating.facts import decimal_of
 from meterhouse_rating.metrics import COUNT, SUM
 from meterhouse_rating.models.cost_plus import CostPlus
 from meterhouse_rating.models.flat import Flat
@@ -22,6 +21,7 @@ from meterhouse_rating.models.package import Package
 from meterhouse_rating.models.per_unit import PerUnit
 from meterhouse_rating.models.percentage import Percentage
 from meterhouse_rating.models.volume import Volume
+from meterhouse_rating.money import decimal_of
 from meterhouse_rating.tiers import Tier
 
 

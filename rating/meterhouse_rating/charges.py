@@ -10,7 +10,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
+from meterhouse_rating.costs_asked import Cost
 from meterhouse_rating.periods import Period
+from meterhouse_rating.rates import Rate
 from meterhouse_store.numbers import plain
 
 NO_PRICE: Final = "no_price"
@@ -28,7 +30,7 @@ class Portion:
 
     `quantity` is what was used, `value` what of it is priced where that is something else: the number of events, a
     maximum, how many different conversations (of several portions the first has it, the others 0). `cost` is what
-    the provider asks for it, in the plan's currency; None where that is not known.
+    the provider asks for it; None where nobody looked for that.
     """
 
     metric: str
@@ -38,7 +40,7 @@ class Portion:
     events: int
     quantity: Decimal
     value: Decimal | None = None
-    cost: Decimal | None = None
+    cost: Cost | None = None
 
     @property
     def priced(self) -> Decimal:
@@ -77,7 +79,8 @@ class Setting:
 
     `since` and `until` (None: open) are when the contract, or the add-on, begins and ends. `facts` are the dated
     quantities by name. `amounts` is what the other components come to, on rounded lines, in this rating, and `earlier`
-    in earlier ratings of the month; both in major units, by component.
+    in earlier ratings of the month; both in major units, by component. `currency` is the plan's, `rates` convert to it
+    what is asked in others.
     """
 
     period: Period
@@ -89,6 +92,8 @@ class Setting:
     facts: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
     amounts: Mapping[str, Decimal] = field(default_factory=dict)
     earlier: Mapping[str, Decimal] = field(default_factory=dict)
+    currency: str = ""
+    rates: Mapping[str, Rate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

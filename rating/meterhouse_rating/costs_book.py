@@ -45,6 +45,11 @@ class Pinned:
     def name(self) -> str:
         return f"{self.package}-{self.version}:{self.sha256[:SHORT]}"
 
+    @property
+    def text(self) -> str:
+        """Its words, as they were imported."""
+        return zlib.decompress(self.snapshot).decode()
+
     def read(self) -> Catalogue:
         """What it says. Raises ValueError where its text is not what was imported."""
         return _read(self.name, self.sha256, self.snapshot)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from meterhouse_store.numbers import D
 
+NO_CATALOGUE: Final = "no_catalogue"
 MODEL_MISSING: Final = "model_missing"
 PROVIDER_UNKNOWN: Final = "provider_unknown"
 MODEL_UNKNOWN: Final = "model_unknown"

@@ -10,12 +10,11 @@ from datetime import datetime
 from typing import Final
 
 from meterhouse_rating.costs_book import CostBook, Pinned
-from meterhouse_rating.costs_catalogue import METERS, Price, Unknown
+from meterhouse_rating.costs_catalogue import METERS, NO_CATALOGUE, Price, Unknown
 from meterhouse_rating.costs_entries import DECLARED, Entry, Usage
 from meterhouse_store.registry import ALWAYS
 
 NO_ENTRY: Final = "no_entry"
-NO_CATALOGUE: Final = "no_catalogue"
 
 
 @dataclass(frozen=True)

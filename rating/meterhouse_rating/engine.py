@@ -15,11 +15,11 @@ from meterhouse_rating.agreements import Discount
 from meterhouse_rating.charges import NO_PRICE, Before, Charge, Component, Unpriced
 from meterhouse_rating.credit_lines import used_told
 from meterhouse_rating.credits import Grant, burn, usable
-from meterhouse_rating.facts import decimal_of
 from meterhouse_rating.inputs import Inputs
 from meterhouse_rating.models.minimum import Minimum
-from meterhouse_rating.money import exact, of_minor, show, to_minor
+from meterhouse_rating.money import decimal_of, exact, of_minor, show, to_minor
 from meterhouse_rating.rated import CORRECTION, CREDIT_RESTORED, Rated, RatedLine, left_over, merged
+from meterhouse_rating.rates import Rate, rate_at
 from meterhouse_rating.sorting import (
     BY_CHOICE,
     NOT_DECLARED,
@@ -92,7 +92,9 @@ class _Bill:
         """Charge a component, with what the components before it come to."""
         inputs = self.inputs
         before = inputs.before.get(component.name, Before())
-        setting = replace(inputs.setting, amounts=dict(self.amounts))
+        setting = replace(
+            inputs.setting, amounts=dict(self.amounts), currency=inputs.plan.currency, rates=_rates_to_plan(inputs)
+        )
         charged = component.charge(portions, before, setting)
         amount = Decimal(0)
         for charge in charged.charges:
@@ -185,6 +187,13 @@ def _check_conservation(usage: Iterable[UsageRow], lines: Iterable[RatedLine], l
     wrong = {meter: plain(rest) for meter, rest in balance.items() if rest}
     if wrong:
         raise ConservationError(f"usage minus rated, unbilled and unrated is not zero: {wrong}")
+
+
+def _rates_to_plan(inputs: Inputs) -> dict[str, Rate]:
+    """The book's rates to the plan's currency at the period's start, by the currency that they are from."""
+    own, start = inputs.plan.currency, inputs.setting.period.start
+    found = ((it.source, rate_at(inputs.book.rates, it.source, own, start)) for it in inputs.book.rates)
+    return {source: rate for source, rate in found if rate is not None}
 
 
 def _in_plan_currency(inputs: Inputs, amount: Decimal) -> Decimal:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from meterhouse_rating import statements
+from meterhouse_rating.costs_entries import MATCHED, Entry
 from meterhouse_rating.evidence_check.container import EVENTS, FORMAT, MANIFEST
 from meterhouse_rating.evidence_check.ledger import Anchor
 from meterhouse_rating.evidence_check.main import Result, verify
@@ -25,6 +26,7 @@ from meterhouse_rating.queries import EVENT_COLUMNS, WOUND_BACK, events_query, w
 from meterhouse_rating.told import Told, moment, standing_in, tell
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World
+from meterhouse_store.numbers import plain
 
 _CHECKER: Final = "evidence_check"
 _RUN: Final = """\
@@ -37,6 +39,7 @@ sys.exit(main(sys.argv[1:], Path(__file__).parent))
 """
 _FILE_MODE: Final = 0o100644 << 16
 _READ: Final = 1 << 20
+_RETRACTED_AT_MOST: Final = 1000
 
 
 class NoEvidence(ValueError):
@@ -103,9 +106,10 @@ def _write(
             ]
         ),
         **{f"books/{it.version}.yaml": it.source for it in books},
+        **_costs(world.namespace, told),
     }
-    unpacked, count = _write_events(world, customer_id, told, events)
-    contents["README.txt"] = readme(about, facts, count, completeness)
+    unpacked, events_count = _write_events(world, customer_id, told, events)
+    contents["README.txt"] = readme(about, facts, events_count, completeness)
     hashes: dict[str, dict[str, Any]] = {
         name: {"sha256": hashlib.sha256(text.encode()).hexdigest()} for name, text in contents.items()
     }
@@ -120,6 +124,37 @@ def _write(
                 target.write(block)
 
 
+def _costs(namespace: str, told: Sequence[Told]) -> dict[str, str]:
+    """The costs that the ratings name, where prices mark them up: one's own, and the price lists in their words."""
+    books = [it.costs for it in told if it.costs is not None]
+    if not books:
+        return {}
+    named = {rate["entry"] for it in told for rate in it.facts.get("costs", ()) if "entry" in rate}
+    entries = {it.entry_id: it for book in books for it in book.entries if it.entry_id in named}
+    lists = {
+        it.sha256: it for book in books for it in book.catalogues if any(name.startswith(it.name) for name in named)
+    }
+    facts = {
+        "namespace": namespace,
+        "entries": [_entry(namespace, it) for _, it in sorted(entries.items())],
+        "catalogues": [
+            {"sha256": it.sha256, "valid_from": moment(it.valid_from), "recorded_at": moment(it.recorded_at)}
+            for _, it in sorted(lists.items())
+        ],
+    }
+    return {"costs.json": _json(facts)} | {f"catalogues/{name}.json": it.text for name, it in lists.items()}
+
+
+def _entry(namespace: str, it: Entry) -> dict[str, Any]:
+    """A cost of one's own as it is named: by a hash of what it says, and of how often it was taken back before."""
+    said = {name: getattr(it, name) for name in (*MATCHED, "per", "currency", "source", "who", "why", "entry_id")}
+    times = next((n for n in range(_RETRACTED_AT_MOST) if it.name(namespace, n) == it.entry_id), None)
+    if times is None:
+        raise NoEvidence(f"the cost {it.entry_id} is not what was recorded: restore the database from a backup")
+    said |= {"price": plain(it.price), "valid_from": it.valid_from.isoformat(), "retracted_before": times}
+    return said | {"valid_until": None if it.valid_until is None else it.valid_until.isoformat()}
+
+
 def _member(name: str, size: int = 0) -> zipfile.ZipInfo:
     """A file without a time and an owner, so that a pack is the same whenever and by whomever it is made."""
     info = zipfile.ZipInfo(name)
@@ -129,16 +164,16 @@ def _member(name: str, size: int = 0) -> zipfile.ZipInfo:
 
 def _write_events(world: World, customer_id: str, told: Sequence[Told], out: Path) -> tuple[int, int]:
     """Write the events as JSON lines, gzipped; the size of the text in bytes, and how many there are."""
-    size = count = 0
+    size = written = 0
     with out.open("wb") as file, gzip.GzipFile("", "wb", mtime=0, fileobj=file) as packed:
         buffered = io.BufferedWriter(packed, _READ)
         for it in told:
             for event in events_of(world, customer_id, it):
                 line = (_compact(event) + "\n").encode()
                 buffered.write(line)
-                size, count = size + len(line), count + 1
+                size, written = size + len(line), written + 1
         buffered.flush()
-    return size, count
+    return size, written
 
 
 def events_of(world: World, customer_id: str, told: Told) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from meterhouse_rating.evidence_check.lines import period_in
+from meterhouse_rating.evidence_check.dates import period_in
 from meterhouse_rating.layout import counted, money, table
 
 _TEXT: Final = """\
@@ -30,6 +30,7 @@ What is in it
     events.jsonl.gz      {events}, one per line, as they were counted: id, time, meter, quantity, dimensions, trace
     ratings.json         the lines with their arithmetic, what is left over and why, what had been agreed
     books/, books.json   the price books in the words they were published in, and their SHA-256
+    costs.json           where prices mark up costs: one's own costs; catalogues/ has the price lists
     ledger.json          the customer's transactions with their seals in the ledger's chain
     completeness.json    what was known of the usage's completeness when the period was closed
     manifest.json        the SHA-256 of every other file; its own SHA-256 names the pack

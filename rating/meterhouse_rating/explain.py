@@ -124,7 +124,17 @@ def _included(step: Mapping[str, Any], currency: str) -> str:
     return f"{number(D(step['quantity']))} are within the included {number(D(step['included']))}: 0 {currency}."
 
 
+def _asked(step: Mapping[str, Any], currency: str) -> str:
+    per = "" if step["per"] == "1" else f" per {number(D(step['per']))}"
+    what = f"The provider asks {number(D(step['quantity']))} at {step['price']} {step.get('currency', currency)}{per}"
+    if "rate" in step:
+        money = f"{number(D(step['cost']))} {step['currency']}"
+        what += f": {money} at {step['rate']} {currency} (line {step['rate_line']})"
+    return f"{what}: {_amount(step, currency)} ({step['asked_by']})."
+
+
 _SAYINGS: Final[dict[str, Callable[[Mapping[str, Any], str], str]]] = {
+    "asked_by": _asked,
     "comes_to": lambda it, money: f"{it['comes_to']} comes to {_amount(it, money)} by what is known now.",
     "billed_so_far": lambda it, money: f"Less what was billed of it so far: {_amount(it, money)}.",
     "restored": lambda it, money: f"Grant {it['restored'][:12]} gets {_amount(it, money)} back.",
@@ -150,6 +160,5 @@ _SAYINGS: Final[dict[str, Callable[[Mapping[str, Any], str], str]]] = {
     "at_least": lambda it, money: f"At least {it['at_least']} {money}: {_amount(it, money)} more.",
     "at_most": lambda it, money: f"At most {it['at_most']} {money}: {_amount(it, money)}.",
     "per": _units,
-    "cost": lambda it, money: f"The provider asks {_amount(it, money)}.",
 }
 """Key of a step -> what it says, in a currency; the first key that a step has decides."""

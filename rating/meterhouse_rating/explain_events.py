@@ -26,7 +26,7 @@ from meterhouse_rating.queries import EPOCH, WOUND_BACK, events_query, window_pa
 from meterhouse_rating.recorrect import notes
 from meterhouse_rating.results import Row
 from meterhouse_rating.settled import Standing, lines_of, standings
-from meterhouse_rating.told import Told, earlier_in_month, groups, tell
+from meterhouse_rating.told import COST_DIMENSIONS, Told, earlier_in_month, groups, tell
 from meterhouse_rating.usage import Found, gather, largest
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World
@@ -115,7 +115,9 @@ def behind(world: World, line: Row, limit: int) -> Behind:
     usage = _usage(world, told, prices, line)
     findings, on_it = check_line(told.facts, prices, usage, before, line["line_id"])
     events = (
-        () if on_it is None else _events(world, told, on_it.groups, _by(prices, line), limit, as_of=told.standing.as_of)
+        ()
+        if on_it is None
+        else _events(world, told, on_it.groups, _listed_by(prices, line), limit, as_of=told.standing.as_of)
     )
     if on_it is not None:
         _add_up(findings, on_it, events)
@@ -171,7 +173,7 @@ def _correction(
         after=closed.as_of,
     )
     late = _on_line(prices, told, line, since.get(customer, Found()))
-    events = _events(world, told, late.groups, _by(prices, line), limit, as_of=line["as_of"], after=closed.as_of)
+    events = _events(world, told, late.groups, _listed_by(prices, line), limit, as_of=line["as_of"], after=closed.as_of)
     return _made(world, line, told, findings, late, events, f" of {closed.period} became known since it was closed")
 
 
@@ -186,6 +188,13 @@ def _by(prices: Prices | str, line: Row) -> list[str]:
     """The dimensions that the lines of its component are apart by."""
     part = None if isinstance(prices, str) else prices.parts.get(line["component"])
     return [] if part is None else part.by
+
+
+def _listed_by(prices: Prices | str, line: Row) -> list[str]:
+    """The dimensions by which one knows whether an event is on the line."""
+    part = None if isinstance(prices, str) else prices.parts.get(line["component"])
+    known_by = COST_DIMENSIONS if part is not None and part.marks_up_costs else ()
+    return list(dict.fromkeys((*_by(prices, line), *known_by)))
 
 
 def _billed(connection: Connection, namespace: str, line: Row, every: Sequence[Standing]) -> Fraction:

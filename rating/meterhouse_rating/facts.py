@@ -7,16 +7,14 @@ even at the twelfth digit after the point, from the sum onwards: what the parts 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from meterhouse_rating.charges import Fact
+from meterhouse_rating.money import decimal_of
 from meterhouse_rating.periods import Period
-
-_DIGITS = Decimal("1e-12")
-_WIDE = Context(prec=120, rounding=ROUND_HALF_EVEN)
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,6 @@ def apportion(price: Decimal, parts: Iterable[Piece]) -> list[Decimal]:
         amounts.append(so_far - rounded)
         rounded = so_far
     return amounts
-
-
-def decimal_of(value: Fraction) -> Decimal:
-    """The fraction as a Decimal of at most twelve digits after the point."""
-    return _WIDE.divide(Decimal(value.numerator), Decimal(value.denominator)).quantize(_DIGITS, context=_WIDE)
 
 
 def _units(start: datetime, end: datetime, zone: str, by: str) -> int:

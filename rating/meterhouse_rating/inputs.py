@@ -48,7 +48,7 @@ class Inputs:
         usage = [
             [
                 *(row.meter, row.status, [list(d) for d in row.dimensions], row.events, plain(row.quantity)),
-                *(row.task, row.trial, None if row.cost is None else plain(row.cost)),
+                *(row.task, row.trial, None if row.cost is None else row.cost.canonical()),
             ]
             for row in self.usage
         ]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
-from meterhouse_rating import usage
+from meterhouse_rating import costs_book, usage
 from meterhouse_rating.agreed import agreed_in
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import USAGE
@@ -41,7 +41,8 @@ def terms(
     customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace, only)}
     books = {version.version: version.book for version in published}
     agreed = agreed_in(world.engine, world.namespace, known_at, only)
-    return Terms(world.namespace, customers, contracts, published, books, frozenset(world.meters), agreed)
+    costs = costs_book.read(world.engine, world.namespace, known_at)
+    return Terms(world.namespace, customers, contracts, published, books, frozenset(world.meters), agreed, costs)
 
 
 def gather(

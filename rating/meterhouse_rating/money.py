@@ -4,6 +4,7 @@ import decimal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, ROUND_UP, Decimal
+from fractions import Fraction
 from typing import Final
 
 from meterhouse_store.currencies import MINOR_DIGITS
@@ -24,6 +25,10 @@ ROUNDING: Final[dict[str, str]] = {
     "down": ROUND_DOWN,
 }
 """The rounding modes a price book may choose; half_even is the default. `up` and `down`: away from zero, towards it."""
+
+
+_QUOTIENT: Final = Decimal("1e-12")
+_WIDE: Final = decimal.Context(prec=120, rounding=ROUND_HALF_EVEN)
 
 
 @contextmanager
@@ -69,3 +74,8 @@ def show(amount_minor: int, currency: str) -> str:
 def smallest(currency: str) -> str:
     """The smallest amount of the currency that can be charged: `0.01`, `1`; for KWD `0.01`, although it has fils."""
     return format(Decimal(1).scaleb(-_CHARGED_DIGITS[currency]), "f")
+
+
+def decimal_of(value: Fraction) -> Decimal:
+    """The fraction as a Decimal of at most twelve digits after the point."""
+    return _WIDE.divide(Decimal(value.numerator), Decimal(value.denominator)).quantize(_QUOTIENT, context=_WIDE)

@@ -5,8 +5,8 @@ and what happened since, which is read each time: usage of other times adds up. 
 some of it is of the kept days, that customer's are read again. Only customers with new usage are rated.
 
 What is left to the next `rate run --due`: customers that are not registered or in a trial, those with corrections of
-closed months on their open rating, usage of other months, what is new in the registry or in credits alone, and spans
-that turn out days later to be metered already. Closing a period reads all of it again in any case.
+closed months on their open rating, usage of other months, what is new in the registry, in credits or in costs alone,
+and spans that turn out days later to be metered already. Closing a period reads all of it again in any case.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -135,8 +135,9 @@ def _window(
     wanted = terms.wanted(period)
     today = datetime.combine(moment.as_of.astimezone(UTC).date(), time(0), UTC)
     until = max(period.start, today - _READ_DAYS)
-    # What is measured over a month, and what depends on how tasks end, does not add up from its days.
-    if wanted.tasks or wanted.measurements:
+    # What is measured over a month, and what depends on how tasks end, does not add up from its days; what usage costs
+    # may be recorded at any time.
+    if wanted.tasks or wanted.measurements or wanted.costs is not None:
         until = period.start
     asked = digest([wanted.dimensions, wanted.tasks, repr(wanted.measurements)])
     base = _stored(world, period)
@@ -227,6 +228,9 @@ def _read(
 
 def _joined(kept: Iterable[UsageRow], rest: Found) -> Found:
     """The usage of both times, one row for each meter, status and combination of dimensions."""
+    kept = list(kept)
+    if not kept:
+        return rest
     rows: dict[tuple[Any, ...], UsageRow] = {}
     for row in (*kept, *rest.rows):
         key = (row.meter, row.status, row.dimensions, row.task)

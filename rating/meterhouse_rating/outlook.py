@@ -112,8 +112,11 @@ def going_on(
         more = (row.quantity * factors.get(row.meter, Decimal(0))).quantize(_QUANTUM, rounding=ROUND_HALF_EVEN)
         if not more:
             continue
-        so_far = made.get(_key(row), replace(row, quantity=Decimal(0), events=0))
-        made[_key(row)] = replace(so_far, quantity=so_far.quantity + more, events=so_far.events + row.events)
+        so_far = made.get(_key(row))
+        if so_far is None:
+            made[_key(row)] = row.of(more)
+        else:
+            made[_key(row)] = replace(so_far.of(so_far.quantity + more), events=so_far.events + row.events)
     return tuple(made.values())
 
 
@@ -217,4 +220,5 @@ def _shifted(ahead: Range, minor: int) -> Range:
 
 
 def _key(row: UsageRow) -> tuple[object, ...]:
-    return row.meter, row.status, row.dimensions, row.task, row.trial
+    cost = None if row.cost is None else replace(row.cost, quantity=Decimal(0))
+    return row.meter, row.status, row.dimensions, row.task, row.trial, cost

@@ -29,7 +29,7 @@ _TO: Final = (
     "AND known_at > fromUnixTimestamp64Nano({after_ns:Int64}, 'UTC') "
     "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC')"
 )
-_WINDOW: Final = (
+WINDOW: Final = (
     "namespace = {namespace:String} AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') " + _TO
 )
 """Half-open in event_time; in known_at (received, or let through by a decision) after one moment, up to another."""
@@ -63,20 +63,21 @@ def aggregate_query(
     tasks: bool = False,
     source: str = USAGE,
     largest: bool = False,
+    but: str = "",
 ) -> str:
     """The aggregate of a period: one row per customer, meter, status and the dimensions that prices depend on, with the
     number of events and the sum of their quantities (or the `largest` of them).
 
     `customers` None: of the whole namespace, in one pass. `tasks`: also by how the task ended that the calls were in.
-    `source`: USAGE or WOUND_BACK. Raises ValueError for a dimension that is none.
+    `source`: USAGE or WOUND_BACK. `but`: a condition that leaves some out. Raises ValueError for what is no dimension.
     """
-    columns = [*_columns(dimensions), *([_task_column(source)] if tasks else [])]
+    columns = [*columns_of(dimensions), *([task_column(source)] if tasks else [])]
     keys = ", ".join(["billed_customer_id", "meter", "status", *columns])
     bounded = f" LIMIT {MAX_GROUPS + 1} BY billed_customer_id" if dimensions else ""
     quantity = "max(quantity)" if largest else "sum(quantity)"
     return (
-        f"SELECT {keys}, count(), {quantity} FROM {source} WHERE {_WINDOW}{_only(customers)} GROUP BY {keys} "
-        f"ORDER BY {keys}{bounded}"
+        f"SELECT {keys}, count(), {quantity} FROM {source} WHERE {WINDOW}{only(customers)}{but} "
+        f"GROUP BY {keys} ORDER BY {keys}{bounded}"
     )
 
 
@@ -120,7 +121,7 @@ def events_query(
     With `by`, some of the dimensions: those of a meter, status, task and values of `by` that are among the parameter
     `groups` (all text), and no more than `limit`. Raises ValueError for a dimension that is none.
     """
-    columns, task = _columns(dimensions), _task_column(source) if tasks else "''"
+    columns, task = columns_of(dimensions), task_column(source) if tasks else "''"
     among = limit = ""
     if by is not None:
         chosen = ["meter", "status", task, *(columns[list(dimensions).index(name)] for name in by)]
@@ -130,20 +131,20 @@ def events_query(
     told = ", ".join([*EVENT_COLUMNS, *columns])
     return (
         "SELECT replaceOne(toString(event_time), ' ', 'T'), replaceOne(toString(known_at), ' ', 'T'), meter, "
-        f"toString(quantity), status, {task}, customer_id, {told} FROM {source} WHERE {_WINDOW}"
-        f"{_only([])}{among} ORDER BY event_time, event_id, meter, customer_id{limit}"
+        f"toString(quantity), status, {task}, customer_id, {told} FROM {source} WHERE {WINDOW}"
+        f"{only([])}{among} ORDER BY event_time, event_id, meter, customer_id{limit}"
     )
 
 
 TOTALS: Final = (
-    f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {_WINDOW} "
+    f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {WINDOW} "
     "GROUP BY billed_customer_id, meter ORDER BY billed_customer_id, meter"
 )
 """Per customer and meter what a period comes to, and when the last of it became known."""
 
 HOURS: Final = (
     "SELECT billed_customer_id, meter, status, toUnixTimestamp(toStartOfHour(event_time, 'UTC')) AS hour, count(), "
-    f"sum(quantity) FROM usage WHERE {_WINDOW} AND billed_customer_id IN {{customers:Array(String)}} "
+    f"sum(quantity) FROM usage WHERE {WINDOW} AND billed_customer_id IN {{customers:Array(String)}} "
     "GROUP BY billed_customer_id, meter, status, hour ORDER BY billed_customer_id, meter, status, hour"
 )
 """Per customer, meter, status and hour (its start, seconds since 1970) events and quantity."""
@@ -176,14 +177,14 @@ def measure_query(measurement: Measurement, customers: Sequence[str] | None, *, 
     For `time_weighted` the value is the sum of level times nanoseconds. Raises ValueError for a dimension that is none.
     """
     metric = measurement.metric
-    columns = _columns(measurement.dimensions)
+    columns = columns_of(measurement.dimensions)
     keys = ", ".join(["billed_customer_id", *columns])
-    billed = f"{_only(customers)} AND meter IN {{meters:Array(String)}} AND status NOT IN {{free:Array(String)}}"
+    billed = f"{only(customers)} AND meter IN {{meters:Array(String)}} AND status NOT IN {{free:Array(String)}}"
     billed += _tasks_billed(measurement.tasks, source)
     bounded = f" ORDER BY {keys} LIMIT {MAX_GROUPS + 1} BY billed_customer_id" if columns else f" ORDER BY {keys}"
     if metric.aggregate in (MAX, UNIQUE):
         value = "max(quantity)" if metric.aggregate == MAX else f"uniqExact({_column(metric.of or '', 'of')})"
-        return f"SELECT {keys}, count(), {value} FROM {source} WHERE {_WINDOW}{billed} GROUP BY {keys}{bounded}"
+        return f"SELECT {keys}, count(), {value} FROM {source} WHERE {WINDOW}{billed} GROUP BY {keys}{bounded}"
     if metric.aggregate not in (LATEST, TIME_WEIGHTED):
         raise ValueError(f"{metric.aggregate} is a sum over rows")
     named = [f"{column} AS key_{at}" for at, column in enumerate(columns)]
@@ -248,7 +249,8 @@ def nanoseconds(moment: datetime) -> int:
     return (moment - EPOCH) // timedelta(microseconds=1) * 1000
 
 
-def _columns(dimensions: Sequence[str]) -> list[str]:
+def columns_of(dimensions: Sequence[str]) -> list[str]:
+    """The expressions of dimensions, their attributes as parameters. Raises ValueError for what is none."""
     return [_column(name, str(at)) for at, name in enumerate(dimensions)]
 
 
@@ -258,11 +260,13 @@ def _column(name: str, place: str) -> str:
     return name if attribute(name) is None else f"attributes[{{attribute_{place}:String}}]"
 
 
-def _only(customers: Sequence[str] | None) -> str:
+def only(customers: Sequence[str] | None) -> str:
+    """A condition that chooses customers; empty for all."""
     return "" if customers is None else " AND billed_customer_id IN {customers:Array(String)}"
 
 
-def _task_column(source: str) -> str:
+def task_column(source: str) -> str:
+    """How the task ended that an event was in: empty, ok, failed, open."""
     ended = f"(billed_customer_id, task_id) IN ({_OUTCOMES % (source, 'ok')})"
     failed = f"(billed_customer_id, task_id) IN ({_OUTCOMES % (source, 'failed')})"
     return f"multiIf(task_id = '', '', {ended}, '{TASK_OK}', {failed}, '{TASK_FAILED}', '{TASK_OPEN}')"
@@ -272,4 +276,4 @@ def _tasks_billed(rule: str, source: str) -> str:
     if rule == ALL_TASKS:
         return ""
     allowed = {OK_ONLY: f"'', '{TASK_OK}'", NOT_FAILED: f"'', '{TASK_OK}', '{TASK_OPEN}'"}[rule]
-    return f" AND {_task_column(source)} IN ({allowed})"
+    return f" AND {task_column(source)} IN ({allowed})"

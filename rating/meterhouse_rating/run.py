@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from meterhouse_rating import costs_rates, known, mirrors, news, restated, windows
+from meterhouse_rating import costs_book, costs_rates, known, mirrors, news, restated, windows
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
@@ -93,8 +93,7 @@ def run(world: World, request: Request) -> Iterator[Step]:
 
     Raises PeriodError, WatermarkWentBack, NotThere when there is no price book.
     """
-    it = _Run(world, request, known.terms(world), watermark(world.client))
-    moment = it.moment
+    it, moment = _begun(world, request, watermark(world.client))
     _apply_decisions(world)
     if request.new:
         yield from _new(it, moment)
@@ -134,8 +133,7 @@ def close(world: World, request: Request, *, grace: timedelta, wait_s: float) ->
     due = max(window.period.end for window in asked) + grace
     if moment_known < due:
         raise NotYet(f"{request.period} can be closed from {due.isoformat()} on: its end and {grace} of grace")
-    it = _Run(world, request, terms, _wait_for(world, due, wait_s), close=True)
-    moment = it.moment
+    it, moment = _begun(world, request, _wait_for(world, due, wait_s), close=True)
     _apply_decisions(world)
     it.restated = restated.changed(world, request.customer, moment.as_of)
     yield _watermark_step(it, moment)
@@ -144,6 +142,16 @@ def close(world: World, request: Request, *, grace: timedelta, wait_s: float) ->
     yield from _late(it, moment)
     if not request.dry_run:
         yield from _mirror(it)
+
+
+def _begun(world: World, request: Request, mark: Watermark, *, close: bool = False) -> tuple[_Run, Moment]:
+    """A run by what is known now, and its moment; of costs what had been recorded by then, so that they can be found
+    again by it.
+    """
+    it = _Run(world, request, known.terms(world), mark, close)
+    moment = it.moment
+    it.terms = replace(it.terms, costs=costs_book.read(world.engine, world.namespace, moment.rated_at))
+    return it, moment
 
 
 def _apply_decisions(world: World) -> None:

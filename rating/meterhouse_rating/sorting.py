@@ -5,12 +5,13 @@ the warehouse has worked out; the rows then only say what went into it, and both
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
 from meterhouse_rating.book import Book, Options, Plan
 from meterhouse_rating.charges import NO_PRICE, Before, Component, Dimensions, Portion
+from meterhouse_rating.costs_asked import Cost
 from meterhouse_rating.metrics import COUNT, NOT_FAILED, OK_ONLY, Metric
 from meterhouse_store.meters import how_to_declare
 
@@ -38,8 +39,8 @@ class UsageRow:
     """Aggregated usage of one customer: one meter, status and combination of the book's dimensions.
 
     `task`: how the task ended that the calls were in (`ok`, `failed`, `open`; empty outside of tasks, and where no
-    price depends on it). `trial`: used within the customer's trial. `cost`: what the provider asks, in the plan's
-    currency; None where it is not known.
+    price depends on it). `trial`: used within the customer's trial. `cost`: what the provider asks; None where
+    no price depends on it.
     """
 
     meter: str
@@ -49,7 +50,12 @@ class UsageRow:
     quantity: Decimal
     task: str = ""
     trial: bool = False
-    cost: Decimal | None = None
+    cost: Cost | None = None
+
+    def of(self, quantity: Decimal) -> "UsageRow":
+        """The row with another quantity, its cost in proportion."""
+        cost = None if self.cost is None else self.cost.shared(quantity, self.quantity)
+        return replace(self, quantity=quantity, cost=cost)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ from itertools import pairwise
 
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.costs_book import CostBook
+from meterhouse_rating.costs_usage import Costing
 from meterhouse_rating.effective import AgreementRefused, effective
+from meterhouse_rating.models.cost_plus import CostPlus
 from meterhouse_rating.periods import Period
 from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.sorting import measurements, needs_tasks
@@ -18,8 +21,8 @@ from meterhouse_store.registry import ALWAYS, Contract, Customer
 
 @dataclass(frozen=True)
 class Terms:
-    """What all customers of one run share: who is registered, on what contract, with what agreed beside it, and the
-    published price books.
+    """What all customers of one run share: who is registered, on what contract, with what agreed beside it, the
+    published price books, and what providers ask.
     """
 
     namespace: str
@@ -29,6 +32,7 @@ class Terms:
     books: Mapping[int, Book]
     declared: frozenset[str]
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
+    costs: CostBook = field(default_factory=CostBook)
 
     def book(self, version: Version) -> Book:
         """The book of a version."""
@@ -42,7 +46,7 @@ class Terms:
         book, plans = self._plans(version, period)
         parts = (component for plan in plans for component in plan.components)
         dimensions = tuple(sorted({name for component in parts for name in component.dimensions}))
-        return Wanted(dimensions, needs_tasks(book, plans), measurements(book, plans))
+        return Wanted(dimensions, needs_tasks(book, plans), measurements(book, plans), self._costing(book, plans))
 
     def reaches_back(self, period: Period) -> bool:
         """Whether any price of the period goes on from more than its month."""
@@ -80,6 +84,18 @@ class Terms:
             if period.start < it < period.end and not any(one.start < it < one.end for one in settled)
         ]
         return [Period(start, end) for start, end in pairwise((period.start, *edges, period.end))]
+
+    def _costing(self, book: Book, plans: Iterable[Plan]) -> Costing | None:
+        """Of which meters prices mark up what the provider asks, by the costs that are known."""
+        parts = (component for plan in plans for component in plan.components)
+        found = {
+            meter
+            for it in parts
+            if isinstance(it, CostPlus) and it.costs is None
+            for name in it.metrics
+            for meter in book.metrics[name].meters
+        }
+        return Costing(tuple(sorted(found)), self.costs) if found else None
 
     def _plans(self, version: Version, period: Period) -> tuple[Book, list[Plan]]:
         book = self.book(version)

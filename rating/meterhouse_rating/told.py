@@ -15,18 +15,26 @@ from sqlalchemy import Connection, select
 from meterhouse_rating import known
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.as_of import closed_again
+from meterhouse_rating.costs_asked import Cost
+from meterhouse_rating.costs_book import CostBook
+from meterhouse_rating.costs_catalogue import Price, Unknown
+from meterhouse_rating.costs_queries import COST_KEY
+from meterhouse_rating.costs_usage import Asked, Costing, combinations, dated
 from meterhouse_rating.effective import facts_of
 from meterhouse_rating.engine import UsageRow
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.facts import at
 from meterhouse_rating.periods import Period, month_of
-from meterhouse_rating.queries import WOUND_BACK
+from meterhouse_rating.queries import WOUND_BACK, window_parameters
 from meterhouse_rating.settled import CLOSED, Standing, contract_in_force, lines_of, standings
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Wanted
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import ratings, unrated_usage
+
+COST_DIMENSIONS: Final = (*COST_KEY[1:-1], "usage_source", "source")
+"""What the cost of an event depends on, beside its meter, time, call and customer."""
 
 _SHORT_ID: Final = 8
 """So many digits of an agreement's id stand in the name of a credit pack of an add-on."""
@@ -40,6 +48,8 @@ class Told:
     facts: dict[str, Any]
     usage: tuple[UsageRow, ...]
     wanted: Wanted
+    costs: CostBook | None = None
+    """The costs that prices marked up, as they were known."""
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -61,6 +71,7 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         found = known.gather(world, terms, standing.period, standing.as_of, [standing.customer_id], WOUND_BACK)
         usage, left = found.get(standing.customer_id, Found()).rows, _unrated(connection, world.namespace, standing)
     wanted = terms.wanted(standing.period)
+    costing = wanted.costs
     measured = {it.metric.of for it in wanted.measurements if it.metric.of is not None}
     lines = lines_of(connection, [standing.rating_id])
     facts = {
@@ -81,7 +92,41 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         "lines": [_line(line) for line in lines],
         "left": sorted(left, key=lambda it: (it["meter"], it["reason"], it["hint"], sorted(it["dimensions"].items()))),
     }
-    return Told(standing, facts, usage, Wanted(tuple(sorted({*wanted.dimensions, *measured})), wanted.tasks))
+    told_by = {*wanted.dimensions, *measured}
+    if costing is not None:
+        facts["costs"] = _costs(world, standing, costing)
+        told_by |= set(COST_DIMENSIONS)
+    told = Wanted(tuple(sorted(told_by)), wanted.tasks, costs=costing)
+    return Told(standing, facts, usage, told, None if costing is None else costing.book)
+
+
+def _costs(world: World, standing: Standing, costing: Costing) -> list[dict[str, Any]]:
+    """The dated costs of the kinds of usage that the period has."""
+    customers = [standing.customer_id]
+    parameters = window_parameters(world.namespace, standing.period, as_of=standing.as_of, customers=customers)
+    asked = Asked(standing.period, (), False, WOUND_BACK, customers, parameters)
+    kinds = combinations(
+        lambda query, given: world.client.query(query, parameters=dict(given)).result_rows, asked, costing
+    )
+    return [
+        {
+            "meter": usage.meter,
+            "what": {name: getattr(usage, name) for name in COST_KEY[1:] if getattr(usage, name)},
+            "valid_from": moment(rate.valid_from),
+            **_cost(rate.cost),
+        }
+        for usage, found in dated(costing, kinds).items()
+        for rate in found.rates
+    ]
+
+
+def _cost(it: Price | Unknown) -> dict[str, Any]:
+    if isinstance(it, Unknown):
+        return {"reason": it.reason}
+    told = {"price": plain(it.price), "per": it.per, "currency": it.currency, "entry": it.entry}
+    steps = {"tiers": it.tiers, "clock": it.clock}
+    told |= {name: [[start, plain(price)] for start, price in found] for name, found in steps.items() if found}
+    return told | ({"minimum": plain(it.minimum)} if it.minimum else {})
 
 
 def groups(usage: Sequence[UsageRow], largest: Sequence[UsageRow] = ()) -> list[Group]:
@@ -97,9 +142,15 @@ def groups(usage: Sequence[UsageRow], largest: Sequence[UsageRow] = ()) -> list[
             it.events,
             Fraction(it.quantity),
             most.get(_kind(it), Fraction(0)),
+            {} if it.cost is None or it.cost.reason else {_asked(it.cost): Fraction(it.cost.quantity)},
+            it.cost is None or bool(it.cost.reason),
         )
         for it in usage
     ]
+
+
+def _asked(it: Cost) -> tuple[str, Fraction, int, str]:
+    return it.entry, Fraction(it.price), it.per, it.currency
 
 
 def _kind(it: UsageRow) -> tuple[Any, ...]:

@@ -12,8 +12,11 @@ from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
-from meterhouse_rating.facts import decimal_of
+from meterhouse_rating import costs_usage
+from meterhouse_rating.costs_queries import NOT_OF_METERS
+from meterhouse_rating.costs_usage import Costing
 from meterhouse_rating.metrics import TIME_WEIGHTED
+from meterhouse_rating.money import decimal_of
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import (
     EPOCH,
@@ -38,11 +41,14 @@ _NANOSECONDS: Final = 10**9
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the prices of a period depend on: dimensions, whether tasks matter, and what has to be measured."""
+    """What the prices of a period depend on: dimensions, whether tasks matter, what has to be measured, and `costs`:
+    of which meters what the provider asks.
+    """
 
     dimensions: tuple[str, ...] = ()
     tasks: bool = False
     measurements: tuple[Measurement, ...] = ()
+    costs: Costing | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ def gather(
     asked = _Asked(client, namespace, period, as_of, after, customers, source)
     for customer, row in _rows(asked, wanted):
         found.rows.setdefault(customer, []).append(row)
+    if wanted.costs is not None:
+        _add_costed(found, asked, wanted, wanted.costs)
     _set_aside(found, found.rows, wanted.dimensions)
     for measurement in wanted.measurements:
         per_customer: dict[str, list[Measure]] = {}
@@ -214,18 +222,32 @@ class _Asked:
     customers: Sequence[str] | None = None
     source: str = USAGE
 
+    def window(self, dimensions: Sequence[str]) -> dict[str, Any]:
+        """The parameters of its window."""
+        known = {"as_of": self.as_of, "after": self.after}
+        return window_parameters(self.namespace, self.period, dimensions, **known, customers=self.customers)
+
+
+def _add_costed(found: _Gathered, asked: _Asked, wanted: Wanted, costing: Costing) -> None:
+    """Put usage with what it cost beside the rest."""
+    about = costs_usage.Asked(
+        asked.period, wanted.dimensions, wanted.tasks, asked.source, asked.customers, asked.window(wanted.dimensions)
+    )
+    rows, too_many = costs_usage.costed(
+        lambda query, parameters: asked.client.query(query, parameters=dict(parameters)).result_rows, about, costing
+    )
+    for customer, row in rows:
+        found.rows.setdefault(customer, []).append(row)
+    for customer in too_many:
+        found.too_many[customer] = (*wanted.dimensions, "what costs depend on")
+
 
 def _rows(asked: _Asked, wanted: Wanted, *, largest: bool = False) -> list[tuple[str, UsageRow]]:
+    but, parameters = "", asked.window(wanted.dimensions)
+    if wanted.costs is not None and not largest:
+        but, parameters["cost_meters"] = NOT_OF_METERS, list(wanted.costs.meters)
     query = aggregate_query(
-        wanted.dimensions, asked.customers, tasks=wanted.tasks, source=asked.source, largest=largest
-    )
-    parameters = window_parameters(
-        asked.namespace,
-        asked.period,
-        wanted.dimensions,
-        as_of=asked.as_of,
-        after=asked.after,
-        customers=asked.customers,
+        wanted.dimensions, asked.customers, tasks=wanted.tasks, source=asked.source, largest=largest, but=but
     )
     found = asked.client.query(query, parameters=parameters).result_rows
     rows = []

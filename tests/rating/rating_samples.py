@@ -6,6 +6,7 @@ from decimal import Decimal
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.book import Book, parse
 from meterhouse_rating.charges import Before, Fact, Setting
+from meterhouse_rating.costs_asked import Cost
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.effective import effective
 from meterhouse_rating.engine import Inputs, Rated, UsageRow, rate
@@ -56,7 +57,8 @@ def used(
     **dimensions: str,
 ) -> UsageRow:
     known = tuple(sorted((name.replace("__", "."), value) for name, value in dimensions.items()))
-    return UsageRow(meter, status, known, events, Decimal(quantity), task, cost=None if cost is None else Decimal(cost))
+    asked = None if cost is None else Cost("list", Decimal(cost), 1, "USD", Decimal(1))
+    return UsageRow(meter, status, known, events, Decimal(quantity), task, cost=asked)
 
 
 def rated(book: Book, *usage: UsageRow, **more: object) -> Rated:

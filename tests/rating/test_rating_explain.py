@@ -62,7 +62,8 @@ def test_every_kind_of_step_is_said(components, sentence):
 
 def test_a_known_cost_is_what_the_provider_asks():
     row = used("llm.tokens.input", "5", cost="1.5")
-    assert "  The provider asks 1.5 USD." in said("a: {model: cost_plus, metric: input, markup: 0}", row)
+    lines = said("a: {model: cost_plus, metric: input, markup: 0}", row)
+    assert "  The provider asks 1 at 1.5 USD: 1.5 USD (list)." in lines
 
 
 def test_a_share_of_a_month_says_from_when_to_when():

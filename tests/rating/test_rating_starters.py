@@ -93,8 +93,8 @@ def test_markup_is_so_many_times_the_cost(plan, minor):
     # Cost: 1,000,000 input at 1.25, 1,000,000 output at 10.00
     lines, result = invoice(
         "markup",
-        used(INPUT, "1000000", model="gpt-5"),
-        used(OUTPUT, "1000000", model="gpt-5"),
+        used(INPUT, "1000000", model="gpt-5", cost="1.25"),
+        used(OUTPUT, "1000000", model="gpt-5", cost="10.00"),
         used(OUTPUT, "9", model="unheard-of"),
         plan=plan,
     )

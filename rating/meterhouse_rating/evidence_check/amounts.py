@@ -58,8 +58,7 @@ def usage_amount(
             return percentage(part, quantity, events)
         case "cost_plus":
             cost = node.get("cost")
-            if cost is None or isinstance(cost.value, str):
-                raise Carried("what the provider asked (its cost catalogue is not in the pack)")
+            assert cost is not None, "what marks up known costs is not worked out here"
             own = _price(cost, "prices", dimensions) * quantity / written(cost.text("per", "1"))
             return own * (100 + part.amount("markup")) / 100 + quantity * part.amount("fee") / per
     raise Carried(f"the model {part.model}")

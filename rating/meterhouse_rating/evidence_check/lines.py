@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from fractions import Fraction
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from . import amounts, money
 from .amounts import Carried, twelve_digits
-from .findings import Findings, Refused, number, shown, whole
+from .costs import amount_of
+from .dates import days, instant, share_of
+from .findings import Findings, number, shown, whole
 from .prices import Part, Prices
 from .usage import BY_CHOICE, Counted, Group, Key, count, inputs_of
 
@@ -213,12 +213,9 @@ class _Bill:
             if start:
                 raise Carried("what a formula came to earlier in the month")
             return amounts.formula(part.node.text("amount"), inputs_of(self.prices, part, self.groups))
-        own_costs = part.node.get("cost")
-        if part.model == "cost_plus" and (own_costs is None or isinstance(own_costs.value, str)):
-            cost = next((number(it["cost"]) for it in line["explanation"]["steps"] if "cost" in it), Fraction(0))
-            self.findings.carry(
-                "what providers asked: the cost catalogue is not in the pack, the markup on it is checked"
-            )
+        if part.marks_up_costs:
+            cost = amount_of(counted.asked, self.prices.rates_to(part.currency, line["explanation"]["steps"]))
+            self.findings.done("what providers asked, from the events and the dated costs in the pack")
             return cost * (100 + part.amount("markup")) / 100 + quantity * part.amount("fee") / part.amount("per", "1")
         return amounts.usage_amount(part, metric, dimensions, quantity, start, counted.events, each)
 
@@ -265,7 +262,7 @@ class _Bill:
             case "recurring":
                 return self._recurring(name, steps, part)
             case "minimum":
-                share = _share(steps[0].get("share", "1/1"))
+                share = share_of(steps[0].get("share", "1/1"))
                 return twelve_digits(part.amount("amount") * share) - self._spent(part)
             case "percentage":
                 base = self._spent(part)
@@ -295,14 +292,14 @@ class _Bill:
                 continue
             quantity = number(step["quantity"])
             self.findings.equal(f"{name}: the price in the book", number(step["price"]), part.amount("price"))
-            moment = _instant(step["from"])
+            moment = instant(step["from"])
             known = number(said.replace("_", "")) if fixed else self.prices.quantity_at(said, moment, before=False)
             if part.node.text("prorate", "day") == "none":
                 known = known if fixed else quantity
             self.findings.equal(f"{name}: how many there were from {step['from']}", quantity, known)
-            share, told = _share(step["share"]), step["share"]
+            share, told = share_of(step["share"]), step["share"]
             if told.endswith("days"):
-                used = _days(step["from"], step["to"], self.rating["zone"])
+                used = days(step["from"], step["to"], self.rating["zone"])
                 self.findings.equal(
                     f"{name}: the days of {step['from']}..{step['to']}", told.partition("/")[0], str(used)
                 )
@@ -372,35 +369,3 @@ class _Bill:
         self.findings.carry(
             "corrections of closed periods: their arithmetic is checked, their events are in those periods"
         )
-
-
-def _share(text: str) -> Fraction:
-    """`21/31 days` as a fraction."""
-    used, _, rest = text.partition("/")
-    parts = number(used), number(rest.partition(" ")[0])
-    if not parts[1] or parts[0] > parts[1]:
-        raise Refused(f"{text!r:.40} is no share of a month")
-    return parts[0] / parts[1]
-
-
-def _instant(text: str) -> str:
-    """A moment as lines tell it, as the pack's times are written."""
-    return f"{datetime.fromisoformat(text.replace('Z', '+00:00')):%Y-%m-%dT%H:%M:%S}.000000000Z"
-
-
-def period_in(start: str, end: str, zone: str) -> str:
-    """A period for people on the clocks of the zone, which is named where it is not UTC: 2026-10-01..2026-11-01."""
-    clocks = [datetime.fromisoformat(it).astimezone(ZoneInfo(zone)).replace(tzinfo=None) for it in (start, end)]
-    told = "..".join(it.isoformat().removesuffix("T00:00:00") for it in clocks)
-    return told if zone == "UTC" else f"{told} {zone}"
-
-
-def _days(start: str, end: str, zone: str) -> int:
-    """The days of the customer's calendar between two moments."""
-    first, last = (_day(it, zone) for it in (start, end))
-    return (last - first).days
-
-
-def _day(text: str, zone: str) -> date:
-    moment = datetime.fromisoformat(text if "T" in text else f"{text}T00:00:00Z")
-    return moment.astimezone(ZoneInfo(zone)).date()

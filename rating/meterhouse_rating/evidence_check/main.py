@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from .container import Pack
+from .costs import check_costs
 from .findings import Findings, Refused, parse_json, whole
 from .ledger import Anchor, check_anchor, check_ledger
-from .lines import check_rating, period_in
+from .dates import period_in
+from .lines import check_rating
 from .money import show
 from .prices import Prices, prices_of
-from .usage import groups_of
+from .usage import costs_of, groups_of
 from .yaml_subset import Unreadable
 
 VERIFIED, DIFFERS, CALLED_WRONGLY = 0, 1, 2
@@ -119,7 +121,12 @@ def _check(pack: Pack, result: Result, anchors: Sequence[Anchor]) -> None:
         if line["line_id"] in seen:
             findings.wrong(f"line {line['line_id'][:10]} is there twice")
         seen.add(line["line_id"])
-    groups = groups_of(pack.events(), ratings, findings)
+    if any("costs" in it for it in ratings):
+        told = pack.json("costs.json")
+        texts = {it["sha256"]: pack.text(f"catalogues/{it['sha256']}.json") for it in told["catalogues"]}
+        check_costs(told, ratings, texts, findings)
+    costs = costs_of(pack.events(), ratings)
+    groups = groups_of(pack.events(), ratings, findings, costs, result.about["customer_id"])
     for at, rating in enumerate(ratings):
         check_rating(rating, _prices(pack, rating, findings), groups[at], ratings[:at], findings)
     ledger = pack.json("ledger.json")

@@ -1,11 +1,11 @@
 """What a rating was priced by, read from the texts in the pack: its price book, and the customer's own prices."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
-from .findings import Refused, number
+from .findings import Refused, number, whole
 from .yaml_subset import Node, read
 
 _STATUSES: Final = ("ok", "failed", "aborted", "unfinished")
@@ -31,7 +31,14 @@ class Part:
     def by(self) -> list[str]:
         """The dimensions that its lines are apart by."""
         cost = self.node.get("cost")
-        return (cost.texts("by") if cost is not None else []) or self.node.texts("by")
+        listed = cost is not None and not isinstance(cost.value, str)
+        return (cost.texts("by") if cost is not None and listed else []) or self.node.texts("by")
+
+    @property
+    def marks_up_costs(self) -> bool:
+        """Whether it marks up what usage cost by the costs that were known, and not by a list of the book."""
+        cost = self.node.get("cost")
+        return self.model == "cost_plus" and (cost is None or isinstance(cost.value, str))
 
     def metrics(self) -> list[str]:
         """The metrics it charges for."""
@@ -107,6 +114,22 @@ class Prices:
             if it.line == line and it.text("to") == currency:
                 return written(it.text("rate"))
         return None
+
+    def rates_to(self, currency: str, steps: Sequence[Mapping[str, Any]]) -> dict[str, Fraction]:
+        """What converts costs to a currency: the book's rates on the lines that the steps name. Raises Refused."""
+        found = {currency: Fraction(1)}
+        for step in steps:
+            if "rate_line" in step:
+                at, source = whole(step["rate_line"]), str(step["currency"])
+                lines = [it for it in self.book.entries("rates") if it.line == at]
+                if not any((it.text("from"), it.text("to")) == (source, currency) for it in lines):
+                    raise Refused(f"the price book has no rate from {source} to {currency} on line {at}")
+                found[source] = written(lines[0].text("rate"))
+        return found
+
+    def converts(self, source: str, currency: str) -> bool:
+        """Whether the book has a rate for it."""
+        return any((it.text("from"), it.text("to")) == (source, currency) for it in self.book.entries("rates"))
 
     def quantity_at(self, name: str, moment: str, *, before: bool) -> Fraction:
         """A dated quantity (seats, add-ons) at a moment, or just before it: the last that was recorded for it."""

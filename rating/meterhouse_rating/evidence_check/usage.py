@@ -1,10 +1,11 @@
 """Counts the events of a pack again: which line of which rating each is on, and what each line's quantity comes to."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
 
+from .costs import Costs, Price
 from .findings import Findings, Refused, number
 from .prices import Part, Prices, matches
 
@@ -17,7 +18,9 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]
 
 @dataclass
 class Group:
-    """Events of one rating that are alike: how many, what they add up to, the largest."""
+    """Events of one rating that are alike: how many, what they add up to, the largest; `asked`: so many units at what
+    the provider asks for them, `unknown` where that is not known.
+    """
 
     meter: str
     status: str
@@ -27,6 +30,8 @@ class Group:
     events: int = 0
     quantity: Fraction = Fraction(0)
     largest: Fraction = Fraction(0)
+    asked: dict[Price, Fraction] = field(default_factory=dict)
+    unknown: bool = True
 
 
 @dataclass
@@ -38,11 +43,35 @@ class Counted:
     meters: dict[str, Fraction] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
 
+    @property
+    def asked(self) -> dict[Price, Fraction]:
+        """So many units at what the provider asks for them."""
+        found: dict[Price, Fraction] = {}
+        for it in self.groups:
+            for price, units in it.asked.items():
+                found[price] = found.get(price, Fraction(0)) + units
+        return found
+
+
+def costs_of(events: Iterable[Mapping[str, Any]], ratings: list[dict[str, Any]]) -> list[Costs | None]:
+    """The costs of each rating whose prices depend on them."""
+    found = [Costs.of(it) if "costs" in it else None for it in ratings]
+    if any(it is not None and it.tiered for it in found):
+        for event in events:
+            for costs, it in zip(found, ratings, strict=True):
+                if costs is not None and it["period_start"] <= str(event.get("time")) < it["period_end"]:
+                    costs.look(event)
+    return found
+
 
 def groups_of(
-    events: Iterable[Mapping[str, Any]], ratings: list[dict[str, Any]], findings: Findings
+    events: Iterable[Mapping[str, Any]],
+    ratings: list[dict[str, Any]],
+    findings: Findings,
+    costs: Sequence[Costs | None] = (),
+    customer: str = "",
 ) -> list[list[Group]]:
-    """The events by rating, in groups. Each is there once, and within a rating's period."""
+    """The events by rating, in groups. Each is there once, and within a rating's period. `costs`: of each rating."""
     found: list[dict[tuple[Any, ...], Group]] = [{} for _ in ratings]
     last: tuple[str, ...] = ()
     for event in events:
@@ -50,9 +79,9 @@ def groups_of(
             raise Refused(f"an event has no {', '.join(missing)}")
         name = (event["time"], event["id"], event["meter"], str(event.get("claimed", "")))
         if name <= last:
-            known = name == last
+            again = name == last
             findings.wrong(
-                f"event {event['id']} is {'there twice' if known else 'not in its place'}: events are in order"
+                f"event {event['id']} is {'there twice' if again else 'not in its place'}: events are in order"
             )
         last = name
         at = next((i for i, it in enumerate(ratings) if it["period_start"] <= event["time"] < it["period_end"]), None)
@@ -64,7 +93,10 @@ def groups_of(
         trial_end = ratings[at]["trial_end"]
         trial = trial_end is not None and event["time"] < trial_end
         dimensions = event.get("dimensions", {})
-        key = (event["meter"], event["status"], event.get("task", ""), trial, *sorted(dimensions.items()))
+        known = costs[at] if costs else None
+        asked = None if known is None else known.ask(event, customer)
+        kind = (event["meter"], event["status"], event.get("task", ""), trial, None if asked is None else asked[0])
+        key = (*kind, *sorted(dimensions.items()))
         quantity = number(event["quantity"])
         group = found[at].get(key)
         if group is None:
@@ -73,6 +105,9 @@ def groups_of(
         group.events += 1
         group.quantity += quantity
         group.largest = max(group.largest, quantity)
+        if asked is not None:
+            group.unknown = False
+            group.asked[asked[0]] = group.asked.get(asked[0], Fraction(0)) + asked[1]
         findings.done("events: each once, in its period, on a line or left over for a reason")
     return [list(it.values()) for it in found]
 
@@ -98,6 +133,8 @@ def count(
     formulas: dict[str, Counted] = {}
     for (component, metric), mine in charged.items():
         part = prices.parts[component]
+        if part.marks_up_costs:
+            mine = [it for it in mine if _cost_known(prices, part, it)]
         for dimensions, cell in _cells(part, _not_negative(prices, part, metric, mine)):
             counted = _counted(prices, metric, cell)
             if part.model == "formula":
@@ -110,6 +147,13 @@ def count(
             else:
                 lines[component, metric, dimensions] = counted
     return lines, free
+
+
+def _cost_known(prices: Prices, part: Part, group: Group) -> bool:
+    """Whether what the provider asks is known, in a currency that the book converts."""
+    return not group.unknown and all(
+        currency == part.currency or prices.converts(currency, part.currency) for *_, currency in group.asked
+    )
 
 
 def inputs_of(prices: Prices, part: Part, groups: list[Group]) -> dict[str, Fraction]:
