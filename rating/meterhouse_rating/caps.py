@@ -22,6 +22,7 @@ from meterhouse_rating.discounts import share_out
 from meterhouse_rating.ids import digest
 from meterhouse_rating.metrics import SUM
 from meterhouse_rating.money import exact, of_minor, to_minor
+from meterhouse_rating.periods import Period
 from meterhouse_rating.sorting import UsageRow
 from meterhouse_store import budgets
 from meterhouse_store.numbers import plain
@@ -78,6 +79,11 @@ def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
             return inputs
         agreement = replace(inputs.agreement, discounts=(*made, *inputs.agreement.discounts))
     return replace(inputs, agreement=agreement)
+
+
+def cap_name(cap: Cap, limit: Decimal, period: Period, components: Iterable[str]) -> str:
+    """The name of the discount off components that a cap becomes in a period, at the limit that holds then."""
+    return digest(["cap", cap.name, cap.of, plain(limit), period.start.isoformat(), *components])
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,8 @@ def _metered(inputs: engine.Inputs) -> tuple[str, ...]:
 
 
 def _discount(inputs: engine.Inputs, cap: Cap, limit: Decimal, components: tuple[str, ...], over: int) -> Discount:
-    start = inputs.setting.period.start.isoformat()
     return Discount(
-        agreement_id=digest(["cap", cap.name, cap.of, plain(limit), start, *components]),
+        agreement_id=cap_name(cap, limit, inputs.setting.period, components),
         name=f"Above the cap of {plain(limit)} {cap.of or inputs.currency}: not billed",
         percent=None,
         amount=of_minor(over, inputs.currency),

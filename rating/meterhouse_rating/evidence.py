@@ -22,8 +22,8 @@ from meterhouse_rating.evidence_check.main import Result, verify
 from meterhouse_rating.evidence_ledger import ledger_of
 from meterhouse_rating.evidence_readme import readme
 from meterhouse_rating.periods import Period
-from meterhouse_rating.queries import EVENT_COLUMNS, WOUND_BACK, events_query, window_parameters
-from meterhouse_rating.told import Told, moment, standing_in, tell
+from meterhouse_rating.queries import WOUND_BACK, events_query, window_parameters
+from meterhouse_rating.told import Told, event_of, moment, standing_in, tell
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import plain
@@ -184,18 +184,6 @@ def events_of(world: World, customer_id: str, told: Told) -> Iterator[dict[str, 
     with world.client.query_rows_stream(query, parameters=parameters) as rows:
         for row in rows:
             yield event_of(row, customer_id, told.dimensions)
-
-
-def event_of(row: Sequence[Any], customer_id: str, dimensions: Sequence[str]) -> dict[str, Any]:
-    """A row of `events_query` as a pack tells it; what is empty is left out."""
-    time, known_at, meter, quantity, status, task, claimed, *rest = row
-    event = {"id": rest[0], "time": f"{time}Z", "known": f"{known_at}Z", "meter": meter, "quantity": quantity}
-    more = {"task": task, "claimed": "" if claimed == customer_id else claimed}
-    more |= dict(zip(EVENT_COLUMNS[1:], rest[1 : len(EVENT_COLUMNS)], strict=True))
-    event |= {"status": status} | {name: value for name, value in more.items() if value}
-    if dimensions:
-        event["dimensions"] = dict(zip(dimensions, rest[len(EVENT_COLUMNS) :], strict=True))
-    return event
 
 
 def _checker() -> list[tuple[str, str]]:

@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from meterhouse_rating import known
 from meterhouse_rating.engine import CORRECTION
-from meterhouse_rating.evidence import event_of
 from meterhouse_rating.evidence_check.findings import Findings, number, shown
 from meterhouse_rating.evidence_check.lines import BOOK, CREDITS, DISCOUNTS, QUANTITIES, ROUNDED, check_line
 from meterhouse_rating.evidence_check.prices import Prices, prices_of
@@ -26,7 +25,7 @@ from meterhouse_rating.queries import EPOCH, WOUND_BACK, events_query, window_pa
 from meterhouse_rating.recorrect import notes
 from meterhouse_rating.results import Row
 from meterhouse_rating.settled import Standing, lines_of, standings
-from meterhouse_rating.told import COST_DIMENSIONS, Told, earlier_in_month, groups, tell
+from meterhouse_rating.told import COST_DIMENSIONS, Told, earlier_in_month, event_of, groups, tell
 from meterhouse_rating.usage import Found, gather, largest
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World

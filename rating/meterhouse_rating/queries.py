@@ -136,6 +136,20 @@ def events_query(
     )
 
 
+def levels_query(measurement: Measurement, dimensions: Sequence[str], *, tasks: bool, source: str = USAGE) -> str:
+    """The last events of each series of levels in a window of one customer, with the columns of `events_query`."""
+    columns, task, metric = columns_of(dimensions), task_column(source) if tasks else "''", measurement.metric
+    named = [*measurement.dimensions, *([metric.of] if metric.of is not None else [])]
+    series = ", ".join(["meter", *(columns[list(dimensions).index(name)] for name in named)])
+    billed = " AND meter IN {meters:Array(String)} AND status NOT IN {free:Array(String)}"
+    told = ", ".join([*EVENT_COLUMNS, *columns])
+    return (
+        "SELECT replaceOne(toString(event_time), ' ', 'T'), replaceOne(toString(known_at), ' ', 'T'), meter, "
+        f"toString(quantity), status, {task}, customer_id, {told} FROM {source} WHERE {WINDOW}{only([])}{billed}"
+        f"{_tasks_billed(measurement.tasks, source)} ORDER BY event_time DESC, event_id DESC LIMIT 1 BY {series}"
+    )
+
+
 TOTALS: Final = (
     f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {WINDOW} "
     "GROUP BY billed_customer_id, meter ORDER BY billed_customer_id, meter"
@@ -241,7 +255,7 @@ def kind_columns(dimensions: Sequence[str], *, tasks: bool) -> list[str]:
 
     With the parameters of `window_parameters`. Raises ValueError for a dimension that is none.
     """
-    return ["status", _task_column(USAGE) if tasks else "''", *_columns(dimensions)]
+    return ["status", task_column(USAGE) if tasks else "''", *columns_of(dimensions)]
 
 
 def nanoseconds(moment: datetime) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from meterhouse_rating.book import Book, Plan
 from meterhouse_rating.charges import NO_PRICE, Before, Component, Dimensions, Portion, Setting
+from meterhouse_rating.costs_asked import Cost
 from meterhouse_rating.metrics import COUNT, Metric
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.results import Row
@@ -144,7 +145,8 @@ class Part:
         among = [it for it in self.lines if it["component"] == component.name and it["kind"] == "usage"]
         if component.dimensions:
             one = Decimal(1)
-            portion = Portion(metric.name, kind.meter, metric.unit, kind.dimensions, 1, one, one, one)
+            cost = Cost(price=one, quantity=one)
+            portion = Portion(metric.name, kind.meter, metric.unit, kind.dimensions, 1, one, one, cost)
             charges = component.charge([portion], Before(), self._setting()).charges
             among = [it for it in among if charges and dict(it["dimensions"]) == dict(charges[0].dimensions)]
         return next((it for it in among if kind.meter in it["explanation"].get("meters", {})), None)

@@ -12,23 +12,27 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
-from meterhouse_rating import known
+from meterhouse_rating import credit_book, known
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.as_of import closed_again
+from meterhouse_rating.caps import cap_name
 from meterhouse_rating.costs_asked import Cost
 from meterhouse_rating.costs_book import CostBook
 from meterhouse_rating.costs_catalogue import Price, Unknown
 from meterhouse_rating.costs_queries import COST_KEY
 from meterhouse_rating.costs_usage import Asked, Costing, combinations, dated
-from meterhouse_rating.effective import facts_of
+from meterhouse_rating.effective import effective, facts_of
 from meterhouse_rating.engine import UsageRow
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.facts import at
+from meterhouse_rating.metrics import LATEST, TIME_WEIGHTED
 from meterhouse_rating.periods import Period, month_of
-from meterhouse_rating.queries import WOUND_BACK, window_parameters
+from meterhouse_rating.queries import EVENT_COLUMNS, LOOK_BACK, WOUND_BACK, levels_query, window_parameters
 from meterhouse_rating.settled import CLOSED, Standing, contract_in_force, lines_of, standings
+from meterhouse_rating.sorting import Measurement
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Wanted
+from meterhouse_rating.versions import in_force
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import ratings, unrated_usage
@@ -93,11 +97,59 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         "left": sorted(left, key=lambda it: (it["meter"], it["reason"], it["hint"], sorted(it["dimensions"].items()))),
     }
     told_by = {*wanted.dimensions, *measured}
+    facts["grants"] = _grants(connection, world.namespace, standing)
+    leveled = [it for it in wanted.measurements if it.metric.aggregate in (LATEST, TIME_WEIGHTED)]
     if costing is not None:
         facts["costs"] = _costs(world, standing, costing)
         told_by |= set(COST_DIMENSIONS)
     told = Wanted(tuple(sorted(told_by)), wanted.tasks, costs=costing)
+    if leveled:
+        facts["leveled"] = sorted({meter for it in leveled for meter in it.metric.meters})
+        facts["levels"] = _levels(world, standing, leveled, told)
     return Told(standing, facts, usage, told, None if costing is None else costing.book)
+
+
+def _grants(connection: Connection, namespace: str, standing: Standing) -> dict[str, Any]:
+    """The rules of the customer's grants of credits, by their names."""
+    return {
+        row["grant_id"]: {
+            "kind": row["kind"],
+            "granted_at": moment(row["granted_at"]),
+            "expires_at": None if row["expires_at"] is None else moment(row["expires_at"]),
+            "priority": row["priority"],
+            "rollover": row["rollover_minor"],
+        }
+        for row in credit_book.rows_of(connection, namespace, [standing.customer_id])
+        if row["currency"] == standing.currency
+        and (standing.closed_at is None or row["recorded_at"] <= standing.closed_at)
+    }
+
+
+def _levels(world: World, standing: Standing, leveled: Sequence[Measurement], told: Wanted) -> list[dict[str, Any]]:
+    """The last events of before the period of each series of levels, as a pack tells events."""
+    found: dict[str, dict[str, Any]] = {}
+    for it in leveled:
+        query = levels_query(it, told.dimensions, tasks=told.tasks, source=WOUND_BACK)
+        period = Period(standing.period.start - LOOK_BACK, standing.period.start)
+        known: dict[str, Any] = {"as_of": standing.as_of, "customers": [standing.customer_id]}
+        parameters = window_parameters(world.namespace, period, told.dimensions, **known)
+        parameters |= {"meters": list(it.metric.meters), "free": list(it.free_statuses)}
+        for row in world.client.query(query, parameters=parameters).result_rows:
+            event = event_of(row, standing.customer_id, told.dimensions)
+            found[event["time"] + event["id"] + event["meter"]] = event
+    return [found[key] for key in sorted(found)]
+
+
+def event_of(row: Sequence[Any], customer_id: str, dimensions: Sequence[str]) -> dict[str, Any]:
+    """A row of `events_query` as a pack tells it; what is empty is left out."""
+    time, known_at, meter, quantity, status, task, claimed, *rest = row
+    event = {"id": rest[0], "time": f"{time}Z", "known": f"{known_at}Z", "meter": meter, "quantity": quantity}
+    more = {"task": task, "claimed": "" if claimed == customer_id else claimed}
+    more |= dict(zip(EVENT_COLUMNS[1:], rest[1 : len(EVENT_COLUMNS)], strict=True))
+    event |= {"status": status} | {name: value for name, value in more.items() if value}
+    if dimensions:
+        event["dimensions"] = dict(zip(dimensions, rest[len(EVENT_COLUMNS) :], strict=True))
+    return event
 
 
 def _costs(world: World, standing: Standing, costing: Costing) -> list[dict[str, Any]]:
@@ -215,25 +267,40 @@ def _terms(terms: Terms, customer_id: str, period: Period, lines: Sequence[Mappi
             }
             for it in agreement.discounts
         ]
-        + _above_caps(agreement, lines),
+        + _above_caps(terms, "" if contract is None else contract.plan, agreement, lines, period),
     }
 
 
-def _above_caps(agreement: Agreement, lines: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+def _above_caps(
+    terms: Terms, plan: str, agreement: Agreement, lines: Sequence[Mapping[Any, Any]], period: Period
+) -> list[dict[str, Any]]:
     """What was not billed because it was above a cap: discounts that no record states but the rating itself."""
     stated = {it.agreement_id for it in agreement.discounts}
-    component = {line["description"]: line["component"] for line in lines}
+    above = [it for it in lines if it["kind"] == "discount" and it["explanation"]["discount"] not in stated]
+    version = in_force(terms.versions, period)
+    if not above or version is None:
+        return []
+    book, start = terms.book(version), period.start.isoformat()
+    parts = effective(book, book.plans[plan], agreement, period).plan.components
+    metered = tuple(sorted(it.name for it in parts if it.metrics))
+    limits = [(it, limit) for it in agreement.caps for limit in (it.limit, *it.raised.values())]
+    by_name = {
+        cap_name(cap, limit, period, of): (cap, limit, of)
+        for cap, limit in limits
+        for of in (metered, *((name,) for name in metered))
+    }
     return [
         {
             "id": line["explanation"]["discount"],
             "name": line["description"],
             "percent": None,
             "amount": plain(-line["amount_exact"]),
-            "components": sorted({component[it["off"]] for it in line["explanation"]["steps"]}),
+            "components": list(of),
             "before_minimum": True,
+            "cap": {"name": cap.name, "of": cap.of, "limit": plain(limit), "period_start": start},
         }
-        for line in lines
-        if line["kind"] == "discount" and line["explanation"]["discount"] not in stated
+        for line in above
+        for cap, limit, of in [by_name[line["explanation"]["discount"]]]
     ]
 
 

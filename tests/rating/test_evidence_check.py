@@ -160,7 +160,7 @@ def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomput
     assert [it["total_minor"] for one in made for it in one.ratings] == [1847, 1933, 5873]
     assert set(made[1].findings.carried) == {
         "corrections of closed periods: their arithmetic is checked, their events are in those periods",
-        "balances of credits before the period: ledger entries of earlier periods",
+        "when grants of credits hold and in which order: the ledger names them, with amounts",
         "statements of completeness, as they were made when the period was closed",
         "events on no line, because of no_price",
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
 
-from .findings import Findings, Refused, number, parse_json, whole
+from .findings import Findings, Refused, number, parse_json, sha256, whole
 
 KIND: Final = ("provider", "model", "modality", "cache_ttl", "service_tier", "tool")
 _CONTEXT: Final = ("llm.tokens.input", "llm.tokens.cache_read", "llm.tokens.cache_write")
@@ -198,9 +198,7 @@ def _of_list(said: Mapping[str, Any], provider: str, label: str) -> _Listed | No
 def _entry_name(namespace: str, it: Mapping[str, Any]) -> str:
     said = [it[name] for name in _MATCHED]
     money = [it["price"], it["per"], it["currency"], it["valid_from"], it["valid_until"], it["source"]]
-    value = ["cost entry", namespace, said, money, it["retracted_before"]]
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256(["cost entry", namespace, said, money, it["retracted_before"]])
 
 
 def _request(event: Mapping[str, Any]) -> str:

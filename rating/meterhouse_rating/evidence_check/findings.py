@@ -1,5 +1,6 @@
 """What a verification finds: what differs, what was recomputed, what is only carried; and strict numbers and JSON."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -66,6 +67,12 @@ def shown(value: object) -> str:
     text = f"{abs(scaled):0{digits + 1}d}"
     sign = "-" if scaled < 0 else ""
     return f"{sign}{text[:-digits]}.{text[-digits:]}" if digits else f"{sign}{text}"
+
+
+def sha256(value: object) -> str:
+    """The name of something: the hash of its canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_json(data: bytes, name: str) -> Any:

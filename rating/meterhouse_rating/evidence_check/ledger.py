@@ -28,7 +28,7 @@ def check_ledger(
     """The ledger as the pack tells it. `told`: transactions (own ones with customer and memo), anchors."""
     _chain(told, namespace, customer, findings)
     own = [it for it in told["transactions"] if it["own"]]
-    for it in told["transactions"]:
+    for it in (*told["earlier"], *told["transactions"]):
         name = f"ledger transaction {it['sequence']}"
         expected = _sha256(["ledger", namespace, it["kind"], it["source_id"]], sort=True)
         findings.equal(f"{name}: its name", it["transaction_id"], expected)
@@ -73,23 +73,10 @@ def check_anchor(anchor: Anchor, told: Mapping[str, Any], namespace: str, findin
 def _chain(told: Mapping[str, Any], namespace: str, customer: str, findings: Findings) -> None:
     previous: Mapping[str, Any] | None = None
     gaps = 0
+    for it in told["earlier"]:
+        _sealed(it, namespace, customer, findings)
     for it in told["transactions"]:
-        name = f"ledger transaction {it['sequence']}"
-        if it["own"]:
-            _person(name, it, customer, findings)
-        body = [
-            namespace,
-            whole(it["sequence"]),
-            it["previous_hash"],
-            it["personal_sha256"],
-            [it[key] for key in _SEALED],
-            [
-                [entry["position"], entry["account"], entry["amount_minor"], entry["currency"], entry["grant_id"]]
-                for entry in it["entries"]
-            ],
-        ]
-        if findings.equal(f"{name}: its seal", it["hash"], _sha256(body)):
-            findings.done("seals of ledger transactions")
+        name = _sealed(it, namespace, customer, findings)
         if it["sequence"] == 1:
             findings.equal(f"{name}: the seal before it, which is none", it["previous_hash"], GENESIS)
         if previous is not None and it["sequence"] <= previous["sequence"]:
@@ -106,6 +93,27 @@ def _chain(told: Mapping[str, Any], namespace: str, customer: str, findings: Fin
         findings.wrong(f"{gaps} ledger transactions between the anchors are missing")
     elif gaps:
         findings.carry("seals of other customers between those of the pack (a pack made with anchors has them)", gaps)
+
+
+def _sealed(it: Mapping[str, Any], namespace: str, customer: str, findings: Findings) -> str:
+    """Check the seal of a transaction; returns what it is called."""
+    name = f"ledger transaction {it['sequence']}"
+    if it["own"]:
+        _person(name, it, customer, findings)
+    body = [
+        namespace,
+        whole(it["sequence"]),
+        it["previous_hash"],
+        it["personal_sha256"],
+        [it[key] for key in _SEALED],
+        [
+            [entry["position"], entry["account"], entry["amount_minor"], entry["currency"], entry["grant_id"]]
+            for entry in it["entries"]
+        ],
+    ]
+    if findings.equal(f"{name}: its seal", it["hash"], _sha256(body)):
+        findings.done("seals of ledger transactions")
+    return name
 
 
 def _person(name: str, it: Mapping[str, Any], customer: str, findings: Findings) -> None:

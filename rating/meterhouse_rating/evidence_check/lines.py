@@ -8,8 +8,9 @@ from typing import Any, Final
 from . import amounts, money
 from .amounts import Carried, twelve_digits
 from .costs import amount_of
+from .credits import Grant, burnt, made_by
 from .dates import days, instant, share_of
-from .findings import Findings, number, shown, whole
+from .findings import Findings, number, sha256, shown, whole
 from .prices import Part, Prices
 from .usage import BY_CHOICE, Counted, Group, Key, count, inputs_of
 
@@ -27,8 +28,11 @@ def check_rating(
     groups: list[Group],
     earlier: Sequence[Mapping[str, Any]],
     findings: Findings,
+    grants: Sequence[Grant] | None = None,
 ) -> None:
-    """All that can be said of one rating. `prices` may be why the book cannot be read; `earlier`: ratings before it."""
+    """All that can be said of one rating. `prices` may be why the book cannot be read; `earlier`: ratings before it;
+    `grants`: the customer's credits before it, where the ledger says.
+    """
     what = f"rating {rating['period_start'][:10]}"
     if isinstance(prices, str):
         findings.carry(f"amounts: {prices}", len(rating["lines"]))
@@ -40,7 +44,7 @@ def check_rating(
     for it in rating["left"]:
         if it["reason"] not in BY_CHOICE:
             findings.carry(f"events on no line, because of {it['reason']}", whole(it["events"]))
-    bill = _Bill(rating, prices, groups, earlier, findings, counted)
+    bill = _Bill(rating, prices, groups, earlier, findings, counted, grants)
     for line in rating["lines"]:
         bill.check(line)
     if not isinstance(prices, str):
@@ -108,6 +112,7 @@ class _Bill:
     earlier: Sequence[Mapping[str, Any]]
     findings: Findings
     counted: dict[Key, Counted]
+    grants: Sequence[Grant] | None = None
     lines: list[Mapping[str, Any]] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     parts: dict[str, Fraction] = field(default_factory=dict)
@@ -196,9 +201,7 @@ class _Bill:
         each = self._each(part)
         capped = part.model == "included" and part.node.text("beyond") == "none"
         if counted.quantity is None:
-            self.findings.carry(
-                f"quantities that are {self.prices.aggregate(metric)}: levels of before the period count, too"
-            )
+            self.findings.carry(f"quantities that are {self.prices.aggregate(metric)}, where a trial is in the period")
         else:
             room = max(Fraction(0), part.amount("included") * each - start) if capped else counted.quantity
             what = f"{name}: its quantity, from the events"
@@ -319,6 +322,8 @@ class _Bill:
             left if left > 0 and (not said["components"] or it["component"] in said["components"]) else 0
             for it, left in zip(self.lines, self.left, strict=True)
         ]
+        if "cap" in said:
+            self._cap(name, line, said)
         exact = (
             money.major(sum(base), currency) * number(said["percent"]) / 100
             if said["percent"] is not None
@@ -339,16 +344,36 @@ class _Bill:
                     taken if conversion is None else twelve_digits(taken / number(conversion["rate"]))
                 )
 
+    def _cap(self, name: str, line: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+        """What is above a cap: the cap is bound to the ledger by the name of the line, which the ledger seals."""
+        cap, rating, currency = said["cap"], self.rating, self.rating["currency"]
+        told = ["cap", cap["name"], cap["of"], cap["limit"], cap["period_start"], *said["components"]]
+        known = self.findings.equal(f"{name}: the name of its cap", said["id"], sha256(told))
+        identity = ["line", rating["rating_id"], "discount", "discounts", None, [["discount", said["id"]]]]
+        if self.findings.equal(f"{name}: the name of the line", line["line_id"], sha256(identity)) and known:
+            self.findings.done("caps, by the names of their lines that the ledger seals")
+        in_parts = rating["period_start"] != rating["month"]
+        if cap["of"] or in_parts or sum("cap" in it for it in rating["discounts"]) > 1:
+            self.findings.carry(
+                "how much less an invoice is by a cap of units, several caps, or one in a month that was rated in parts"
+            )
+            return
+        used = sum(whole(it["amount_minor"]) for it in self.lines if it["kind"] == "usage")
+        assert not isinstance(self.prices, str)
+        room = max(0, money.minor(number(cap["limit"]), currency, self.prices.rounding))
+        over = money.major(min(used, used - room), currency)
+        if self.findings.equal(f"{name}: what is above the cap", number(said["amount"]), over):
+            self.findings.done("what is above a cap of money, from the lines")
+
     def _credits(self, name: str, line: Mapping[str, Any]) -> None:
         explanation, currency, amount = line["explanation"], self.rating["currency"], whole(line["amount_minor"])
-        payable = sum(
-            left
+        payable = [
+            left if it["kind"] == "usage" or (it["kind"] == "correction" and it["metric"]) else 0
             for it, left in zip(self.lines, self.left, strict=True)
-            if left > 0 and (it["kind"] == "usage" or (it["kind"] == "correction" and it["metric"]))
-        )
+        ]
         before, after = number(explanation["balance_before"]), number(explanation["balance_after"])
-        spent = -money.major(amount, currency)
-        if self.findings.equal(f"{name}: what credits pay", spent, min(before, money.major(payable, currency))):
+        spent, open_amount = -money.major(amount, currency), sum(it for it in payable if it > 0)
+        if self.findings.equal(f"{name}: what credits pay", spent, min(before, money.major(open_amount, currency))):
             self.findings.done(CREDITS)
         self.findings.equal(f"{name}: the credits that are left", after, before - spent)
         for key, told in (
@@ -356,7 +381,20 @@ class _Bill:
             ("what it takes of each grant", list(explanation["used"].values())),
         ):
             self.findings.equal(f"{name}: {key}, in sum", spent, sum(map(number, told), Fraction(0)))
-        self.findings.carry("balances of credits before the period: ledger entries of earlier periods")
+        if self.grants is None:
+            self.findings.carry("balances of credits before the period, of ratings that the ledger does not have yet")
+            return
+
+        def minor(text: str) -> int:
+            return int(number(text) * 10 ** money.digits(currency))
+
+        made = [it for line in self.lines for it in made_by(line, minor)]
+        balance, used = burnt([*self.grants, *made], payable, self.rating["period_end"])
+        said = {name: minor(it) for name, it in explanation["used"].items()}
+        both = self.findings.equal(f"{name}: the credits before it", before, money.major(balance, currency))
+        if self.findings.equal(f"{name}: what it takes of each grant, in their order", said, used) and both:
+            self.findings.done("balances of credits before a rating, from the ledger")
+            self.findings.carry("when grants of credits hold and in which order: the ledger names them, with amounts")
 
     def _correction(self, name: str, line: Mapping[str, Any]) -> None:
         exact, amount = number(line["amount_exact"]), whole(line["amount_minor"])

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from .container import Pack
 from .costs import check_costs
+from .credits import before
+from .dates import period_in
 from .findings import Findings, Refused, parse_json, whole
 from .ledger import Anchor, check_anchor, check_ledger
-from .dates import period_in
 from .lines import check_rating
 from .money import show
 from .prices import Prices, prices_of
@@ -127,9 +128,10 @@ def _check(pack: Pack, result: Result, anchors: Sequence[Anchor]) -> None:
         check_costs(told, ratings, texts, findings)
     costs = costs_of(pack.events(), ratings)
     groups = groups_of(pack.events(), ratings, findings, costs, result.about["customer_id"])
-    for at, rating in enumerate(ratings):
-        check_rating(rating, _prices(pack, rating, findings), groups[at], ratings[:at], findings)
     ledger = pack.json("ledger.json")
+    for at, rating in enumerate(ratings):
+        prices, grants = _prices(pack, rating, findings), before(rating, ledger)
+        check_rating(rating, prices, groups[at], ratings[:at], findings, grants)
     check_ledger(ledger, ratings, about["namespace"], about["customer_id"], findings)
     for anchor in anchors:
         check_anchor(anchor, ledger, about["namespace"], findings)

@@ -9,7 +9,9 @@ from .findings import Refused, number, whole
 from .yaml_subset import Node, read
 
 _STATUSES: Final = ("ok", "failed", "aborted", "unfinished")
-_MEASURED: Final = ("max", "unique", "latest", "time_weighted")
+LATEST: Final = "latest"
+TIME_WEIGHTED: Final = "time_weighted"
+_MEASURED: Final = ("max", "unique", LATEST, TIME_WEIGHTED)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Prices:
 
     def of(self, metric: str) -> str:
         return self._metric(metric).text("of")
+
+    def per(self, metric: str) -> str:
+        """In what a level's time is counted."""
+        return self._metric(metric).text("per")
 
     def measured(self, metric: str) -> bool:
         return self.aggregate(metric) in _MEASURED

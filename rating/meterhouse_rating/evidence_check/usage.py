@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from .costs import Costs, Price
 from .findings import Findings, Refused, number
-from .prices import Part, Prices, matches
+from .levels import Level, latest, time_weighted, until
+from .prices import LATEST, TIME_WEIGHTED, Part, Prices, matches
 
 BY_CHOICE: Final = ("unbilled_meter", "unbilled_status", "unbilled_task", "unbilled_trial")
 _NAMES: Final = ("id", "time", "known", "meter", "quantity", "status")
@@ -32,6 +33,8 @@ class Group:
     largest: Fraction = Fraction(0)
     asked: dict[Price, Fraction] = field(default_factory=dict)
     unknown: bool = True
+    levels: list[tuple[str, str, Fraction]] = field(default_factory=list)
+    """Time, id and quantity of each event, of meters that are read as levels; also of before the period."""
 
 
 @dataclass
@@ -73,6 +76,7 @@ def groups_of(
 ) -> list[list[Group]]:
     """The events by rating, in groups. Each is there once, and within a rating's period. `costs`: of each rating."""
     found: list[dict[tuple[Any, ...], Group]] = [{} for _ in ratings]
+    leveled = [{it["meter"] for it in rating.get("levels", ())} | set(rating.get("leveled", ())) for rating in ratings]
     last: tuple[str, ...] = ()
     for event in events:
         if missing := [name for name in _NAMES if not isinstance(event.get(name), str)]:
@@ -105,11 +109,26 @@ def groups_of(
         group.events += 1
         group.quantity += quantity
         group.largest = max(group.largest, quantity)
+        if event["meter"] in leveled[at]:
+            group.levels.append((event["time"], event["id"], quantity))
         if asked is not None:
             group.unknown = False
             group.asked[asked[0]] = group.asked.get(asked[0], Fraction(0)) + asked[1]
         findings.done("events: each once, in its period, on a line or left over for a reason")
-    return [list(it.values()) for it in found]
+    return [[*it.values(), *_levels_before(rating, findings)] for it, rating in zip(found, ratings, strict=True)]
+
+
+def _levels_before(rating: Mapping[str, Any], findings: Findings) -> list[Group]:
+    """The events of before the period whose levels go on into it."""
+    found = []
+    for it in rating.get("levels", ()):
+        if it["time"] >= rating["period_start"] or it["known"] > rating["as_of"]:
+            findings.wrong(f"event {it['id']} of {it['time']} is not one of before the period")
+        level = (it["time"], it["id"], number(it["quantity"]))
+        group = Group(it["meter"], it["status"], it.get("task", ""), False, it.get("dimensions", {}), levels=[level])
+        found.append(group)
+        findings.done("levels of before the period, that go on into it")
+    return found
 
 
 def count(
@@ -217,6 +236,8 @@ def _counted(prices: Prices, metric: str, groups: list[Group]) -> Counted:
     meters: dict[str, Fraction] = {}
     for it in groups:
         meters[it.meter] = meters.get(it.meter, Fraction(0)) + it.quantity
+    if how in (LATEST, TIME_WEIGHTED):
+        return Counted(_level(prices, metric, groups), events, meters, groups)
     values: dict[str, Fraction | None] = {
         "sum": sum(meters.values(), Fraction(0)),
         "count": Fraction(events),
@@ -224,3 +245,16 @@ def _counted(prices: Prices, metric: str, groups: list[Group]) -> Counted:
         "unique": Fraction(len({it.dimensions.get(prices.of(metric), "") for it in groups})),
     }
     return Counted(values.get(how), events, meters, groups)
+
+
+def _level(prices: Prices, metric: str, groups: list[Group]) -> Fraction | None:
+    """What levels come to; None where a trial, whose levels do not count, is in the period."""
+    if prices.terms["trial_end"] is not None:
+        return None
+    series = prices.of(metric)
+    found = [
+        Level((it.meter, it.dimensions.get(series, "") if series else ""), *one) for it in groups for one in it.levels
+    ]
+    if prices.aggregate(metric) == LATEST:
+        return latest(found)
+    return time_weighted(found, prices.terms["period_start"], until(prices.terms), prices.per(metric))

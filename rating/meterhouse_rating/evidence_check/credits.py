@@ -1,0 +1,101 @@
+"""A customer's credits before a rating, from the ledger in the pack, and how they are used up."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from .findings import sha256, whole
+
+_BEFORE_GRANTS: Final = "before-grants"
+_ALWAYS: Final = "1970-01-01T00:00:00.000000000Z"
+_NEVER: Final = "9999"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Credits of one origin, in minor units; times are text that compares as it is."""
+
+    name: str
+    kind: str
+    left: int
+    granted_at: str
+    expires_at: str
+    priority: int
+    rollover: int
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Where it stands among the grants as they are used up."""
+        return self.priority, self.expires_at, self.kind == "bought", self.granted_at, self.name
+
+
+def before(rating: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[Grant] | None:
+    """What the customer had when the rating was closed: the fold of entries before its own. None for an open one."""
+    lines = {line["line_id"] for line in rating["lines"]}
+    own = [it for it in (*ledger["earlier"], *ledger["transactions"]) if it["own"]]
+    first = min((whole(it["sequence"]) for it in own if it["source_id"] in lines), default=None)
+    if rating["state"] != "closed" or first is None:
+        return None
+    left: dict[str, int] = {}
+    for it in own:
+        for entry in it["entries"] if it["sequence"] < first else ():
+            if entry["account"] == "deferred_credits" and entry["currency"] == rating["currency"]:
+                name = entry["grant_id"] or _BEFORE_GRANTS
+                left[name] = left.get(name, 0) - whole(entry["amount_minor"])
+    found = []
+    for name, amount in left.items():
+        told = rating["grants"].get(name, {})
+        rules = (told.get("granted_at", _ALWAYS), told.get("expires_at") or _NEVER, told.get("priority", 0))
+        found.append(Grant(name, told.get("kind", "bought"), amount, *rules, whole(told.get("rollover", 0))))
+    return _at_start(found, rating["period_start"])
+
+
+def _at_start(grants: Sequence[Grant], start: str) -> list[Grant]:
+    """What has expired is gone, or carried on once, for as long again."""
+    found = [it for it in grants if it.expires_at > start and it.left > 0]
+    for it in grants:
+        carried = min(it.rollover, it.left)
+        if it.expires_at <= start and carried > 0:
+            until = _moment(it.expires_at) + (_moment(it.expires_at) - _moment(it.granted_at))
+            name = sha256(["grant", "rollover", it.name])
+            following = Grant(name, it.kind, carried, it.expires_at, _text(until), it.priority, 0)
+            found += [following] if following.expires_at > start else []
+    return found
+
+
+def made_by(line: Mapping[str, Any], minor: Any) -> list[Grant]:
+    """The grants that a line of the rating itself makes. `minor`: reads an amount of the rating's currency."""
+    return [
+        Grant(
+            it["grant"],
+            it["kind"],
+            minor(it["amount"]),
+            _text(datetime.fromisoformat(it["granted_at"])),
+            _NEVER if it["expires_at"] is None else _text(datetime.fromisoformat(it["expires_at"])),
+            whole(it["priority"]),
+            0,
+        )
+        for it in line["explanation"].get("grants", ())
+    ]
+
+
+def burnt(grants: Sequence[Grant], payable: Sequence[int], period_end: str) -> tuple[int, dict[str, int]]:
+    """How much there is for a period, and what of each grant pays the lines: each in their order."""
+    usable = sorted((it for it in grants if it.left > 0 and it.granted_at < period_end), key=lambda it: it.place)
+    open_amount = sum(it for it in payable if it > 0)
+    used = {}
+    for it in usable:
+        paid = min(open_amount, it.left)
+        if paid:
+            used[it.name] = paid
+        open_amount -= paid
+    return sum(it.left for it in usable), used
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(f"{text[:26]}+00:00")
+
+
+def _text(value: datetime) -> str:
+    return f"{value:%Y-%m-%dT%H:%M:%S.%f}000Z"
