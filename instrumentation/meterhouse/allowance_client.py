@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterhouse import interrupts, leases
 from meterhouse.leases import Lease
-from meterhouse.settings import tls_options
 
 if TYPE_CHECKING:  # imported where they are used: all hosts import this module, and few ask at once
     from concurrent.futures import Future
@@ -269,6 +268,8 @@ def _post(goal: "Destination", request: dict[str, Any], timeout_s: float) -> Rep
 
     import requests
     from opentelemetry.instrumentation.utils import suppress_instrumentation
+
+    from meterhouse.settings import tls_options
 
     session = getattr(_sessions, "session", None)
     if session is None:

@@ -1,9 +1,9 @@
 """The public functions; `import meterhouse` re-exports them. OpenTelemetry is imported when something is counted."""
 
 import hashlib
-import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from decimal import Context, Decimal
@@ -199,12 +199,21 @@ def _record(name: str, number: int | float, event_id: str, status: str, attribut
         if running is not None:
             running.record(Loose([event]))
     except ImportError as error:  # the interpreter ends, or a signal handler struck while this was imported
-        logging.getLogger("meterhouse").warning("Meterhouse could not record an event: %s", error)
+        _tell("Meterhouse could not record an event: %s", error)
     except Exception as error:  # noqa: BLE001 - metering must not take the host down
         interrupts.hand_on(error)
         from meterhouse.runtime import warn_once
 
         warn_once("record", "Meterhouse could not record an event.", with_trace=True)
+
+
+def _tell(message: str, error: ImportError) -> None:
+    try:
+        import logging  # here: nearly every host has it, and to the others it is a tenth of importing Meterhouse
+    except ImportError:
+        print(message % error, file=sys.stderr)
+        return
+    logging.getLogger("meterhouse").warning(message, error)
 
 
 def _quantity(quantity: int | Decimal | float) -> int | float:

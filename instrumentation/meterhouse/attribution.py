@@ -44,22 +44,17 @@ class Attribution:
     grant: str | None = None
     """The signed grant that says so (grants.py)."""
 
-    def point_attributes(self) -> dict[str, str]:
-        """The part that belongs on the data point; the environment fills in what the context does not know."""
-        name = self.agent_name or (_from_environment(ENV_AGENT) if self.agent_id is None else None)
-        return _present({CUSTOMER_ID: self.payer(), AGENT_ID: self.agent_id or name, AGENT_NAME: name})
-
-    def payer(self) -> str | None:
-        """The customer, the environment's where the context knows none."""
-        return self.customer or _from_environment(ENV_CUSTOMER)
-
-    def agent(self) -> str | None:
-        """The agent's id, else its name, else the environment's."""
-        return self.agent_id or self.agent_name or _from_environment(ENV_AGENT)
-
-    def event_attributes(self) -> dict[str, str]:
-        """The part that belongs on the single event."""
-        return _present({CONVERSATION_ID: self.conversation, STEP: self.step, TASK_ID: self.task})
+    def attributes(self) -> dict[str, str]:
+        """What of it is known, as attributes of an event."""
+        known = {
+            CUSTOMER_ID: self.customer,
+            AGENT_ID: self.agent_id or self.agent_name,
+            AGENT_NAME: self.agent_name,
+            CONVERSATION_ID: self.conversation,
+            STEP: self.step,
+            TASK_ID: self.task,
+        }
+        return {key: value for key, value in known.items() if value}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +90,23 @@ def current() -> Attribution:
         mine.step or theirs.step,
         mine.task,
         mine.grant,
+    )
+
+
+def resolved() -> Attribution:
+    """`current`; the environment fills in a customer and an agent where the context knows none."""
+    who = current()
+    if who.customer and (who.agent_name or who.agent_id):
+        return who
+    name = who.agent_name or (None if who.agent_id else _from_environment(ENV_AGENT))
+    return Attribution(
+        who.customer or _from_environment(ENV_CUSTOMER),
+        who.agent_id or name,
+        name,
+        who.conversation,
+        who.step,
+        who.task,
+        who.grant,
     )
 
 
@@ -285,10 +297,6 @@ def _ending(scope: Scope) -> Iterator[None]:
     finally:
         with scope.resumed():
             scope.over(error)
-
-
-def _present(attributes: dict[str, str | None]) -> dict[str, str]:
-    return {key: value for key, value in attributes.items() if value}
 
 
 def _from_environment(name: str) -> str | None:

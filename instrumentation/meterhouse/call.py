@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from meterhouse import attribution, interrupts, limits
+from meterhouse.attribution import Attribution
 from meterhouse.events import Finished, Row, cut
 from meterhouse.runtime import busy, runtime, warn_once
-from meterhouse.vocabulary import CALL_ID, GRANT, LEASE_ID, STATUS
+from meterhouse.vocabulary import CALL_ID, CUSTOMER_ID, GRANT, LEASE_ID, STATUS
 
 
 @dataclass(slots=True)
@@ -22,11 +23,11 @@ class Caller:
     span_id: int
 
     @classmethod
-    def now(cls) -> "Caller":
-        who = attribution.current()
+    def now(cls, who: Attribution | None = None) -> "Caller":
+        """`who`: `attribution.resolved()`, where it is known already."""
+        who = who or attribution.resolved()
         span = trace.get_current_span().get_span_context()
-        attributes = {**who.point_attributes(), **who.event_attributes()}
-        known = {key: cut(value) for key, value in attributes.items()}
+        known = {key: cut(value) for key, value in who.attributes().items()}
         if lease := limits.lease_id(who):
             known[LEASE_ID] = cut(lease)
         if who.grant:
@@ -42,12 +43,14 @@ def new_call_id() -> str:
 class Call:
     """`attributes` are those known when it starts; the constructor journals the intent of a provider's call.
 
-    A tool's call has none (`intent=False`): what its death leaves open is no request to a provider.
+    A tool's call has none (`intent=False`): what its death leaves open is no request to a provider. `who`: see Caller.
     """
 
-    def __init__(self, call_id: str, attributes: Mapping[str, str], *, intent: bool = True) -> None:
+    def __init__(
+        self, call_id: str, attributes: Mapping[str, str], *, intent: bool = True, who: Attribution | None = None
+    ) -> None:
         self.call_id = call_id
-        self._caller = Caller.now()
+        self._caller = Caller.now(who)
         self._pid = os.getpid()
         self._attributes = {CALL_ID: call_id, **self._caller.attributes, **attributes}
         self._finished = False
@@ -55,6 +58,11 @@ class Call:
         running = runtime()
         if running is not None and intent:
             running.begin(call_id, self._started_at_ns, self._attributes)
+
+    @property
+    def payer(self) -> str:
+        """The customer; empty where none is known."""
+        return self._caller.attributes.get(CUSTOMER_ID, "")
 
     @property
     def finished(self) -> bool:

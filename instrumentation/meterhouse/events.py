@@ -85,6 +85,9 @@ class Row(NamedTuple):
     decimal: bool = False
 
 
+_UNSPLIT = Row("", None)[2:]
+
+
 def of_call(
     call_id: str,
     event_time_ns: int,
@@ -172,7 +175,8 @@ class Finished:
             "call": self.call_id,
             "at": self._event_time_ns,
             "attributes": self.attributes,
-            "rows": self._rows,  # a named tuple is a list of its values in JSON
+            # A named tuple is a list of its values in JSON; most rows have none but the first two.
+            "rows": [row[:2] if row[2:] == _UNSPLIT else row for row in self._rows],
             "span": span,
         }
         return {**line, "name": self._name} if self._name else line

@@ -119,25 +119,26 @@ def _wake(loop: "asyncio.AbstractEventLoop", answered: "asyncio.Event", _: objec
         loop.call_soon_threadsafe(answered.set)
 
 
-def admit() -> None:
+def admit(who: Attribution | None = None) -> None:
     """Returns when the call may go out; raises UsageLimitExceeded when the customer is paused.
 
-    Else it raises only what a signal handler of the host does.
+    `who`: `attribution.resolved()`, where the caller knows it already. Else it raises only what a signal handler of the
+    host does.
     """
-    waits = _waits()
+    waits = _waits(who)
     while (pause := _next(waits)) is not None:
         pause.block()  # where nothing is caught: what ends a wait early is the host's
 
 
-async def admit_async() -> None:
+async def admit_async(who: Attribution | None = None) -> None:
     """`admit` for code in an event loop."""
-    waits = _waits()
+    waits = _waits(who)
     while (pause := _next(waits)) is not None:
         await pause.rest()
 
 
-def _waits() -> Iterator[_Pause]:
-    who = attribution.current()
+def _waits(who: Attribution | None) -> Iterator[_Pause]:
+    who = who or attribution.resolved()
     if not _passes(who):
         yield from _admission(who)
 
@@ -165,7 +166,7 @@ def spend(recorded: Recorded) -> None:
 
 
 def lease_id(who: Attribution) -> str:
-    """The id of the lease that the current call is made under; empty where there is none."""
+    """The id of the lease that a call of theirs is made under, `who` as resolved; empty where there is none."""
     key = _key(who)
     lease = _client.leases.get(key) if key else None
     return lease.lease_id if lease is not None else ""
@@ -183,8 +184,7 @@ def release() -> None:
 
 
 def _key(who: Attribution) -> Key | None:
-    customer = who.payer()
-    return (customer, who.agent() or "") if customer else None
+    return (who.customer, who.agent_id or who.agent_name or "") if who.customer else None
 
 
 def _passes(who: Attribution) -> bool:

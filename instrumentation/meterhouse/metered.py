@@ -10,7 +10,8 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
-from meterhouse import limits, tools, witness
+from meterhouse import attribution, limits, tools, witness
+from meterhouse.attribution import Attribution
 from meterhouse.call import Call, new_call_id
 from meterhouse.events import Row, cut
 from meterhouse.runtime import warn_once
@@ -81,7 +82,6 @@ class Metered:
         self.under_way = False
         """Its request runs: what is left of its context in tasks and threads that outlive it means nothing."""
         self._handed_back = handed_back
-        self._asker = tools.payer()
         self.elsewhere: witness.Elsewhere | None = None
         self.estimating = estimating()
         """All of a stream is to be read, because its output is estimated should its usage never be told."""
@@ -149,7 +149,8 @@ class Metered:
         self._finish(status, rows, known)
         if self.elsewhere is not None:
             self.elsewhere.ended(rows)
-        tools.learn(self._asker, self.answer.tool_calls)
+        if self.answer.tool_calls:
+            tools.learn(self.call.payer, self.answer.tool_calls)
         if self._handed_back is not None and status != FAILED:
             self._handed_back.accepted()
 
@@ -192,8 +193,9 @@ def start(
     described = _described(reader, request, once)
     if described is None:
         return None
-    limits.admit()
-    return _begun(kind, reader, described)
+    who = attribution.resolved()
+    limits.admit(who)
+    return _begun(kind, reader, described, who)
 
 
 async def start_async(
@@ -207,8 +209,9 @@ async def start_async(
     described = _described(reader, request, once)
     if described is None:
         return None
-    await limits.admit_async()
-    return _begun(kind, reader, described)
+    who = attribution.resolved()
+    await limits.admit_async(who)
+    return _begun(kind, reader, described, who)
 
 
 def start_further(
@@ -238,12 +241,17 @@ def _asked(request: Described) -> Request | None:
         return None
 
 
-def _begun(kind: Callable[[Any, Call, "tools.HandedBack | None"], M], reader: Reader, request: Request) -> M | None:
+def _begun(
+    kind: Callable[[Any, Call, "tools.HandedBack | None"], M],
+    reader: Reader,
+    request: Request,
+    who: Attribution | None = None,
+) -> M | None:
     try:
         handed_back = (
             None if request.tool_results is None else tools.handed_back(request.provider, request.tool_results)
         )
-        metered = kind(reader, Call(request.call_id, request.attributes()), handed_back)
+        metered = kind(reader, Call(request.call_id, request.attributes(), who=who), handed_back)
         tools.model_called()
         metered.elsewhere = witness.called(request.operation)
         return metered

@@ -255,7 +255,7 @@ def _name(result: ToolResult) -> str:
 
 def payer() -> str:
     """For whom tools are remembered here: the customer, empty where none is known."""
-    return attribution.current().payer() or ""
+    return attribution.resolved().customer or ""
 
 
 def _of_result(provider: str, tool_call_id: str) -> str:

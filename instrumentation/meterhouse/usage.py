@@ -106,8 +106,11 @@ def unreadable(row: Row) -> bool:
     return row.quantity != row.quantity  # only NaN differs from itself
 
 
-def count(usage: Mapping[str, Any], *path: str) -> Quantity | None:
-    """What the provider reports at `path`, as the number it is; None where it reports nothing, NaN for no number."""
+def count(usage: object, *path: str) -> Quantity | None:
+    """What the provider reports at `path`, as the number it is; None where it reports nothing, NaN for no number.
+
+    `usage` is an object of its answer, or what stands in its place.
+    """
     value: Any = usage
     for key in path:
         if type(value) is not dict and not isinstance(value, MAPPING):

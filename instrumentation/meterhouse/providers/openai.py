@@ -126,6 +126,8 @@ class OpenAI:
 
     def rows(self, answer: Answer) -> list[Row]:
         noted = answer.noted
+        if not noted:
+            return rows(answer.usage)
         usages = [one for one in noted.get("usages", ()) if isinstance(one, MAPPING)] or [answer.usage]
         found = breakdown(noted.get("models", ()), answer.usage) or [row for usage in usages for row in rows(usage)]
         if not answer.usage and "duration" in noted:

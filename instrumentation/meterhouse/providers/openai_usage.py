@@ -25,20 +25,23 @@ def rows(usage: Mapping[str, Any], model: str = "") -> list[Row]:
     """The buckets of a usage object; `model` where it is another one's than the answer's."""
     shape = ("input_tokens", "output_tokens") if "input_tokens" in usage else ("prompt_tokens", "completion_tokens")
     given, made = count(usage, shape[0]), count(usage, shape[1])
-    given_details, made_details = _details(usage, shape[0]), _details(usage, shape[1])
-    cached = _cached(usage, given_details)
-    written = count(usage, given_details, "cache_write_tokens")
-    reasoning = _first(usage, (made_details, "reasoning_tokens"), ("reasoning_tokens",))
-    visible = made if _beside(reasoning, given, made, count(usage, "total_tokens")) else rest(made, reasoning)
-    found = [
-        *by_modality(TOKENS_INPUT, given, rest(given, cached, written), **_media(usage, given_details)),
-        *_cache_reads(usage, cached),
-        *_cache_writes(usage, given_details, written),
-        *by_modality(TOKENS_OUTPUT, made, visible, **_media(usage, made_details)),
-        Row(TOKENS_REASONING, reasoning),
-        Row(LLM_AUDIO_SECONDS, seconds(usage, "seconds"), decimal=True),
-        Row(LLM_WEB_SEARCHES, count(usage, "num_search_queries")),  # Perplexity
-    ]
+    of_given, of_made = _details(usage, shape[0]), _details(usage, shape[1])
+    cached = _first((of_given, usage), "cached_tokens", "prompt_cache_hit_tokens")
+    written = count(of_given, "cache_write_tokens")
+    reasoning = _first((of_made, usage), "reasoning_tokens")
+    visible = made if _beside(reasoning, given, made, usage) else rest(made, reasoning)
+    cached_image = count(usage, "cached_tokens_details", "cached_image_tokens")
+    found = by_modality(TOKENS_INPUT, given, rest(given, cached, written), **_media(of_given, cached_image))
+    if cached is not None or cached_image is not None:
+        found += by_modality(TOKENS_CACHE_READ, cached, cached, image=cached_image)
+    found += _cache_writes(of_given, written)
+    found += by_modality(TOKENS_OUTPUT, made, visible, **_media(of_made))
+    if reasoning is not None:
+        found.append(Row(TOKENS_REASONING, reasoning))
+    if "seconds" in usage:
+        found.append(Row(LLM_AUDIO_SECONDS, seconds(usage, "seconds"), decimal=True))
+    if "num_search_queries" in usage:  # Perplexity
+        found.append(Row(LLM_WEB_SEARCHES, count(usage, "num_search_queries")))
     return [Row(one.meter, one.quantity, one.modality, one.cache_ttl, model=model) for one in found] if model else found
 
 
@@ -72,27 +75,17 @@ def _plus(one: Row, other: Row) -> Quantity | None:
     return together(one.quantity, other.quantity)
 
 
-def _details(usage: Mapping[str, Any], total: str) -> str:
-    """The details of `input_tokens` are named input_tokens_details, or input_token_details (transcription)."""
+def _details(usage: Mapping[str, Any], total: str) -> object:
+    """The details of `input_tokens` are in input_tokens_details, or in input_token_details (transcription)."""
     singular = f"{total.removesuffix('s')}_details"
-    return singular if singular in usage else f"{total}_details"
+    return usage[singular] if singular in usage else usage.get(f"{total}_details")
 
 
-def _cached(usage: Mapping[str, Any], details: str) -> Quantity | None:
-    """OpenAI's own place for it, then that of its image tool and of Moonshot, then DeepSeek's."""
-    return _first(usage, (details, "cached_tokens"), ("cached_tokens",), ("prompt_cache_hit_tokens",))
-
-
-def _cache_reads(usage: Mapping[str, Any], cached: Quantity | None) -> list[Row]:
-    image = count(usage, "cached_tokens_details", "cached_image_tokens")
-    return by_modality(TOKENS_CACHE_READ, cached, cached, image=image)
-
-
-def _cache_writes(usage: Mapping[str, Any], details: str, written: Quantity | None) -> list[Row]:
-    half_hour = count(usage, details, "cache_write_tokens_details", "ttl_30m_tokens")
-    half_day = count(usage, details, "cache_write_tokens_details", "ttl_12h_tokens")
+def _cache_writes(details: object, written: Quantity | None) -> list[Row]:
+    half_hour = count(details, "cache_write_tokens_details", "ttl_30m_tokens")
+    half_day = count(details, "cache_write_tokens_details", "ttl_12h_tokens")
     if half_hour is None and half_day is None:
-        return [Row(TOKENS_CACHE_WRITE, written)]
+        return [] if written is None else [Row(TOKENS_CACHE_WRITE, written)]
     return [
         Row(TOKENS_CACHE_WRITE, half_hour, cache_ttl="30m"),
         Row(TOKENS_CACHE_WRITE, half_day, cache_ttl="12h"),
@@ -100,22 +93,27 @@ def _cache_writes(usage: Mapping[str, Any], details: str, written: Quantity | No
     ]
 
 
-def _beside(reasoning: Quantity | None, given: Quantity | None, made: Quantity | None, total: Quantity | None) -> bool:
+def _beside(
+    reasoning: Quantity | None, given: Quantity | None, made: Quantity | None, usage: Mapping[str, Any]
+) -> bool:
     """Some compatible servers count reasoning beside the output instead of inside; their total shows it."""
     if not reasoning or not made or not is_count(reasoning) or not is_count(made):
         return False
-    return reasoning > made or total == together(given, made, reasoning)
+    return reasoning > made or count(usage, "total_tokens") == together(given, made, reasoning)
 
 
-def _media(usage: Mapping[str, Any], details: str) -> dict[str, Quantity | None]:
-    image = count(usage, details, "image_tokens")
-    if image is not None and details.startswith("input"):  # what of it is cached is told apart only by the image tool
-        image = rest(image, count(usage, "cached_tokens_details", "cached_image_tokens"))
-    return {"audio": count(usage, details, "audio_tokens"), "image": image}
+def _media(details: object, cached_image: Quantity | None = None) -> dict[str, Quantity | None]:
+    """Audio and image tokens; what of the images is cached is told apart only by the image tool."""
+    image = count(details, "image_tokens")
+    if image is not None and cached_image is not None:
+        image = rest(image, cached_image)
+    return {"audio": count(details, "audio_tokens"), "image": image}
 
 
-def _first(usage: Mapping[str, Any], *paths: tuple[str, ...]) -> Quantity | None:
-    for path in paths:
-        if (reported := count(usage, *path)) is not None:
-            return reported
+def _first(places: Iterable[object], *names: str) -> Quantity | None:
+    """Some servers leave out the details, or have a name of their own (DeepSeek): the first that is told."""
+    for name in names:
+        for place in places:
+            if (reported := count(place, name)) is not None:
+                return reported
     return None

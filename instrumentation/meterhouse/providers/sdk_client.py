@@ -5,6 +5,7 @@ is made from.
 """
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ _PATCHED = (
     ("AsyncAPIClient", "request"),
     ("AsyncAPIClient", "_process_response"),
 )
+
+
+_servers: weakref.WeakKeyDictionary[Any, tuple[object, str, str]] = weakref.WeakKeyDictionary()
+"""By client: its base URL, the host in it, the provider's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +148,12 @@ class _Sending:
         body = _body(options)
         model = body.get("model")
         self._model = model if isinstance(model, str) else ""
-        self._provider_name = self._sdk.provider.provider_name(self._client)
+        server, self._provider_name = _server(self._sdk.provider, self._client)
         return Request(
             provider=self._provider_name,
             operation=operation,
             model=self._model,
-            server=host(self._client),
+            server=server,
             request_id=request_id,
             call_id=call_id,
             tool_results=partial(self._sdk.provider.tool_results, body),
@@ -205,8 +210,9 @@ class _Sending:
 
     def _asking_for_usage(self) -> tuple[Any, Unasked] | None:
         try:
-            server = str(self._client.base_url)
-            if not self._kwargs.get("stream") or not ASKING.needed(self._provider_name, server, self._model):
+            if not self._kwargs.get("stream"):
+                return None
+            if not ASKING.needed(self._provider_name, str(self._client.base_url), self._model):
                 return None
             return self._sdk.provider.ask_for_usage(self._options, urlsplit(str(self._options.url)).path)
         except Exception:  # noqa: BLE001 - the host's call must go out as it is
@@ -223,6 +229,15 @@ def host(client: Any) -> str:
     """The host that a client calls."""
     url = client.base_url
     return str(getattr(url, "host", None) or urlsplit(str(url)).hostname or "")
+
+
+def _server(provider: Provider, client: Any) -> tuple[str, str]:
+    """The host that a client calls and the provider there; worked out once per base URL of the client."""
+    url = client.base_url
+    known = _servers.get(client)
+    if known is None or known[0] is not url:
+        _servers[client] = known = (url, host(client), provider.provider_name(client))
+    return known[1], known[2]
 
 
 def _body(options: Any) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class Streamed(Metered):
         """Set where the stream has been asked for its usage."""
         self.answered = False
         """A response has come that the call is read from."""
-        self.lines: Framing = Lines(self._take, self._telling)
+        self.lines: Framing | None = None
+        """What takes a stream apart, made for its first piece."""
         # While the host waits for the next piece, it is the reading that tells how the call ends, not a `close`: the
         # response closes itself at its end, before its last piece was looked at.
         self.reading = False
@@ -116,6 +117,8 @@ class Streamed(Metered):
         if self.call.finished:
             return
         try:
+            if self.lines is None:
+                self.lines = Lines(self._take, self._telling)
             self.lines.feed(chunk)
         except Exception:  # noqa: BLE001 - the provider's bytes must reach the host whatever we make of them
             warn_once("stream", "Meterhouse could not read a piece of a stream.", with_trace=True)
