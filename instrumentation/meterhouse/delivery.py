@@ -1,30 +1,33 @@
-"""One attempt to hand a batch to the collector, through the stock OTLP/HTTP exporter, and what came of it.
+"""One attempt to hand a batch to the collector by OTLP/HTTP, and what came of it.
 
 The stock exporter tells success from failure and no more. Read in its source (1.39 to 1.45): it takes a redirect for a
-success, never reads `partial_success`, puts the host's OTEL_EXPORTER_OTLP_HEADERS on the request, and logs an error for
-every failure. So it is given a `requests` session of ours, which sees the real answer and sets the real headers.
+success, never reads `partial_success`, puts the host's OTEL_EXPORTER_OTLP_HEADERS on the request, logs an error for
+every failure and waits seconds before it tries again, where our loop goes on from the journal. So the request goes out
+through a session of our own, which MeterhouseMetricExporter gives to the stock exporter as well.
 """
 
 import enum
+import gzip
 import logging
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import requests
 from google.protobuf.message import DecodeError
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.exporter.otlp.proto.http import Compression
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
 from requests.structures import CaseInsensitiveDict
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
+from meterhouse.events import UsageEvent
+from meterhouse.pipeline import export_request
 from meterhouse.settings import Destination, tls_options
 from meterhouse.vocabulary import ENV_API_KEY, ENV_ENDPOINT
 
 TIMEOUT_S = 10.0
+"""To connect, and between two bytes of the answer."""
+GZIP_LEVEL = 6
 PROTOBUF = "application/x-protobuf"
 REFUSED_FOR_GOOD = frozenset({400, 422})
 """The server read the batch and says that it is bad: the same bytes will be refused again."""
@@ -49,58 +52,25 @@ class Outcome(enum.Enum):
 
 
 class Session(requests.Session):
-    """Sends our headers only, and remembers the last answer."""
+    """Sends our headers only."""
 
     def __init__(self, destination: Destination) -> None:
         super().__init__()
         self._destination = destination
-        self.answer: requests.Response | None = None
-        self.failure: Exception | None = None
-        """Why there is no answer."""
         # An auth callable of our own, or requests would prefer an entry of ~/.netrc for this host.
         self.auth = self._authorize
 
     def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        self.answer = self.failure = None
         self.headers = CaseInsensitiveDict()
         kwargs["headers"] = {"Content-Type": PROTOBUF, "Content-Encoding": "gzip"}
         kwargs["allow_redirects"] = False
         kwargs |= tls_options()
-        try:
-            self.answer = super().request(method, url, *args, **kwargs)
-        except Exception as error:
-            self.failure = error
-            raise
-        return self.answer
+        return super().request(method, url, *args, **kwargs)
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._destination.api_key:
             request.headers["Authorization"] = f"Bearer {self._destination.api_key}"
         return request
-
-
-class Unreachable(requests.RequestException):
-    """No connection could be made: refused, or no such host."""
-
-
-class _ImpatientSession(Session):
-    """Fails at once where nobody listens, or nobody that speaks TLS.
-
-    The stock exporter would wait and try again for seconds, and a process that ends would wait with it. Ours is tried
-    again by the loop that owns it, from the journal.
-    """
-
-    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
-        try:
-            return super().request(method, url, *args, **kwargs)
-        except requests.exceptions.ConnectionError as error:
-            if isinstance(error, requests.exceptions.SSLError):  # a wrong address or certificate stays one for seconds
-                raise Unreachable(str(error)) from error
-            # Only this one: a connection that was kept open and has gone stale is rightly made again at once.
-            cause = error.args[0] if error.args else None
-            if isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError):
-                raise Unreachable(str(cause.reason)) from error
-            raise
 
 
 class Delivery:
@@ -110,39 +80,36 @@ class Delivery:
         self.destination = destination
         self.why = ""
         """After an attempt that was not acknowledged: why, in a few words."""
-        self._session = _ImpatientSession(destination)
-        self._exporter = OTLPMetricExporter(
-            endpoint=destination.metrics_url,
-            timeout=TIMEOUT_S,
-            compression=Compression.Gzip,
-            session=self._session,
-        )
+        self._session = Session(destination)
         _silence_own_thread()
 
-    def attempt(self, batch: MetricsData) -> Outcome:
-        """Send the batch; ACKNOWLEDGED only when the collector said that all of it is on disk."""
-        self._session.answer = None
+    def attempt(self, resource: Mapping[str, str], events: Sequence[UsageEvent]) -> Outcome:
+        """Send these events of one process; ACKNOWLEDGED only when the collector said that all of them are on disk."""
+        try:
+            body = export_request(resource, events).SerializeToString()
+        except (ValueError, TypeError, OverflowError) as error:
+            self.why = f"it cannot be encoded as OTLP: {error!s:.200}"
+            return Outcome.DIVIDE
         _own.sending = True
         try:
             with suppress_instrumentation():
-                result = self._exporter.export(batch)
-        except Exception:  # noqa: BLE001 - until 1.41 it raises what it logs later; `_judge` finds out what it was
-            result = MetricExportResult.FAILURE
+                answer = self._posted(gzip.compress(body, GZIP_LEVEL))
+        except Exception as error:  # noqa: BLE001 - what requests, urllib3, http.client and ssl raise is no short list
+            self.why = _unanswered(error)
+            return Outcome.UNREACHABLE
         finally:
             _own.sending = False
-        return self._judge(batch, result)
+        return self._judge(answer)
 
-    def stop(self) -> None:
-        """End a retry that is being waited for; later attempts fail."""
-        self._exporter.shutdown()
+    def _posted(self, body: bytes) -> requests.Response:
+        try:
+            return self._session.post(self.destination.metrics_url, data=body, timeout=TIMEOUT_S)
+        except requests.ConnectionError as error:
+            if not _gone_stale(error):
+                raise
+            return self._session.post(self.destination.metrics_url, data=body, timeout=TIMEOUT_S)
 
-    def _judge(self, batch: MetricsData, result: MetricExportResult) -> Outcome:
-        answer = self._session.answer
-        if answer is None:
-            # The stock exporter fails in the same words for a batch that it could not even encode.
-            unencodable = _unencodable(batch)
-            self.why = unencodable or _unanswered(self._session.failure)
-            return Outcome.DIVIDE if unencodable else Outcome.UNREACHABLE
+    def _judge(self, answer: requests.Response) -> Outcome:
         if answer.status_code == requests.codes.unauthorized:
             key = "it does not know the key" if self.destination.api_key else "no key is set"
             self.why = f"HTTP 401, {key}: see {ENV_API_KEY}"
@@ -156,7 +123,7 @@ class Delivery:
         if answer.status_code == requests.codes.not_found:
             self.why = f"HTTP 404: {ENV_ENDPOINT} is the collector's address, without a path"
             return Outcome.RETRY
-        if result is not MetricExportResult.SUCCESS or answer.status_code != requests.codes.ok:
+        if answer.status_code != requests.codes.ok:
             self.why = f"HTTP {answer.status_code}"
             return Outcome.RETRY
         try:
@@ -170,25 +137,24 @@ class Delivery:
         return Outcome.ACKNOWLEDGED
 
 
-def _unanswered(failure: Exception | None) -> str:
+def _gone_stale(error: requests.ConnectionError) -> bool:
+    """True for a connection that broke, as one that was kept open does: made again at once."""
+    if isinstance(error, requests.exceptions.SSLError | requests.Timeout):
+        return False
+    cause = error.args[0] if error.args else None
+    return not (isinstance(cause, MaxRetryError) and isinstance(cause.reason, NewConnectionError))
+
+
+def _unanswered(failure: Exception) -> str:
     """Why no answer came. Never in the words of an error about headers: they show the key."""
     if isinstance(failure, requests.exceptions.SSLError):
         cause = failure.args[0] if failure.args else failure
         return f"no TLS connection: {getattr(cause, 'reason', cause)!s:.200}"
-    if isinstance(failure, ValueError) and not isinstance(failure, requests.RequestException):  # http.client's
+    if isinstance(failure, requests.RequestException):
+        return "nobody answers there"
+    if isinstance(failure, ValueError):  # http.client's
         return f"the key cannot be sent as a header: see {ENV_API_KEY}"
-    if isinstance(failure, OSError) and not isinstance(failure, requests.RequestException):
-        return f"{failure!s:.200}"  # a file of the TLS settings is not there
-    return "nobody answers there"
-
-
-def _unencodable(batch: MetricsData) -> str:
-    """Why OTLP has no room for the batch; empty where it has."""
-    try:
-        encode_metrics(batch)
-    except Exception as error:  # noqa: BLE001 - what the encoder raises depends on what is wrong, and on its version
-        return f"it cannot be encoded as OTLP: {error!s:.200}"
-    return ""
+    return f"{failure!s:.200}"  # a file of the TLS settings is not there, for one
 
 
 def _rejected(answer: requests.Response) -> str:
@@ -209,8 +175,7 @@ def _of_others(_record: logging.LogRecord) -> bool:
 
 
 def _silence_own_thread() -> None:
-    # The exporter's errors are ours to report, once per outage; the host's own exporter keeps its log.
-    for name in ("opentelemetry.exporter.otlp.proto.http.metric_exporter", "urllib3.connectionpool"):
-        logger = logging.getLogger(name)
-        if _of_others not in logger.filters:
-            logger.addFilter(_of_others)
+    # What goes wrong is ours to report, once per outage; the host's own requests keep their log.
+    logger = logging.getLogger("urllib3.connectionpool")
+    if _of_others not in logger.filters:
+        logger.addFilter(_of_others)

@@ -18,7 +18,6 @@ from meterhouse.delivery import Delivery, Outcome
 from meterhouse.events import UsageEvent
 from meterhouse.journal import Journal
 from meterhouse.journal_records import name_of
-from meterhouse.pipeline import metrics_data
 from meterhouse.runtime import warn_once
 from meterhouse.settings import destination, journal_directory, why_nowhere
 
@@ -133,11 +132,6 @@ class Exporter:
         self.step()
         return not self._behind and not self._kept and not self._failures and self._delivery is not None
 
-    def interrupt(self) -> None:
-        """End a wait inside the stock exporter."""
-        if self._delivery is not None:
-            self._delivery.stop()
-
     def deliver(self, resource: Mapping[str, str], events: Sequence[UsageEvent]) -> Outcome:
         """Send these events of the process that `resource` describes; what is bad among them is set aside.
 
@@ -160,7 +154,7 @@ class Exporter:
             return Outcome.UNREACHABLE
         if not events:
             return Outcome.ACKNOWLEDGED
-        outcome = self._delivery.attempt(metrics_data(resource, events))
+        outcome = self._delivery.attempt(resource, events)
         if outcome not in (Outcome.REFUSED, Outcome.DIVIDE):
             return outcome
         self._divided += 1
@@ -196,7 +190,7 @@ class Exporter:
                 self._send_some(self._delivery, some)
 
     def _send_some(self, delivery: Delivery, events: list[UsageEvent]) -> None:
-        outcome = delivery.attempt(metrics_data(self._resource, events))
+        outcome = delivery.attempt(self._resource, events)
         if outcome is not Outcome.DIVIDE:
             self._note(outcome)
         if outcome is Outcome.ACKNOWLEDGED:

@@ -144,8 +144,6 @@ class Runtime:
         self._exporter.stop()
         self._wake.set()
         self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._exporter.interrupt()
         return self._flushed
 
     def tell_what_is_left(self) -> None:

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import openai
@@ -16,7 +15,7 @@ import meterhouse.runtime
 from meterhouse.adoption import BATCH
 from meterhouse.cli import main
 from meterhouse.events import Loose, UsageEvent
-from meterhouse.pipeline import metrics_data
+from meterhouse.pipeline import export_request
 from meterhouse.vocabulary import CUSTOMER_ID
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "collector_exporter"))
@@ -158,8 +157,6 @@ def test_a_row_of_a_damaged_journal_that_is_no_event_is_an_unreadable_line(meter
 
 
 def test_a_batch_that_the_collector_chokes_on_holds_up_its_own_journal_only(metering, capsys):
-    if tuple(map(int, version("opentelemetry-sdk").split(".")[:2])) < (1, 41):
-        pytest.skip("the exporter of this version sends the batch again at once")
     metering.sink.answers = [(500, (), b"")]
     write_journal(metering.journals, "a", event("bad", 3))
     write_journal(metering.journals, "b", event("good", 7))
@@ -176,9 +173,9 @@ def test_a_journal_that_fails_in_an_unforeseen_way_holds_up_itself_only(metering
     def fragile(resource, events):
         if resource["meterhouse.process.id"] == "a":
             raise RuntimeError("unforeseen")
-        return metrics_data(resource, events)
+        return export_request(resource, events)
 
-    monkeypatch.setattr("meterhouse.exporter.metrics_data", fragile)
+    monkeypatch.setattr("meterhouse.delivery.export_request", fragile)
     result = drained(capsys)
     assert (result["code"], result["delivered"], result["left"]) == (3, 1, 1)
     assert arrived(metering.sink) == {"good": 7}
