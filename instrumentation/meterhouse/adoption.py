@@ -40,6 +40,8 @@ class Drained:
     lost: int = 0
     """Events that their process had room for neither on disk nor in memory: counted there, gone."""
     unreadable_lines: int = 0
+    elsewhere: int = 0
+    """Files of journals, and of what was refused, under another key: of another collector, or another namespace."""
     failed: int = 0
     """Journals that could not be opened, read or sent for a reason of their own; they are kept as they are."""
 
@@ -48,10 +50,16 @@ class Drained:
 
 
 def drain(
-    directory: Path, deliver: Deliver, *, go_on: Callable[[], bool] = lambda: True, count_rest: bool = True
+    directory: Path,
+    deliver: Deliver,
+    *,
+    mark: str = "",
+    go_on: Callable[[], bool] = lambda: True,
+    count_rest: bool = True,
 ) -> Drained:
     """Deliver every journal whose process is dead, while `go_on`; `count_rest`: count what could not be delivered.
 
+    `mark`: those with another are left alone, because their usage is billed elsewhere; empty: none is.
     One that cannot be delivered holds up itself only. Sending stops when nobody answers or the key is not known.
     """
     total = Drained()
@@ -67,6 +75,9 @@ def drain(
             if dead is None:
                 continue
             with dead:
+                if mark and dead.mark and dead.mark != mark:
+                    total.elsewhere += 1
+                    continue
                 outcome = _deliver(dead, deliver if stuck < STUCK_AT_MOST else None, total, go_on, count_rest)
         except PermissionError:
             total.failed += 1

@@ -70,6 +70,12 @@ def drain(argv: list[str]) -> int:
     parser.add_argument(
         "--refused", action="store_true", help="also send again what the collector refused, after its cause was mended"
     )
+    parser.add_argument(
+        "--any-key",
+        action="store_true",
+        help="also deliver, with this key, what processes with another one left: after that was replaced or revoked. "
+        "Usage of another collector or namespace would be billed here",
+    )
     arguments = parser.parse_args(argv)
     if arguments.journal_dir is not None:
         if not arguments.journal_dir.is_dir():
@@ -77,7 +83,7 @@ def drain(argv: list[str]) -> int:
             return 1
         os.environ[ENV_JOURNAL_DIR] = str(arguments.journal_dir)
     try:
-        return _drain(as_json=arguments.json, refused_too=arguments.refused)
+        return _drain(as_json=arguments.json, refused_too=arguments.refused, any_key=arguments.any_key)
     except OSError as error:
         print(f"meterhouse drain: {error}; name the journals with --journal-dir", file=sys.stderr)
         return 1
@@ -91,18 +97,19 @@ _SHOWN = {
     "unfinished": "calls that never ended",
     "unreadable_lines": "unreadable lines",
     "failed": "journals that failed",
+    "elsewhere": "files of other keys",
 }
 """What `drain` found -> what a person reads. Delivered, refused and left are all events that there were."""
 
 
-def _drain(*, as_json: bool, refused_too: bool) -> int:
+def _drain(*, as_json: bool, refused_too: bool, any_key: bool) -> int:
     from meterhouse import refused
     from meterhouse.adoption import damaged
     from meterhouse.exporter import drain_now
     from meterhouse.settings import destination, journal_directory, why_nowhere
 
     directory = journal_directory()
-    drained = drain_now(directory, refused_too=refused_too)
+    drained = drain_now(directory, refused_too=refused_too, any_key=any_key)
     if drained is None:
         print(
             f"meterhouse drain: nowhere to send usage to: {why_nowhere()}. Set METERHOUSE_ENDPOINT and "
@@ -124,6 +131,7 @@ def _drain(*, as_json: bool, refused_too: bool) -> int:
         "lost": drained.lost,
         "unreadable_lines": drained.unreadable_lines,
         "failed": drained.failed,
+        "elsewhere": drained.elsewhere,
         "refused": still_refused,
         "damaged": unreadable,
     }
@@ -134,11 +142,14 @@ def _drain(*, as_json: bool, refused_too: bool) -> int:
         print(f"{drained.journals} journal{plural} of ended processes in {directory}")
         for what, name in _SHOWN.items():
             print(f"  {name:<24}{found[what]:>8}")
+        if drained.elsewhere:
+            print("  what was written under another key is delivered by `meterhouse drain` with that key, or --any-key")
         for path in still_refused:
             print(f"  refused by the collector, kept in {path}")
         if still_refused and not refused_too:
             print("  once the cause is mended, `meterhouse drain --refused` sends it again")
         for path in unreadable:
             print(f"  has lines that cannot be read: repair and rename it to *.journal, or remove it: {path}")
-    bad = drained.left or drained.lost or drained.failed or drained.unreadable_lines or still_refused or unreadable
+    kept = drained.left or drained.failed or drained.elsewhere or still_refused or unreadable
+    bad = kept or drained.lost or drained.unreadable_lines
     return 3 if bad else 0

@@ -24,6 +24,8 @@ class DeadJournal:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self.resource: dict[str, str] = {}
+        self.mark = ""
+        """See settings.Destination.mark."""
         self.unreadable_lines = 0
         self.lost = 0
         self._fd = fd
@@ -38,6 +40,7 @@ class DeadJournal:
             for record, _ in itertools.islice(records(file), 1):
                 if isinstance(record, dict) and isinstance(record.get("process"), dict):
                     self.resource = {str(key): str(value) for key, value in record["process"].items()}
+                    self.mark = str(record.get("for", ""))
 
     @classmethod
     def take(cls, path: Path) -> Self | None:

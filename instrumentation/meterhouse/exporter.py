@@ -114,7 +114,21 @@ class Exporter:
             directory = self._directory()
         except OSError:  # no home: this process has no journal either, and has said so
             return
-        drain(directory, self.deliver, go_on=lambda: go_on() and time.monotonic() < until, count_rest=False)
+        found = drain(
+            directory,
+            self.deliver,
+            mark=self._delivery.destination.mark if self._delivery is not None else "",
+            go_on=lambda: go_on() and time.monotonic() < until,
+            count_rest=False,
+        )
+        if found.elsewhere:
+            warn_once(
+                "elsewhere",
+                "Meterhouse leaves %d journals in %s to processes with the key that they were written under: see "
+                "`meterhouse drain`.",
+                found.elsewhere,
+                directory,
+            )
         self._adopt_at = time.monotonic() + (0 if time.monotonic() >= until else ADOPT_EVERY_S)
 
     def _directory(self) -> Path:
@@ -266,7 +280,8 @@ class Exporter:
         what = f"{len(bad)} usage event{'' if len(bad) == 1 else 's'}"
         why = bad[0][1]
         try:
-            path = refused.keep(self._directory(), resource, bad)
+            mark = self._delivery.destination.mark if self._delivery is not None else ""
+            path = refused.keep(self._directory(), resource, bad, mark)
         except OSError as error:
             if self._only_copy:
                 self.lost += len(bad)
@@ -280,16 +295,19 @@ class Exporter:
         return True
 
 
-def drain_now(directory: Path, *, refused_too: bool = False) -> Drained | None:
+def drain_now(directory: Path, *, refused_too: bool = False, any_key: bool = False) -> Drained | None:
     """Deliver the journals of dead processes once, now; None when it is not known where to.
 
-    `refused_too`: first what was refused before, because its cause was mended.
+    `refused_too`: first what was refused before, because its cause was mended. `any_key`: also what was written under
+    another key.
     """
-    if destination() is None:
+    goal = destination()
+    if goal is None:
         return None
     exporter = Exporter(None, {})
     exporter._connect()
-    before = refused.send_again(directory, exporter.deliver) if refused_too else Drained()
-    total = before + drain(directory, exporter.deliver)
+    mark = "" if any_key else goal.mark
+    before = refused.send_again(directory, exporter.deliver, mark) if refused_too else Drained()
+    total = before + drain(directory, exporter.deliver, mark=mark)
     # A pass is done with what was set aside; delivered it is not.
     return replace(total, events=total.events - exporter.refused, refused=exporter.refused)

@@ -54,13 +54,15 @@ class Journal:
     `tend`, `acknowledge` and `unacknowledged` are for one thread, the exporter's.
     """
 
-    def __init__(self, directory: Path, process_id: str, resource: Mapping[str, str], limits: Limits) -> None:
+    def __init__(
+        self, directory: Path, process_id: str, resource: Mapping[str, str], limits: Limits, mark: str = ""
+    ) -> None:
         self.lost = 0
         """Events that there was no room for, neither on disk nor in memory."""
         self.directory = directory = directory.absolute()  # the host may change its working directory
         self._process_id = process_id
         self._limits = limits
-        self._header = encoded({"process": dict(resource)})
+        self._header = encoded({"process": dict(resource), **({"for": mark} if mark else {})})
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
         self._intents: dict[str, bytes] = {}

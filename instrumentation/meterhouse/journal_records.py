@@ -2,7 +2,7 @@
 
 One JSON line per record:
 
-    {"process": {resource attributes}}                         first line
+    {"process": {resource attributes}, "for": mark}            first line; see Destination.mark
     {"intent": call id, "at": ns, "attributes": {...}}         a provider call starts
     {"call": call id or null, "events": [...]}                 its events: the call is finished
     {"acknowledged": [names of events]}                        the collector has them on disk; see `name_of`

@@ -1,6 +1,7 @@
 """What the collector said is bad: kept beside the journals in files of its own, and sent again when asked to.
 
-One JSON line per event: {"why": ..., "process": {resource attributes}, "event": [...]}.
+One JSON line per event: {"why": ..., "process": {resource attributes}, "event": [...]}. A file's name ends in the mark
+of the key that it was refused under (see Destination.mark).
 """
 
 import json
@@ -17,9 +18,9 @@ from meterhouse.journal_records import DAMAGED_SUFFIX, DRAFT_SUFFIX, lock, recor
 SUFFIX = ".refused"
 
 
-def keep(directory: Path, resource: Mapping[str, str], bad: Sequence[tuple[UsageEvent, str]]) -> Path:
+def keep(directory: Path, resource: Mapping[str, str], bad: Sequence[tuple[UsageEvent, str]], mark: str = "") -> Path:
     """Write the events and why each was refused to a new file, on disk when this returns. Raises OSError."""
-    path = directory / f"{time.time_ns()}-{os.getpid()}{SUFFIX}"
+    path = directory / f"{time.time_ns()}-{os.getpid()}-{mark}{SUFFIX}"
     draft = path.with_suffix(DRAFT_SUFFIX)
     process = dict(resource)
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -44,10 +45,17 @@ def files(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"*{SUFFIX}"))
 
 
-def send_again(directory: Path, deliver: Deliver) -> Drained:
-    """Send all that was refused under its own ids and times; what is refused once more is in a new file afterwards."""
+def send_again(directory: Path, deliver: Deliver, mark: str = "") -> Drained:
+    """Send all that was refused under its own ids and times; what is refused once more is in a new file afterwards.
+
+    `mark`: what has another one stays where it is.
+    """
     total = Drained()
     for path in files(directory):
+        theirs = path.stem.rpartition("-")[2]
+        if mark and theirs and theirs != mark:
+            total.elsewhere += 1
+            continue
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:  # another one sends it again

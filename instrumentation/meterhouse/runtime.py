@@ -19,7 +19,15 @@ from meterhouse.conversations import Conversations
 from meterhouse.events import Loose, Recorded
 from meterhouse.journal import Journal, MemoryFull
 from meterhouse.journal_records import close_inherited
-from meterhouse.settings import JOURNAL_MAX_BYTES, Limits, journal_directory, journal_fsync, journal_limits, number_of
+from meterhouse.settings import (
+    JOURNAL_MAX_BYTES,
+    Limits,
+    destination,
+    journal_directory,
+    journal_fsync,
+    journal_limits,
+    number_of,
+)
 from meterhouse.vocabulary import (
     CUSTOMER_ID,
     ENV_CUSTOMER,
@@ -55,7 +63,9 @@ class Runtime:
         self._export_at = number_of(ENV_EXPORT_EVENTS, EXPORT_AT_EVENTS, least=1)
         self._journal: Journal | None = None
         try:
-            self._journal = Journal(journal_directory(), self.process_id, resource, _limits())
+            goal = destination()
+            mark = goal.mark if goal is not None else ""
+            self._journal = Journal(journal_directory(), self.process_id, resource, _limits(), mark)
         except OSError as error:
             warn_once(
                 "journal",

@@ -95,6 +95,7 @@ def test_a_server_that_is_down_for_a_whole_process_life_gets_the_same_events_lat
         "lost": 0,
         "unreadable_lines": 0,
         "failed": 0,
+        "elsewhere": 0,
         "refused_events": 0,
         "refused": [],
         "damaged": [],

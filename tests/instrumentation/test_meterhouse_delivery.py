@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -347,6 +348,57 @@ def test_a_draft_that_a_dead_process_left_is_cleared_away_and_a_living_one_is_no
     adoption.drain(tmp_path, lambda *_: pytest.fail("nothing to send"))
     assert [path.name for path in tmp_path.iterdir()] == ["living-0.new"]
     file.close()
+
+
+# Whose usage it is
+
+
+def _killed_under(key, journals, name, nowhere):
+    """A process that dies before it could report, under this key."""
+    code = f"import meterhouse, os; meterhouse.meter('pages').add(1, event_id={name!r}); os._exit(0)"
+    set_for_it = {"METERHOUSE_API_KEY": key, "METERHOUSE_JOURNAL_DIR": str(journals), "METERHOUSE_ENDPOINT": nowhere}
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **set_for_it}, check=True, timeout=60)
+
+
+def test_usage_of_a_dead_process_is_billed_only_where_its_key_belongs(
+    metering, capsys, caplog, monkeypatch, nowhere, until
+):
+    _killed_under("mh_live", metering.journals, "of-live", nowhere)
+    _killed_under("mh_test", metering.journals, "of-test", nowhere)
+    _killed_under("", metering.journals, "of-nobody", nowhere)
+    meterhouse.meter("pages").add(1, event_id="own")
+    wake()
+    until(lambda: ids(metering.sink) == ["of-nobody", "of-test", "own"])
+    until(lambda: "leaves 1 journals" in caplog.text)
+    meterhouse.runtime.flush(5)
+    assert ids(metering.sink) == ["of-nobody", "of-test", "own"]
+    found = drained(capsys)
+    assert (found["code"], found["delivered"], found["elsewhere"]) == (3, 0, 1)
+    monkeypatch.setenv("METERHOUSE_API_KEY", "mh_live")
+    found = drained(capsys)
+    assert (found["code"], found["delivered"], found["elsewhere"]) == (0, 1, 0)
+    assert ids(metering.sink) == ["of-live", "of-nobody", "of-test", "own"]
+
+
+def test_after_a_key_was_replaced_a_person_has_its_usage_delivered_under_the_new_one(metering, capsys, nowhere):
+    _killed_under("mh_revoked", metering.journals, "left", nowhere)
+    assert "mh_revoked" not in "".join(path.read_text() for path in metering.journals.iterdir())
+    assert drained(capsys)["elsewhere"] == 1
+    found = drained(capsys, "--any-key")
+    assert (found["code"], found["delivered"], ids(metering.sink)) == (0, 1, ["left"])
+
+
+def test_what_was_refused_under_one_key_is_not_sent_again_under_another(metering, capsys, monkeypatch):
+    metering.sink.answers = [(400, (), b"bad")] * 3
+    write_journal(metering.journals, "p", event("e"))
+    assert drained(capsys)["refused_events"] == 1
+    monkeypatch.setenv("METERHOUSE_API_KEY", "mh_live")
+    metering.sink.answers.clear()
+    found = drained(capsys, "--refused")
+    assert (found["code"], found["delivered"], found["elsewhere"], ids(metering.sink)) == (3, 0, 1, [])
+    monkeypatch.setenv("METERHOUSE_API_KEY", "mh_test")
+    found = drained(capsys, "--refused")
+    assert (found["code"], found["delivered"], ids(metering.sink)) == (0, 1, ["e"])
 
 
 # What the server says
