@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from meterhouse_billing.world import World
 from meterhouse_portal import (
     access_pages,
     billing_pages,
@@ -21,6 +22,7 @@ from meterhouse_portal import (
     embedding,
     members,
     operator_pages,
+    top_up_pages,
     usage_pages,
 )
 from meterhouse_portal.account import Account
@@ -40,7 +42,7 @@ from meterhouse_store.registry import RegistryError
 from meterhouse_store.roles import NotAllowed
 from meterhouse_store.settings import Settings
 
-PAGES: Final = (*usage_pages.PAGES, *billing_pages.PAGES, *budget_pages.PAGES, *access_pages.PAGES)
+PAGES: Final = (*usage_pages.PAGES, *billing_pages.PAGES, *budget_pages.PAGES, *top_up_pages.PAGES, *access_pages.PAGES)
 COOKIE: Final = "meterhouse_session"
 LANGUAGE_COOKIE: Final = "meterhouse_language"
 LANGUAGE_LIFE: Final = timedelta(days=365)
@@ -326,13 +328,19 @@ class CustomerPages:
 
     def _shown(self, page: Page, request: Request, visitor: Visitor, form: Mapping[str, str]) -> Response:
         assert visitor.customer_id is not None
+
+        def billing() -> World:
+            return self._billing(self._stores.engine(), self._settings.namespace, visitor.email, self._now)
+
         with self._stores.warehouse() as client:
             declared = meters.declared(self._settings)
             mine = Account(
                 self._stores.engine(), client, self._settings.namespace, visitor.customer_id, declared, self._now()
             )
             try:
-                return page.handler(Visit(request, visitor, mine, form, self._drawn(request)))
+                return page.handler(
+                    Visit(request, visitor, mine, form, self._drawn(request), billing, self._public_url)
+                )
             except NotShown:
                 return self._message(request, 404, "No such page", "It is not here, or not one of yours.", visitor)
             except (Refused, PeriodError) as wrong:

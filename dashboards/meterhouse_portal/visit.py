@@ -8,6 +8,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from meterhouse_billing.world import World as BillingWorld
 from meterhouse_portal.account import Account
 from meterhouse_portal.embed_pages import PREFIX
 from meterhouse_portal.members import Visitor
@@ -34,6 +35,9 @@ class Visit:
     account: Account
     form: Mapping[str, str]
     drawn_by: Rendering
+    billing: Callable[[], BillingWorld]
+    """The way to Stripe, in the visitor's name. Raises BillingError where there is none."""
+    public_url: str
 
     @property
     def path(self) -> str:

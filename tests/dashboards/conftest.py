@@ -4,10 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import uvicorn
 
+from meterhouse_sandbox.stripe_server import application
 from meterhouse_store import warehouse
 from meterhouse_store.schema import migrate
 from meterhouse_store.settings import Settings
@@ -62,3 +66,21 @@ def reader_client(warehouse_address):
     client = connect(warehouse_address, "reader")
     yield client
     client.close()
+
+
+@pytest.fixture(scope="module")
+def stripe_url(tmp_path_factory):
+    """A running sandbox Stripe."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(
+        uvicorn.Config(application(tmp_path_factory.mktemp("stripe")), host="127.0.0.1", port=port, log_level="error")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()

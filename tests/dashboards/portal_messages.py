@@ -11,7 +11,15 @@ from meterhouse_rating import shares
 
 HERE = Path(meterhouse_portal.__file__).parent
 TEMPLATES = HERE / "templates"
-MODULES = ("customer_pages", "usage_pages", "budget_pages", "access_pages", "billing_pages", "access_keys")
+MODULES = (
+    "customer_pages",
+    "usage_pages",
+    "budget_pages",
+    "access_pages",
+    "billing_pages",
+    "access_keys",
+    "top_up_pages",
+)
 KEYWORDS = {"say": (1,), "_message": (3, 4), "RegistryError": (1,), "Refused": (1,)}
 
 NOT_TRANSLATED = {
@@ -28,6 +36,8 @@ CHOSEN = (
     "An export is under way", "Wait until the other download of this customer ends.",
     "The warehouse is being brought up to date: amounts come back when it is.",
     "bought", "promotional",
+    "Choose one of the amounts.", "That was often: try again in an hour.",
+    "Payments cannot be reached now: try again in a minute. Nothing was charged.",
 )  # fmt: skip
 """What is said by a value of the data, or put together where it is not seen."""
 

@@ -424,7 +424,7 @@ def objects_of(world, customer):
 WITHOUT_OBJECT = {
     "/account", "/account/usage", "/account/usage.csv", "/account/usage.parquet", "/account/invoices",
     "/account/questions", "/account/credits", "/account/members", "/account/keys", "/account/prices",
-    "/account/budgets",
+    "/account/budgets", "/account/top-up",
 }  # fmt: skip
 
 

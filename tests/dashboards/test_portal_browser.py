@@ -11,17 +11,25 @@ import pytest
 import uvicorn
 from portal_samples import NOW, TOKEN, portal_world
 
+from meterhouse_billing import policies
+from meterhouse_billing.gateway import connect
+from meterhouse_billing.world import World
 from meterhouse_portal import app, members
 
 PAGES = (
     "/account", "/account?meter=tool.calls&by=tool", "/account/usage", "/account/actions", "/account/invoices",
     "/account/invoices/{id}", "/account/lines/{id}", "/account/questions", "/account/credits", "/account/budgets",
-    "/account/prices", "/account/members",
+    "/account/prices", "/account/top-up", "/account/members",
     "/account/keys",
 )  # fmt: skip
 SCREENS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}
 PICTURES = os.environ.get("METERHOUSE_PICTURES")
 """A directory for pictures of every page, for whoever wants to look at them."""
+
+
+def without_stripe(engine, namespace, who, now):
+    environment = {"STRIPE_API_KEY": "sk_test_123", "METERHOUSE_STRIPE_URL": "http://127.0.0.1:1"}
+    return World(engine, connect(environment, live=False), namespace, who, now)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,9 @@ def portal(warehouse_address, tmp_path_factory):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        built = app.build(settings, TOKEN, now=lambda: NOW)
+        wanted = {policies.TOP_UPS: "EUR=10/50/200"}
+        policies.change(world.engine, "live", "", wanted, who="op", why="we sell credits", now=NOW)
+        built = app.build(settings, TOKEN, now=lambda: NOW, billing=without_stripe)
         server = uvicorn.Server(uvicorn.Config(built, host="127.0.0.1", port=port, log_level="error"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -117,6 +127,22 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
         page.goto(f"{address}/operator{name}")
         looked_at(f"operator{name}")
     assert complaints == []
+    context.close()
+
+
+def test_german_fits_a_phone_too(portal, browser):
+    address, world = portal
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark", locale="de-DE")
+    page = context.new_page()
+    page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'olga@acme.example', NOW)}")
+    page.get_by_role("button", name="Anmelden").click()
+    page.wait_for_url("**/account")
+    for name in (it for it in PAGES if "{" not in it and "actions" not in it):
+        page.goto(f"{address}{name}")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, f"{name} is {wide} wide in German"
+        if PICTURES:
+            page.screenshot(path=Path(PICTURES) / f"phone-de{re.sub(r'[^a-z]+', '-', name)}.png", full_page=True)
     context.close()
 
 

@@ -1,13 +1,9 @@
 """Operators' pages: what waits is decided in the name of who is signed in, by the same rules as the commands."""
 
 import re
-import socket
-import threading
-import time
 from datetime import timedelta
 
 import pytest
-import uvicorn
 from portal_samples import BOOK, COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of
 from starlette.testclient import TestClient
 
@@ -18,29 +14,10 @@ from meterhouse_billing.world import World
 from meterhouse_portal import app, members, questions
 from meterhouse_rating import publishing, versions
 from meterhouse_rating.publishing import Person
-from meterhouse_sandbox.stripe_server import application
 from meterhouse_store import decided
 from meterhouse_store.tables import invoices
 
 ANNA, BEN = "anna@operator.example", "ben@operator.example"
-
-
-@pytest.fixture(scope="module")
-def stripe_url(tmp_path_factory):
-    """A running sandbox Stripe."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(application(tmp_path_factory.mktemp("stripe")), host="127.0.0.1", port=port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")
