@@ -156,6 +156,16 @@ def test_usage_that_came_after_the_rates_were_resolved_is_unknown_until_they_are
     assert amounts(house) == ["1 USD", "1 USD", "1 USD"]
 
 
+def test_a_price_that_changes_within_a_day_is_that_of_each_event(sqlite_house: Any) -> None:
+    house = sqlite_house
+    put(house, entry("tool.calls", "1"))
+    put(house, entry("tool.calls", "3", valid_from=at("2026-10-20T12:00:00")), now=NOW + timedelta(minutes=1))
+    for hour in (11, 12, 13):
+        house.event("acme", "tool.calls", "1", f"2026-10-20T{hour}:00:00", tool="a")
+    house.event("acme", "tool.calls", "1", "2026-10-21T01:00:00", tool="a")
+    assert amounts(house) == ["1 USD", "3 USD", "3 USD", "3 USD"]
+
+
 def test_a_later_entry_supersedes_from_its_time_on_and_a_retraction_takes_it_back(sqlite_house: Any) -> None:
     house = sqlite_house
     house.event("acme", "tool.calls", "1", "2026-10-10T00:00:00")
