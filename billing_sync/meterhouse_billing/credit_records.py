@@ -11,6 +11,7 @@ from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.credit_documents import Shown
 from meterhouse_billing.crediting import Note
 from meterhouse_billing.states import NotNow
+from meterhouse_billing.taxes import in_minor
 from meterhouse_rating import ledger
 from meterhouse_rating.ids import digest
 from meterhouse_store.sql import begin_write
@@ -135,9 +136,8 @@ def issue(
             "issued_at": now,
         }
         connection.execute(update(table).where(table.c.credit_note_id == note.note_id).values(**values))
-        tax = from_stripe(shown.tax.added, currency)
-        if tax:
-            posting = postings.credited_tax(note.note_id, shown.number, tax, currency)
+        posting = postings.credited_tax(note.note_id, shown.number, *in_minor(shown.tax, currency), currency)
+        if posting is not None:
             ledger.post(connection, note.namespace, note.customer_id, [posting], effective_at=now, recorded_at=now)
         back = from_stripe(shown.refunded + shown.outside, currency)
         if back:

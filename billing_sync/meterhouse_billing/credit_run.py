@@ -94,20 +94,21 @@ def _issue(world: World, note: Note) -> Step:
     assert invoice is not None, "recorded with its invoice"
     stripe_id, currency = invoice["stripe_invoice_id"], note.currency
     shown = world.gateway.invoice(stripe_id)
-    if shown.tax.contained:
-        raise BillingError(
-            f"{stripe_id} has tax in its prices, and Stripe credits amounts before tax: credit it by hand, "
-            "or let this customer's corrections be lines of the next invoice (`meterhouse contracts corrections`)"
-        )
     lines = _allocated(world, note, invoice["invoice_id"], stripe_id)
     remaining = from_stripe(shown.amount_remaining, currency)
     earlier = kept.issued(world.engine, invoice["invoice_id"])
     refundable = from_stripe(shown.amount_paid, currency) - sum(row["refunded_minor"] for row in earlier)
     policy = reviews.policy_of(world, note.customer_id).paid_credit
     total = note.total_minor
-    if shown.tax.added:  # goes back with what it was computed on, as Stripe rounds it
+    if shown.tax.added or shown.tax.contained:  # goes back with what it was computed on, as Stripe rounds it
         previewed = world.gateway.credited_with_tax(crediting.params(note, stripe_id, lines, {}))
         total = from_stripe(previewed, currency)
+        if shown.tax.contained and total != note.total_minor:
+            raise BillingError(
+                f"{stripe_id} has tax in its prices, and Stripe would credit {show(total, currency)} with it: credit "
+                "it by hand, or let this customer's corrections be lines of the next invoice "
+                "(`meterhouse contracts corrections`)"
+            )
     parts = crediting.split(max(0, total - remaining), policy, refundable)
 
     def find() -> Mapping[str, Any] | None:
@@ -132,21 +133,35 @@ def _issue(world: World, note: Note) -> Step:
 
 
 def _allocated(world: World, note: Note, invoice_id: str, stripe_id: str) -> dict[str, int]:
-    """What is credited of which line in Stripe: as it was sent, else as what is left of the lines allows."""
+    """What is credited of which line in Stripe: as it was sent, else as what is left of the lines allows.
+
+    Before tax, where tax is in a line's price. Raises NotCreditable.
+    """
     sent = outbox_of(world).request_of("credit_note.create", note.note_id)
     if sent is not None:
         credited = {line["invoice_line_item"]: line["amount"] for line in sent["params"]["lines"]}
         return {item: from_stripe(amount, note.currency) for item, amount in credited.items()}
+    there = {line.line_item_id: line for line in world.gateway.lines(stripe_id)}
+
+    def gross(item: str, net: int) -> int:
+        line = there[item]
+        return from_stripe(
+            crediting.with_tax(to_stripe(net, note.currency), line.amount, line.contained), note.currency
+        )
+
     so_far: dict[str, int] = {}
     for row in kept.issued(world.engine, invoice_id):
         for item, amount in row["lines"].items():
-            so_far[item] = so_far.get(item, 0) + amount
+            so_far[item] = so_far.get(item, 0) + gross(item, amount)
     place = kept.places(world.engine, invoice_id)
-    amounts = {line.line_item_id: from_stripe(line.amount, note.currency) for line in world.gateway.lines(stripe_id)}
-    items = [(item, amounts[item]) for item in dict.fromkeys(place.values())]
-    lines = crediting.allocate(note, items, place, so_far)
-    for amount in lines.values():
-        to_stripe(amount, note.currency)  # before anything is written: amounts that Stripe cannot take stop here
+    items = [(item, from_stripe(there[item].amount, note.currency)) for item in dict.fromkeys(place.values())]
+    lines = {}
+    for item, amount in crediting.allocate(note, items, place, so_far).items():
+        line = there[item]
+        wanted = to_stripe(amount, note.currency)  # before anything is written: what Stripe cannot take stops here
+        if line.contained:
+            wanted = crediting.before_tax(wanted, line.amount, line.contained)
+        lines[item] = from_stripe(wanted, note.currency)
     return lines
 
 

@@ -69,6 +69,30 @@ def allocate(
     return {item: amount for item, amount in taken.items() if amount}
 
 
+def with_tax(net: int, amount: int, contained: int) -> int:
+    """What comes back of a line of `amount`, of which `contained` is tax, where `net` before tax is credited of it.
+
+    All in Stripe's unit. The tax is the line's in proportion, rounded half up.
+    """
+    base = amount - contained
+    return net + (2 * contained * net + base) // (2 * base) if contained else net
+
+
+def before_tax(gross: int, amount: int, contained: int) -> int:
+    """What is to be credited before tax so that exactly `gross` comes back. Raises NotCreditable where nothing is.
+
+    Stripe takes amounts before tax, of which some with their tax come to no whole number of minor units in between.
+    """
+    near = gross * (amount - contained) // amount
+    for net in (near, near + 1, near - 1):
+        if with_tax(net, amount, contained) == gross:
+            return net
+    raise NotCreditable(
+        f"{gross} of a line of {amount}, of which {contained} are tax, cannot be credited to the cent: credit it by "
+        "hand, or let this customer's corrections be lines of the next invoice (`meterhouse contracts corrections`)"
+    )
+
+
 def split(post_payment_minor: int, policy: str, refundable_minor: int) -> dict[str, int]:
     """Where the part that was paid already goes (balance, refund, outside -> minor units).
 
@@ -116,6 +140,8 @@ def differences(note: Note, shown: Shown, lines: Mapping[str, int]) -> list[str]
             f"Stripe's note is {shown.total - shown.tax.added} {shown.currency}{before}, ours {total} {note.currency}"
         )
     wanted = {item: to_stripe(amount, note.currency) for item, amount in lines.items()}
-    if dict(shown.lines) != wanted:
+    # With tax in their prices Stripe shows lines with it or without; the total is compared above.
+    equal = wanted.keys() == shown.lines.keys() if shown.tax.contained else dict(shown.lines) == wanted
+    if not equal:
         found.append(f"Stripe credits {dict(shown.lines)}, ours {wanted}")
     return found

@@ -164,6 +164,8 @@ class StripeLine:
     amount: int
     currency: str
     metadata: Mapping[str, str]
+    contained: int = 0
+    """Tax within the amount."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,8 @@ def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
 
 def read_line(body: Mapping[str, Any]) -> StripeLine:
     """Stripe's line item object (https://docs.stripe.com/api/invoice-line-item/object)."""
-    return StripeLine(body["id"], body["amount"], body["currency"].upper(), body["metadata"] or {})
+    tax = taxes.charged(body.get("taxes"))
+    return StripeLine(body["id"], body["amount"], body["currency"].upper(), body["metadata"] or {}, tax.contained)
 
 
 def _moment(seconds: int | None) -> datetime | None:

@@ -45,10 +45,14 @@ def reissue(invoice_id: str, issue: int, amount_minor: int, currency: str) -> Po
     return Posting("reissue", digest(["reissue", invoice_id, issue]), f"issued again, number {issue}", sides)
 
 
-def credited_tax(note_id: str, name: str, amount_minor: int, currency: str) -> Posting:
-    """The tax on what a credit note takes back is not owed either, nor to the tax office."""
-    sides = (Entry(RECEIVABLE, -amount_minor, currency), Entry(TAX, amount_minor, currency))
-    return Posting("credited_tax", note_id, f"tax of credit note {name}", sides)
+def credited_tax(note_id: str, name: str, added_minor: int, contained_minor: int, currency: str) -> Posting | None:
+    """The tax on what a credit note takes back is not owed either, nor to the tax office; None for none.
+
+    Tax within a price was taken back with it, from what was earned: it never was.
+    """
+    moved = ((RECEIVABLE, -added_minor), (REVENUE, -contained_minor), (TAX, added_minor + contained_minor))
+    sides = tuple(Entry(account, amount, currency) for account, amount in moved if amount)
+    return Posting("credited_tax", note_id, f"tax of credit note {name}", sides) if sides else None
 
 
 def refund(note_id: str, name: str, amount_minor: int, currency: str) -> Posting:

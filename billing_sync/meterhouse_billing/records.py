@@ -21,12 +21,13 @@ from meterhouse_store.tables import (
     invoice_lines,
     invoices,
     ledger_entries,
-    ledger_transactions,
     payments,
     rated_lines,
     rating_statements,
     ratings,
 )
+
+_CHUNK = 500
 
 # ---- what is to be invoiced
 
@@ -329,20 +330,16 @@ def _post(
 
 def receivable(engine: Engine, draft: Draft) -> int:
     """What the rated lines of a draft posted to `receivable`, in minor units."""
-    query = (
-        select(func.coalesce(func.sum(ledger_entries.c.amount_minor), 0))
-        .join(ledger_transactions, ledger_transactions.c.transaction_id == ledger_entries.c.transaction_id)
-        .join(rated_lines, rated_lines.c.line_id == ledger_transactions.c.source_id)
-        .where(
-            rated_lines.c.rating_id == draft.rating_id,
-            ledger_transactions.c.namespace == draft.namespace,
-            ledger_transactions.c.kind == rated_lines.c.kind,
-            ledger_entries.c.account == ledger.RECEIVABLE,
-            ledger_entries.c.currency == draft.currency,
-        )
+    names = [ledger.transaction_id(draft.namespace, line.kind, line.line_id) for line in draft.lines]
+    query = select(func.coalesce(func.sum(ledger_entries.c.amount_minor), 0)).where(
+        ledger_entries.c.account == ledger.RECEIVABLE, ledger_entries.c.currency == draft.currency
     )
+    posted = 0
     with engine.connect() as connection:
-        return int(connection.execute(query).scalar_one())
+        for start in range(0, len(names), _CHUNK):
+            chunk = ledger_entries.c.transaction_id.in_(names[start : start + _CHUNK])
+            posted += int(connection.execute(query.where(chunk)).scalar_one())
+    return posted
 
 
 def paid(engine: Engine, invoice_id: str) -> int:

@@ -53,7 +53,7 @@ def _draft(
         raise StripeRefusal(f"A credit note needs a finalized invoice, this one is {invoice['status']}.")
     items = _lines(context, invoice, given["lines"])
     tax = _taxes(context, invoice, items)
-    total = sum(amount for _, amount in items) + sum(one["amount"] for one in tax)
+    total = sum(amount for _, amount in items) + sum(one["amount"] for one in tax)  # amounts are before all tax
     earlier = sum(note["total"] for note in _notes(context, invoice["id"]))
     if total > invoice["total"] - earlier:
         raise StripeRefusal(
@@ -64,17 +64,20 @@ def _draft(
 
 
 def _taxes(context: Context, invoice: dict[str, Any], items: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    """The share of each line's tax on top of it that goes back with it, as one sum."""
-    taxes = {line["id"]: (line["amount"], line["taxes"]) for line in invoices.lines(context, invoice["id"])}
-    if any(tax["tax_behavior"] == "inclusive" and tax["amount"] for name, _ in items for tax in taxes[name][1]):
-        raise StripeRefusal("The sandbox does not credit lines with tax in their price; Stripe does.", param="lines")
-    back = sum(
-        (2 * tax["amount"] * amount + taxes[name][0]) // (2 * taxes[name][0])  # half up
-        for name, amount in items
-        for tax in taxes[name][1]
-    )
-    base = sum(amount for _, amount in items)
-    return [{"amount": back, "tax_behavior": "exclusive", "taxable_amount": base}] if back else []
+    """The share of each line's tax that goes back with it, one sum of what is on top and one of what is within."""
+    taxes = {line["id"]: line["taxes"] for line in invoices.lines(context, invoice["id"])}
+    found = []
+    for behaviour in ("exclusive", "inclusive"):
+        shares = [
+            (amount, (2 * tax["amount"] * amount + tax["taxable_amount"]) // (2 * tax["taxable_amount"]))  # half up
+            for name, amount in items
+            for tax in taxes[name]
+            if tax["tax_behavior"] == behaviour and tax["taxable_amount"]
+        ]
+        if back := sum(share for _, share in shares):
+            base = sum(amount for amount, _ in shares)
+            found.append({"amount": back, "tax_behavior": behaviour, "taxable_amount": base})
+    return found
 
 
 def void(context: Context, name: str) -> dict[str, Any]:
@@ -115,7 +118,10 @@ def _notes(context: Context, invoice: str) -> list[dict[str, Any]]:
 
 def _lines(context: Context, invoice: dict[str, Any], given: list[dict[str, Any]]) -> list[tuple[str, int]]:
     """What is credited of which line. Raises StripeRefusal."""
-    left = {line["id"]: line["amount"] for line in invoices.lines(context, invoice["id"])}
+    left = {
+        line["id"]: line["amount"] - sum(it["amount"] for it in line["taxes"] if it["tax_behavior"] == "inclusive")
+        for line in invoices.lines(context, invoice["id"])
+    }
     for note in _notes(context, invoice["id"]):
         for line in lines(context, note["id"]):
             left[line["invoice_line_item"]] -= line["amount"]

@@ -139,6 +139,31 @@ def personal_seal(row: Row) -> str:
 # ---- what a statement changes
 
 
+def records(connection: Connection, table: Table, namespace: str) -> set[str]:
+    """What the log would say of the rows of a table as they are: the names of `record_name`."""
+    rule = RULES[table.name]
+    query = select(table)
+    if rule.of is None:
+        query = query.where(table.c.namespace == namespace)
+        whose: dict[str, str] = {}
+    else:
+        parent, key = metadata.tables[rule.of[0]], rule.of[1]
+        owners = select(parent.c[key], parent.c.customer_id).where(parent.c.namespace == namespace)
+        whose = {row[0]: row[1] for row in connection.execute(owners).all()}
+        query = query.where(table.c[key].in_(select(parent.c[key]).where(parent.c.namespace == namespace)))
+    found = set()
+    for row in connection.execute(query.execution_options(yield_per=5_000)).mappings():
+        customer = whose.get(row[rule.of[1]], "") if rule.of else row.get("customer_id") or ""
+        details = _json({ADDED: _shown(table, rule, row)})
+        found.add(record_name(customer, str(row[rule.who]), str(row.get(rule.why) or ""), details))
+    return found
+
+
+def record_name(customer_id: str, who: str, why: str, details: str) -> str:
+    """A short name of what the log says of an added row."""
+    return _sha256([customer_id, who, why, details])[:32]
+
+
 def _before(connection: Connection, statement: Any, _many: Any, _params: Any, _options: Any) -> None:
     """Keep the rows that an UPDATE or DELETE is about to change."""
     options = connection.get_execution_options()

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
-from meterhouse_store.audit import GENESIS, personal_seal, seal_of
-from meterhouse_store.tables import audit_log
+from meterhouse_store.audit import GENESIS, personal_seal, record_name, records, seal_of
+from meterhouse_store.audit_rules import RULES
+from meterhouse_store.tables import audit_log, metadata
 
 MAX_PROBLEMS: Final = 100
 """So many problems are told; who finds that many needs no more."""
@@ -98,7 +99,10 @@ def _from_to(change: Any) -> str:
 
 
 def verify(engine: Engine, namespace: str, anchors: Iterable[Anchor] = ()) -> Proof:
-    """Read the whole log of the namespace and compare each row with its seal, and the seals with the anchors."""
+    """Read the whole log of the namespace and compare each row with its seal, and the seals with the anchors.
+
+    And the records that are never changed (changes of budgets, transitions, ...) with what the log says of them.
+    """
     proof, table = Proof(namespace), audit_log
     wanted: dict[int, list[Anchor]] = {}
     for anchor in anchors:
@@ -108,14 +112,34 @@ def verify(engine: Engine, namespace: str, anchors: Iterable[Anchor] = ()) -> Pr
             wanted.setdefault(anchor.sequence, []).append(anchor)
     query = select(table).where(table.c.namespace == namespace).order_by(table.c.sequence)
     with engine.connect() as connection:
-        for row in connection.execution_options(yield_per=_CHUNK).execute(query).mappings():
+        for row in connection.execute(query.execution_options(yield_per=_CHUNK)).mappings():
             _check(proof, row)
             for anchor in wanted.pop(proof.sequence, ()):
                 if anchor.hash != proof.hash:
                     proof.wrong(f"row {anchor.sequence} is not what an anchor says it was: {anchor.hash}")
+        _compare_records(connection, proof)
     for sequence in sorted(wanted):
         proof.wrong(f"an anchor knows {sequence} rows, the log has {proof.sequence}: its end is missing")
     return proof
+
+
+def _compare_records(connection: Connection, proof: Proof) -> None:
+    """What was added to tables whose rows are never changed has to be there as it was added."""
+    log = audit_log
+    for name, rule in RULES.items():
+        if not rule.kept:
+            continue
+        query = select(log).where(log.c.namespace == proof.namespace, log.c.what == rule.what)
+        # Erased persons are called otherwise now; rows of one statement are told together, and not each.
+        single = log.c.details.startswith('{"added":') & log.c.personal_salt.is_not(None)
+        said = connection.execute(query.where(single).order_by(log.c.sequence)).mappings().all()
+        there = records(connection, metadata.tables[name], proof.namespace) if said else set()
+        for row in said:
+            if record_name(row["customer_id"], row["who"], row["why"], row["details"]) not in there:
+                told = f"{row['what']} {row['subject']} by {row['who']}"
+                proof.wrong(
+                    f"what row {row['sequence']} says ({told}) is not in {name}: it was changed or removed there"
+                )
 
 
 def _check(proof: Proof, row: Any) -> None:

@@ -22,6 +22,13 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     (3, ("ALTER TABLE ledger_entries ADD COLUMN grant_id VARCHAR(64)",)),
     (4, ("ALTER TABLE credentials ADD COLUMN role VARCHAR(16) NOT NULL DEFAULT 'metering'",)),
     (5, ("DROP TABLE allowances",)),  # nothing wrote it yet; it is made anew
+    (
+        6,
+        (
+            "CREATE INDEX invoices_by_customer ON invoices (namespace, customer_id, period_start)",
+            "CREATE INDEX invoice_transitions_by_invoice ON invoice_transitions (invoice_id, changed_at)",
+        ),
+    ),
 )
 
 FILLED: Final[tuple[tuple[int, Callable[[Connection], None]], ...]] = (

@@ -653,6 +653,7 @@ invoices = Table(
     Column("created_at", UtcTime, nullable=False),
     Column("finalised_at", UtcTime),
     Column("paid_at", UtcTime),
+    Index("invoices_by_customer", "namespace", "customer_id", "period_start"),
 )
 
 # Tax on invoices in Stripe: a row for each on which tax is computed, or was found; the amounts when it is finalised.
@@ -691,6 +692,7 @@ invoice_transitions = Table(
     Column("who", String(128), nullable=False),
     Column("why", String(500), nullable=False),
     Column("changed_at", UtcTime, nullable=False),
+    Index("invoice_transitions_by_invoice", "invoice_id", "changed_at"),
 )
 
 # The invoices in Stripe that stood for one of ours, one after the other: a draft that was deleted or whose rating

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from meterhouse_billing import accounts, approvals, credit_records, news, policies, records
 from meterhouse_billing import reconcile as comparison
 from meterhouse_billing.credit_run import credit
-from meterhouse_billing.crediting import NotCreditable, Note, allocate, split
+from meterhouse_billing.crediting import NotCreditable, Note, allocate, before_tax, split, with_tax
 from meterhouse_billing.gateway import BillingError, StripeUnavailable
 from meterhouse_billing.outbox import Outbox
 from meterhouse_billing.run import bill
@@ -309,8 +309,48 @@ def test_tax_on_top_goes_back_with_the_line_and_the_ledger_follows(books, sandbo
     assert [one.differences for one in accounts.compare(later, rows)] == [()]
 
 
-def test_a_line_with_tax_in_its_price_waits_for_a_person(books, sandbox, world, later):
-    rating_id, _ = taxed(books, sandbox, world, later, "inclusive")
+@pytest.mark.parametrize("paid", [False, True])
+def test_tax_within_a_price_goes_back_with_it_to_the_cent(books, sandbox, world, later, paid):
+    rating_id, invoice = taxed(books, sandbox, world, later, "inclusive")
+    # 19/119 of 40.00 are 6.386, of 5.00 0.798: 6.39 and 0.80 within 45.00.
+    assert (invoice.total, balance(books, "tax"), balance(books, "revenue")) == (4500, -719, -3781)
+    if paid:
+        sandbox.client.v1.invoices.pay(invoice.id, {"payment_method": "pm_card_visa"})
+        news.poll(later)
     books.correction(rating_id, [(1, -250)])
-    assert "has tax in its prices, and Stripe credits amounts before tax" in run(later)[-1]
+    assert run(later)[-1].startswith("acme: credit note SANDBOX-0001-CN-01: 2.50 USD")
+    [made] = sandbox.client.v1.credit_notes.list().data
+    # Half of the line: 2.10 before tax, and 0.40.
+    assert (made.total, [it.amount for it in made.lines.data], made.total_taxes[0].amount) == (250, [210], 40)
+    owed_now = -250 if paid else 4250
+    assert (balance(books, "receivable"), owed(sandbox)) == (owed_now, owed_now)
+    assert (balance(books, "tax"), balance(books, "revenue")) == (-679, -3571)
+    books.correction(rating_id, [(1, -250)], "second")
+    assert run(later)[-1].startswith("acme: credit note SANDBOX-0001-CN-02: 2.50 USD")
+    assert (balance(books, "tax"), balance(books, "revenue")) == (-639, -3361)
+    rows = comparison.reconcile(later, records.drafts(later.engine, "test", every=True))
+    assert [row.differences for row in rows] == [()]
+    assert [one.differences for one in accounts.compare(later, rows)] == [()]
+
+
+def test_what_comes_to_no_whole_cent_with_its_tax_waits_for_a_person(books, sandbox, world, later):
+    rating_id, _ = taxed(books, sandbox, world, later, "inclusive")
+    books.correction(rating_id, [(1, -3)])  # 0.02 before tax are 0.02 with it, 0.03 are 0.04
+    assert "3 of a line of 500, of which 80 are tax, cannot be credited to the cent" in run(later)[-1]
     assert sandbox.client.v1.credit_notes.list().data == []
+
+
+@pytest.mark.parametrize(
+    ("gross", "amount", "contained", "net"),
+    [
+        (500, 500, 80, 420),
+        (250, 500, 80, 210),
+        (4, 500, 80, 3),
+        (1, 500, 80, 1),
+        (119, 11_900, 1_900, 100),
+        (7, 7, 0, 7),
+    ],
+)
+def test_before_tax_is_what_with_its_tax_is_the_amount(gross, amount, contained, net):
+    assert before_tax(gross, amount, contained) == net
+    assert with_tax(net, amount, contained) == gross

@@ -1,7 +1,8 @@
 """The audit log: every change with who and why, in one transaction with it, and nobody can change it unseen."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
 
 NOW = datetime(2026, 11, 2, 8, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=1)
 
 
 @pytest.fixture
@@ -108,6 +110,38 @@ def test_what_somebody_changes_in_the_log_is_refused_and_seen_where_he_gets_arou
             connection.execute(text(f"DROP TRIGGER audit_log_{name}{on}"))
         connection.execute(text(change))
     assert any(it.startswith(seen) for it in audit_book.verify(engine, "live", [anchor]).problems)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE namespace_switches SET why = 'as agreed'", "UPDATE namespace_switches SET state = 'on'",
+     "DELETE FROM namespace_switches"],
+)  # fmt: skip
+def test_what_somebody_changes_in_a_record_itself_is_seen_by_the_log(engine, change):
+    switches.turn(engine, "live", {"sync": "off"}, who="anna", why="audit", now=NOW)
+    assert audit_book.verify(engine, "live").problems == []
+    with begin_write(engine) as connection:
+        connection.execute(text(change))
+    assert audit_book.verify(engine, "live").problems == [
+        "what row 2 says (switch sync by anna) is not in namespace_switches: it was changed or removed there"
+    ]
+
+
+def test_numbers_texts_and_lists_are_the_same_in_the_log_and_in_what_it_is_about(engine):
+    told = {"namespace": "live", "recorded_at": NOW, "who": "anna", "why": "order 4711"}
+    budget = {"customer_id": "acme", "name": "money", "change": "set", "terms": {"of": ["ä", 1, None], "soft": False}}
+    cost = dict.fromkeys(("provider", "model", "modality", "cache_ttl", "service_tier", "tool", "agent_id"), "")
+    cost |= {"entry_id": "e", "source": "own", "meter": "pages", "customer_id": "acme", "per": 1000, "currency": "USD"}
+    with begin_write(engine) as connection:
+        connection.execute(tables.budget_changes.insert().values(**told, **budget, amount=Decimal("100.50")))
+        connection.execute(tables.budget_changes.insert().values(**told | {"recorded_at": LATER}, **budget))
+        cost |= {"price": Decimal("0.000000001"), "valid_from": NOW.astimezone(timezone(timedelta(hours=2)))}
+        connection.execute(tables.cost_entries.insert().values(**told, **cost))
+    first, *_ = audit_book.entries(engine, "live", what="cost")
+    assert first.details["added"]["price"] == "0.000000001"
+    assert first.details["added"]["valid_from"] == "2026-11-02T08:00:00+00:00"
+    proof = audit_book.verify(engine, "live")
+    assert (proof.sequence, proof.problems) == (4, [])
 
 
 def test_every_table_that_says_who_or_why_is_audited():
