@@ -1,16 +1,21 @@
 """What notices say, in text and HTML, under the operator's name, logo and colour."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
+from decimal import Decimal
 from html import escape
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from meterhouse_rating import periods
 from meterhouse_store.brand import Brand
+from meterhouse_store.language import ENGLISH, Language
 
 LOGO: Final = "logo@meterhouse"
 """The content id of the logo in a message."""
+_AMOUNT: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -32,129 +37,197 @@ class _Words:
     link: tuple[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a notice is about, and the language it is told in."""
+
+    customer_id: str
+    facts: Mapping[str, Any]
+    language: Language
+
+    def say(self, message: str, /, **values: object) -> str:
+        """The message, whose placeholders may also be the customer and any of the facts."""
+        return self.language.translated(message) % {"customer": self.customer_id, **self.facts, **values}
+
+    def amount(self, text: str) -> str:
+        """An amount as the facts have it, 1200.50, as the language writes it; English has it as it is."""
+        if self.language.tag == ENGLISH or not _AMOUNT.fullmatch(text):
+            return text
+        return self.language.fixed(Decimal(text), len(text.partition(".")[2]))
+
+    @property
+    def money(self) -> str:
+        return f"{self.amount(self.facts['total'])} {self.facts['currency']}"
+
+    @property
+    def period(self) -> str:
+        start, end = (datetime.fromisoformat(self.facts[name]) for name in ("period_start", "period_end"))
+        shown = periods.shown(periods.Period(start, end), self._zone)
+        if self.language.tag == ENGLISH:
+            return shown.replace("..", " to ", 1)
+        first, after = (
+            self.language.day(it, self._zone) if self._is_midnight(it) else self.language.time(it, self._zone)
+            for it in (start, end)
+        )
+        zone = "" if self._zone == "UTC" else f" {self._zone}"
+        return self.language.say("%(start)s to %(end)s", start=first, end=after) + zone
+
+    def day(self, name: str) -> str:
+        """The day of a moment, in the customer's time zone."""
+        return self.language.day(datetime.fromisoformat(self.facts[name]), self._zone)
+
+    def moment(self, name: str) -> str:
+        """A moment, in the customer's time zone."""
+        at = datetime.fromisoformat(self.facts[name])
+        return periods.local(at, self._zone) if self.language.tag == ENGLISH else self.language.time(at, self._zone)
+
+    @property
+    def budget(self) -> tuple[tuple[str, str], ...]:
+        rows = [
+            (self.say("Budget"), self.facts["budget"]),
+            (self.say("Period"), self.period),
+            (self.say("Used"), f"{self.amount(self.facts['used'])} {self.facts['unit']}"),
+            (self.say("Limit"), f"{self.amount(self.facts['limit'])} {self.facts['unit']}"),
+        ]
+        if self.facts["agent_id"]:
+            rows.insert(1, (self.say("Agent"), self.facts["agent_id"]))
+        return tuple(rows)
+
+    @property
+    def items(self) -> tuple[tuple[str, str], ...]:
+        more = [("...", self.say("%(more_lines)s more lines"))] if self.facts["more_lines"] else []
+        lines = ((it["description"], self.amount(it["amount"])) for it in self.facts["lines"])
+        return (*lines, *more, (self.say("Total"), self.money))
+
+    @property
+    def page(self) -> tuple[str, str] | None:
+        return (self.say("Look at the invoice"), self.facts["url"]) if self.facts["url"] else None
+
+    @property
+    def _zone(self) -> str:
+        """The customer's time zone; notices of before it was kept with them told of UTC."""
+        return str(self.facts.get("time_zone", "UTC"))
+
+    def _is_midnight(self, moment: datetime) -> bool:
+        return moment.astimezone(ZoneInfo(self._zone)).time() == time()
+
+
 def of(kind: str, customer_id: str, subject: str, facts: Mapping[str, Any], brand: Brand) -> Text:
-    """The message of a notice."""
-    say = _SAYINGS.get(kind)
-    words = _Words(subject, ()) if say is None else say(customer_id, facts)
-    support = f"Questions? Write to {brand.support}." if brand.support else ""
+    """The message of a notice, in the brand's language."""
+    told = _Told(customer_id, facts, Language(brand.language))
+    words = _words(kind, subject, told)
+    support = told.language.say("Questions? Write to %(support)s.", support=brand.support) if brand.support else ""
     return Text(f"{brand.name}: {words.heading}", _text(words, brand, support), _html(words, brand, support))
 
 
-def _budget(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    unit = facts["unit"]
-    rows = [
-        ("Budget", facts["budget"]),
-        ("Period", _period(facts)),
-        ("Used", f"{facts['used']} {unit}"),
-        ("Limit", f"{facts['limit']} {unit}"),
-    ]
-    if facts["agent_id"]:
-        rows.insert(1, ("Agent", facts["agent_id"]))
-    return tuple(rows)
+def heading(kind: str, customer_id: str, subject: str, facts: Mapping[str, Any], language: Language) -> str:
+    """A notice in one line: what was kept of it in English, its heading in other languages."""
+    if language.tag == ENGLISH:
+        return subject
+    return _words(kind, subject, _Told(customer_id, facts, language)).heading
 
 
-def _threshold(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    percent = facts["threshold_percent"]
-    end = "Model calls stop when it is used up." if facts["hard"] else "Nothing stops when it is used up."
-    said = f"{customer_id} has used {percent} % of it. {end}"
-    return _Words(f"{percent} % of a budget is used", (said,), _budget(facts))
+def _words(kind: str, subject: str, told: _Told) -> _Words:
+    say = _SAYINGS.get(kind)
+    return _Words(subject, ()) if say is None else say(told)
 
 
-def _cap(customer_id: str, facts: Mapping[str, Any]) -> _Words:
+def _threshold(it: _Told) -> _Words:
+    said = it.say("%(customer)s has used %(threshold_percent)s %% of it.")
+    hard = it.facts["hard"]
+    end = it.say("Model calls stop when it is used up.") if hard else it.say("Nothing stops when it is used up.")
+    return _Words(it.say("%(threshold_percent)s %% of a budget is used"), (f"{said} {end}",), it.budget)
+
+
+def _cap(it: _Told) -> _Words:
     said = (
-        f"{customer_id} has reached it, and its model calls are paused. What is under way ends.",
-        "Acknowledge or raise the budget, and calls go on within seconds.",
+        it.say("%(customer)s has reached it, and its model calls are paused. What is under way ends."),
+        it.say("Acknowledge or raise the budget, and calls go on within seconds."),
     )
-    return _Words("A budget is used up: model calls are paused", said, _budget(facts))
+    return _Words(it.say("A budget is used up: model calls are paused"), said, it.budget)
 
 
-def _over(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Calls that were under way used {facts['over']} {facts['unit']} more than the cap of {customer_id}."
-    return _Words("More than a cap was used", (said,), _budget(facts))
+def _over(it: _Told) -> _Words:
+    said = it.say(
+        "Calls that were under way used %(over)s %(unit)s more than the cap of %(customer)s.",
+        over=it.amount(it.facts["over"]),
+    )
+    return _Words(it.say("More than a cap was used"), (said,), it.budget)
 
 
-def _paused(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    who = f"agent {facts['agent_id']} of {customer_id}" if facts["agent_id"] else customer_id
-    since = periods.local(datetime.fromisoformat(facts["since"]), _zone(facts))
-    said = f"Model calls of {who} are paused since {since}."
-    return _Words("Model calls are paused", (said,), (("Reason", facts["reason"]), ("Said", facts["why"])))
+def _paused(it: _Told) -> _Words:
+    since = it.moment("since")
+    if it.facts["agent_id"]:
+        said = it.say("Model calls of agent %(agent_id)s of %(customer)s are paused since %(since)s.", since=since)
+    else:
+        said = it.say("Model calls of %(customer)s are paused since %(since)s.", since=since)
+    rows = ((it.say("Reason"), it.facts["reason"]), (it.say("Said"), it.facts["why"]))
+    return _Words(it.say("Model calls are paused"), (said,), rows)
 
 
-def _pre_charge(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = [f"This is what {customer_id} will be charged for {_period(facts)}."]
-    if facts["look_until"]:
-        said.append(f"Until {_day(facts, 'look_until')} there is time to look at it: tell us what is not right.")
-    return _Words(f"{_money(facts)} will be charged", tuple(said), _items(facts))
+def _pre_charge(it: _Told) -> _Words:
+    said = [it.say("This is what %(customer)s will be charged for %(period)s.", period=it.period)]
+    if it.facts["look_until"]:
+        day = it.day("look_until")
+        said.append(it.say("Until %(day)s there is time to look at it: tell us what is not right.", day=day))
+    return _Words(it.say("%(money)s will be charged", money=it.money), tuple(said), it.items)
 
 
-def _invoice(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Invoice {facts['number']} to {customer_id} for {_period(facts)}, due on {_day(facts, 'due_at')}."
-    return _Words(f"Invoice {facts['number']}: {_money(facts)}", (said,), _items(facts), _page(facts))
+def _invoice(it: _Told) -> _Words:
+    said = it.say(
+        "Invoice %(number)s to %(customer)s for %(period)s, due on %(day)s.", period=it.period, day=it.day("due_at")
+    )
+    return _Words(it.say("Invoice %(number)s: %(money)s", money=it.money), (said,), it.items, it.page)
 
 
-def _payment_failed(customer_id: str, facts: Mapping[str, Any]) -> _Words:
+def _payment_failed(it: _Told) -> _Words:
     said = (
-        f"The payment of {_money(facts)} for invoice {facts['number']} of {customer_id} failed.",
-        "It will be tried again. Please look at your payment method.",
+        it.say("The payment of %(money)s for invoice %(number)s of %(customer)s failed.", money=it.money),
+        it.say("It will be tried again. Please look at your payment method."),
     )
-    return _Words(f"A payment failed: invoice {facts['number']}", said, (), _page(facts))
+    return _Words(it.say("A payment failed: invoice %(number)s"), said, (), it.page)
 
 
-def _due(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Invoice {facts['number']} of {customer_id} over {_money(facts)} is due on {_day(facts, 'due_at')}."
-    return _Words(f"Invoice {facts['number']} is due soon", (said,), (), _page(facts))
+def _due(it: _Told) -> _Words:
+    said = it.say(
+        "Invoice %(number)s of %(customer)s over %(money)s is due on %(day)s.", money=it.money, day=it.day("due_at")
+    )
+    return _Words(it.say("Invoice %(number)s is due soon"), (said,), (), it.page)
 
 
-def _overdue(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Invoice {facts['number']} of {customer_id} over {_money(facts)} was due on {_day(facts, 'due_at')}."
-    return _Words(f"Invoice {facts['number']} is overdue", (said, "It is not paid yet."), (), _page(facts))
+def _overdue(it: _Told) -> _Words:
+    said = it.say(
+        "Invoice %(number)s of %(customer)s over %(money)s was due on %(day)s.", money=it.money, day=it.day("due_at")
+    )
+    return _Words(it.say("Invoice %(number)s is overdue"), (said, it.say("It is not paid yet.")), (), it.page)
 
 
-def _receipt(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    said = f"Thank you: {_money(facts)} for invoice {facts['number']} of {customer_id} arrived."
-    return _Words(f"Received: {_money(facts)}", (said,), (), _page(facts))
+def _receipt(it: _Told) -> _Words:
+    said = it.say("Thank you: %(money)s for invoice %(number)s of %(customer)s arrived.", money=it.money)
+    return _Words(it.say("Received: %(money)s", money=it.money), (said,), (), it.page)
 
 
-def _top_up(customer_id: str, facts: Mapping[str, Any]) -> _Words:
-    bought = f"{facts['amount']} {facts['currency']}"
-    how = "by its rule, because little was left" if facts["automatic"] else "on Stripe's page"
-    return _Words(f"Credits bought: {bought}", (f"{customer_id} has {bought} more of credits, paid {how}.",))
+def _top_up(it: _Told) -> _Words:
+    bought = f"{it.amount(it.facts['amount'])} {it.facts['currency']}"
+    if it.facts["automatic"]:
+        said = it.say(
+            "%(customer)s has %(bought)s more of credits, paid by its rule, because little was left.", bought=bought
+        )
+    else:
+        said = it.say("%(customer)s has %(bought)s more of credits, paid on Stripe's page.", bought=bought)
+    return _Words(it.say("Credits bought: %(bought)s", bought=bought), (said,))
 
 
-def _top_up_failed(customer_id: str, facts: Mapping[str, Any]) -> _Words:
+def _top_up_failed(it: _Told) -> _Words:
+    wanted = f"{it.amount(it.facts['amount'])} {it.facts['currency']}"
     said = (
-        f"{customer_id} was to be charged {facts['amount']} {facts['currency']} for more credits, which failed.",
-        "No more credits are bought automatically until that is turned on again. Please look at your payment method.",
+        it.say("%(customer)s was to be charged %(wanted)s for more credits, which failed.", wanted=wanted),
+        it.say(
+            "No more credits are bought automatically until that is turned on again. "
+            "Please look at your payment method."
+        ),
     )
-    return _Words("Credits could not be bought", said, (("Reason", facts["why"]),))
-
-
-def _money(facts: Mapping[str, Any]) -> str:
-    return f"{facts['total']} {facts['currency']}"
-
-
-def _items(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    more = [("...", f"{facts['more_lines']} more lines")] if facts["more_lines"] else []
-    return (*((it["description"], it["amount"]) for it in facts["lines"]), *more, ("Total", _money(facts)))
-
-
-def _page(facts: Mapping[str, Any]) -> tuple[str, str] | None:
-    return ("Look at the invoice", facts["url"]) if facts["url"] else None
-
-
-def _period(facts: Mapping[str, Any]) -> str:
-    start, end = (datetime.fromisoformat(facts[name]) for name in ("period_start", "period_end"))
-    return periods.shown(periods.Period(start, end), _zone(facts)).replace("..", " to ", 1)
-
-
-def _day(facts: Mapping[str, Any], name: str) -> str:
-    """The day of a moment, in the customer's time zone."""
-    return periods.local(datetime.fromisoformat(facts[name]), _zone(facts))[:10]
-
-
-def _zone(facts: Mapping[str, Any]) -> str:
-    """The customer's time zone; notices of before it was kept with them told of UTC."""
-    return str(facts.get("time_zone", "UTC"))
+    return _Words(it.say("Credits could not be bought"), said, ((it.say("Reason"), it.facts["why"]),))
 
 
 _SAYINGS: Final = {
@@ -195,7 +268,7 @@ def _html(words: _Words, brand: Brand, support: str) -> str:
         link = f'<p><a href="{escape(words.link[1])}" style="{style}">{escape(words.link[0])}</a></p>'
     foot = "<br>".join(escape(it) for it in (*([support] if support else []), *brand.address_lines))
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>'
+        f'<!doctype html><html lang="{brand.language}"><head><meta charset="utf-8"><title>'
         f"{escape(words.heading)}</title></head>"
         '<body style="font-family:Helvetica,Arial,sans-serif;color:#1a1a1a;max-width:600px;margin:0 auto;padding:16px">'
         f'<div style="border-bottom:4px solid {colour};padding-bottom:12px;font-size:18px">{logo}</div>'

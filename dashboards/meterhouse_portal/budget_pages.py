@@ -5,14 +5,14 @@ theirs to read. What passes their own cap is billed: else it were a way to use f
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 from starlette.responses import Response
 
-from meterhouse_billing import budget_round
+from meterhouse_billing import budget_round, notice_texts
 from meterhouse_billing.budget_state import State
 from meterhouse_portal.members import BILLING
 from meterhouse_portal.visit import NotShown, Page, Visit
@@ -86,8 +86,14 @@ def _page(visit: Visit, problem: str = "") -> Response:
     found = mine.budgets()
     own = _own(found.states)
     return visit.page(
-        "budgets.html", problem=problem, states=found.states, pauses=found.pauses, own=own, notices=mine.notices(),
+        "budgets.html", problem=problem, states=found.states, pauses=found.pauses, own=own,
+        notices=[(it["created_at"], _told(visit, it)) for it in mine.notices()],
     )  # fmt: skip
+
+
+def _told(visit: Visit, notice: Mapping[str, Any]) -> str:
+    facts, subject = notice["facts"], notice["subject"]
+    return notice_texts.heading(notice["kind"], notice["customer_id"], subject, facts, visit.language)
 
 
 def _amount(text: str) -> Decimal:

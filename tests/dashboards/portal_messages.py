@@ -1,4 +1,4 @@
-"""What the portal says to customers and members, taken out of its templates and its code."""
+"""What the portal and notices say to customers, taken out of templates and code."""
 
 from pathlib import Path
 
@@ -6,10 +6,12 @@ from babel.messages.extract import extract
 from jinja2.ext import babel_extract
 
 import meterhouse_portal
+from meterhouse_billing import notice_texts
 from meterhouse_portal import members, rendering
 from meterhouse_rating import shares
 
 HERE = Path(meterhouse_portal.__file__).parent
+NOTICES = Path(notice_texts.__file__)
 TEMPLATES = HERE / "templates"
 MODULES = (
     "customer_pages",
@@ -52,11 +54,11 @@ def in_templates():
 
 def in_code():
     """Each message with its module."""
-    for name in MODULES:
-        with (HERE / f"{name}.py").open("rb") as file:
+    for path in (*(HERE / f"{name}.py" for name in MODULES), NOTICES):
+        with path.open("rb") as file:
             for _, message, _, _ in extract("python", file, keywords=KEYWORDS):
                 for one in (message,) if isinstance(message, str) else message:
-                    yield one, name
+                    yield one, path.stem
 
 
 def every():

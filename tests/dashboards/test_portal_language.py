@@ -11,6 +11,7 @@ import pytest
 from portal_samples import NOW, TOKEN, form_token, portal_world, text_of, visiting
 from starlette.testclient import TestClient
 
+from meterhouse_billing import notice_texts
 from meterhouse_portal import access_keys, app, members
 from meterhouse_store import language
 from meterhouse_store.brand import Brand
@@ -180,3 +181,41 @@ def test_the_first_page_is_small_in_german_too(world):
     with visiting(world, "vera@acme.example") as browser:
         browser.headers["Accept-Language"] = "de"
         assert len(browser.get("/account").content) + len(browser.get("/account.css").content) < 100_000
+
+
+# ---- notices --------------------------------------------------------------------------------------------------------
+
+MONTH = {
+    "period_start": "2026-10-31T23:00:00+00:00", "period_end": "2026-11-30T23:00:00+00:00",
+    "time_zone": "Europe/Berlin",
+}  # fmt: skip
+BUDGET = {"budget": "own", "used": "1200.5", "limit": "1500", "unit": "EUR", "agent_id": ""} | MONTH
+INVOICE = {
+    "number": "R-7", "total": "1200.50", "currency": "EUR", "url": "", "due_at": "2026-12-20T23:30:00+00:00",
+    "lines": [{"description": "input", "amount": "1200.50"}], "more_lines": 3,
+} | MONTH  # fmt: skip
+
+
+def test_notices_are_written_in_the_brand_s_language():
+    told = notice_texts.of("invoice", "acme", "", INVOICE, Brand(name="KI GmbH", language="de", support="hilfe@ki.de"))
+    assert told.subject == "KI GmbH: Rechnung R-7: 1.200,50 EUR"
+    assert told.text == (
+        "Rechnung R-7: 1.200,50 EUR\n\n"
+        "Rechnung R-7 an acme für 01.11.2026 bis 01.12.2026 Europe/Berlin, fällig am 21.12.2026.\n\n"
+        "input  1.200,50\n...    3 weitere Posten\nSumme  1.200,50 EUR\n\n"
+        "Fragen? Schreiben Sie an hilfe@ki.de.\n\n-- \nKI GmbH\n"
+    )
+    assert '<html lang="de">' in told.html
+    english = notice_texts.of("invoice", "acme", "", INVOICE, Brand()).text
+    assert "Invoice R-7 to acme for 2026-11-01 to 2026-12-01 Europe/Berlin, due on 2026-12-21." in english
+    facts = BUDGET | {"threshold_percent": 80, "hard": True}
+    told = notice_texts.of("budget_threshold", "acme", "", facts, Brand(language="de")).text
+    assert "acme hat 80 % davon verbraucht. Modellaufrufe werden angehalten, wenn es aufgebraucht ist." in told
+    assert "Verbraucht" not in told and "Genutzt   1.200,5 EUR" in told
+
+
+def test_the_page_of_budgets_tells_its_notices_in_the_visitor_s_language():
+    facts = BUDGET | {"threshold_percent": 80, "hard": False}
+    kept = "acme has used 80 % of its budget own"
+    told = {it: notice_texts.heading("budget_threshold", "acme", kept, facts, Language(it)) for it in ("en", "de")}
+    assert told == {"en": kept, "de": "80 % eines Budgets sind verbraucht"}
