@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from meterhouse_billing import credit_records, drivers, issues, records, refunds, states
+from meterhouse_billing import credit_records, drivers, issues, policies, records, refunds, states
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, NAMESPACE, StripeInvoice
 from meterhouse_billing.gateway import StripeRefused
@@ -51,19 +51,27 @@ def compare(world: World, rows: Sequence[Row], customer_id: str | None = None) -
     with world.engine.connect() as connection:
         found = [dict(row) for row in connection.execute(query).mappings()]
     switched = drivers.drivers(world.engine, world.namespace)
-    gone = list(refunds.unrecorded(world))
+    sellers = policies.accounts(world.engine, world.namespace)
+    gone = [refund for account in sellers for refund in refunds.unrecorded(world.on(account))]
     known = issues.stripe_ids(world.engine, world.namespace)
     return [
-        _account(world, customer, known, gone, [row for row in rows if row.customer_id == customer["customer_id"]])
+        _account(
+            world.of(customer["customer_id"]),
+            customer,
+            known,
+            gone,
+            [row for row in rows if row.customer_id == customer["customer_id"]],
+        )
         for customer in found
         if all(it.driver == drivers.INVOICES for it in switched.get(customer["customer_id"], ()))
     ]
 
 
 def _account(
-    world: World, customer: dict[str, Any], known: set[str], gone: Sequence[Refund], rows: Sequence[Row]
+    world: World, customer: dict[str, Any], known: set[str], gone: Sequence[Refund], every: Sequence[Row]
 ) -> Account:
     name, currency, stripe_id = customer["customer_id"], customer["currency"], customer["stripe_customer_id"]
+    rows = [row for row in every if row.customer_id == name]
     sums = _receivable(world, name, currency)
     notes = credit_records.notes(world.engine, world.namespace, name, only_open=True)
     account = {

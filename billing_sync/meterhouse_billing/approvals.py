@@ -77,6 +77,7 @@ def finalise_approved(world: World, draft: Draft, why: str) -> Iterator[Step]:
 
 def void(world: World, draft: Draft, why: str, *, reissue: bool) -> Iterator[Step]:
     """Void the finalised invoice; with `reissue` it becomes a draft again, a new invoice in Stripe."""
+    world = world.of(draft.customer_id)
     row = _state(world, draft, (states.FINALISED, states.FAILED, states.VOID), "void")
     if row["state"] != states.VOID:
         if kept.issued(world.engine, draft.invoice_id) or _notes(world, draft):

@@ -41,7 +41,8 @@ def world_of(settings: "Settings", engine: "Engine", own_key: str = "") -> "Worl
 
     registered = namespace(engine, settings.namespace)
     is_live = registered is not None and registered.kind == "live"
-    return World(engine, connect(os.environ, live=is_live, own_key=own_key), settings.namespace, operator())
+    world = World(engine, connect(os.environ, live=is_live, own_key=own_key), settings.namespace, operator())
+    return world.of("")
 
 
 def operator() -> str:

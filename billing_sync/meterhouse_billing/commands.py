@@ -152,6 +152,27 @@ def poll(data: Data = None) -> None:
 
 
 @bill.command()
+def fees(data: Data = None, as_json: Json = False) -> None:
+    """What the platform kept of payments to connected accounts, per account and currency: its revenue from them."""
+    from meterhouse_billing import fee_records, policies
+    from meterhouse_rating.layout import money
+
+    with refusals():
+        settings, engine = opened(data)
+        found: dict[tuple[str, str], int] = {}
+        for customer_id, currency, amount in fee_records.sums(engine, settings.namespace):
+            account = policies.load(engine, settings.namespace, customer_id).stripe_account
+            found[account, currency] = found.get((account, currency), 0) + amount
+    rows = [(*key, amount) for key, amount in sorted(found.items())]
+    if as_json:
+        print_json({"fees": [dict(zip(("stripe_account", "currency", "kept_minor"), it, strict=True)) for it in rows]})
+    elif not rows:
+        print("Nothing was kept yet: `meterhouse bill settings --stripe-account acct_... --application-fee 2.5%`.")
+    else:
+        print_table([(account, money(amount, currency), currency) for account, currency, amount in rows], right=(1,))
+
+
+@bill.command()
 def webhooks(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8081,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

@@ -90,6 +90,7 @@ def _recorded(world: World, note: Note) -> RowMapping | None:
 
 
 def _issue(world: World, note: Note) -> Step:
+    world = world.of(note.customer_id)
     invoice = kept.invoice_of(world.engine, note.rating_id)
     assert invoice is not None, "recorded with its invoice"
     stripe_id, currency = invoice["stripe_invoice_id"], note.currency

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -86,13 +87,18 @@ def connect(environment: Mapping[str, str], *, live: bool, own_key: str = "") ->
     pacer = _pacer(environment.get("METERHOUSE_STRIPE_PER_S"), test="_test_" in key, local=bool(url))
     # Otherwise the SDK writes an id file into the home directory and reports timings.
     stripe.enable_telemetry = False
-    client = stripe.StripeClient(
-        key,
-        base_addresses={"api": url.rstrip("/"), "meter_events": url.rstrip("/")} if url else {},
-        http_client=_Client(pacer),
-        max_network_retries=0,  # the SDK does not retry 429; the retries are here
-    )
-    return Gateway(client)
+    http = _Client(pacer)
+
+    def make(account: str) -> stripe.StripeClient:
+        return stripe.StripeClient(
+            key,
+            base_addresses={"api": url.rstrip("/"), "meter_events": url.rstrip("/")} if url else {},
+            http_client=http,
+            max_network_retries=0,  # the SDK does not retry 429; the retries are here
+            stripe_account=account or None,
+        )
+
+    return Gateway(make(""), make=make)
 
 
 def _pacer(said: str | None, *, test: bool, local: bool) -> Pacer | None:
@@ -120,8 +126,27 @@ class _Client(stripe.RequestsClient):
 class Gateway:
     """Stripe, as far as invoices need it. Every method raises StripeUnavailable or StripeRefused."""
 
-    def __init__(self, client: stripe.StripeClient, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        client: stripe.StripeClient,
+        sleep: Callable[[float], None] = time.sleep,
+        make: Callable[[str], stripe.StripeClient] | None = None,
+    ) -> None:
+        """`client` is the key's own account's; `make` gives one for a connected account."""
         self._client, self._sleep = client, sleep
+        self._make = make or (lambda account: client)
+        self._accounts: dict[str, Gateway] = {"": self}
+
+    def on(self, account: str) -> "Gateway":
+        """The same Stripe, every call about a connected account (`acct_...`), or ('') about the key's own."""
+        if account not in self._accounts:
+            made = Gateway(self._make(account), self._wait, self._make)
+            made._accounts = self._accounts
+            self._accounts[account] = made
+        return self._accounts[account]
+
+    def _wait(self, seconds: float) -> None:
+        self._sleep(seconds)
 
     def call(self, ask: Callable[[stripe.StripeClient], Answer]) -> Answer:
         """What Stripe answers, after as many attempts as it takes up to ATTEMPTS."""
@@ -238,6 +263,17 @@ class Gateway:
         found = self._call(lambda: self._client.v1.invoice_payments.list({"payment": payment, "limit": 1})).data
         return str(found[0].to_dict()["invoice"]) if found else None
 
+    def fee_of(self, stripe_invoice_id: str) -> tuple[str | None, int]:
+        """The payment of an invoice, and what the platform kept of it in Stripe's unit; None and 0: paid elsewhere."""
+        asked: Any = {"invoice": stripe_invoice_id, "status": "paid", "limit": PAGE}
+        paid = self._call(lambda: self._client.v1.invoice_payments.list(asked)).data
+        for one in paid:
+            intent = one.to_dict()["payment"].get("payment_intent")
+            if intent is not None:
+                shown = self.call(partial(_payment, intent=str(intent)))
+                return str(intent), int(shown.get("application_fee_amount") or 0)
+        return None, 0
+
     def find_customer(self, metadata: Mapping[str, str]) -> dict[str, Any] | None:
         """The customer that carries the metadata. Stripe's search lags behind by about a minute."""
         query = " AND ".join(f"metadata['{_quoted(key)}']:'{_quoted(value)}'" for key, value in metadata.items())
@@ -306,6 +342,10 @@ def asked_to_wait_s(problem: stripe.StripeError) -> float:
 def sentence(problem: stripe.StripeError) -> str:
     request = f" (request {problem.request_id})" if problem.request_id else ""
     return f"Stripe refused: {problem.user_message or problem}{request}"
+
+
+def _payment(client: stripe.StripeClient, intent: str) -> dict[str, Any]:
+    return client.v1.payment_intents.retrieve(intent).to_dict()
 
 
 def _quoted(value: str) -> str:

@@ -14,6 +14,7 @@ import stripe
 from sqlalchemy import select, update
 
 from meterhouse_billing import meter_records as records
+from meterhouse_billing import policies
 from meterhouse_billing.documents import CUSTOMER_ID, NAMESPACE
 from meterhouse_billing.drivers import drivers, on_meters_since
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
@@ -113,6 +114,9 @@ class _Customer:
 
     def steps(self) -> Iterator[Step]:
         """Make what is missing, in the order in which it needs each other."""
+        own, common = (policies.load(self.world.engine, self.world.namespace, it) for it in (self.name, ""))
+        if own.stripe_account != common.stripe_account:
+            raise BillingError("it has a Stripe account of its own, where only invoices are made: bill it by invoices")
         found = terms(self.world, self.declared, self.name, self.start)
         if self.made is None:
             refuse_start(self.name, self.start, self.world.now(), found.items)
@@ -368,6 +372,7 @@ def payment_link(world: World, customer_id: str, return_url: str) -> str:
     )
     if found is None or found.stripe_customer_id is None:
         raise BillingError(f"{customer_id} is not in Stripe yet: `meterhouse bill setup --customer {customer_id}`")
+    world = world.of(customer_id)
     params = {
         "mode": "setup",
         "customer": found.stripe_customer_id,

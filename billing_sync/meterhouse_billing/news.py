@@ -10,7 +10,16 @@ from typing import Any
 
 from sqlalchemy import Engine, insert, select, update
 
-from meterhouse_billing import meter_payments, meter_reports, records, refunds, states, top_up_news
+from meterhouse_billing import (
+    fee_records,
+    meter_payments,
+    meter_reports,
+    policies,
+    records,
+    refunds,
+    states,
+    top_up_news,
+)
 from meterhouse_billing.gateway import StripeRefused
 from meterhouse_billing.world import World
 from meterhouse_store.sql import begin_write
@@ -22,9 +31,13 @@ THIN = "v2.core.event"
 
 
 def receive(engine: Engine, namespace: str, payload: str, now: datetime) -> bool:
-    """Store a verified event; False for one that is there already. Raises ValueError for what is no event."""
+    """Store a verified event; False for one that is there already, or of an account that sells nothing here.
+
+    An endpoint of a platform gets the events of all of its connected accounts. Raises ValueError for what is no event.
+    """
     try:
         event: dict[str, Any] = json.loads(payload)
+        account = account_of(event)
         if event.get("object") == THIN:
             object_id, created = (event["related_object"] or {}).get("id", ""), datetime.fromisoformat(event["created"])
         else:
@@ -38,12 +51,20 @@ def receive(engine: Engine, namespace: str, payload: str, now: datetime) -> bool
         }
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
         raise ValueError(f"this is no Stripe event: {problem!r}") from None
+    if account not in policies.accounts(engine, namespace):
+        return False
     with begin_write(engine) as connection:
         is_it = webhook_inbox.c.event_id == row["event_id"]
         if connection.execute(select(webhook_inbox.c.event_id).where(is_it)).first() is not None:
             return False
         connection.execute(insert(webhook_inbox).values(namespace=namespace, payload=payload, received_at=now, **row))
     return True
+
+
+def account_of(event: dict[str, Any]) -> str:
+    """The connected account that an event is of; '' for the key's own."""
+    account = event.get("context" if event.get("object") == THIN else "account") or ""
+    return _name(account, 128)
 
 
 def _name(value: Any, longest: int) -> str:
@@ -64,19 +85,21 @@ def process(world: World) -> list[str]:
         events = connection.execute(query).mappings().all()
     done = []
     for event in events:
-        outcome = "ignored"
+        outcome, told = "ignored", json.loads(event["payload"])
+        # What an event is about is asked for in its own account: nobody else's objects can be named by it.
+        there = world.on(account_of(told))
         if event["type"].startswith("invoice."):
-            outcome = _look(world, event["object_id"], event["type"])
+            outcome = _look(there, event["object_id"], event["type"])
         elif event["type"].startswith(meter_reports.TYPES):
-            outcome = meter_reports.take(world, event["event_id"])
+            outcome = meter_reports.take(there, event["event_id"])
         elif event["type"].startswith(top_up_news.EVENTS):
-            outcome = _money(world, event["type"], json.loads(event["payload"])["data"]["object"])
+            outcome = _money(there, event["type"], told["data"]["object"])
         is_it = webhook_inbox.c.event_id == event["event_id"]
         with begin_write(world.engine) as connection:
             values = {"processed_at": world.now(), "outcome": outcome[:256]}
             connection.execute(update(webhook_inbox).where(is_it).values(**values))
         done.append(f"{event['type']} {event['object_id']}: {outcome}")
-    return done
+    return [*done, *fee_records.collect(world)] if done else []
 
 
 def _money(world: World, kind: str, about: dict[str, Any]) -> str:
@@ -94,10 +117,12 @@ def poll(world: World) -> list[str]:
     """
     found = []
     for row in records.unsettled(world.engine, world.namespace):
-        outcome = _look(world, row["stripe_invoice_id"], "poll")
+        outcome = _look(world.of(row["customer_id"]), row["stripe_invoice_id"], "poll")
         if outcome not in ("nothing new", "still a draft"):
             found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
-    return [*found, *meter_payments.poll(world), *refunds.record(world), *top_up_news.poll(world)]
+    for account in policies.accounts(world.engine, world.namespace):
+        found += refunds.record(world.on(account))
+    return [*found, *meter_payments.poll(world), *fee_records.collect(world), *top_up_news.poll(world)]
 
 
 def _look(world: World, stripe_invoice_id: str, why: str) -> str:

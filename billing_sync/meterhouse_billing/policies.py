@@ -1,25 +1,28 @@
 """What a namespace, or one customer of it, wants of billing: settings as rows that say who set them, when and why."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
+from meterhouse_billing.application_fees import NO_FEE, Fee, read_fee
 from meterhouse_billing.gateway import BillingError
 from meterhouse_rating.money import chargeable, show, to_minor
 from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.numbers import D
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import billing_settings as table
+from meterhouse_store.tables import customers
 
 BALANCE: Final = "balance"
 REFUND: Final = "refund"
 OUTSIDE: Final = "outside"
 
-APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS = (
+APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOUNT, FEE = (
     "approval",
     "two-persons",
     "unusual-change",
@@ -27,8 +30,10 @@ APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS = (
     "paid-credit",
     "automatic-tax",
     "top-up-amounts",
+    "stripe-account",
+    "application-fee",
 )
-OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS)
+OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOUNT, FEE)
 """Settings that a customer may have otherwise than the namespace."""
 
 
@@ -49,6 +54,11 @@ class Policy:
     """Whether Stripe computes tax on invoices."""
     top_up_amounts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """What customers may buy of credits at once, in minor units by upper-case currency; none: they may not."""
+
+    stripe_account: str = ""
+    """The connected account that sells (`acct_...`); '': the account of the key."""
+    fee: Fee = NO_FEE
+    """What the platform keeps of each invoice of a connected account."""
 
     def needs_two(self, amount_minor: int, currency: str) -> bool:
         """Whether the one who finalises must be another than the one who approved."""
@@ -96,9 +106,36 @@ def change(
     if wrong:
         raise BillingError("; ".join(wrong))
     with begin_write(engine) as connection:
+        if ACCOUNT in values:
+            _stays(connection, namespace, customer_id)
         for name, value in values.items():
             row = {"namespace": namespace, "customer_id": customer_id, "setting": name, "recorded_at": now}
             connection.execute(insert(table).values(**row, value=value, who=who[:128], why=why[:500]))
+
+
+def _stays(connection: Connection, namespace: str, customer_id: str) -> None:
+    """What is in one of Stripe's accounts stays there. Raises BillingError where a customer of the change is."""
+    own = select(table.c.customer_id).where(table.c.namespace == namespace, table.c.setting == ACCOUNT)
+    query = select(customers.c.customer_id).where(
+        customers.c.namespace == namespace, customers.c.stripe_customer_id.is_not(None)
+    )
+    mine = customers.c.customer_id == customer_id if customer_id else customers.c.customer_id.not_in(own)
+    there = connection.execute(query.where(mine).limit(1)).scalar()
+    if there is not None:
+        raise BillingError(
+            f"{there} is in Stripe already, and customers, invoices and payments do not move from one account to "
+            "another: name the account before the first invoice, or use another customer (or namespace)"
+        )
+
+
+def accounts(engine: Engine, namespace: str) -> list[str]:
+    """The Stripe accounts of a namespace: its own one ('' for the key's) first, then those of single customers."""
+    query = select(table).where(table.c.namespace == namespace, table.c.setting == ACCOUNT)
+    with engine.connect() as connection:
+        rows = connection.execute(query.order_by(table.c.recorded_at)).mappings().all()
+    said = {row["customer_id"]: str(row["value"]) for row in rows}
+    own = said.pop("", "")
+    return [own, *sorted({account for account in said.values() if account != own})]
 
 
 def history(engine: Engine, namespace: str) -> list[dict[str, Any]]:
@@ -155,6 +192,13 @@ def _top_ups(text: str) -> dict[str, list[int]]:
     return found
 
 
+def _account(text: str) -> str:
+    """`acct_...`; `none` for the key's own account."""
+    if text != "none" and not re.fullmatch(r"acct_[0-9A-Za-z]{8,60}", text):
+        raise ValueError("is the id of a connected account (acct_...) or none")
+    return "" if text == "none" else text
+
+
 def _factor(text: str) -> str:
     if D(text) <= 1:
         raise ValueError("is a number above 1")
@@ -176,6 +220,8 @@ _TYPED: Final[dict[str, Callable[[str], Any]]] = {
     PAID_CREDIT: _paid_credit,
     AUTOMATIC_TAX: _on_or_off,
     TOP_UPS: _top_ups,
+    ACCOUNT: _account,
+    FEE: lambda text: read_fee(text).canonical(),
 }
 _FIELDS: Final = {
     APPROVAL: "automatic",
@@ -185,6 +231,8 @@ _FIELDS: Final = {
     PAID_CREDIT: "paid_credit",
     AUTOMATIC_TAX: "automatic_tax",
     TOP_UPS: "top_up_amounts",
+    ACCOUNT: "stripe_account",
+    FEE: "fee",
 }
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
     APPROVAL: lambda value: value == "automatic",
@@ -194,4 +242,6 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     PAID_CREDIT: str,
     AUTOMATIC_TAX: lambda value: value == "on",
     TOP_UPS: lambda value: {currency: tuple(sorted(set(amounts))) for currency, amounts in value.items()},
+    ACCOUNT: str,
+    FEE: read_fee,
 }

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
-from meterhouse_billing import credit_records, records, states, tax_records
+from meterhouse_billing import credit_records, fee_records, records, states, tax_records
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.credit_documents import Shown
 from meterhouse_billing.crediting import NOTE_ID
@@ -63,7 +63,7 @@ class Row:
 
 def reconcile(world: World, drafts: Iterable[Draft]) -> list[Row]:
     """Compare every closed rating with its invoice, with Stripe's, and with what it posted to the ledger."""
-    return [_row(world, draft) for draft in drafts]
+    return [_row(world.of(draft.customer_id), draft) for draft in drafts]
 
 
 def _row(world: World, draft: Draft) -> Row:
@@ -140,7 +140,21 @@ def _of_invoice(
         cause = f"{money(there, draft.currency)} are paid in Stripe, {money(paid, draft.currency)} are recorded here"
         known = there > paid and not paid
         yield Difference("payment_differs", cause, POLL if known else "`meterhouse ledger entries` shows ours", known)
+    yield from _of_fee(world, row)
     yield from _of_notes(world, row, shown)
+
+
+def _of_fee(world: World, row: RowMapping) -> Iterator[Difference]:
+    fee = fee_records.of_invoice(world.engine, row["stripe_invoice_id"])
+    if fee is None or row["state"] != states.PAID:
+        return
+    if fee["taken_minor"] is None:
+        yield Difference("fee_behind", "what the platform kept of the payment is not posted yet", POLL, waits=True)
+    elif fee["taken_minor"] != fee["asked_minor"]:
+        shown = [money(fee[name], fee["currency"]) for name in ("asked_minor", "taken_minor")]
+        cause = f"the application fee was to be {shown[0]} {fee['currency']}, {shown[1]} were kept"
+        step = "paid outside of Stripe there is none: collect it from the connected account"
+        yield Difference("fee_differs", cause, step)
 
 
 def _of_notes(world: World, row: RowMapping, shown: StripeInvoice) -> Iterator[Difference]:

@@ -149,6 +149,13 @@ def settings(
         str | None,
         typer.Option(metavar="USD=10/50,...", help="What customers may buy of credits at once; none: nothing."),
     ] = None,
+    stripe_account: Annotated[
+        str | None, typer.Option(metavar="acct_...|none", help="The connected account that sells (none: the key's).")
+    ] = None,
+    application_fee: Annotated[
+        str | None,
+        typer.Option(metavar="2.5%|USD=1,...|none", help="What the platform keeps of a connected account's invoices."),
+    ] = None,
     why: Annotated[str, typer.Option(help="Kept with the change.")] = "",
     data: Data = None,
     as_json: Json = False,
@@ -164,6 +171,8 @@ def settings(
         policies.PAID_CREDIT: paid_credit,
         policies.AUTOMATIC_TAX: automatic_tax,
         policies.TOP_UPS: top_up_amounts,
+        policies.ACCOUNT: stripe_account,
+        policies.FEE: application_fee,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
     with refusals():
@@ -281,6 +290,8 @@ def _policy_json(policy: "Policy") -> dict[str, Any]:
         "paid_credit": policy.paid_credit,
         "automatic_tax": policy.automatic_tax,
         "top_up_amounts_minor": {currency: list(amounts) for currency, amounts in policy.top_up_amounts.items()},
+        "stripe_account": policy.stripe_account or None,
+        "application_fee": str(policy.fee),
     }
 
 
@@ -305,5 +316,7 @@ def _print_policy(policy: "Policy") -> None:
             ("credit notes on paid invoices", policy.paid_credit),
             ("tax computed by Stripe", "on" if policy.automatic_tax else "off"),
             ("credits that customers may buy at once", ", ".join(offered) or "none"),
+            ("Stripe account that sells", policy.stripe_account or "the key's"),
+            ("application fee of the platform", str(policy.fee)),
         ]
     )

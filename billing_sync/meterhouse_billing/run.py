@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
-from meterhouse_billing import history, issues, records, reviews, states, stripe_customers
-from meterhouse_billing.amounts import NotPayable
+from meterhouse_billing import fee_records, history, issues, records, reviews, states, stripe_customers
+from meterhouse_billing.amounts import NotPayable, to_stripe
 from meterhouse_billing.documents import LINE_ID, Draft, StripeInvoice, StripeLine, differences
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
 from meterhouse_billing.invoice_notices import NoticeSettings, look_until
@@ -67,6 +67,7 @@ def prepare(world: World, draft: Draft) -> Iterator[Step]:
 
     Raises NotAsRated where Stripe's draft is another one, and leaves that in review.
     """
+    world = world.of(draft.customer_id)
     period, shown_total = draft.period, f"{show(draft.total_minor, draft.currency)} {draft.currency}"
     lines = draft.stripe_lines()  # before anything is written: amounts that Stripe cannot take stop here
     if records.record(world.engine, draft, who=world.who, now=world.now()):
@@ -213,21 +214,25 @@ def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int)
     }
     if draft.automatic_tax:
         params["automatic_tax"] = {"enabled": True}
+    policy = reviews.policy_of(world, draft.customer_id)
+    if fee := fee_records.of_draft(draft, policy):
+        params["application_fee_amount"] = to_stripe(fee, draft.currency)
     # Stripe refuses to make an invoice for sending where the customer has no e-mail address. The other method does not
     # charge anybody by itself either, as long as auto_advance is off; the customer pays on the invoice's page.
     if customer["email"]:
-        days = reviews.policy_of(world, draft.customer_id).days_until_due
-        params |= {"collection_method": "send_invoice", "days_until_due": days}
+        params |= {"collection_method": "send_invoice", "days_until_due": policy.days_until_due}
     else:
         params |= {"collection_method": "charge_automatically"}
+    subject = issues.subject(draft.invoice_id, issue)
     answer = outbox_of(world).call(
         "invoice.create",
-        issues.subject(draft.invoice_id, issue),
+        subject,
         {"params": params},
         lambda: world.gateway.find_invoice(customer["stripe_customer_id"], draft.metadata(issue)),
         unique=True,
     )
     stripe_id = str(answer["id"])
+    fee_records.asked(world, draft, stripe_id, outbox_of(world).request_of("invoice.create", subject) or {})
     records.set_stripe_id(world.engine, draft, stripe_id, world.now())
     return stripe_id
 
@@ -302,6 +307,7 @@ def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:
         shown = world.gateway.invoice(stripe_id)
         return None if shown.status == "draft" else {"id": stripe_id, "status": shown.status}
 
+    world = world.of(draft.customer_id)
     subject = issues.subject(draft.invoice_id, issues.current(world.engine, draft.invoice_id)["issue"])
     request = {"on": stripe_id, "params": {"auto_advance": False}}
     answer = outbox_of(world).call("invoice.finalise", subject, request, find, unique=True)

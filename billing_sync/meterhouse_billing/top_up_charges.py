@@ -20,7 +20,7 @@ from meterhouse_billing.charge_rules import Rule
 from meterhouse_billing.gateway import StripeRefused
 from meterhouse_billing.outbox import Outbox
 from meterhouse_billing.purchases import RULE
-from meterhouse_billing.top_ups import PURCHASE_ID, metadata_of, refusal_of, row_of
+from meterhouse_billing.top_ups import PURCHASE_ID, fee_of, metadata_of, refusal_of, row_of
 from meterhouse_billing.world import World
 from meterhouse_rating import credit_book, credit_changes
 from meterhouse_rating.credits import Grant
@@ -53,7 +53,7 @@ def charge_due(world: World, only: str | None = None, *, dry_run: bool = False) 
         elif row is not None and dry_run:
             yield Step(rule.customer_id, f"would be charged {top_up_news.amount_of(row)} for credits")
         elif row is not None:
-            yield _charge(world, row, wanted=rule.is_on)
+            yield _charge(world.of(rule.customer_id), row, wanted=rule.is_on)
 
 
 def _due(world: World, rule: Rule, *, write: bool) -> tuple[Mapping[Any, Any] | None, Step | None]:
@@ -117,6 +117,7 @@ def _charge(world: World, row: Mapping[Any, Any], *, wanted: bool) -> Step:
         "off_session": True,
         "description": "Credits",
         "metadata": metadata_of(row),
+        **fee_of(world, row),
     }
 
     def find() -> Mapping[str, Any] | None:

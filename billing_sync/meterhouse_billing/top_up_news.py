@@ -16,7 +16,7 @@ from typing import Any, Final
 import stripe
 from sqlalchemy import Connection, RowMapping, select
 
-from meterhouse_billing import charge_rules, notices, purchases
+from meterhouse_billing import charge_rules, fee_records, notices, purchases
 from meterhouse_billing.amounts import NotPayable, from_stripe
 from meterhouse_billing.documents import NAMESPACE
 from meterhouse_billing.gateway import StripeRefused
@@ -83,7 +83,7 @@ def _of_unknown(world: World, intent: str) -> str | None:
 def poll(world: World) -> Iterator[str]:
     """Look at every purchase that may still change; says what did."""
     for row in purchases.unsettled(world.engine, world.namespace, world.now() - LOOKED_BACK):
-        outcome = settle(world, row)
+        outcome = settle(world.of(row["customer_id"]), row)
         if outcome != "nothing new":
             yield f"{row['customer_id']}: {outcome}"
 
@@ -150,6 +150,8 @@ def _paid(world: World, row: RowMapping, payment: Mapping[str, Any]) -> Iterator
             purchases.change(world.engine, row["purchase_id"], problem=problem)
             yield f"CONTRADICTION: {problem}"
         return
+    fee = from_stripe(payment.get("application_fee_amount") or 0, currency)
+    fee_records.post(world, row["customer_id"], currency, payment["id"], fee)
     with begin_write(world.engine) as connection:
         notices.keep(connection, [_notice(row, "top_up", "")], now)
     settled = {"state": PAID, "grant_id": made.grant_id, "settled_at": now, "problem": None}

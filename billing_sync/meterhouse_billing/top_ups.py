@@ -72,6 +72,7 @@ def start(
     `amount_minor` is one of `offer`'s, `return_url` where Stripe sends the customer afterwards. With the same
     `reference` (a form that is sent twice) it is the same page. Raises TopUpRefused, BillingError, StripeUnavailable.
     """
+    world = world.of(customer_id)
     row, params = request(world, customer_id, amount_minor, return_url, who=who, reference=reference)
     customer = stripe_customers.ensure(world, stripe_customers.registered(world, customer_id))
     with begin_write(world.engine) as connection:
@@ -110,7 +111,7 @@ def request(
         "mode": "payment",
         "customer": stripe_customers.registered(world, customer_id)["stripe_customer_id"] or "(new customer)",
         "line_items": [{"price_data": price, "quantity": 1}],
-        "payment_intent_data": {"description": "Credits", "metadata": metadata},
+        "payment_intent_data": {"description": "Credits", "metadata": metadata, **fee_of(world, row)},
         "success_url": return_url,
         "metadata": metadata,
     }
@@ -131,6 +132,13 @@ def row_of(
         "who": who[:128],
         "created_at": world.now(),
     }
+
+
+def fee_of(world: World, row: Mapping[str, Any]) -> dict[str, int]:
+    """What the platform keeps of a payment to a connected account, as a parameter of it."""
+    policy = policies.load(world.engine, world.namespace, row["customer_id"])
+    fee = policy.fee.of(row["amount_minor"], row["currency"]) if policy.stripe_account else 0
+    return {"application_fee_amount": to_stripe(fee, row["currency"])} if fee else {}
 
 
 def metadata_of(row: Mapping[Any, Any]) -> dict[str, str]:

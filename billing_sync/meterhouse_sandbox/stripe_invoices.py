@@ -36,6 +36,10 @@ class Context:
         """Seconds since 1970 by the sandbox's clock."""
         return int(self.state.now())
 
+    def account_query(self) -> str:
+        """What names the connected account in the address of a page; '' for none."""
+        return f"?account={self.state.account}" if self.state.account else ""
+
     def emit(self, kind: str, body: dict[str, Any]) -> None:
         self.state.emit(kind, body, self.request)
 
@@ -66,6 +70,9 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
             raise StripeRefusal("Due date or days until due is required for send_invoice.", param="days_until_due")
     elif "days_until_due" in given or "due_date" in given:
         raise StripeRefusal("A due date goes with collection_method=send_invoice only.", param="days_until_due")
+    if "application_fee_amount" in given and not context.state.account:
+        message = "You can only apply an application_fee_amount on behalf of a connected account."
+        raise StripeRefusal(message, param="application_fee_amount")
     now = context.now()
     due = given.get("due_date", now + 86400 * given["days_until_due"] if "days_until_due" in given else None)
     invoice = {
@@ -113,6 +120,7 @@ def create(context: Context, given: dict[str, Any]) -> dict[str, Any]:
         "total": 0,
         "total_excluding_tax": 0,
         "total_taxes": [],
+        "_application_fee_amount": given.get("application_fee_amount"),
     }
     if invoice["automatic_tax"]["enabled"]:
         taxes.compute(invoice, [], customer)
@@ -199,7 +207,7 @@ def finalize(context: Context, name: str, given: dict[str, Any]) -> dict[str, An
         "status": "open",
         "number": number,
         "auto_advance": given.get("auto_advance", invoice["auto_advance"]),
-        "hosted_invoice_url": f"{context.base_url}/_sandbox/invoices/{name}",
+        "hosted_invoice_url": f"{context.base_url}/_sandbox/invoices/{name}{context.account_query()}",
         "starting_balance": customer["balance"],
     }
     invoice["status_transitions"]["finalized_at"] = context.now()
@@ -235,6 +243,20 @@ def _charge(context: Context, invoice: dict[str, Any]) -> None:
     amount, intent = invoice["amount_remaining"], new_id("pi")
     charge = {"id": new_id("ch"), "object": "charge", "amount": amount, "amount_refunded": 0, "payment_intent": intent}
     context.state.put("charge", charge, owner=invoice["id"])
+    about = {
+        "id": intent,
+        "object": "payment_intent",
+        "amount": amount,
+        "amount_received": amount,
+        "application_fee_amount": invoice.get("_application_fee_amount"),
+        "created": context.now(),
+        "currency": invoice["currency"],
+        "customer": invoice["customer"],
+        "latest_charge": charge["id"],
+        "metadata": {},
+        "status": "succeeded",
+    }
+    context.state.put("payment_intent", about)
     payment = {
         "id": new_id("inpay"),
         "object": "invoice_payment",
@@ -283,7 +305,8 @@ def lines(context: Context, name: str) -> list[dict[str, Any]]:
 def show(context: Context, invoice: dict[str, Any]) -> dict[str, Any]:
     """The invoice as it is answered: with its first lines."""
     every = lines(context, invoice["id"])
-    return invoice | {
+    shown = {name: value for name, value in invoice.items() if not name.startswith("_")}
+    return shown | {
         "lines": {
             "object": "list",
             "data": every[:LINES_IN_INVOICE],

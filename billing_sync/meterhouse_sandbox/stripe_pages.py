@@ -44,8 +44,11 @@ def index(invoices: Sequence[Invoice], customers: Mapping[str, str]) -> str:
     return _document("Sandbox Stripe", f"<h1>Invoices</h1>{table}")
 
 
-def page(invoice: Invoice, lines: Iterable[Mapping[str, Any]]) -> str:
-    """One invoice as its customer sees it, with a button that pays it while it is open; `lines` newest first."""
+def page(invoice: Invoice, lines: Iterable[Mapping[str, Any]], query: str = "") -> str:
+    """One invoice as its customer sees it, with a button that pays it while it is open; `lines` newest first.
+
+    `query` names the connected account, where it is one's.
+    """
     currency = invoice["currency"]
     rows = "".join(
         f"<tr><td>{escape(line['description'] or '')}</td>"
@@ -54,9 +57,8 @@ def page(invoice: Invoice, lines: Iterable[Mapping[str, Any]]) -> str:
     )
     button = ""
     if invoice["status"] == "open":
-        button = (
-            f'<form method="post" action="/_sandbox/pay/{invoice["id"]}"><button>Pay as the customer</button></form>'
-        )
+        action = escape(f"/_sandbox/pay/{invoice['id']}{query}")
+        button = f'<form method="post" action="{action}"><button>Pay as the customer</button></form>'
     title = f"Invoice {invoice['number'] or 'draft'}"
     return _document(
         title,

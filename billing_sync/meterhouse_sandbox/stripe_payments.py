@@ -54,7 +54,7 @@ def create_session(context: Context, given: Given) -> Given:
         "payment_status": "unpaid" if mode == "payment" else "no_payment_required",
         "status": "open",
         "success_url": given["success_url"],
-        "url": f"{context.base_url}/_sandbox/checkout/{name}",
+        "url": f"{context.base_url}/_sandbox/checkout/{name}{context.account_query()}",
     }
     # What the payment will say is no part of the object that Stripe shows.
     context.state.put("checkout.session", session | {"_payment": given.get("payment_intent_data") or {}})

@@ -117,7 +117,8 @@ def _list_payments(context: Context, _name: str, given: Given) -> dict[str, Any]
     intent = given.get("payment", {}).get("payment_intent")
 
     def fits(one: dict[str, Any]) -> bool:
-        return given.get("invoice") in (None, one["invoice"]) and intent in (None, one["payment"]["payment_intent"])
+        wanted = all(given.get(name) in (None, one[name]) for name in ("invoice", "status"))
+        return wanted and intent in (None, one["payment"]["payment_intent"])
 
     return _page(context.state.newest_first("invoice_payment", fits), given, "/v1/invoice_payments")
 
@@ -157,8 +158,8 @@ ROUTES: Final = (
     ),
     _call(
         "POST", "/v1/invoices", "InvoiceCreateParams", _new(invoices.create),
-        "customer auto_advance automatic_tax.enabled collection_method currency days_until_due due_date description "
-        "metadata", "customer",
+        "customer application_fee_amount auto_advance automatic_tax.enabled collection_method currency days_until_due "
+        "due_date description metadata", "customer",
     ),
     _call("GET", "/v1/invoices", "InvoiceListParams", _list_invoices, "limit starting_after customer status"),
     _call("GET", "/v1/invoices/{id}", "InvoiceRetrieveParams", _retrieve_invoice),
@@ -200,7 +201,7 @@ ROUTES: Final = (
     _call("POST", "/v1/refunds", "RefundCreateParams", _new(credit_notes.refund_by_hand),
           "payment_intent amount metadata", "payment_intent"),
     _call("GET", "/v1/invoice_payments", "InvoicePaymentListParams", _list_payments,
-          "limit starting_after invoice payment.type payment.payment_intent"),
+          "limit starting_after invoice status payment.type payment.payment_intent"),
     _call("GET", "/v1/refunds/{id}", "RefundRetrieveParams", _retrieve("refund")),
     _call("GET", "/v1/invoiceitems", "InvoiceItemListParams", _list_items, "limit starting_after customer pending",
           "pending"),

@@ -11,9 +11,10 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -154,7 +155,7 @@ class _Face:
             raise StripeRefusal("An idempotency key has 1 to 255 characters.", kind="idempotency_error")
         address = f"{request.method} {request.url.path}"
         params = hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
-        with self._state.transaction():
+        with self._speaking_for(request.headers.get("stripe-account", "")), self._state.transaction():
             saved = self._state.reply(key) if key else None
             if saved:
                 _same_request(saved, address, params)
@@ -172,6 +173,18 @@ class _Face:
             if key:
                 self._state.save_reply(key, Reply(address, params, status, body))
         return status, body, False
+
+    @contextmanager
+    def _speaking_for(self, account: str) -> Iterator[None]:
+        """The state as the connected account has it; nothing else runs meanwhile."""
+        if account and not re.fullmatch(r"acct_[0-9A-Za-z]{8,60}", account):
+            message = f"The provided key does not have access to account '{account}' (or that account does not exist)."
+            raise StripeRefusal(message, status=403, kind="invalid_request_error", code="account_invalid")
+        self._state.account = account
+        try:
+            yield
+        finally:
+            self._state.account = ""
 
     async def clock(self, request: Request) -> Response:
         """The sandbox's time, in seconds since 1970; POST sets it."""
@@ -196,12 +209,13 @@ class _Face:
 
     async def checkout(self, request: Request) -> Response:
         """The hosted page of Checkout; POST leaves a test card there, or pays with it, as the customer would."""
-        name = request.path_params["session"]
-        session = self._state.get("checkout.session", name)
+        name, account = request.path_params["session"], request.query_params.get("account", "")
+        with self._speaking_for(account):
+            session = self._state.get("checkout.session", name)
         if session is None:
             return HTMLResponse(pages.missing(name), 404)
         if request.method == "POST":
-            with self._state.transaction():
+            with self._speaking_for(account), self._state.transaction():
                 payments.complete(Context(self._state, _NOBODY, _base_url(request)), session)
             self._wake()
             return Response(status_code=303, headers={"Location": session["success_url"]})
@@ -210,7 +224,7 @@ class _Face:
     async def dispute(self, request: Request) -> Response:
         """The bank takes back a payment (pi_...), or decides about that: dp_... and `won` or `lost`."""
         try:
-            with self._state.transaction():
+            with self._speaking_for(request.query_params.get("account", "")), self._state.transaction():
                 context = Context(self._state, _NOBODY, _base_url(request))
                 name, status = request.path_params["name"], request.path_params.get("status")
                 made = payments.decide(context, name, status) if status else payments.dispute(context, name)
@@ -228,14 +242,14 @@ class _Face:
     def _as_customer(self, request: Request, given: dict[str, Any]) -> Response:
         name = request.path_params["invoice"]
         try:
-            with self._state.transaction():
+            with self._speaking_for(request.query_params.get("account", "")), self._state.transaction():
                 context = Context(self._state, _NOBODY, _base_url(request))
                 invoice = invoices.pay(context, name, given)
         except StripeRefusal as refusal:
             return JSONResponse({"error": refusal.error}, refusal.status)
         self._wake()
         if "text/html" in request.headers.get("accept", ""):
-            return Response(status_code=303, headers={"Location": f"/_sandbox/invoices/{name}"})
+            return Response(status_code=303, headers={"Location": f"/_sandbox/invoices/{name}{_query(request)}"})
         return JSONResponse(invoice)
 
     async def index(self, _request: Request) -> Response:
@@ -246,11 +260,12 @@ class _Face:
 
     async def page(self, request: Request) -> Response:
         name = request.path_params["invoice"]
-        invoice = self._state.get("invoice", name)
-        if invoice is None:
-            return HTMLResponse(pages.missing(name), 404)
-        context = Context(self._state, {}, _base_url(request))
-        return HTMLResponse(pages.page(invoice, invoices.lines(context, name)))
+        with self._speaking_for(request.query_params.get("account", "")):
+            invoice = self._state.get("invoice", name)
+            if invoice is None:
+                return HTMLResponse(pages.missing(name), 404)
+            lines = invoices.lines(Context(self._state, {}, _base_url(request)), name)
+        return HTMLResponse(pages.page(invoice, lines, _query(request)))
 
     def _wake(self) -> None:
         if self._deliverer:
@@ -336,6 +351,10 @@ def _same_request(saved: Reply, address: str, params: str) -> None:
     if saved.params != params:
         message = "Keys for idempotent requests can only be used with the same parameters they were first used with."
         raise StripeRefusal(message, kind="idempotency_error")
+
+
+def _query(request: Request) -> str:
+    return f"?{request.url.query}" if request.url.query else ""
 
 
 def _base_url(request: Request) -> str:

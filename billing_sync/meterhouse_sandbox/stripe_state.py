@@ -48,6 +48,7 @@ class State:
 
     def __init__(self, file: Path, *, webhooks: bool) -> None:
         self._webhooks = webhooks
+        self.account = ""  # the connected account that is spoken for: its objects are its own
         self._sql = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
         self._sql.execute("PRAGMA journal_mode = WAL")
         self._sql.execute("PRAGMA synchronous = NORMAL")  # outlives the process; a power cut may take the last replies
@@ -80,15 +81,19 @@ class State:
     # ---- objects
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
-        row = self._sql.execute("SELECT body FROM objects WHERE id = ? AND kind = ?", (name, kind)).fetchone()
+        query = "SELECT body FROM objects WHERE id = ? AND kind = ?"
+        row = self._sql.execute(query, (name, self._of_account(kind))).fetchone()
         return None if row is None else json.loads(row[0])
 
     def put(self, kind: str, body: dict[str, Any], *, owner: str = "") -> None:
         self._sql.execute(
             "INSERT INTO objects (id, kind, owner, body) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET body = excluded.body",
-            (body["id"], kind, owner, json.dumps(body)),
+            (body["id"], self._of_account(kind), owner, json.dumps(body)),
         )
+
+    def _of_account(self, kind: str) -> str:
+        return f"{self.account}/{kind}" if self.account else kind
 
     def delete(self, name: str) -> None:
         self._sql.execute("DELETE FROM objects WHERE id = ?", (name,))
@@ -97,25 +102,26 @@ class State:
         self, kind: str, fits: Callable[[dict[str, Any]], bool] = lambda body: True, *, owner: str = ""
     ) -> list[dict[str, Any]]:
         rows = self._sql.execute(
-            "SELECT body FROM objects WHERE kind = ? AND owner = ? ORDER BY seq DESC", (kind, owner)
+            "SELECT body FROM objects WHERE kind = ? AND owner = ? ORDER BY seq DESC", (self._of_account(kind), owner)
         )
         return [body for body in (json.loads(row[0]) for row in rows) if fits(body)]
 
     def count(self, kind: str, owner: str) -> int:
         query = "SELECT count(*) FROM objects WHERE kind = ? AND owner = ?"
-        return int(self._sql.execute(query, (kind, owner)).fetchone()[0])
+        return int(self._sql.execute(query, (self._of_account(kind), owner)).fetchone()[0])
 
     # ---- idempotency
 
     def reply(self, key: str) -> Reply | None:
         self._sql.execute("DELETE FROM replies WHERE created < ?", (self.now() - KEY_LIFETIME_S,))
-        row = self._sql.execute("SELECT route, params, status, body FROM replies WHERE key = ?", (key,)).fetchone()
+        query = "SELECT route, params, status, body FROM replies WHERE key = ?"
+        row = self._sql.execute(query, (self._of_account(key),)).fetchone()
         return None if row is None else Reply(*row)
 
     def save_reply(self, key: str, reply: Reply) -> None:
         self._sql.execute(
             "INSERT INTO replies VALUES (?, ?, ?, ?, ?, ?)",
-            (key, reply.route, reply.params, reply.status, reply.body, self.now()),
+            (self._of_account(key), reply.route, reply.params, reply.status, reply.body, self.now()),
         )
 
     # ---- meter events
@@ -164,6 +170,8 @@ class State:
             "request": request,
             "type": kind,
         }
+        if self.account:
+            event["account"] = self.account
         self.put("event", event)
         self.deliver(str(event["id"]))
 

@@ -834,6 +834,22 @@ credit_charge_rules = Table(
     Column("why", String(500), nullable=False),
 )
 
+# What the platform keeps of invoices of connected accounts: asked when the draft is made, taken when it is paid.
+application_fees = Table(
+    "application_fees",
+    metadata,
+    Column("stripe_invoice_id", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False, index=True),
+    Column("invoice_id", String(64), ForeignKey("invoices.invoice_id"), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("stripe_account", String(64), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("asked_minor", BigInteger, nullable=False),
+    Column("taken_minor", BigInteger),  # null: not known to be paid
+    Column("payment_intent", String(128)),  # null: paid outside of Stripe
+    Column("recorded_at", UtcTime, nullable=False),
+)
+
 # Payments that a customer's bank took back, or asks about, as Stripe showed them last.
 disputes = Table(
     "disputes",

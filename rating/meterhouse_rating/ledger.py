@@ -25,6 +25,7 @@ PROMOTIONS: Final = "promotions"
 ADJUSTMENTS: Final = "adjustments"
 TAX: Final = "tax"
 CASH: Final = "cash"
+APPLICATION_FEES: Final = "application_fees"
 
 ACCOUNTS: Final[Mapping[str, str]] = {
     RECEIVABLE: "what customers owe",
@@ -34,6 +35,7 @@ ACCOUNTS: Final[Mapping[str, str]] = {
     PROMOTIONS: "credits that were given away",
     ADJUSTMENTS: "what was let off or charged by hand",
     TAX: "owed to the tax office",
+    APPLICATION_FEES: "what the platform kept of payments",
 }
 
 

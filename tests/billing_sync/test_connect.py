@@ -1,0 +1,189 @@
+"""Stripe Connect: every call in the account that sells, fees of the platform to the minor unit; real SDK over HTTP."""
+
+import json
+import urllib.request
+from dataclasses import replace
+
+import pytest
+import stripe
+from sqlalchemy import func, select
+
+from meterhouse_billing import accounts, fee_records, news, policies, records, top_ups
+from meterhouse_billing.application_fees import read_fee
+from meterhouse_billing.gateway import BillingError
+from meterhouse_billing.reconcile import reconcile
+from meterhouse_billing.run import bill
+from meterhouse_store import registry, tables
+
+SHOP, OTHER = "acct_1SHOP0000000000", "acct_1OTHER000000000"
+
+
+@pytest.mark.parametrize(
+    ("said", "total", "currency", "fee"),
+    [
+        ("2.5%", 10_000, "USD", 250),
+        ("2.5%", 1_020, "USD", 26),  # 25.5: half up
+        ("2.5%", 1_019, "USD", 25),  # 25.475
+        ("0.1%", 499, "JPY", 0),
+        ("100%", 7, "USD", 7),
+        ("USD=1.50,EUR=1", 10_000, "USD", 150),
+        ("USD=1.50,EUR=1", 100, "USD", 100),  # never more than the invoice
+        ("USD=1.50,EUR=1", 10_000, "GBP", 0),
+        ("2.5%", -400, "USD", 0),
+        ("none", 10_000, "USD", 0),
+    ],
+)
+def test_a_fee_is_exact_to_the_minor_unit(said, total, currency, fee):
+    assert read_fee(said).of(total, currency) == fee
+    assert read_fee(read_fee(said).canonical()) == read_fee(said)
+
+
+@pytest.mark.parametrize("said", ["0%", "101%", "-1%", "USD", "USD=0", "XXX=1", "USD=1.005", "many"])
+def test_a_fee_that_is_none_is_refused(said):
+    with pytest.raises(ValueError, match="is "):
+        read_fee(said)
+
+
+def put(world, customer_id="", **settings):
+    wanted = {name.replace("_", "-"): value for name, value in settings.items()}
+    policies.change(world.engine, "test", customer_id, wanted, who="anna", why="contract", now=world.now())
+
+
+def invoices(sandbox, account):
+    stripe.enable_telemetry = False
+    client = stripe.StripeClient("sk_test_123", base_addresses={"api": sandbox.url}, stripe_account=account)
+    return client.v1.invoices.list({"limit": 100}).data
+
+
+def run(world):
+    return list(bill(world, records.drafts(world.engine, "test"), approve=True))
+
+
+def pay(sandbox, invoice, account, verb="pay"):
+    with urllib.request.urlopen(f"{sandbox.url}/_sandbox/{verb}/{invoice}?account={account}", data=b""):
+        pass
+
+
+def balances(books):
+    entries = tables.ledger_entries
+    query = select(entries.c.account, func.sum(entries.c.amount_minor)).group_by(entries.c.account)
+    with books.engine.connect() as connection:
+        return {account: amount for account, amount in connection.execute(query) if amount}
+
+
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
+def test_an_invoice_of_a_connected_account_is_there_alone_and_its_fee_is_posted_when_it_is_paid(books, world, sandbox):
+    put(world, stripe_account=SHOP, application_fee="2.5%")
+    world = world.of("")
+    books.rating("acme", [("usage", "input", "10", 1020)])
+    run(world)
+    assert invoices(sandbox, None) == []
+    [invoice] = invoices(sandbox, SHOP)
+    assert (invoice.total, invoice.status) == (1020, "open")
+    assert balances(books) == {"receivable": 1020, "revenue": -1020}
+    pay(sandbox, invoice.id, SHOP)
+    assert news.poll(world) == [f"acme {invoice.id}: finalised -> paid", "acme: the platform kept 0.26 USD"]
+    assert news.poll(world) == []
+    # the ledger is the seller's: of 10.20 it has 9.94, and 0.26 are its cost
+    assert balances(books) == {"application_fees": 26, "cash": 994, "revenue": -1020}
+    rows = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [row.differences for row in rows] == [()]
+    assert [it.differences for it in accounts.compare(world, rows)] == [()]
+    assert fee_records.sums(books.engine, "test") == [("acme", "USD", 26)]
+
+
+def test_customers_with_accounts_of_their_own_are_billed_there(books, world, sandbox):
+    for name, account in (("acme", SHOP), ("globex", OTHER), ("initech", None)):
+        books.rating(name, [("usage", "input", "10", 5000)])
+        if account:
+            put(world, name, stripe_account=account, application_fee="USD=1.25")
+    run(world)
+    assert [len(invoices(sandbox, account)) for account in (SHOP, OTHER, None)] == [1, 1, 1]
+    pay(sandbox, invoices(sandbox, OTHER)[0].id, OTHER)
+    found = news.poll(world)
+    assert found[1:] == ["globex: the platform kept 1.25 USD"] and found[0].startswith("globex in_")
+    assert balances(books)["cash"] == 4875
+    rows = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [row.differences for row in rows] == [(), (), ()]
+    assert [it.differences for it in accounts.compare(world, rows)] == [(), (), ()]
+    assert policies.accounts(books.engine, "test") == ["", OTHER, SHOP]
+
+
+def test_a_fee_that_stripe_did_not_keep_is_a_difference(books, world, sandbox):
+    put(world, stripe_account=SHOP, application_fee="2.5%")
+    world = world.of("")
+    books.rating("acme", [("usage", "input", "10", 10_000)])
+    run(world)
+    [invoice] = invoices(sandbox, SHOP)
+    world.gateway.call(lambda client: client.v1.invoices.pay(invoice.id, {"paid_out_of_band": True}))
+    news.poll(world)
+    [row] = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [(it.code, it.cause) for it in row.differences] == [
+        ("fee_differs", "the application fee was to be 2.50 USD, 0.00 were kept")
+    ]
+
+
+def test_news_is_taken_of_the_accounts_that_sell_here_and_looked_up_in_them(books, world, sandbox):
+    put(world, "acme", stripe_account=SHOP)
+    put(world, "globex", stripe_account=OTHER)
+    for name in ("acme", "globex"):
+        books.rating(name, [("usage", "input", "10", 5000)])
+    run(world)
+    [mine], [theirs] = invoices(sandbox, SHOP), invoices(sandbox, OTHER)
+    pay(sandbox, mine.id, SHOP)
+
+    def event(number, account, invoice):
+        about = {
+            "id": f"evt_{number}",
+            "type": "invoice.paid",
+            "created": 1_793_620_800,
+            "data": {"object": {"id": invoice}},
+        }
+        return json.dumps(about | ({"account": account} if account else {}))
+
+    receive = (books.engine, "test")
+    assert not news.receive(*receive, event(1, "acct_1STRANGER00000", mine.id), world.now())
+    assert news.receive(*receive, event(2, OTHER, mine.id), world.now())  # another seller names our invoice
+    assert news.receive(*receive, event(3, None, mine.id), world.now())  # and so does the platform
+    assert [line.rpartition(": ")[2] for line in news.process(world)] == ["is not in Stripe (any more)"] * 2
+    assert news.receive(*receive, event(4, SHOP, mine.id), world.now())
+    assert news.process(world) == [f"invoice.paid {mine.id}: finalised -> paid"]
+    states = {row["stripe_invoice_id"]: row["state"] for row in books.rows(tables.invoices)}
+    assert states == {mine.id: "paid", theirs.id: "finalised"}
+
+
+def test_what_is_in_one_account_does_not_move_to_another(books, world):
+    books.rating("acme", [("usage", "input", "10", 5000)])
+    run(world)
+    for customer in ("acme", ""):
+        with pytest.raises(BillingError, match="acme is in Stripe already"):
+            put(world, customer, stripe_account=SHOP)
+    registry.add_customer(books.engine, "test", "globex", now=world.now())
+    put(world, "globex", stripe_account=SHOP)
+    assert policies.load(books.engine, "test", "globex").stripe_account == SHOP
+    with pytest.raises(BillingError, match="is the id of a connected account"):
+        put(world, "globex", stripe_account="cus_1")
+
+
+def test_a_top_up_is_paid_to_the_connected_account_less_the_fee(books, world, sandbox):
+    put(world, stripe_account=SHOP, application_fee="10%", top_up_amounts="USD=50")
+    world = world.of("")
+    registry.add_customer(books.engine, "test", "acme", currency="USD", now=world.now())
+    page = top_ups.start(world, "acme", 5000, "https://example.com/", who="olga")
+    name, _, query = page.url.rpartition("/")[2].partition("?")
+    assert query == f"account={SHOP}"
+    opener = urllib.request.build_opener(_Stay)
+    opener.open(urllib.request.Request(f"{sandbox.url}/_sandbox/checkout/{name}?{query}", data=b"")).close()
+    assert news.poll(world) == ["acme: 50.00 USD of credits bought"]
+    assert balances(books) == {"application_fees": 500, "cash": 4500, "deferred_credits": -5000}
+    [row] = books.rows(tables.credit_purchases)
+    refund = {"payment_intent": row["payment_intent"], "amount": 1000}
+    world.gateway.call(lambda client: client.v1.refunds.create(refund))
+    assert news.poll(replace(world, who="poll")) == ["acme: 10.00 USD of a top-up were refunded"]
+    # the fee stays with the platform
+    assert balances(books) == {"application_fees": 500, "cash": 3500, "deferred_credits": -4000}
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    def http_error_303(self, request, reply, *_rest):
+        return reply
