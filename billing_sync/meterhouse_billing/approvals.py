@@ -14,7 +14,7 @@ from meterhouse_billing.crediting import Note
 from meterhouse_billing.documents import Draft
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.run import Step, finalise, outbox_of, prepare
-from meterhouse_billing.world import World
+from meterhouse_billing.world import Desk, World
 from meterhouse_store.sql import begin_write
 
 LOOKED_AT: Final = "looked at"
@@ -47,7 +47,7 @@ def approve(world: World, draft: Draft, why: str) -> Iterator[Step]:
     yield Step(draft.customer_id, "approved" + (f", in spite of: {told}" if told else ""))
 
 
-def hold(world: World, draft: Draft, why: str) -> Iterator[Step]:
+def hold(world: World | Desk, draft: Draft, why: str) -> Iterator[Step]:
     """Have the invoice wait until a person approves it."""
     _state(world, draft, states.PENDING, "hold")
     reviews.decide(world, draft.invoice_id, states.IN_REVIEW, who=world.who, why=why)
@@ -110,7 +110,7 @@ def _notes(world: World, draft: Draft) -> list[Note]:
     return kept.notes(world.engine, draft.namespace, draft.customer_id, draft.rating_id, only_open=True)
 
 
-def _state(world: World, draft: Draft, allowed: tuple[str, ...], verb: str) -> RowMapping:
+def _state(world: World | Desk, draft: Draft, allowed: tuple[str, ...], verb: str) -> RowMapping:
     row = records.invoice(world.engine, draft.invoice_id)
     if row is None:
         raise BillingError("there is no draft yet: `meterhouse bill run --period P` makes it")

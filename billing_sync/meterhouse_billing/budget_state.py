@@ -105,6 +105,8 @@ def budgets_of(reading: Reading, customer_id: str | None = None) -> list[Budget]
 
 def states(reading: Reading, found: Sequence[Budget]) -> list[State]:
     """How the budgets stand, in their order."""
+    if not found:
+        return []
     world = reading.world
     only = found[0].customer_id if len({it.customer_id for it in found}) == 1 else None
     customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace, only)}

@@ -12,7 +12,7 @@ from meterhouse_billing.crediting import Note
 from meterhouse_billing.documents import Draft
 from meterhouse_billing.findings import HISTORY, Evidence, Finding, assess
 from meterhouse_billing.policies import Policy
-from meterhouse_billing.world import World
+from meterhouse_billing.world import Desk, World
 from meterhouse_store import persons
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import invoice_findings, invoices, rating_statements, unrated_usage
@@ -89,7 +89,7 @@ def on_hold(world: World, invoice_id: str) -> RowMapping | None:
     return last if last["to_state"] == states.IN_REVIEW and last["who"] != history.RULE else None
 
 
-def decide(world: World, invoice_id: str, wanted: str, *, who: str, why: str) -> None:
+def decide(world: World | Desk, invoice_id: str, wanted: str, *, who: str, why: str) -> None:
     """Record a decision. Raises NotNow."""
     with begin_write(world.engine) as connection:
         history.decide(connection, invoice_id, wanted, who=who, why=why, now=world.now())

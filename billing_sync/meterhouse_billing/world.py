@@ -27,3 +27,13 @@ class World:
     def on(self, account: str) -> "World":
         """The same, talking to a connected account (`acct_...`), or ('') to the key's own."""
         return replace(self, gateway=self.gateway.on(account))
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What is needed to decide what Stripe has no part in."""
+
+    engine: Engine
+    namespace: str
+    who: str
+    now: Callable[[], datetime]

@@ -50,6 +50,9 @@ RULES: Final[dict[str, Rule]] = {
     "credit_charge_rules": Rule("charge for credits"),
     "credit_purchases": Rule("credits bought", "how", at="created_at", hidden="purchase_id url grant_id"),
     "correction_policies": Rule("corrections", "policy", role="pricing", kept=True),
+    "operator_changes": Rule(
+        "change in the portal", "what", "decided_by", "decided_why", at="asked_at", hidden="change_id form"
+    ),
     # Prices and costs
     "price_books": Rule("price book", "version", who="author", hidden="source", role="pricing", kept=True),
     "price_audit": Rule("price decision", "what", role="pricing", kept=True),

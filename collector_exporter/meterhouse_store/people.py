@@ -9,6 +9,7 @@ from meterhouse_store.tables import (
     line_questions,
     notice_channels,
     notice_deliveries,
+    operator_changes,
     portal_embed_sessions,
     portal_keys,
     portal_links,
@@ -24,6 +25,7 @@ _OF_CUSTOMER = (
     line_questions,
     notice_channels,
     notice_deliveries,
+    operator_changes,
 )
 
 
@@ -57,6 +59,8 @@ def take_out(connection: Connection, namespace: str, customer_id: str, erased: s
         connection.execute(delete(table).where(*_is_of(table, namespace, customer_id)))
     for table in (portal_keys, line_questions):
         connection.execute(update(table).where(*_is_of(table, namespace, customer_id)).values(who=erased))
+    changes = update(operator_changes).where(*_is_of(operator_changes, namespace, customer_id))
+    connection.execute(changes.values(form={}))  # names and addresses are in it
     channels, deliveries = notice_channels, notice_deliveries
     standing = channels.c.removed_at.is_(None)
     ended = update(channels).where(*_is_of(channels, namespace, customer_id), standing)

@@ -5,12 +5,13 @@ Only names and currencies are read here. What a plan costs, and whether the book
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 from sqlalchemy import Engine, select
 
+from meterhouse_store import registry
 from meterhouse_store.tables import price_books
 
 
@@ -62,6 +63,34 @@ def check(offer: Offer, customer_id: str, plan: str, currency: str | None) -> st
             f"--plan {plan} --currency {own}`, or name another plan (version {offer.version} has {_listed(offer)})"
         )
     return own
+
+
+def currency_on(
+    engine: Engine,
+    namespace: str,
+    customer_id: str,
+    plan: str | None,
+    currency: str | None,
+    valid_from: datetime | None,
+) -> str | None:
+    """The currency that the customer has on its plan; `currency` as it is where there is nothing to compare with.
+
+    The plan is the one given, else the one that the customer is on. Raises PlanRefused where it does not fit.
+    """
+    at = valid_from or datetime.now(UTC)
+    offer = offered(engine, namespace, at)
+    if offer is None or (plan is None and currency is None):
+        return currency
+    if plan is None:
+        known = registry.contracts(engine, namespace, customer_id)
+        begun = [contract.plan for contract in known if contract.valid_from <= at]
+        if not begun or begun[-1] not in offer.currencies:
+            return currency
+        plan = begun[-1]
+    if currency is None:
+        found = registry.customer(engine, namespace, customer_id)
+        currency = None if found is None else found.currency
+    return check(offer, customer_id, plan, currency)
 
 
 def _listed(offer: Offer) -> str:

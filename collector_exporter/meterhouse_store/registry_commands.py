@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,14 +74,14 @@ def _customers_add(
     id; name, e-mail and reference stand in the registry alone, and go with
     `customers erase`.
     """
-    from meterhouse_store import registry
+    from meterhouse_store import plans, registry
 
     if pseudonym == (given_id is not None):
         raise typer.BadParameter("name the ID that agents report, or --pseudonym for a made-up one")
     customer_id = registry.new_pseudonym() if given_id is None else given_id
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
-        currency = _checked_currency(engine, settings.namespace, customer_id, plan, currency, valid_from)
+        currency = plans.currency_on(engine, settings.namespace, customer_id, plan, currency, valid_from)
         customer = registry.add_customer(
             engine,
             settings.namespace,
@@ -98,39 +98,6 @@ def _customers_add(
     print_table(found, _customer_row, as_json)
     if not found[0]["contracts"] and not as_json:
         print(f"No plan yet: usage of {customer_id} stays unrated until `customers add {customer_id} --plan ...`.")
-
-
-def _checked_currency(
-    engine: "Engine",
-    namespace: str,
-    customer_id: str,
-    plan: str | None,
-    currency: str | None,
-    valid_from: datetime | None,
-) -> str | None:
-    """The currency that the customer has on its plan; `currency` as it is where there is nothing to compare with.
-
-    The plan is the one given, else the one that the customer is on. Raises PlanRefused where it does not fit.
-    """
-    from meterhouse_store import plans, registry
-
-    at = valid_from or datetime.now(UTC)
-    offer = plans.offered(engine, namespace, at)
-    if offer is None or (plan is None and currency is None):
-        return currency
-    if plan is None:
-        begun = [
-            contract.plan
-            for contract in registry.contracts(engine, namespace)
-            if contract.customer_id == customer_id and contract.valid_from <= at
-        ]
-        if not begun or begun[-1] not in offer.currencies:
-            return currency
-        plan = begun[-1]
-    if currency is None:
-        known = [one for one in registry.customers(engine, namespace) if one.customer_id == customer_id]
-        currency = known[0].currency if known else None
-    return plans.check(offer, customer_id, plan, currency)
 
 
 @customers.command("withdraw")

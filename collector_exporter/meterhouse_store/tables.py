@@ -1167,6 +1167,25 @@ portal_embed_sessions = Table(
 )
 
 # What customers ask about lines of their ratings, and what was answered; a question is answered once.
+# What operators change about customers in the portal, and what waits there for another one.
+operator_changes = Table(
+    "operator_changes",
+    metadata,
+    Column("change_id", String(64), primary_key=True),  # hash of namespace, customer, what, form, when
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("what", String(16), nullable=False),  # add | edit | plan | cancel | withdraw | driver | key | revoke | ...
+    Column("form", JSON, nullable=False),  # name -> text, as it was sent
+    Column("who", String(320), nullable=False),
+    Column("why", String(500), nullable=False),
+    Column("asked_at", UtcTime, nullable=False),
+    Column("outcome", String(500)),  # a sentence; null: it waits for another person
+    Column("decided_by", String(320)),
+    Column("decided_why", String(500)),
+    Column("decided_at", UtcTime),
+    Index("operator_changes_by_time", "namespace", "asked_at"),
+)
+
 line_questions = Table(
     "line_questions",
     metadata,

@@ -24,7 +24,7 @@ from meterhouse_portal.customer_pages import CustomerPages
 from meterhouse_portal.embed_pages import CONTENT_POLICY
 from meterhouse_portal.embedding import EmbedSettings
 from meterhouse_portal.openid import OpenIdSettings
-from meterhouse_portal.operator_pages import BillingWorld, billing_world
+from meterhouse_portal.operator_visit import BillingWorld, billing_world
 from meterhouse_portal.overview import Month
 from meterhouse_portal.page import Address
 from meterhouse_portal.rendering import Rendering

@@ -29,7 +29,7 @@ from meterhouse_portal.account import Account
 from meterhouse_portal.embed_pages import PREFIX, framed
 from meterhouse_portal.members import Visitor
 from meterhouse_portal.openid import ATTEMPT_LIFE, Attempt, OpenId, OpenIdSettings, ProviderUnavailable, SignInRefused
-from meterhouse_portal.operator_pages import BillingWorld, OperatorVisit
+from meterhouse_portal.operator_visit import MAX_FORM, BillingWorld, OperatorPage, OperatorVisit
 from meterhouse_portal.rates import Bucket
 from meterhouse_portal.rendering import Rendering
 from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
@@ -46,7 +46,7 @@ PAGES: Final = (*usage_pages.PAGES, *billing_pages.PAGES, *budget_pages.PAGES, *
 COOKIE: Final = "meterhouse_session"
 LANGUAGE_COOKIE: Final = "meterhouse_language"
 LANGUAGE_LIFE: Final = timedelta(days=365)
-MAX_FORM: Final = 64 * 1024
+_MAX_FIELDS: Final = 1100
 
 _log = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ class CustomerPages:
                 Route("/openid/callback", self._form_or_page(self.from_provider), methods=["GET"], name="open"),
             ]
         operators = [
-            Route(it.path, self._for_operators(it.handler), methods=[it.method], name="operator")
-            for it in operator_pages.PAGES
+            Route(it.path, self._for_operators(it), methods=[it.method], name="operator") for it in operator_pages.PAGES
         ]
         customers = [Route(it.path, self._guarded(it), methods=[it.method], name=it.role) for it in PAGES]
         return signing + operators + customers + (self._frames() if self._frame_origins else [])
@@ -346,7 +345,7 @@ class CustomerPages:
             except (Refused, PeriodError) as wrong:
                 return self._message(request, 400, "That cannot be shown", str(wrong), visitor)
 
-    def _for_operators(self, handler: operator_pages.Handler) -> Callable[[Request], Any]:
+    def _for_operators(self, page: OperatorPage) -> Callable[[Request], Any]:
         def run(request: Request, form: Mapping[str, str]) -> Response:
             visitor = self._visitor(request)
             if visitor is None:
@@ -361,7 +360,7 @@ class CustomerPages:
                 request, visitor, self._settings, self._stores, form, self._draw[ENGLISH], self._now, self._billing
             )
             try:
-                return handler(at)
+                return page.handler(at)
             except NotShown:
                 return self._message(request, 404, "No such page", "It is not here any more.", visitor)
             except Refused as wrong:
@@ -369,9 +368,11 @@ class CustomerPages:
             except NotAllowed as refused:
                 return self._message(request, 403, "That is for others to decide", str(refused), visitor)
 
-        return self._form_or_page(run)
+        return self._form_or_page(run, page.max_form)
 
-    def _form_or_page(self, run: Callable[[Request, Mapping[str, str]], Response]) -> Callable[[Request], Any]:
+    def _form_or_page(
+        self, run: Callable[[Request, Mapping[str, str]], Response], max_form: int = MAX_FORM
+    ) -> Callable[[Request], Any]:
         """An endpoint that reads the form, runs in the pool of threads, and answers whatever fails in sentences."""
 
         def safe(request: Request, form: Mapping[str, str]) -> Response:
@@ -392,8 +393,9 @@ class CustomerPages:
                 body = b""
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > MAX_FORM:
-                        return self._message(request, 413, "That is too much", "A form holds at most 64 kB.")
+                    if len(body) > max_form:
+                        most = f"A form holds at most {max_form // 1024} kB."
+                        return self._message(request, 413, "That is too much", most)
                 form = _form(body)
             return await run_in_threadpool(safe, request, form)
 
@@ -427,7 +429,7 @@ class CustomerPages:
 def _form(body: bytes) -> dict[str, str]:
     try:
         text = body.decode()
-        found = parse_qs(text, keep_blank_values=True, max_num_fields=50)
+        found = parse_qs(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS)
     except ValueError:
         return {}
     return {name: values[-1] for name, values in found.items()}

@@ -4,105 +4,50 @@ Everything is decided through the same functions as by the commands, in the name
 of two persons hold here, too.
 """
 
-import difflib
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Engine
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
-from meterhouse_billing import approvals, gateway, records, reviews
+from meterhouse_billing import approvals, records, reviews
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.states import NotNow
-from meterhouse_billing.world import World
-from meterhouse_portal import questions
-from meterhouse_portal.members import Visitor
-from meterhouse_portal.rendering import Rendering
-from meterhouse_portal.stores import Stores
-from meterhouse_portal.visit import NotShown, Refused
-from meterhouse_rating import publishing, versions
-from meterhouse_rating.publishing import Person, PublishingRefused
-from meterhouse_store import audit_book, decisions, meters, registry, suspended
+from meterhouse_billing.world import Desk
+from meterhouse_portal import operator_customers, operator_prices, questions
+from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
+from meterhouse_portal.visit import NotShown
+from meterhouse_rating import explain
+from meterhouse_rating.settled import by_rating, lines_of
+from meterhouse_store import audit_book, decisions, registry, suspended
 from meterhouse_store.registry import RegistryError
-from meterhouse_store.settings import Settings
 from meterhouse_store.suspended import Filter
 
-ROWS: Final = 100
 _DECIDED: Final = "Decided. The next rating run counts by it, or `meterhouse suspense apply` at once."
 _VERBS: Final = ("approve", "hold", "finalise")
-
-BillingWorld = Callable[[Engine, str, str, Callable[[], datetime]], World]
-"""(SQL, namespace, who, clock) -> what billing works with. Raises BillingError where Stripe cannot be reached."""
-
-
-def billing_world(engine: Engine, namespace: str, who: str, now: Callable[[], datetime]) -> World:
-    """Billing with the Stripe key of the environment."""
-    registered = registry.namespace(engine, namespace)
-    is_live = registered is not None and registered.kind == "live"
-    return World(engine, gateway.connect(os.environ, live=is_live), namespace, who, now)
-
-
-@dataclass(frozen=True)
-class OperatorVisit:
-    """An operator's request, and the stores."""
-
-    request: Request
-    visitor: Visitor
-    settings: Settings
-    stores: Stores
-    form: Mapping[str, str]
-    drawn_by: Rendering
-    clock: Callable[[], datetime]
-    billing: BillingWorld
-
-    @property
-    def engine(self) -> Engine:
-        return self.stores.engine()
-
-    @property
-    def namespace(self) -> str:
-        return self.settings.namespace
-
-    @property
-    def why(self) -> str:
-        """The reason, which every decision has. Raises Refused."""
-        said = self.form.get("why", "").strip()
-        if not 1 <= len(said) <= 400:
-            raise Refused("Say why, in at most 400 characters: it is kept with the decision.")
-        return said
-
-    def page(self, template: str, *, problem: str = "", **values: Any) -> HTMLResponse:
-        """The template, filled."""
-        told = {"visitor": self.visitor, "path": self.request.url.path, "zone": "UTC", "problem": problem}
-        return HTMLResponse(self.drawn_by.page(template, **told, **values), 422 if problem else 200)
-
-
-Handler = Callable[[OperatorVisit], Response]
-
-
-@dataclass(frozen=True)
-class OperatorPage:
-    """One page of the operators'."""
-
-    method: str
-    path: str
-    handler: Handler
-
 
 # ---- invoices -------------------------------------------------------------------------------------------------------
 
 
 def show_reviews(visit: OperatorVisit, problem: str = "") -> Response:
-    """The invoices that wait, each with what there is to look at."""
+    """The invoices that wait, each with its lines and what there is to look at."""
     found = reviews.waiting(visit.engine, visit.namespace)
     notes = reviews.notes_waiting(visit.engine, visit.namespace)
-    more = len(found) - ROWS
-    return visit.page("operator_reviews.html", problem=problem, reviews=found[:ROWS], more=more, notes=notes)
+    shown, more = found[:ROWS], len(found) - ROWS
+    with visit.engine.connect() as connection:
+        lines = by_rating(lines_of(connection, [it.invoice["rating_id"] for it in shown]))
+    return visit.page(
+        "operator_reviews.html", problem=problem, reviews=shown, more=more, notes=notes, lines=lines,
+        sentences=explain.sentences, no_stripe=_no_stripe(visit) if shown else "",
+        zones={it.customer_id: it.time_zone for it in registry.customers(visit.engine, visit.namespace)},
+    )  # fmt: skip
+
+
+def _no_stripe(visit: OperatorVisit) -> str:
+    """Why nothing can be approved now; empty where Stripe's key is there."""
+    try:
+        visit.billing(visit.engine, visit.namespace, visit.visitor.email, visit.clock)
+    except BillingError as refused:
+        return str(refused)
+    return ""
 
 
 def decide_invoice(visit: OperatorVisit) -> Response:
@@ -117,10 +62,14 @@ def decide_invoice(visit: OperatorVisit) -> Response:
     draft = next((it for it in drafts if it.invoice_id == name), None)
     if draft is None:
         raise NotShown(name)
-    do = {"approve": approvals.approve, "hold": approvals.hold, "finalise": approvals.finalise_approved}[verb]
+    who, why = visit.visitor.email, visit.why
     try:
-        world = visit.billing(visit.engine, visit.namespace, visit.visitor.email, visit.clock)
-        for _ in do(world, draft, visit.why):
+        if verb == "hold":
+            steps = approvals.hold(Desk(visit.engine, visit.namespace, who, visit.clock), draft, why)
+        else:
+            do = {"approve": approvals.approve, "finalise": approvals.finalise_approved}[verb]
+            steps = do(visit.billing(visit.engine, visit.namespace, who, visit.clock), draft, why)
+        for _ in steps:
             pass
     except (BillingError, NotNow) as refused:
         return show_reviews(visit, str(refused))
@@ -200,49 +149,6 @@ def decide_suspense(visit: OperatorVisit) -> Response:
     return show_suspense(visit, said=_DECIDED)
 
 
-# ---- prices ---------------------------------------------------------------------------------------------------------
-
-
-def show_prices(visit: OperatorVisit, problem: str = "") -> Response:
-    """Versions of the price book, and proposals that wait for a second person."""
-    every = versions.versions(visit.engine, visit.namespace)
-    proposals = publishing.proposals(visit.engine, visit.namespace)
-    newest = every[-1].source if every else ""
-    return visit.page(
-        "operator_prices.html", problem=problem, versions=every[::-1][:ROWS], proposals=proposals[::-1][:ROWS],
-        two_persons=publishing.two_persons(visit.engine, visit.namespace), changes=_changes, newest=newest,
-    )  # fmt: skip
-
-
-def decide_prices(visit: OperatorVisit) -> Response:
-    """Approve or reject a proposal."""
-    with _prices_refused() as refusal:
-        person = Person(visit.visitor.email, "portal")
-        reference, why, now = visit.form.get("proposal", ""), visit.why, visit.clock()
-        if visit.form.get("act") == "approve":
-            declared = {name: it.unit for name, it in meters.declared(visit.settings).items()}
-            publishing.approve(visit.engine, visit.namespace, reference, declared, by=person, why=why, now=now)
-        elif visit.form.get("act") == "reject":
-            publishing.reject(visit.engine, visit.namespace, reference, by=person, why=why, now=now)
-        else:
-            raise NotShown(visit.form.get("act", ""))
-    return show_prices(visit, refusal[0]) if refusal else RedirectResponse("/operator/prices", 303)
-
-
-@contextmanager
-def _prices_refused() -> Iterator[list[str]]:
-    said: list[str] = []
-    try:
-        yield said
-    except PublishingRefused as refused:
-        said.append(str(refused))
-
-
-def _changes(old: str, new: str) -> list[str]:
-    """The lines that differ, with + and -, and three around them."""
-    return list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=3))[2:500]
-
-
 # ---- what was decided -----------------------------------------------------------------------------------------------
 
 
@@ -270,7 +176,7 @@ PAGES: Final = (
     OperatorPage("POST", "/operator/questions", answer_question),
     OperatorPage("GET", "/operator/suspense", lambda visit: show_suspense(visit)),
     OperatorPage("POST", "/operator/suspense", decide_suspense),
-    OperatorPage("GET", "/operator/prices", lambda visit: show_prices(visit)),
-    OperatorPage("POST", "/operator/prices", decide_prices),
+    *operator_prices.PAGES,
+    *operator_customers.PAGES,
     OperatorPage("GET", "/operator/record", show_record),
 )

@@ -16,6 +16,7 @@ from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.world import World
 from meterhouse_store import registry, tables
 
+LAST_YEAR = 2199
 CUSTOMERS_SHOWN = 100
 """The page is for a look; whoever has more customers asks the command line or Grafana."""
 HINTS_SHOWN = 20
@@ -36,6 +37,8 @@ class Month:
         found = re.fullmatch(r"(2\d{3})-(0[1-9]|1[0-2])", text, re.ASCII)
         if found is None:
             raise ValueError(f"a period is a month like 2026-11, not {text[:20]!r}")
+        if int(found[1]) > LAST_YEAR:
+            raise ValueError(f"a period is a month up to the year {LAST_YEAR}, not {text[:20]!r}")
         return cls(int(found[1]), int(found[2]))
 
     @classmethod

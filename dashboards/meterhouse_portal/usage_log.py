@@ -146,9 +146,10 @@ def export(mine: Account, period: Period, wanted: Mapping[str, str], form: str) 
         for name in _EXPORTED
     )
     names = ", ".join(f"{name}_ AS {name}" if form == "csv" and name not in _NUMBERS else name for name in _EXPORTED)
-    query = (
-        f"SELECT {names}, {priced.names} FROM (SELECT {columns}, {priced.columns} FROM usage WHERE {MINE}{narrowed})"
-    )
+    # No price is an empty cell for a spreadsheet, where ClickHouse would write \N.
+    cost = "ifNull(toString(price), '') AS price" if form == "csv" else "price"
+    rows = f"SELECT {columns}, {priced.columns} FROM usage WHERE {MINE}{narrowed}"
+    query = f"SELECT {names}, {cost}, currency, price_is FROM ({rows})"
     kind = {"csv": "CSVWithNames", "parquet": "Parquet"}[form]
     with mine.client.raw_stream(query, parameters=mine.bound(period) | bound | priced.bound, fmt=kind) as stream:
         while block := stream.read(65536):

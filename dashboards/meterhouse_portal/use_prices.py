@@ -56,7 +56,6 @@ class InWarehouse:
     """Columns `price`, `currency` and `price_is` for a query of `usage`, and the parameters that they need."""
 
     columns: str
-    names: str
     bound: dict[str, Any]
 
 
@@ -126,7 +125,6 @@ class Prices:
         listed = list(places)
         return InWarehouse(
             columns,
-            "price, currency, price_is",
             mine_bound
             | {
                 # An empty array has no values to tell which prices are meant: 0 is no key.

@@ -11,6 +11,7 @@ from meterhouse_store.tables import price_audit
 PROPOSED: Final = "proposed"
 APPROVED: Final = "approved"
 REJECTED: Final = "rejected"
+PUBLISHED: Final = "published"
 REFUSED: Final = "refused"
 TWO_PERSONS: Final = "two_persons"
 ONE_PERSON: Final = "one_person"

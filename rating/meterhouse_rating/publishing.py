@@ -17,7 +17,16 @@ from sqlalchemy import Connection, Engine, insert, select
 from meterhouse_rating import price_audit, versions
 from meterhouse_rating.book import BookRefused, check
 from meterhouse_rating.ids import digest
-from meterhouse_rating.price_audit import APPROVED, ONE_PERSON, PROPOSED, REFUSED, REJECTED, TWO_PERSONS, Entry
+from meterhouse_rating.price_audit import (
+    APPROVED,
+    ONE_PERSON,
+    PROPOSED,
+    PUBLISHED,
+    REFUSED,
+    REJECTED,
+    TWO_PERSONS,
+    Entry,
+)
 from meterhouse_rating.versions import Version
 from meterhouse_store import persons
 from meterhouse_store.tables import price_proposals
@@ -187,6 +196,13 @@ def reject(engine: Engine, namespace: str, reference: str, *, by: Person, why: s
         if found.state != REJECTED:
             _note(connection, namespace, REJECTED, by, why, now, found.proposal_id)
     return found
+
+
+def note_published(engine: Engine, namespace: str, version: Version, *, by: Person, why: str, now: datetime) -> None:
+    """Note who published a version alone, and why."""
+    _check_why(why)
+    with versions.locked(engine, namespace) as connection:
+        _note(connection, namespace, PUBLISHED, by, why, now, version=version.version)
 
 
 def proposals(engine: Engine, namespace: str) -> list[Proposal]:

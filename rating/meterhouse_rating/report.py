@@ -84,15 +84,16 @@ def corrections(engine: Engine, namespace: str, customer: str | None) -> list[di
     of_rating = (ratings.c.customer_id, ratings.c.state, ratings.c.period_start, ratings.c.period_end)
     query = select(rated_lines, *of_rating).join(ratings, ratings.c.rating_id == rated_lines.c.rating_id)
     query = query.where(ratings.c.namespace == namespace, rated_lines.c.kind.in_((CORRECTION, CREDIT_RESTORED)))
+    if customer is not None:
+        query = query.where(ratings.c.customer_id == customer)
     found = []
     with engine.connect() as connection:
         for row in connection.execute(query.order_by(ratings.c.period_start, rated_lines.c.position)).mappings():
             period = Period(row["period_start"], row["period_end"])
             found.append(_correction(row, row["customer_id"], f"{period} ({row['state']})"))
-        for note in recorrect.notes(connection, namespace):
+        for note in recorrect.notes(connection, namespace, customer):
             on = f"credit note {note['credit_note_id'][:SHORT_ID]}"
             found += [_correction(line, note["customer_id"], on) for line in note["lines"]]
-    found = [it for it in found if customer is None or it["customer_id"] == customer]
     return sorted(found, key=lambda it: (it["customer_id"], it["period"]))
 
 

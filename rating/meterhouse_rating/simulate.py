@@ -128,8 +128,12 @@ def other_terms(world: World, terms: Terms, text: str) -> Terms:
     return replace(terms, versions=[version], books={number: book})
 
 
-def simulate(world: World, text: str, months: Sequence[str], only: str | None = None) -> Simulation:
+def simulate(
+    world: World, text: str, months: Sequence[str], only: str | None = None, *, costs: bool = True
+) -> Simulation:
     """The months under the book of the text, beside what they come to under the published ones.
+
+    `costs`: with what providers ask, which readers of the views alone may not see.
 
     Raises BookRefused, NotThere without a published book, PeriodError.
     """
@@ -146,7 +150,8 @@ def simulate(world: World, text: str, months: Sequence[str], only: str | None = 
         ]
         _put(made, month, *sides)
         users |= sides[0].users
-    _put_costs(world, made, users, only)
+    if costs:
+        _put_costs(world, made, users, only)
     return made
 
 

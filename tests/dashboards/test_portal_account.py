@@ -12,6 +12,8 @@ from decimal import Decimal
 
 import pytest
 from portal_samples import COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of, visiting
+from sqlalchemy import Engine
+from sqlalchemy import event as event_hook
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -19,7 +21,7 @@ from starlette.testclient import TestClient
 from meterhouse_portal import access_keys, app, members, questions
 from meterhouse_portal.customer_pages import COOKIE
 from meterhouse_portal.exports import Exports
-from meterhouse_store import budgets, registry
+from meterhouse_store import budgets, registry, tables
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +218,8 @@ def browser_table(page):
 def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(world):
     with visiting(world, "vera@acme.example") as browser:
         shown = text_of(browser.get("/account/usage").text)
-        assert "2026-11-20 13:00:00 CET helper gpt-5 1 llm.requests 30,000 llm.tokens.input 60.00 EUR ok" in shown
-        assert "c-oct" not in shown and shown.count("CET helper gpt-5") == 20
+        assert "2026-11-20 13:00:00 CET 60.00 EUR helper gpt-5 1 llm.requests 30,000 llm.tokens.input ok" in shown
+        assert "c-oct" not in shown and shown.count("CET 60.00 EUR helper gpt-5") == 20
         only = browser.get("/account/usage?conversation=talk-7").text
         assert only.count("/account/actions?") == 1
         opened = browser.get(re.search(r'href="(/account/actions\?[^"]+)"', only).group(1).replace("&amp;", "&"))
@@ -471,6 +473,28 @@ def test_the_pages_of_one_are_the_same_with_and_without_the_other_s_data(world):
         finally:
             at.client.command("DELETE FROM events WHERE event_id = 'e900'")
     assert before == after
+
+
+def test_no_page_reads_the_registry_agreements_or_money_of_others(world):
+    of_customers = {name for name, table in tables.metadata.tables.items() if "customer_id" in table.c}
+    broad = set()
+
+    def note(_connection, _cursor, statement, parameters, *_):
+        found = set(re.findall(r"(?:FROM|JOIN) (\w+)", statement)) & of_customers
+        found -= {"portal_members", "portal_sessions"}  # by e-mail address and session
+        # By ids of one's own ratings, or a count that tells that anything changed.
+        narrow = "rating_id = " in statement or "rating_id IN" in statement or statement.startswith("SELECT count(")
+        if found and "acme" not in tuple(parameters) and not narrow:
+            broad.add(f"{page}: {statement}")
+
+    with visiting(world, "olga@acme.example") as browser:
+        event_hook.listen(Engine, "before_cursor_execute", note)
+        try:
+            for page in sorted(WITHOUT_OBJECT):
+                assert browser.get(page).status_code == 200
+        finally:
+            event_hook.remove(Engine, "before_cursor_execute", note)
+    assert broad == set()
 
 
 def test_markup_in_names_stays_text(world):

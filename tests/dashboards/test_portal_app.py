@@ -126,6 +126,13 @@ def test_a_period_that_is_no_month_is_refused_in_a_sentence(operator):
     assert "<b>" not in answer.text
 
 
+def test_a_year_beyond_the_calendar_is_refused_and_blames_nobody(operator):
+    for period in ("2200-01", "2999-12"):
+        answer = operator.get(f"/?period={period}")
+        assert answer.status_code == 400 and "up to the year 2199" in answer.text
+    assert operator.get("/?period=2199-12").status_code == 200
+
+
 def test_a_parameter_that_the_page_does_not_know_is_refused_and_not_passed_over(operator):
     answer = operator.get("/?month=2026-10")
 

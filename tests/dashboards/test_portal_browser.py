@@ -123,9 +123,24 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
     page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'anna@operator.example', NOW)}")
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url("**/operator")
-    for name in ("", "/questions", "/suspense", "/prices", "/record"):
+    for name in ("", "/customers", "/customer?id=acme", "/questions", "/suspense", "/prices", "/draft", "/record"):
         page.goto(f"{address}/operator{name}")
         looked_at(f"operator{name}")
+    page.goto(f"{address}/operator/customer?id=acme")
+    for summary in page.locator("summary").all():
+        summary.click()
+    looked_at("operator/customer-open")
+    page.goto(f"{address}/operator/draft")
+    page.get_by_label("plan, pay, input, price").fill("2.50")
+    page.get_by_role("button", name="Check and simulate").first.click()
+    assert page.get_by_text("+388.50 EUR").is_visible()
+    looked_at("operator/draft-simulated")
+    page.get_by_label("YAML").fill("book: tests\nplans: {}\n")
+    complaints_before = list(complaints)
+    page.get_by_role("button", name="Check and simulate").last.click()
+    assert page.get_by_role("heading", name="Mistakes").is_visible()
+    looked_at("operator/draft-refused")
+    complaints[:] = complaints_before  # that a draft is refused is answered with 422
     assert complaints == []
     context.close()
 

@@ -34,7 +34,7 @@ def portal(warehouse_address, tmp_path_factory, stripe_url):
         at = billing(world.engine, "live", "bill run", lambda: NOW)
         list(bill(at, records.drafts(world.engine, "live"), approve=False))
 
-        def visit(email):
+        def visit(email, billing=billing):
             built = app.build(settings, TOKEN, now=lambda: NOW, billing=billing)
             browser = TestClient(built, follow_redirects=False)
             answer = browser.post(f"/sign-in/{members.request_link(world.engine, 'live', email, NOW)}")
@@ -72,6 +72,27 @@ def test_an_operator_who_is_one_no_more_is_out_at_once(portal):
     members.set_operator(world.engine, "live", "carl@operator.example", False, who="tests", now=NOW)
     assert carl.get("/operator").headers["location"] == "/sign-in"
     assert members.operators(world.engine, "live") == [ANNA, BEN]
+
+
+def test_an_invoice_in_review_shows_its_lines_and_days_on_the_customer_s_clock_and_is_held_without_a_stripe_key(
+    portal, monkeypatch
+):
+    for name in ("STRIPE_API_KEY", "STRIPE_SECRET_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    world, visit = portal
+    anna, _ = visit(ANNA, app.billing_world)
+    page = anna.get("/operator").text
+    card = text_of(page[page.index("acme: 602.00 EUR") : page.index("</article>")])
+    assert "2026-10-01 to 2026-11-01 (Europe/Berlin)" in card
+    assert "input 300,000 token 600.00 EUR" in card and "300,000 at 2 EUR per 1,000: 600 EUR" in card
+    assert "tools 4 call 2.00 EUR" in card and "Total 602.00 EUR" in card
+    assert "set STRIPE_API_KEY" in text_of(page)
+    path = re.search(r'action="(/operator/invoices/[0-9a-f]+)"', page).group(1)
+    form = {"form": form_token(page), "why": "ask them first"}
+    refused = anna.post(path, data=form | {"act": "approve"})
+    assert refused.status_code == 422 and "there is no Stripe key" in text_of(refused.text)
+    assert anna.post(path, data=form | {"act": "hold"}).status_code == 303
+    assert state_of(world, "acme") == "in review" and "on hold" in anna.get("/operator").text
 
 
 def test_above_a_limit_one_approves_and_another_finalises(portal):

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from rating_samples import at, inputs, used
 from simple_rating import MINOR, Used, bill
 
-from meterhouse_rating import engine, ledger
+from meterhouse_rating import engine, ledger, results
 from meterhouse_rating.agreements import Agreement, Discount
 from meterhouse_rating.book import parse
 from meterhouse_rating.charges import Before
 from meterhouse_rating.credit_lines import grants_of, used_by
 from meterhouse_rating.credits import Grant, TopUp
 from meterhouse_rating.rates import rate_at
+from meterhouse_rating.shares import Kind, Part, left_in
 
 PRICES = st.decimals(0, 1000, places=6).map(lambda price: format(price, "f"))
 FEES = st.integers(0, 500).map(str)
@@ -177,6 +178,7 @@ def check(case: Case) -> None:
     _balanced(case, result)
     _replayed(case, result)
     _agrees(case, result)
+    _shared_out(case, result)
 
 
 def check_in_parts(case: Case, cut: int) -> None:
@@ -275,3 +277,24 @@ def _used(result: engine.Rated, currency: str) -> dict[str, int]:
             name = made.get(name, name)
             found[name] = found.get(name, 0) + amount
     return found
+
+
+def _shared_out(case: Case, result: engine.Rated) -> None:
+    """What single uses cost adds up to what their line comes to, or none of them is said to cost anything."""
+    span = case.inputs.setting.period
+    left = left_in(results.unrated_rows("live", "a", span, result.leftovers))
+    lines = results.line_rows_of("r", case.inputs.currency, result.lines)
+    by = (case.inputs.book, case.inputs.plan)
+    part = Part(span, "UTC", case.inputs.currency, by, "", lines, left, case.inputs.declared)
+    sums: dict[str, Fraction] = {}
+    unknown = set()
+    for row in case.inputs.usage:
+        price = part.unit_price(Kind(row.meter, row.status, row.task, row.dimensions, span.start, span.start))
+        if price.each is None:
+            unknown.add(price.line)
+        else:
+            of = row.events if price.of_events else Fraction(row.quantity)
+            sums[price.line] = sums.get(price.line, Fraction(0)) + Fraction(price.each) * of
+    for line in result.lines:
+        if line.kind == "usage" and line.description not in unknown:
+            assert abs(sums[line.description] - Fraction(line.amount_exact)) < Fraction(1, 10**12)
