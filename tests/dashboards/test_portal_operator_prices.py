@@ -74,7 +74,9 @@ def test_one_person_publishes_with_a_reason_and_usage_without_a_price_is_shown_f
     made = versions.versions(world[0].engine, "live")[-1]
     assert (made.source, made.author, f"{made.valid_from:%Y-%m-%d}") == (new, ANNA, "2026-12-01")
     assert "was published already" in text_of(sent(anna, "publish", new, why="again", valid_from="2026-12-01").text)
-    assert f"price book published {ANNA} cheaper tools" in text_of(anna.get("/operator/record").text)
+    last = publishing.audit(world[0].engine, "live")[-1]
+    assert (last.what, last.version, last.who, last.why) == ("published", 2, ANNA, "cheaper tools")
+    assert "price decision: published" in text_of(anna.get("/operator/record").text)
 
 
 def test_where_two_decide_it_is_proposed_and_another_one_approves_it(world, anna):
