@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from portal_samples import NOW, TOKEN, portal_world
 
-from meterhouse_billing import policies
+from meterhouse_billing import policies, records
 from meterhouse_billing.gateway import connect
 from meterhouse_billing.world import World
 from meterhouse_portal import app, members
@@ -126,6 +126,12 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
     for name in ("", "/customers", "/customer?id=acme", "/questions", "/suspense", "/prices", "/draft", "/record"):
         page.goto(f"{address}/operator{name}")
         looked_at(f"operator{name}")
+    for draft in records.drafts(world.engine, "live"):
+        records.record(world.engine, draft, who="tests", now=NOW)
+    page.goto(f"{address}/operator")
+    page.locator("summary").first.click()
+    assert page.get_by_role("cell", name="600.00 EUR", exact=True).is_visible()
+    looked_at("operator/lines")
     page.goto(f"{address}/operator/customer?id=acme")
     for summary in page.locator("summary").all():
         summary.click()
