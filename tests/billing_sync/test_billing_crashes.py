@@ -12,7 +12,9 @@ from meterhouse_store import tables
 CALLS = 8  # customer, draft, lines, finalise, void, draft and lines again, finalise; then the credit note is the ninth
 
 
-@pytest.mark.parametrize(("seed", "books"), [(1, "sqlite"), (2, "sqlite"), (3, "postgres")], indirect=["books"])
+@pytest.mark.parametrize(
+    ("seed", "books"), [(1, "sqlite"), (2, "sqlite"), (3, "postgres"), (4, "postgres")], indirect=["books"]
+)
 def test_whatever_crashes_stripe_has_what_the_ledger_has_once_and_to_the_minor_unit(seed, books, serve, tmp_path):
     with serve(application(tmp_path / "stripe")) as server:
         assert check(seed, books, server.url) == []
