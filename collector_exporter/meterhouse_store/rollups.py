@@ -7,7 +7,6 @@ processes at once: each writes sums of its own.
 """
 
 import secrets
-import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
@@ -20,8 +19,10 @@ from meterhouse_store.schema.cluster import LOCAL
 
 SETTLED_S: Final = 900
 """An insert writes its rows and its mark at nearly the same time, in either order: within this it is over."""
-UNREAD_S: Final = 3600
-"""Sums that count no more are kept for so long: a query that began before may be reading them."""
+UNREAD_S: Final = 6 * 3600
+"""Sums that do not count are kept for so long: a query may be reading them, or a run that goes on be writing them."""
+DAYS: Final = 8
+"""Days that are summed in one statement, so that it is over before a client would give up."""
 
 _COMMON: Final = "meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, agent_name"
 
@@ -69,6 +70,7 @@ _DUE: Final = """
     SELECT namespace, day, mark FROM usage_day_states
     WHERE NOT is_rolled AND day > toDate(0) AND touched_at <= now() - {settled:UInt32} ORDER BY day, namespace
 """
+_LEFT: Final = "SELECT count() FROM usage_day_states WHERE NOT is_rolled AND day > toDate(0)"
 _ROLL: Final = """
     INSERT INTO {table} (namespace, day, version, {keys}, {columns})
     SELECT namespace, toDate(key_time) AS day, {{base:UInt64}} + toUInt16(day) - {{first_day:UInt16}}, {selected}
@@ -120,15 +122,14 @@ def roll_up(client: Client, *, settled_s: int = SETTLED_S) -> Rolled:
     """Sum the days that need it and of which nothing has come for `settled_s` seconds. May be repeated."""
     due: dict[tuple[str, int, int], list[tuple[date, int]]] = defaultdict(list)
     for namespace, day, mark in client.query(_DUE, parameters={"settled": settled_s}).result_rows:
-        due[namespace, day.year, day.month].append((day, mark))  # a month at a time, each in one go
+        due[namespace, day.year, day.month].append((day, mark))  # a month is a partition
     done: list[Day] = []
     for (namespace, _, _), days in due.items():
-        _roll(client, namespace, days)
+        for at in range(0, len(days), DAYS):
+            _roll(client, namespace, days[at : at + DAYS])
         done += [(namespace, day) for day, _ in days]
     _forget(client)
-    left = client.query("SELECT count() FROM usage_day_states WHERE NOT is_rolled AND day > toDate(0)").result_rows[0][
-        0
-    ]
+    ((left,),) = client.query(_LEFT).result_rows
     return Rolled(tuple(done), int(left))
 
 
@@ -150,8 +151,9 @@ def distrust(client: Client, days: list[Day]) -> None:
 
 def _roll(client: Client, namespace: str, days: list[tuple[date, int]]) -> None:
     first, last = days[0][0], days[-1][0]
-    # In the order of time, and another one for each day and each process: two of one version would be added up.
-    base = (time.time_ns() >> 20 << 20) + (secrets.randbits(15) << 5)
+    # In the order of the server's time, and another one for each day and each process: two of one would be added up.
+    now_ns = int(client.query("SELECT toUnixTimestamp64Nano(now64(9))").result_rows[0][0])
+    base = (now_ns >> 20 << 20) + (secrets.randbits(15) << 5)
     parameters = {
         "namespace": namespace,
         "days": [day for day, _ in days],
