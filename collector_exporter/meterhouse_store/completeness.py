@@ -160,7 +160,8 @@ class Report:
     def verdict(self) -> str:
         """The result in a sentence."""
         events = sum(stream.events for stream in self.found.streams)
-        seen = f"{events:,} events of {len(self.found.streams)} streams"
+        streams = len(self.found.streams)
+        seen = f"{events:,} event{'' if events == 1 else 's'} of {streams} stream{'' if streams == 1 else 's'}"
         if not self.exceptions:
             return f"Complete as far as can be known: {seen}, nothing is held back and nothing is missing."
         return f"Not certain to be complete: {seen}, {len(self.exceptions)} to look at."
@@ -279,7 +280,7 @@ def assess(found: Found, namespace: str, customer: str, start: datetime, end: da
         *(_of_suspense(held, customer) for held in found.held),
         *(_of_a_baseline(baseline) for baseline in found.baselines),
         *(
-            f"the control totals of key {one.credential_id} do not add up in {one.wrong_hours} hours: "
+            f"the control totals of {_of_key(one.credential_id)} do not add up in {one.wrong_hours} hours: "
             "`meterhouse warehouse verify`"
             for one in found.received
             if one.wrong_hours
@@ -328,6 +329,10 @@ def _of_suspense(held: Held, customer: str) -> str:
     whose = f"of {customer}" if held.claimed else "of nobody, sent with the same keys"
     words = sentence(held.reason)
     return f"{held.rows} rows {whose} are in suspense as {held.reason}" + (f": {words}" if words else "")
+
+
+def _of_key(credential_id: str) -> str:
+    return f"key {credential_id}" if credential_id else "what came without a key"
 
 
 def _of_a_baseline(baseline: Baseline) -> str:

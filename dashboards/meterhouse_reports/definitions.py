@@ -25,6 +25,7 @@ class Report:
 
     `times` bounds `accounted_at`. `money`: grouped by currency always, and measures are amounts but for `counts`.
     `daily`: a faster source that has the same in days of UTC, without the dimensions `within_days`.
+    `unknown`: measures that are not known where they are NULL, and have no total then.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Report:
     having: str = ""
     daily: str = ""
     within_days: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
 
     def columns(self, by: Sequence[str]) -> tuple[str, ...]:
         """The columns when it is grouped so."""
@@ -64,7 +66,7 @@ class Report:
         keys = {name: self.dimensions[name] for name in by}
         if self.money:
             keys.setdefault("currency", "currency")
-        sums = {**self.measures, "as_of": "max(as_of)", "closed": "min(is_closed)"}
+        sums = {**self.measures, "as_of": "max(as_of)", "closed": "toBool(min(is_closed))"}
         shown = ", ".join(f"{expression} AS `{name}`" for name, expression in (keys | sums).items())
         source = self.daily if self.daily and whole_days and self.within_days.isdisjoint(by) else self.source
         of_one = " AND customer_id = {customer:String}" if customer is not None else ""
@@ -208,6 +210,7 @@ _ALL: Final = (
         },
         ("month", "customer"),
         counts=frozenset({"events", "unknown"}),
+        unknown=frozenset({"margin"}),
     ),
     Report(
         "deferred",

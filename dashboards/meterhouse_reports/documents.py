@@ -252,7 +252,8 @@ def _document(
 
 def _item(line: Row) -> Item:
     quantity = f"{number(line['quantity'])} {unit(line['unit'].strip('{}'), line['quantity'])}" if line["unit"] else ""
-    dimensions = ", ".join(f"{name} {value}" for name, value in line["dimensions"].items())
+    own = {"*": "without a price of its own"}
+    dimensions = ", ".join(f"{name} {own.get(value, value)}" for name, value in line["dimensions"].items())
     named = line["kind"] == "usage" and dimensions
     details = [f"Only {dimensions}."] if named else []
     return Item(

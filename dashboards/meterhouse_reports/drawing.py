@@ -24,6 +24,8 @@ RIGHT: Final = WIDTH - MARGIN
 _BOTTOM: Final = 64.0
 _FOOT: Final = 36.0
 _INK, _SOFT, _LINE = "#16202c", "#56626f", "#d9dee4"
+_TOGETHER: Final = 160.0
+"""What stands below a line, in points, moves to the next page with it; of more than that the first sentences."""
 _KEPT_TOGETHER: Final = 8
 """Lines of a row that move to the next page as one; of a longer row the lines part."""
 
@@ -114,8 +116,8 @@ class _Layout:
             amount = shown(item.amount_minor, self.document)
             texts = (item.description, item.quantity, item.price, amount)
             cells = [(column, text, 9.0, _INK, False) for column, text in zip(_ITEMS, texts, strict=True)]
-            first = self.face.wrap(item.details[0], _DETAIL.room, 7.5) if item.details else []
-            self._row(cells, 3, more=min(10.0 * len(first), 60))
+            below = sum(len(self.face.wrap(sentence, _DETAIL.room, 7.5)) * 9.6 + 1 for sentence in item.details)
+            self._row(cells, 3, more=below if below <= _TOGETHER else 60)
             for sentence in item.details:
                 self._row([(_DETAIL, sentence, 7.5, _SOFT, False)], 1)
             self.y -= 3

@@ -16,6 +16,8 @@ from meterhouse_store.numbers import plain
 DOUBLE_DIGITS: Final = 15
 """A spreadsheet's numbers are doubles: what has more digits is written as text, or it would be another number."""
 
+_SHORT_ID: Final = 12
+
 
 def as_table(made: Made, zones: Mapping[str, str]) -> str:
     """For people: columns that line up, totals per currency below; periods on the clocks of `zones`, by customer."""
@@ -113,6 +115,8 @@ def _shown(made: Made, row: tuple[Any, ...], at: int, zones: Mapping[str, str]) 
         zone = zones.get(customer, "UTC")
         told = local(value, zone).removesuffix(zone).rstrip().removesuffix(" 00:00")
         return told if zone == "UTC" else f"{told} {zone}"
+    if name in ("transaction", "corrects"):
+        return str(value)[:_SHORT_ID]  # a hash of 64 digits: what comes after is in the other formats
     if isinstance(value, Decimal) and _is_money(made, at):
         return f"{value:,.{_digits(made, row, at)}f}"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -130,7 +134,9 @@ def _shown(made: Made, row: tuple[Any, ...], at: int, zones: Mapping[str, str]) 
 def _total_cell(name: str, currency: str, sums: Any, made: Made) -> str:
     if name == "currency":
         return currency
-    return f"{sums[name]:,.{MINOR_DIGITS[currency]}f}" if name in sums else ""
+    if name not in sums:
+        return "-" if name in made.report.unknown else ""
+    return f"{sums[name]:,.{MINOR_DIGITS[currency]}f}"
 
 
 def dumps(made: Made, **about: Any) -> str:

@@ -109,7 +109,10 @@ def lacking(engine: Engine, client: Client, namespace: str) -> list[str]:
 
 
 def totals(made: Made) -> Mapping[str, Mapping[str, Decimal]]:
-    """Currency -> measure -> sum, of the amounts; currencies are never added together."""
+    """Currency -> measure -> sum, of the amounts; currencies are never added together.
+
+    There is no sum of what is not known for one of the rows.
+    """
     sums: dict[str, dict[str, Decimal]] = {}
     if not made.report.money:
         return sums
@@ -119,6 +122,10 @@ def totals(made: Made) -> Mapping[str, Mapping[str, Decimal]]:
         for name, value in zip(made.columns, row, strict=True):
             if name in made.report.amounts() and value is not None:
                 of_currency[name] = of_currency.get(name, Decimal(0)) + value
+    for name in made.report.unknown:
+        for row in made.rows:
+            if row[made.columns.index(name)] is None:
+                sums[row[at]].pop(name, None)
     return sums
 
 

@@ -58,11 +58,17 @@ def sentences(line: Row) -> list[str]:
     if "amount_exact" in explanation:
         exact = number(D(explanation["amount_exact"]))
         # A top-up needs no rounding.
-        how = f", rounded {explanation['rounding']}: " if "rounding" in explanation else ": "
+        how = f", rounded {_rounding(explanation['rounding'])}: " if "rounding" in explanation else ": "
         if "corrects" in explanation:
             how = ", of two amounts that were rounded by themselves: "
         text.append(f"Exactly {exact} {currency}{how}{explanation['amount']}.")
     return text
+
+
+def _rounding(told: str) -> str:
+    """`half_even to 0.01 USD` is half to even, to 0.01 USD."""
+    mode, _, rest = told.partition(" ")
+    return f"{'half to even' if mode == 'half_even' else mode.replace('_', ' ')}, {rest}"
 
 
 def said(step: Mapping[str, Any], currency: str) -> str:
@@ -116,7 +122,7 @@ def _no_quantity(step: Mapping[str, Any], _currency: str) -> str:
 
 
 def _off(step: Mapping[str, Any], currency: str) -> str:
-    percent = f"{step['percent']} % of {step['money']} {currency} " if "percent" in step else ""
+    percent = f"{step['percent']} % of {step['money']} {currency}: " if "percent" in step else ""
     return f"Off {step['off']}: {percent}{_amount(step, currency)}."
 
 

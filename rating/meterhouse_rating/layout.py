@@ -48,6 +48,8 @@ def counted(count: int, word: str) -> str:
 
 
 def _plural(word: str) -> str:
+    if word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word  # what a price book calls seats is more than one already
     if word.endswith(("s", "x", "ch", "sh")):
         return f"{word}es"
     if word.endswith("y") and word[-2:-1] not in "aeiou":

@@ -43,8 +43,7 @@ def _currency(made: Simulation, total: Change, changes: list[Change], y: int) ->
     if not shown:
         return [*parts, _text(20, y + _TOP + 16, "Nobody pays more or less.", size=13)]
     most = max(abs(it.minor) for it in shown)
-    middle = (_NAME + _WIDTH) // 2
-    room = (_WIDTH - _NAME) // 2 - _AMOUNT
+    middle, room = _scale(more=any(it.minor > 0 for it in shown), less=any(it.minor < 0 for it in shown))
     for row, it in enumerate(shown):
         top = y + _TOP + row * _ROW
         # Rounded to hundredths of a pixel in Decimal, so that every machine writes the same.
@@ -62,6 +61,13 @@ def _currency(made: Simulation, total: Change, changes: list[Change], y: int) ->
     left_out = len(changes) - len(shown)
     note = [_text(20, bottom + 18, f"{left_out} with smaller changes are not shown", size=12, fill=_GREY)]
     return [*parts, axis, *(note if left_out else [])]
+
+
+def _scale(*, more: bool, less: bool) -> tuple[int, int]:
+    """Where nothing changes, and how long the longest bar is: to both sides of it, or to the one that there is."""
+    if more and less:
+        return (_NAME + _WIDTH) // 2, (_WIDTH - _NAME) // 2 - _AMOUNT
+    return (_NAME if more else _WIDTH - 20), _WIDTH - _NAME - _AMOUNT - 20
 
 
 def _shown(changes: list[Change]) -> list[Change]:

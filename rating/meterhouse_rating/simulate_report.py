@@ -2,13 +2,14 @@
 
 import csv
 import io
+from collections import Counter
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final
 
 from meterhouse_rating.layout import counted, money, number, table
 from meterhouse_rating.money import of_minor, show
 from meterhouse_rating.simulate import Change, Simulation
-from meterhouse_store.numbers import plain
+from meterhouse_store.numbers import D, plain
 
 SHOWN: Final = 20
 """So many customers and moves are shown to people; CSV and JSON have all of them."""
@@ -118,8 +119,13 @@ def _customers(made: Simulation) -> str:
 
 
 def _extremes(changes: list[Change]) -> list[Change]:
-    # Amounts of different currencies cannot be compared: what is compared is how far they are from what was.
-    largest = sorted(changes, key=lambda it: (-abs(of_minor(it.minor, it.currency)), it.customer_id))[:SHOWN]
+    """The largest of each currency, as many of each: amounts of different currencies cannot be compared."""
+    ranks: Counter[str] = Counter()
+    found: list[tuple[int, Change]] = []
+    for it in sorted(changes, key=lambda it: (-abs(it.minor), it.customer_id)):
+        found.append((ranks[it.currency], it))
+        ranks[it.currency] += 1
+    largest = [it for _, it in sorted(found, key=lambda one: (one[0], one[1].currency))[:SHOWN]]
     return [it for it in changes if it in largest]
 
 
@@ -161,9 +167,16 @@ def _comparable(models: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]
 
 def _moves(made: Simulation) -> str:
     rows = [("customer", "month", "component", "old tier", "new tier")]
-    rows += [(it.customer_id, it.month, it.component, it.old or "-", it.new or "-") for it in made.moves[:SHOWN]]
+    rows += [(it.customer_id, it.month, it.component, _tier(it.old), _tier(it.new)) for it in made.moves[:SHOWN]]
     more = f"\n  and {len(made.moves) - SHOWN:,} more: --json has all of them" if len(made.moves) > SHOWN else ""
     return f"Other tiers, or a minimum that is due on one side only:\n\n{table(rows)}{more}\n"
+
+
+def _tier(text: str) -> str:
+    """`1000000..5000000` is `1,000,000..5,000,000`."""
+    if ".." not in text:
+        return text or "-"
+    return "..".join(number(D(edge)) if edge else "" for edge in text.split(".."))
 
 
 def _left(made: Simulation) -> list[str]:

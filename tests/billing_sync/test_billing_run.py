@@ -85,7 +85,7 @@ def test_a_closed_rating_becomes_one_finalised_invoice_line_by_line(books, sandb
 def test_stripes_invoice_says_what_the_completeness_of_its_usage_was(books, sandbox, world):
     rating_id = books.rating("acme", USAGE, stated=False)
     books.rating("globex", USAGE, stated=False)  # closed before there were statements
-    verdict = "Not certain to be complete: 32 events of 1 streams, 2 to look at."
+    verdict = "Not certain to be complete: 32 events of 1 stream, 2 to look at."
     with begin_write(books.engine) as connection:
         row = {
             "rating_id": rating_id,

@@ -137,7 +137,7 @@ def test_an_invoice_says_where_each_amount_of_a_month_comes_from(house):
         "10,000 at 2 USD per 1,000, beyond 0 up to 10,000: 20 USD",
         "20,500 at 1 USD per 1,000, beyond 10,000: 20.5 USD",
         "output (gpt-5) 1,234 tokens 8 USD per 1,000 9.87 Only model gpt-5.",
-        "Exactly 9.872 USD, rounded half_even to 0.01 USD: 9.87.",
+        "Exactly 9.872 USD, rounded half to even, to 0.01 USD: 9.87.",
         "output (gpt-5-mini) 1,001 tokens 4 USD per 1,000 4.00",
         "Launch partner -7.44",  # a tenth of 74.37
         "Credits applied -10.00 Credits before: 10 USD. Pays 10.00 USD of input. Credits left: 0 USD.",

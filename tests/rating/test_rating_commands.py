@@ -170,7 +170,7 @@ def test_a_closed_period_carries_what_was_known_of_its_completeness_to_the_invoi
         before["inputs_sha256"],
         before["result_sha256"],
     )
-    verdict = "Not certain to be complete: 32 events of 1 streams, 2 to look at."
+    verdict = "Not certain to be complete: 32 events of 1 stream, 2 to look at."
     code, out, _ = meterhouse("bill", "run", "--due", "--dry-run")
     assert (code, out.splitlines()[-1]) == (0, f"  {verdict}")
     # What comes or is decided later changes nothing of what was stated.

@@ -91,5 +91,5 @@ def test_a_discount_says_what_it_is_off_and_in_which_order():
         "a: {model: per_unit, metric: input, price: 1}", IN, line=1, agreement=Agreement(discounts=(discount,))
     )
     assert lines[0] == "Launch: -150.00 USD"
-    assert "  Off a: 10 % of 1500.00 USD -150 USD." in lines
+    assert "  Off a: 10 % of 1500.00 USD: -150 USD." in lines
     assert "  Taken off after the minimum commitment, by agreement dddddddddddd." in lines

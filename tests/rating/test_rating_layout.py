@@ -40,8 +40,9 @@ def test_words_are_in_the_right_number(count, word, text):
 
 
 def test_a_unit_that_is_a_symbol_has_no_plural():
-    units = [layout.unit(unit, Decimal(11)) for unit in ("call", "GB", "s", "min", "{call}")]
-    assert (units, layout.unit("call", Decimal(1))) == (["calls", "GB", "s", "min", "{call}"], "call")
+    units = [layout.unit(unit, Decimal(11)) for unit in ("call", "GB", "s", "min", "{call}", "seats", "process")]
+    wanted = ["calls", "GB", "s", "min", "{call}", "seats", "processes"]
+    assert (units, layout.unit("call", Decimal(1))) == (wanted, "call")
 
 
 def sentences(lines, number=0):
@@ -70,7 +71,7 @@ def test_tiers_included_usage_and_rounding_are_explained_in_sentences():
         "  2,000,000 are within the included 2,000,000: 0 USD.",
         "  1,000,000 at 4 USD per 1,000,000, beyond 0 up to 1,000,000: 4 USD (line 17).",
         "  500,001 at 3 USD per 1,000,000, beyond 1,000,000: 1.500003 USD (line 17).",
-        "  Exactly 5.500003 USD, rounded half_even to 0.01 USD: 5.50.",
+        "  Exactly 5.500003 USD, rounded half to even, to 0.01 USD: 5.50.",
     ]
 
 

@@ -115,6 +115,6 @@ def test_completeness_tells_what_is_there_and_ends_with_a_verdict(now_house):
     now_house.event("acme", "llm.tokens.input", "1000", "2026-10-31T22:00:00", service_name="shop", credential_id="")
     code, told = command("--customer", "acme", "--period", "2026-10", app=completeness)
     assert code == 3
-    assert "  shop (no key): 1 events of 1 processes, last in the hour of 2026-10-31 22:00 UTC\n" in told
+    assert "  shop (no key): 1 event of 1 processes, last in the hour of 2026-10-31 22:00 UTC\n" in told
     assert "! 1 rows of nobody, sent with the same keys are in suspense as customer_missing: " in told
-    assert told.endswith("Not certain to be complete: 1 events of 1 streams, 2 to look at.\n"), told
+    assert told.endswith("Not certain to be complete: 1 event of 1 stream, 2 to look at.\n"), told

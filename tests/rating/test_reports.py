@@ -407,6 +407,13 @@ def test_the_command_writes_every_format(books, command_environment, tmp_path, m
         "acme      USD        61.00        1  2026-11-21 12:00  yes",
     ]
     assert out.splitlines()[-2].split()[:3] == ["total", "JPY", "300"]
+    told = call("unbilled", "--period", "2026-10..2026-11")[1].splitlines()
+    assert [line.split()[-1] for line in told[2:5]] == ["closed", "no", "yes"]
+    told = call("margin", "--period", "2026-10..2026-11")[1].splitlines()
+    # What is not known of one has no sum.
+    assert told[-1].split() == ["total", "USD", "75.00", "0.00", "0.00", "-"]
+    told = call("journal", "--period", "2026-10")[1].splitlines()
+    assert [len(line.split()[1]) for line in told[3:5]] == [12, 12]
     told = call("reconciliation", "--period", "2026-10")[1]
     assert "acme      2026-10-01 America/New_York  finalised" in told
     assert "tokyo     2026-10-01 Asia/Tokyo        no invoice" in told

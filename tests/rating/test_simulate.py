@@ -12,7 +12,7 @@ from sqlalchemy import update
 
 from meterhouse_rating import money, shadow
 from meterhouse_rating.periods import PeriodError
-from meterhouse_rating.simulate import months_of, simulate
+from meterhouse_rating.simulate import Change, Simulation, months_of, simulate
 from meterhouse_rating.simulate_picture import as_svg
 from meterhouse_rating.simulate_report import as_text
 from meterhouse_store import tables
@@ -158,6 +158,19 @@ def test_the_picture_is_the_same_each_time_and_well_formed(house):
     texts = [it.text for it in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}text")]
     assert "Revenue 2026-09 to 2026-10, price book new: 55.00 → 65.00 USD" in texts
     assert texts[2:] == ["acme", "+5.00", "club", "+4.00", "bolt", "+1.00"]
+
+
+def test_the_picture_uses_its_room_and_no_currency_crowds_out_another():
+    made = Simulation(("2026-10",), "new")
+    for n in range(30):
+        made.changes[f"yen-{n}", "JPY"] = Change(f"yen-{n}", "JPY", 1_000_000, 1_000_000 + 1000 * n)
+        made.changes[f"usd-{n}", "USD"] = Change(f"usd-{n}", "USD", 1000, 1000 - n)
+    bars = [it for it in ElementTree.fromstring(as_svg(made)).iter() if it.tag.endswith("rect")][1:]
+    # All of one side: the longest bar takes the room between the names and the amounts.
+    assert (bars[0].get("x"), bars[0].get("width")) == ("210", "550.00")
+    assert (bars[-1].get("x"), bars[-1].get("width")) == ("330.00", "550.00")
+    said = as_text(made)
+    assert [sum(f"{name}-{n} " in said for n in range(30)) for name in ("yen", "usd")] == [10, 10]
 
 
 def test_the_command_prints_a_table_and_writes_csv_and_picture_and_ends_with_3(call, tmp_path):

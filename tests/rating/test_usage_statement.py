@@ -73,7 +73,7 @@ def test_an_open_period_is_itemised_by_all_that_is_known_and_nothing_is_written(
         "  1  rows of nobody  customer_missing  nobody says which customer it was for",
         "",
     ]
-    assert told[end] == f"Not certain to be complete: 3 events of 1 streams, {len(made.missing)} to look at."
+    assert told[end] == f"Not certain to be complete: 3 events of 1 stream, {len(made.missing)} to look at."
     assert told[end + 1 :] == [f"  {it}" for it in made.missing] and "  the period is not over" in told
     assert house.rows(tables.ratings) == [] and house.rows(tables.unrated_usage) == []
 
@@ -103,7 +103,7 @@ def test_a_closed_period_says_what_was_billed_in_every_form(closed, tmp_path, co
         "Discounts": "-0.75",
         "Credits applied": "-5.00",
     }
-    assert "32 events of 1 streams" in document["completeness"]["verdict"]
+    assert "32 events of 1 stream" in document["completeness"]["verdict"]
     assert [(it["meter"], it["quantity"]) for it in document["free"]] == [
         ("llm.requests", "3"), ("llm.tokens.input", "999"),
     ]  # fmt: skip

@@ -25,7 +25,7 @@ def test_usage_without_an_exception_is_complete_as_far_as_can_be_known():
     report = assess(WELL, "live", "acme", START, END, now=LATER)
     assert report.exceptions == ()
     assert report.verdict == (
-        "Complete as far as can be known: 744 events of 1 streams, nothing is held back and nothing is missing."
+        "Complete as far as can be known: 744 events of 1 stream, nothing is held back and nothing is missing."
     )
 
 
