@@ -246,7 +246,7 @@ def link(
 def _round(
     settings: "Settings", engine: "Engine", sealed: bool, repair: str | None, customer: str | None
 ) -> Iterator["meter_sync.Step"]:
-    from meterhouse_billing import meter_close, meter_end, meter_sync
+    from meterhouse_billing import meter_close, meter_end, meter_sync, policies
     from meterhouse_billing.meter_gateway import MeterGateway
     from meterhouse_billing.meter_lock import alone
     from meterhouse_billing.meter_usage import Warehouse
@@ -256,7 +256,8 @@ def _round(
     world = world_of(settings, engine, METERS_KEY)
     source = Warehouse(rating_world(settings, engine))
     with alone(engine, settings.namespace):
-        run = meter_sync.Sync(world, source, MeterGateway(world.gateway), sealed)
+        stream = policies.load(engine, settings.namespace).meter_stream
+        run = meter_sync.Sync(world, source, MeterGateway(world.gateway), sealed, stream=stream)
         if repair is not None and customer is not None:
             yield from meter_close.repair(run, periods.parse(repair, "UTC"), customer)
         yield from meter_end.end(run)

@@ -7,7 +7,7 @@ tried stands, and a new version follows it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -16,13 +16,14 @@ from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, fun
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import meter_events, meter_periods, meter_subscriptions
+from meterhouse_store.tables import meter_batches, meter_events, meter_periods, meter_subscriptions
 
 PENDING: Final = "pending"
 DELIVERED: Final = "delivered"
 REJECTED: Final = "rejected"
 SUPERSEDED: Final = "superseded"
 CHUNK: Final = 1000
+REPORTED_WITHIN: Final = timedelta(days=7)
 
 Lane = tuple[str, str]
 """Customer and event name: Stripe takes one call at a time for each."""
@@ -275,6 +276,27 @@ def reject(engine: Engine, namespace: str, identifier: str, why: str, now: datet
         values = {"state": REJECTED, "settled_at": now, "last_error": why[:2000]}
         connection.execute(update(meter_events).where(is_it).values(**values))
     return Event(**row)
+
+
+def batch(engine: Engine, namespace: str, batch_id: str, events: Sequence[Event], now: datetime) -> None:
+    """Note which events go out together, before they do; forget batches of which Stripe tells nothing any more."""
+    table = meter_batches
+    with begin_write(engine) as connection:
+        connection.execute(delete(table).where(table.c.namespace == namespace, table.c.sent_at < now - REPORTED_WITHIN))
+        if connection.execute(select(table.c.batch_id).where(table.c.batch_id == batch_id)).first() is None:
+            identifiers = [event.identifier for event in events]
+            row = {"batch_id": batch_id, "namespace": namespace, "identifiers": identifiers, "sent_at": now}
+            connection.execute(insert(table).values(**row))
+
+
+def of_batch(engine: Engine, namespace: str, batch_id: str) -> list[Event]:
+    """The events that went out together; none for a batch that is none of ours."""
+    table = meter_batches
+    query = select(table.c.identifiers).where(table.c.namespace == namespace, table.c.batch_id == batch_id)
+    with engine.connect() as connection:
+        names = connection.execute(query).scalar_one_or_none() or []
+        found = select(*_COLUMNS).where(meter_events.c.identifier.in_(names))
+        return [Event(**row) for row in connection.execute(found).mappings()]
 
 
 def rejected(engine: Engine, namespace: str) -> list[Event]:

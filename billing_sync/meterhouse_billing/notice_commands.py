@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meterhouse_billing.command_line import EXCEPTIONS, Data, Json, fail, opened, operator, refusals
+from meterhouse_billing.command_line import EXCEPTIONS, FAILED, Data, Json, fail, opened, operator, refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
+
+    from meterhouse_billing.notice_templates import Templates
 
 notices = typer.Typer(
     help="What customers and operators are told, and how far it got.", no_args_is_help=True, add_completion=False
@@ -68,7 +70,7 @@ def _send(
 
     now = datetime.now(UTC)
     with _opened(data) as (engine, namespace):
-        sender = Sender(engine, namespace, MailSettings(), Brand())
+        sender = Sender(engine, namespace, MailSettings(), Brand(), _templates())
         if dry_run:
             waiting, unsent = notice_sending.due(sender, now), notice_sending.without_mail(sender, now)
             if as_json:
@@ -98,6 +100,38 @@ def _send(
             _print_unsent(unsent)
     if any(it.state == FAILED for it in done):
         raise typer.Exit(EXCEPTIONS)
+
+
+@notices.command("check")
+def _check(as_json: Json = False) -> None:
+    """Try the operator's own texts (METERHOUSE_NOTICE_TEMPLATES) with made-up facts; exit code 1 where one is wrong.
+
+    Each file is rendered with everything there may be in a notice and with nothing of what may be missing. A name that
+    the notice does not have, a value that is not escaped, and a text without its HTML are refused.
+    """
+    from meterhouse_store.brand import Brand
+
+    with refusals():
+        templates = _templates()
+        if templates.folder is not None and not templates.folder.is_dir():
+            fail(f"METERHOUSE_NOTICE_TEMPLATES is {templates.folder}, and that is no directory.")
+        wrong = list(templates.check(Brand()))
+    if as_json:
+        _print_json({"templates": templates.folder and str(templates.folder), "wrong": wrong})
+    elif templates.folder is None:
+        print("METERHOUSE_NOTICE_TEMPLATES is not set: all notices have the built-in texts.")
+    elif not wrong:
+        print(f"The templates in {templates.folder} can be used.")
+    for sentence in wrong if not as_json else ():
+        print(f"! {sentence}")
+    if wrong:
+        raise typer.Exit(FAILED)
+
+
+def _templates() -> "Templates":
+    from meterhouse_billing.notice_templates import Templates, TemplateSettings
+
+    return Templates(TemplateSettings().notice_templates)
 
 
 @notices.command("retry")

@@ -19,6 +19,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Engine, func, select, update
 
 from meterhouse_billing import notice_texts
+from meterhouse_billing.notice_templates import BUILT_IN, TemplateBroken, Templates
 from meterhouse_billing.notices import EMAIL, FAILED, PENDING, SENT
 from meterhouse_store import mail, tables
 from meterhouse_store.brand import Brand
@@ -42,6 +43,7 @@ class Sender:
     namespace: str
     mail: MailSettings
     brand: Brand
+    templates: Templates = BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,11 @@ def _claimed(engine: Engine, row: Mapping[str, Any], now: datetime) -> bool:
 
 
 def _attempt(sender: Sender, row: Mapping[str, Any], now: datetime) -> tuple[str, str]:
-    """The state afterwards, and why where it was not sent."""
+    """The state afterwards, and what was wrong."""
     try:
         if row["channel"] == EMAIL:
-            _mail(sender, row)
-        else:
-            _post(sender, row, now)
+            return SENT, _mail(sender, row)
+        _post(sender, row, now)
     except MailRefused as problem:
         return FAILED, str(problem)
     except (MailUnavailable, _NotTaken) as problem:
@@ -141,9 +142,14 @@ def _finished(engine: Engine, row: Mapping[str, Any], now: datetime, state: str,
     return Sent(row["delivery_id"], row["address"], row["subject"], state, problem)
 
 
-def _mail(sender: Sender, row: Mapping[str, Any]) -> None:
-    brand = sender.brand
-    told = notice_texts.of(row["kind"], row["customer_id"], row["subject"], row["facts"], brand)
+def _mail(sender: Sender, row: Mapping[str, Any]) -> str:
+    """Send it; what was wrong with the operator's own text of it, for which the built-in one went out."""
+    brand, problem = sender.brand, ""
+    about = (row["kind"], row["customer_id"], row["subject"], row["facts"], brand)
+    try:
+        told = sender.templates.of(*about)
+    except TemplateBroken as broken:  # nobody goes without a notice because of a text
+        told, problem = notice_texts.of(*about), f"the built-in text was sent: {broken}"
     made = mail.message(
         sender.mail,
         row["address"],
@@ -161,6 +167,7 @@ def _mail(sender: Sender, row: Mapping[str, Any]) -> None:
         maintype, _, subtype = media_type.partition("/")
         html.add_related(content, maintype, subtype, cid=f"<{notice_texts.LOGO}>")
     mail.send(sender.mail, made)
+    return problem
 
 
 def _post(sender: Sender, row: Mapping[str, Any], now: datetime) -> None:

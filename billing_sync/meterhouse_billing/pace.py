@@ -14,6 +14,8 @@ from typing import Final
 
 EVENTS_PER_S: Final = 1000
 """Meter events of v1, live mode: https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api"""
+STREAM_PER_S: Final = 100
+"""Requests of the v2 stream: 10,000 events a second, 100 in each. The SDK says requests, which would be more."""
 OTHERS_PER_S: Final = 25
 """Of each other endpoint: https://docs.stripe.com/rate-limits"""
 SEARCHES_PER_S: Final = 20
@@ -26,6 +28,7 @@ WINDOW_S: Final = 1.05
 """A little more than the second that is counted in: calls do not take equally long on their way."""
 
 _EVENTS: Final = "POST /v1/billing/meter_events"
+_STREAM: Final = "POST /v2/billing/meter_event_stream"
 _ID: Final = re.compile(r"[a-z]+(_[a-z]+)*_(?=[a-z]*[0-9A-Z])[0-9A-Za-z]{8,}")
 """An object's name in a path: `in_1MtHbELkdIwHu7ixl4OzzPMv`; no name of an operation has capitals or digits."""
 
@@ -71,15 +74,18 @@ class Limits:
     overall: int = LIVE_PER_S
     events: int = EVENTS_PER_S
     events_apart: bool = True
+    stream: int = STREAM_PER_S
 
     def of(self, endpoint: str) -> int:
         """Of one endpoint, such as `GET /v1/invoices/{id}`."""
         if endpoint == _EVENTS:
             return self.events
+        if endpoint == _STREAM:
+            return self.stream
         return SEARCHES_PER_S if endpoint.endswith("/search") else OTHERS_PER_S
 
 
-TEST: Final = Limits(overall=TEST_PER_S, events=TEST_PER_S, events_apart=False)
+TEST: Final = Limits(overall=TEST_PER_S, events=TEST_PER_S, events_apart=False, stream=TEST_PER_S)
 
 
 class Pacer:
@@ -99,7 +105,7 @@ class Pacer:
     def wait(self, method: str, path: str) -> None:
         """Return when a call of the endpoint may begin; it is counted from then on."""
         endpoint = endpoint_of(method, path)
-        apart = endpoint == _EVENTS and self._limits.events_apart
+        apart = endpoint in (_EVENTS, _STREAM) and self._limits.events_apart
         while True:
             with self._lock:
                 pace = self._paces.setdefault(endpoint, Pace(self._limits.of(endpoint)))

@@ -22,7 +22,7 @@ BALANCE: Final = "balance"
 REFUND: Final = "refund"
 OUTSIDE: Final = "outside"
 
-APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOUNT, FEE = (
+APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOUNT, FEE, STREAM = (
     "approval",
     "two-persons",
     "unusual-change",
@@ -32,6 +32,7 @@ APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOU
     "top-up-amounts",
     "stripe-account",
     "application-fee",
+    "meter-stream",
 )
 OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOUNT, FEE)
 """Settings that a customer may have otherwise than the namespace."""
@@ -59,6 +60,9 @@ class Policy:
     """The connected account that sells (`acct_...`); '': the account of the key."""
     fee: Fee = NO_FEE
     """What the platform keeps of each invoice of a connected account."""
+
+    meter_stream: str = "off"
+    """Whether meter events go by Stripe's stream: on, off, or auto, when there are very many."""
 
     def needs_two(self, amount_minor: int, currency: str) -> bool:
         """Whether the one who finalises must be another than the one who approved."""
@@ -222,6 +226,7 @@ _TYPED: Final[dict[str, Callable[[str], Any]]] = {
     TOP_UPS: _top_ups,
     ACCOUNT: _account,
     FEE: lambda text: read_fee(text).canonical(),
+    STREAM: lambda text: _one_of(text, ("on", "off", "auto")),
 }
 _FIELDS: Final = {
     APPROVAL: "automatic",
@@ -233,6 +238,7 @@ _FIELDS: Final = {
     TOP_UPS: "top_up_amounts",
     ACCOUNT: "stripe_account",
     FEE: "fee",
+    STREAM: "meter_stream",
 }
 _READ: Final[dict[str, Callable[[Any], Any]]] = {
     APPROVAL: lambda value: value == "automatic",
@@ -244,4 +250,5 @@ _READ: Final[dict[str, Callable[[Any], Any]]] = {
     TOP_UPS: lambda value: {currency: tuple(sorted(set(amounts))) for currency, amounts in value.items()},
     ACCOUNT: str,
     FEE: read_fee,
+    STREAM: str,
 }

@@ -156,6 +156,9 @@ def settings(
         str | None,
         typer.Option(metavar="2.5%|USD=1,...|none", help="What the platform keeps of a connected account's invoices."),
     ] = None,
+    meter_stream: Annotated[
+        str | None, typer.Option(metavar="on|off|auto", help="Meter events by Stripe's stream; auto: when very many.")
+    ] = None,
     why: Annotated[str, typer.Option(help="Kept with the change.")] = "",
     data: Data = None,
     as_json: Json = False,
@@ -173,6 +176,7 @@ def settings(
         policies.TOP_UPS: top_up_amounts,
         policies.ACCOUNT: stripe_account,
         policies.FEE: application_fee,
+        policies.STREAM: meter_stream,
     }
     wanted = {name: value for name, value in given.items() if value is not None}
     with refusals():
@@ -292,6 +296,7 @@ def _policy_json(policy: "Policy") -> dict[str, Any]:
         "top_up_amounts_minor": {currency: list(amounts) for currency, amounts in policy.top_up_amounts.items()},
         "stripe_account": policy.stripe_account or None,
         "application_fee": str(policy.fee),
+        "meter_stream": policy.meter_stream,
     }
 
 
@@ -318,5 +323,6 @@ def _print_policy(policy: "Policy") -> None:
             ("credits that customers may buy at once", ", ".join(offered) or "none"),
             ("Stripe account that sells", policy.stripe_account or "the key's"),
             ("application fee of the platform", str(policy.fee)),
+            ("meter events by Stripe's stream", policy.meter_stream),
         ]
     )

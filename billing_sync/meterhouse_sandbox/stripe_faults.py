@@ -30,6 +30,8 @@ OVERALL_PER_S: Final = 100
 """Of an account in live mode, meter events apart."""
 
 METER_EVENTS: Final = "POST /v1/billing/meter_events"
+METER_STREAM: Final = "POST /v2/billing/meter_event_stream"
+STREAM_PER_S: Final = 100
 
 
 class Faults:
@@ -102,7 +104,7 @@ class Limits:
         if not self._on:
             return None
         counted = {endpoint: ("endpoint-rate", _limit(endpoint))}
-        if endpoint != METER_EVENTS:
+        if endpoint not in (METER_EVENTS, METER_STREAM):
             counted[""] = ("global-rate", OVERALL_PER_S)
         now = time.monotonic()
         for name, (why, most) in counted.items():
@@ -134,4 +136,6 @@ class Limits:
 def _limit(endpoint: str) -> int:
     if endpoint == METER_EVENTS:
         return EVENTS_PER_S
+    if endpoint == METER_STREAM:
+        return STREAM_PER_S
     return SEARCHES_PER_S if endpoint.endswith("/search") else OTHERS_PER_S

@@ -89,6 +89,18 @@ def record(context: Context, given: Given) -> Given:
     }
 
 
+def take(context: Context, given: Given) -> None:
+    """Receive an event of the stream: whatever is wrong with it becomes a report, and what is known is passed over."""
+    now, at = context.now(), given["timestamp"]
+    if context.state.meter_event_since(given.get("identifier") or "", now - UNIQUE_FOR_S):
+        return
+    if now - OLDEST_S <= at <= now + NEWEST_S:
+        record(context, given)
+        return
+    code = "timestamp_in_future" if at > now else "timestamp_too_far_in_past"
+    _report(context, _meter_of(context, given["event_name"]), code, "The timestamp is out of bounds.")
+
+
 def cancel(context: Context, given: Given) -> Given:
     """An adjustment: the event of that identifier does not count any more."""
     _short("event_name", given["event_name"])

@@ -16,6 +16,7 @@ from meterhouse_sandbox.stripe_invoices import Context
 from meterhouse_sandbox.stripe_meter_routes import METER_ROUTES
 from meterhouse_sandbox.stripe_payment_routes import PAYMENT_ROUTES
 from meterhouse_sandbox.stripe_state import new_id
+from meterhouse_sandbox.stripe_stream import STREAM_ROUTES
 
 
 def _create_customer(context: Context, _name: str, given: Given) -> dict[str, Any]:
@@ -212,7 +213,7 @@ ROUTES: Final = (
 
 def match(method: str, path: str) -> tuple[Call, str]:
     """The route of a request and the name in its path. Raises StripeRefusal (404)."""
-    for route in (*METER_ROUTES, *PAYMENT_ROUTES, *ROUTES):
+    for route in (*METER_ROUTES, *STREAM_ROUTES, *PAYMENT_ROUTES, *ROUTES):
         pattern = re.escape(route.path).replace(r"\{id\}", "([A-Za-z0-9_]+)")
         found = re.fullmatch(pattern, path)
         if found and route.method == method:

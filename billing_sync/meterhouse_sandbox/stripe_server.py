@@ -25,7 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from meterhouse_sandbox import serving, stripe_faults, stripe_subscriptions
+from meterhouse_sandbox import serving, stripe_faults, stripe_stream, stripe_subscriptions
 from meterhouse_sandbox import stripe_invoices as invoices
 from meterhouse_sandbox import stripe_pages as pages
 from meterhouse_sandbox import stripe_payments as payments
@@ -137,7 +137,11 @@ class _Face:
         request_id = new_id("req")
         headers = {"Request-Id": request_id, "Stripe-Version": request.headers.get("stripe-version", "")}
         try:
-            _authenticate(request.headers.get("authorization", ""))
+            token = _token(request.headers.get("authorization", ""))
+            if request.url.path == stripe_stream.PATH:
+                stripe_stream.authenticate(Context(self._state, _NOBODY, ""), token)
+            else:
+                _authenticate(token)
             status, body, replayed = self._answer(request, request_id, pairs, fault)
         except StripeRefusal as refusal:
             return JSONResponse({"error": refusal.error}, refusal.status, headers)
@@ -316,13 +320,17 @@ def _run(route: Call, context: Context, name: str, given: dict[str, Any]) -> tup
     return 200, json.dumps(body)
 
 
-def _authenticate(header: str) -> None:
+def _token(header: str) -> str:
     scheme, _, token = header.partition(" ")
-    if scheme.lower() == "basic":
-        try:
-            token = base64.b64decode(token, validate=True).decode().partition(":")[0]
-        except ValueError:
-            token = ""
+    if scheme.lower() != "basic":
+        return token
+    try:
+        return base64.b64decode(token, validate=True).decode().partition(":")[0]
+    except ValueError:
+        return ""
+
+
+def _authenticate(token: str) -> None:
     if not token.startswith(("sk_test_", "rk_test_")):
         shown = token[:8] + "..." if token else "none"
         message = f"The sandbox takes keys that begin with sk_test_ or rk_test_; given: {shown}"
@@ -335,11 +343,32 @@ async def _pairs(request: Request) -> list[tuple[str, str]]:
         body += chunk
         if len(body) > MAX_BODY:
             raise StripeRefusal(f"A request has at most {MAX_BODY} bytes.", status=413)
+    if request.method == "POST" and request.url.path.startswith("/v2/"):
+        return list(_flat(body))
     text = body.decode("utf-8", "replace") if request.method == "POST" else request.url.query
     try:
         return parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text), max_num_fields=MAX_FIELDS)
     except ValueError as problem:
         raise StripeRefusal(f"The parameters are not a form: {problem}") from None
+
+
+def _flat(body: bytes) -> Iterator[tuple[str, str]]:
+    """JSON, which v2 takes, as the fields of a form."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict | list):
+            for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from walk(each, f"{path}[{name}]" if path else str(name))
+        else:
+            yield path, value if isinstance(value, str) else json.dumps(value)
+
+    try:
+        given = json.loads(body or b"{}")
+    except ValueError as problem:
+        raise StripeRefusal(f"The body is no JSON: {problem}") from None
+    if not isinstance(given, dict):
+        raise StripeRefusal("The body is no JSON object.")
+    yield from walk(given, "")
 
 
 def _same_request(saved: Reply, address: str, params: str) -> None:

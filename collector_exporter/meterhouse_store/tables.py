@@ -850,6 +850,16 @@ application_fees = Table(
     Column("recorded_at", UtcTime, nullable=False),
 )
 
+# Meter events that went out together by Stripe's stream: its reports name the request, not the event.
+meter_batches = Table(
+    "meter_batches",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("identifiers", JSON, nullable=False),
+    Column("sent_at", UtcTime, nullable=False, index=True),
+)
+
 # Payments that a customer's bank took back, or asks about, as Stripe showed them last.
 disputes = Table(
     "disputes",

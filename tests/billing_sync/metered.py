@@ -74,6 +74,7 @@ class Metered:
     truth: Truth = field(default_factory=Truth)
     book: str = BOOK
     workers: int = 4
+    stream: str = "off"
 
     def __post_init__(self) -> None:
         self.gateway: Gateway = connect({"STRIPE_API_KEY": "sk_test_1", "METERHOUSE_STRIPE_URL": self.url}, live=False)
@@ -108,7 +109,8 @@ class Metered:
 
     def run(self) -> meter_sync.Sync:
         never = Pace(10**9)
-        return meter_sync.Sync(self.world, self.truth, MeterGateway(self.gateway, never, never), workers=self.workers)
+        gateway = MeterGateway(self.gateway, never, never)
+        return meter_sync.Sync(self.world, self.truth, gateway, workers=self.workers, stream=self.stream)
 
     def sync(self) -> list[str]:
         """A whole round; what it says."""
