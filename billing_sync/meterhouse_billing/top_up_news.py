@@ -89,7 +89,16 @@ def poll(world: World) -> Iterator[str]:
 
 
 def settle(world: World, row: RowMapping) -> str:
-    """Bring a purchase to what Stripe shows; says what changed."""
+    """Bring a purchase to what Stripe shows; says what changed. Raises StripeUnavailable, and StripeRefused."""
+    try:
+        return _settle(world, row)
+    except StripeRefused as refused:
+        if refused.missing:
+            return f"a top-up of {amount_of(row)} is not in Stripe (any more): is this the key of its account?"
+        raise
+
+
+def _settle(world: World, row: RowMapping) -> str:
     intent = row["payment_intent"]
     if intent is None and row["how"] == PAGE:
         session = world.gateway.call(lambda client: client.v1.checkout.sessions.retrieve(row["stripe_id"])).to_dict()

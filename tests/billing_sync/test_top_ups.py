@@ -104,6 +104,15 @@ def test_without_webhooks_the_poll_finds_the_payment_and_a_page_that_nobody_paid
     assert balances(books) == {"cash": 1000, "deferred_credits": -1000}
 
 
+def test_a_top_up_that_is_gone_in_stripe_keeps_no_other_news_from_being_taken(books, acme, sandbox):
+    gone, paid = (top_ups.start(acme, "acme", 1000, BACK, who="olga", reference=name) for name in ("a", "b"))
+    purchases.change(books.engine, gone.purchase_id, stripe_id="cs_test_gone")
+    pay(sandbox, paid)
+    said = sorted(news.poll(acme))
+    assert said[0] == "acme: 10.00 USD of credits bought"
+    assert said[1].startswith("acme: a top-up of 10.00 USD is not in Stripe (any more)")
+
+
 def paid_and_used(books, acme, sandbox, used):
     """50.00 bought, so much of it used on a closed rating."""
     pay(sandbox, top_ups.start(acme, "acme", 5000, BACK, who="olga"))
