@@ -22,10 +22,12 @@ from rating_samples import at
 from sqlalchemy import event, select
 
 from meterhouse_rating import credit_changes, ledger_books
+from meterhouse_rating import run as running
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.ledger_proof import prove
 from meterhouse_rating.run import Request, close, run
 from meterhouse_store import registry, tables
+from meterhouse_store.sql import begin_write
 
 EVERY = os.environ.get("METERHOUSE_PROVE") == "1"
 METERHOUSE = str(Path(sys.executable).with_name("meterhouse"))
@@ -45,6 +47,12 @@ plans:
 # a: pack 1.00 + 2.00 - 1.00; b: pack 1.00 + 4.00 - 1.00; c: pack 1.00 + 6.00 - 1.00 (c is registered by the run itself)
 TOTALS = {"a": 200, "b": 400, "c": 600}
 RECEIVABLE = {"a": 200, "b": 400, "c": 600}
+
+
+@pytest.fixture(autouse=True)
+def _batches(monkeypatch):
+    """Customers are settled two in a transaction: a and b together, then c. So runs stop within batches and between."""
+    monkeypatch.setattr(running, "BATCH", 2)
 
 
 def furnished(house, number, customers="abc"):
@@ -251,6 +259,20 @@ def test_two_at_once_end_in_the_totals_of_one(house, final):
     assert failures == []
     owed = RECEIVABLE if final else {}
     assert result(there) == (TOTALS, {"closed" if final else "open"}, owed, TOTALS)
+
+
+def test_a_run_waits_for_another_one_that_settles_one_of_the_customers_of_its_batch(house):
+    there = furnished(house, 1)
+    with begin_write(there.world.engine) as other:
+        is_it = (tables.customers.c.namespace == "test-1") & (tables.customers.c.customer_id == "b")
+        other.execute(select(tables.customers).where(is_it).with_for_update())
+        waiting = threading.Thread(target=lambda: list(closing(there)))
+        waiting.start()
+        waiting.join(1.5)
+        assert waiting.is_alive()
+        assert [row for row in there.rows(tables.ratings) if row["namespace"] == "test-1"] == []
+    waiting.join(60)
+    assert result(there) == (TOTALS, {"closed"}, RECEIVABLE, TOTALS)
 
 
 def test_a_run_that_another_one_overtook_rates_on_what_is_known_now(house):
