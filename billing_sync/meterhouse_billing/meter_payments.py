@@ -7,7 +7,7 @@ invoice, and the tax that Stripe put on it, are posted once each, whether a webh
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from meterhouse_billing import meter_records as records
 from meterhouse_billing import postings, taxes
@@ -19,6 +19,7 @@ from meterhouse_rating.ids import digest
 from meterhouse_rating.layout import money
 from meterhouse_rating.ledger import Posting
 from meterhouse_store.sql import begin_write
+from meterhouse_store.tables import namespaces
 
 _FINALISED = ("open", "paid", "uncollectible")
 
@@ -31,6 +32,10 @@ def take_over(world: World, shown: StripeInvoice) -> str | None:
     now, done = world.now(), []
     moment = shown.paid_at or shown.finalised_at or now
     with begin_write(world.engine) as connection:
+        # A webhook and a poll may come at once: one waits for the other here, and finds what it posted.
+        connection.execute(
+            select(namespaces.c.namespace).where(namespaces.c.namespace == world.namespace).with_for_update()
+        )
         for posting in _due(connection, world.namespace, shown):
             if not ledger.posted(connection, world.namespace, posting.kind, posting.source_id):
                 ledger.post(connection, world.namespace, customer_id, [posting], effective_at=moment, recorded_at=now)

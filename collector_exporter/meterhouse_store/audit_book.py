@@ -95,7 +95,10 @@ def told(details: dict[str, Any]) -> str:
 
 
 def _from_to(change: Any) -> str:
-    return f"{change[0]} -> {change[1]}" if isinstance(change, list) else str(change)
+    if not isinstance(change, list):
+        return str(change)
+    before, after = ("none" if it is None else it for it in change)
+    return f"{before} -> {after}"
 
 
 def verify(engine: Engine, namespace: str, anchors: Iterable[Anchor] = ()) -> Proof:
