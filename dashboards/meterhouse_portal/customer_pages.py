@@ -72,7 +72,7 @@ class CustomerPages:
         self._own_language = rendering.language.code
         self._mail, self._public_url, self._now = mail_settings, public_url.rstrip("/"), now
         self._links = Bucket(20, timedelta(hours=1))  # per address that asks
-        self._answers = Bucket(60, timedelta(hours=1))  # per address that comes back from the provider
+        self._provider_visits = Bucket(120, timedelta(hours=1))  # there and back, per address
         self._openid = None if openid is None else OpenId(openid, f"{self._public_url}/openid/callback", now)
         self._frame_origins = frame_origins
         self._secure = self._public_url.startswith("https:")
@@ -173,6 +173,8 @@ class CustomerPages:
 
     def to_provider(self, request: Request, form: Mapping[str, str]) -> Response:
         """On to the provider; what its answer has to fit goes into a cookie."""
+        if too_often := self._too_often(request):
+            return too_often
         attempt = Attempt.new()
         try:
             answer = RedirectResponse(self._provider.address(attempt), 303)
@@ -189,9 +191,8 @@ class CustomerPages:
         return answer
 
     def _taken(self, request: Request) -> Response:
-        client = request.client.host if request.client else ""
-        if not self._answers.take(client, self._now()):
-            return self._message(request, 429, "Too often", "Try again in an hour, or ask for a link by e-mail.")
+        if too_often := self._too_often(request):
+            return too_often
         attempt = Attempt(request.cookies.get(self._attempt_cookie, "")[:128])
         try:
             if not attempt.secret:
@@ -214,6 +215,12 @@ class CustomerPages:
                 email=email[:320],
             )  # fmt: skip
         return self._signed_in(request, session)
+
+    def _too_often(self, request: Request) -> Response | None:
+        client = request.client.host if request.client else ""
+        if self._provider_visits.take(client, self._now()):
+            return None
+        return self._message(request, 429, "Too often", "Try again in an hour, or ask for a link by e-mail.")
 
     def _not_reached(self, request: Request) -> Response:
         return self._message(
@@ -394,8 +401,10 @@ class CustomerPages:
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > max_form:
-                        most = f"A form holds at most {max_form // 1024} kB."
-                        return self._message(request, 413, "That is too much", most)
+                        most = str(max_form // 1024)
+                        return self._message(
+                            request, 413, "That is too much", "A form holds at most %(most)s kB.", most=most
+                        )
                 form = _form(body)
             return await run_in_threadpool(safe, request, form)
 

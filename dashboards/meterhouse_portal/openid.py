@@ -36,6 +36,8 @@ KNOWN_FOR: Final = timedelta(hours=1)
 """So long what the provider says of itself is taken as it was read."""
 KEYS_AGAIN: Final = timedelta(minutes=1)
 """A key that is not known makes the provider's keys be read anew, no more often than this."""
+DOWN_FOR: Final = timedelta(seconds=15)
+"""So long a provider that did not answer is not asked again: waiting for it takes threads that others' pages need."""
 ATTEMPT_LIFE: Final = timedelta(minutes=10)
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
@@ -136,6 +138,7 @@ class OpenId:
         self._lock = threading.Lock()
         self._metadata: tuple[datetime, dict[str, Any]] | None = None
         self._keys: tuple[datetime, KeySet] | None = None
+        self._down_until: datetime | None = None
 
     def address(self, attempt: Attempt) -> str:
         """Where the browser goes to sign in. Raises ProviderUnavailable."""
@@ -246,11 +249,21 @@ class OpenId:
         with self._lock:
             if self._metadata is None or self._now() - self._metadata[0] >= KNOWN_FOR:
                 issuer = self._settings.issuer
-                found = _read(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+                found = self._read(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
                 if found.get("issuer") != issuer:  # Discovery, 4.3
                     raise ProviderUnavailable(f"{issuer} calls itself {str(found.get('issuer'))[:200]!r}")
                 self._metadata = self._now(), found
             return self._metadata[1]
+
+    def _read(self, address: str) -> dict[str, Any]:
+        """With the lock held: of many who wait for a provider that is down one asks it."""
+        if self._down_until is not None and self._now() < self._down_until:
+            raise ProviderUnavailable("it did not answer a moment ago")
+        try:
+            return _read(address)
+        except ProviderUnavailable:
+            self._down_until = self._now() + DOWN_FOR
+            raise
 
     def _endpoint(self, name: str) -> str:
         found = self._provider().get(name)
@@ -262,7 +275,7 @@ class OpenId:
         address = self._endpoint("jwks_uri")
         with self._lock:
             if self._keys is None or self._now() - self._keys[0] >= known_for:
-                found = _read(address)
+                found = self._read(address)
                 try:
                     self._keys = self._now(), KeySet.import_key_set({"keys": found["keys"]})
                 except (JoseError, ValueError, KeyError, TypeError, AttributeError) as wrong:

@@ -24,10 +24,7 @@ MODULES = (
 )
 KEYWORDS = {"say": (1,), "_message": (3, 4), "RegistryError": (1,), "Refused": (1,)}
 
-NOT_TRANSLATED = {
-    "operator.html", "operator_prices.html", "operator_questions.html", "operator_record.html", "operator_reviews.html",
-    "operator_suspense.html",
-}  # fmt: skip
+NOT_TRANSLATED = {it.name for it in TEMPLATES.iterdir() if it.name.startswith("operator")}
 """Pages that are in English only: the operators'."""
 
 CHOSEN = (

@@ -224,6 +224,18 @@ def test_a_provider_that_is_not_what_was_set_is_not_gone_to_and_links_go_on(brow
     assert "Send me a link" in browser.get("/sign-in").text
 
 
+def test_a_provider_that_does_not_answer_is_asked_by_one_and_nobody_may_ask_for_ever(browser, monkeypatch):
+    asked = []
+
+    def silent(request, timeout):
+        asked.append(request.full_url)
+        raise OSError("timed out")
+
+    monkeypatch.setattr("meterhouse_portal.openid._opener.open", silent)
+    assert [browser.get("/openid").status_code for _ in range(121)] == [503] * 120 + [429]
+    assert len(asked) == 1
+
+
 def test_without_settings_there_is_no_such_way_and_wrong_ones_are_refused_at_the_start(engine, monkeypatch, tmp_path):
     with TestClient(app.build(engine[1], TOKEN, public_url=PORTAL), base_url=PORTAL) as browser:
         assert browser.get("/openid").status_code == 404
