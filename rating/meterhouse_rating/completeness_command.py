@@ -25,6 +25,7 @@ def completeness(
     Exit code 3 when there is something to look at.
     """
     from meterhouse_rating import periods
+    from meterhouse_rating.layout import counted
     from meterhouse_store import registry
     from meterhouse_store.completeness import report
 
@@ -37,11 +38,12 @@ def completeness(
         if as_json:
             print_json(found.as_json())
         else:
-            print(f"{customer}, {asked}")
+            print(f"{customer}, {periods.shown(asked, zone)}")
             for stream in found.found.streams:
                 if stream.events:
                     times = f"last in the hour of {stream.hours[-1]:%Y-%m-%d %H:%M} UTC"
-                    print(f"  {stream.name}: {stream.events:,} events of {stream.processes:,} processes, {times}")
+                    sent = f"{counted(stream.events, 'event')} of {counted(stream.processes, 'process')}"
+                    print(f"  {stream.name}: {sent}, {times}")
             for one in found.found.received:
                 parts = f"{one.counted:,} counted + {one.suspended:,} suspended + {one.set_aside:,} set aside"
                 whole = f"{one.received:,} rows received in the period"

@@ -90,7 +90,7 @@ def test_usage_that_is_assigned_after_the_close_is_late_and_not_lost(now_house):
 
 def test_a_decision_that_nobody_brought_into_the_warehouse_is_rated_all_the_same(now_house, monkeypatch):
     monkeypatch.setattr("meterhouse_store.decided.apply_mirrored", lambda client: None)
-    monkeypatch.setattr("meterhouse_collector.suspense_commands.apply_decisions", lambda *_: None)
+    monkeypatch.setattr("meterhouse_collector.deciding.apply_decisions", lambda *_: None)
     assert command("assign", "acme", "--event", "lost-1", "--why", "x", "--yes")[0] == 0
     monkeypatch.undo()
     now_house.run()
@@ -115,6 +115,6 @@ def test_completeness_tells_what_is_there_and_ends_with_a_verdict(now_house):
     now_house.event("acme", "llm.tokens.input", "1000", "2026-10-31T22:00:00", service_name="shop", credential_id="")
     code, told = command("--customer", "acme", "--period", "2026-10", app=completeness)
     assert code == 3
-    assert "  shop (no key): 1 event of 1 processes, last in the hour of 2026-10-31 22:00 UTC\n" in told
+    assert "  shop (no key): 1 event of 1 process, last in the hour of 2026-10-31 22:00 UTC\n" in told
     assert "! 1 rows of nobody, sent with the same keys are in suspense as customer_missing: " in told
     assert told.endswith("Not certain to be complete: 1 event of 1 stream, 2 to look at.\n"), told
