@@ -261,7 +261,7 @@ def test_the_journal_has_codes_and_its_sides_are_equal(books, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("receivable: 1\n", "has no code for adjustments, cash"),
+        ("receivable: 1\n", "has no code for adjustments, application_fees, cash"),
         ("receivabel: 1\n", "there is no account 'receivabel'"),
         ("- 1\n", "has to map accounts to codes"),
         ("a: [\n", "cannot be read"),
