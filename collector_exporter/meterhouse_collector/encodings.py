@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 
 from meterhouse_collector.refusals import MALFORMED, TOO_LARGE, Refused
-from meterhouse_collector.signals import METRICS, Signal
+from meterhouse_collector.signals import ADDRESSES, METRICS, Signal
 
 try:  # three times as fast; not on every platform
     from isal import isal_zlib
@@ -29,6 +29,9 @@ _PIECE_BYTES: Final = 64 * 2**10
 _MAX_MEMBERS: Final = 1000
 """One is usual; tools that compress in parallel make one of every 64 to 128 kB."""
 _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
+_SIGNALS: Final = frozenset(
+    {"resourceMetrics", "resource_metrics", "resourceSpans", "resource_spans", "resourceLogs", "resource_logs"}
+)
 _MAX_DEPTH: Final = 64
 """Nesting of JSON; a request needs about 14 levels, an attribute value may nest a few more."""
 
@@ -69,6 +72,7 @@ def json_to_protobuf(data: bytes, signal: Signal = METRICS) -> bytes:
         found = json.loads(data, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
         if not isinstance(found, dict):
             raise ValueError('it is an object: {"resourceMetrics": [...]} or {"resourceSpans": [...]}')
+        _check_signal(found, signal)
         _check_depth(found)
         _ids_to_base64(found)
         message: Message = ParseDict(found, signal.message(), ignore_unknown_fields=True)
@@ -77,6 +81,13 @@ def json_to_protobuf(data: bytes, signal: Signal = METRICS) -> bytes:
     except (ValueError, ParseError, binascii.Error) as problem:
         raise Refused(MALFORMED, f"this is no OTLP/JSON {signal.message.DESCRIPTOR.name}: {problem}") from None
     return message.SerializeToString()
+
+
+def _check_signal(found: dict[str, Any], signal: Signal) -> None:
+    # Unknown fields are ignored, and so would be all of a request that went to the other signal's address.
+    own = signal.message.DESCRIPTOR.fields[0]
+    for name in _SIGNALS.intersection(found) - {own.json_name, own.name}:
+        raise ValueError(f"it holds {name}: {ADDRESSES}")
 
 
 def _no_constant(name: str) -> float:

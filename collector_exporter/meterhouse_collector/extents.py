@@ -6,7 +6,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from meterhouse_collector.refusals import MALFORMED, TOO_LARGE, Refused
-from meterhouse_collector.signals import METRICS, TRACES, Signal
+from meterhouse_collector.signals import ADDRESSES, METRICS, TRACES, Signal
 
 REQUEST_BYTES: Final = 16 * 2**20
 """The largest request, after decompression. Exporters send 500 events in about 100 kB."""
@@ -59,6 +59,7 @@ def check_traces(request: bytes) -> tuple[Any, "Extent"]:
     """The parsed request and how much it holds. Raises Refused."""
     message = parse(TRACES, request)
     extent = Extent()
+    timeless = False
     for resource in extent.items(message.resource_spans):
         extent.number_of(resource.resource.attributes)
         shared = _bytes(resource.resource.attributes)
@@ -70,8 +71,29 @@ def check_traces(request: bytes) -> tuple[Any, "Extent"]:
                 extent.items(span.links)
                 extent.number_of(span.attributes)
                 extent.unfolded += shared
+                timeless = timeless or not span.start_time_unix_nano
+    if timeless and _holds_points(request):
+        raise Refused(MALFORMED, f"these are metrics: {ADDRESSES}")
     check_unfolded(extent.unfolded, len(request))
     return message, extent
+
+
+def _holds_points(request: bytes) -> bool:
+    """Whether it is metrics, too.
+
+    On the wire a metric is a span whose trace id is its name, without times: what went to the wrong address would be
+    acknowledged, and nothing of it kept.
+    """
+    try:
+        message = METRICS.message.FromString(request)
+    except DecodeError:
+        return False
+    return any(
+        points(metric)
+        for resource in message.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    )
 
 
 def points(metric: Any) -> Any:

@@ -22,7 +22,7 @@ from meterhouse_collector.refusals import (
     UNSUPPORTED,
     Refused,
 )
-from meterhouse_collector.signals import LOGS_PATH, METRICS, NO_LOGS, TRACES, Signal
+from meterhouse_collector.signals import ADDRESSES, LOGS_PATH, METRICS, NO_LOGS, TRACES, Signal
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -80,8 +80,7 @@ class HttpDoor:
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
         route = self._routes.get(scope["path"])
         if route is None:
-            where = "metrics go to POST /v1/metrics, traces to POST /v1/traces"
-            raise Refused(NOT_FOUND, NO_LOGS if scope["path"] == LOGS_PATH else where)
+            raise Refused(NOT_FOUND, NO_LOGS if scope["path"] == LOGS_PATH else ADDRESSES)
         method, handler = route
         if scope["method"] != method:
             raise Refused(METHOD, f"{scope['path']} takes {method}")

@@ -84,12 +84,13 @@ def text_of(value: Any) -> str:
     from decimal import Decimal
 
     from meterhouse_store.numbers import plain
+    from meterhouse_store.terminal import visible
 
     if value is None:
         return "?"
     if isinstance(value, Decimal):
         return plain(value)
-    return iso(value) if isinstance(value, datetime) else str(value)
+    return iso(value) if isinstance(value, datetime) else visible(str(value))
 
 
 def iso(at: datetime) -> str:

@@ -135,6 +135,7 @@ def print_table(
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     rows = [row_of(one) for one in found]
@@ -143,11 +144,17 @@ def print_table(
         # The first column names the row: whoever copies it must not find it in pieces.
         table.add_column(heading, overflow="fold", no_wrap=number == 0)
     for row in rows:
-        table.add_row(*(row[heading] for heading in shown))
+        # As Text, never as markup: `[/b]` in a customer's id would end the command, `[EU]` in a name be left out.
+        table.add_row(*(Text("\n".join(map(visible, row[heading].split("\n")))) for heading in shown))
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     with console.capture() as drawn:
         console.print(table)
     print("\n".join(line.rstrip() for line in drawn.get().splitlines() if line.strip()))
+
+
+def visible(text: str) -> str:
+    """The text with what does not print as escapes: ids must not steer a terminal, or break a table's lines."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def moment(iso: str) -> str:

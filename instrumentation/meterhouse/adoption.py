@@ -53,13 +53,14 @@ def drain(
     directory: Path,
     deliver: Deliver,
     *,
-    mark: str = "",
+    mark: str | None = None,
     go_on: Callable[[], bool] = lambda: True,
     count_rest: bool = True,
 ) -> Drained:
     """Deliver every journal whose process is dead, while `go_on`; `count_rest`: count what could not be delivered.
 
-    `mark`: those with another are left alone, because their usage is billed elsewhere; empty: none is.
+    `mark`: those with another are left alone, because their usage is billed elsewhere; empty: of a process without a
+    key, that reports through something that has one; None: whatever theirs is.
     One that cannot be delivered holds up itself only. Sending stops when nobody answers or the key is not known.
     """
     total = Drained()
@@ -75,7 +76,7 @@ def drain(
             if dead is None:
                 continue
             with dead:
-                if mark and dead.mark and dead.mark != mark:
+                if mark is not None and dead.mark and dead.mark != mark:
                     total.elsewhere += 1
                     continue
                 outcome = _deliver(dead, deliver if stuck < STUCK_AT_MOST else None, total, go_on, count_rest)

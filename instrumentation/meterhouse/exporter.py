@@ -117,7 +117,7 @@ class Exporter:
         found = drain(
             directory,
             self.deliver,
-            mark=self._delivery.destination.mark if self._delivery is not None else "",
+            mark=self._delivery.destination.mark if self._delivery is not None else None,
             go_on=lambda: go_on() and time.monotonic() < until,
             count_rest=False,
         )
@@ -306,7 +306,7 @@ def drain_now(directory: Path, *, refused_too: bool = False, any_key: bool = Fal
         return None
     exporter = Exporter(None, {})
     exporter._connect()
-    mark = "" if any_key else goal.mark
+    mark = None if any_key else goal.mark
     before = refused.send_again(directory, exporter.deliver, mark) if refused_too else Drained()
     total = before + drain(directory, exporter.deliver, mark=mark)
     # A pass is done with what was set aside; delivered it is not.

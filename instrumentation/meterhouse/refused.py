@@ -45,15 +45,15 @@ def files(directory: Path) -> list[Path]:
     return sorted(directory.glob(f"*{SUFFIX}"))
 
 
-def send_again(directory: Path, deliver: Deliver, mark: str = "") -> Drained:
+def send_again(directory: Path, deliver: Deliver, mark: str | None = None) -> Drained:
     """Send all that was refused under its own ids and times; what is refused once more is in a new file afterwards.
 
-    `mark`: what has another one stays where it is.
+    `mark`: what has another one stays where it is; None: nothing does.
     """
     total = Drained()
     for path in files(directory):
         theirs = path.stem.rpartition("-")[2]
-        if mark and theirs and theirs != mark:
+        if mark is not None and theirs and theirs != mark:
             total.elsewhere += 1
             continue
         try:

@@ -138,6 +138,8 @@ def test_otlp_json_has_hexadecimal_ids_and_is_stored_like_protobuf(shared_collec
         (b"[]", "no OTLP/JSON"),
         (b"\xff\xfe", "no OTLP/JSON"),
         (b'{"a": [{"traceId": "xyz"}]}', "no OTLP/JSON"),
+        (b'{"resourceSpans": []}', "holds resourceSpans: metrics go to POST /v1/metrics, traces to POST /v1/traces"),
+        (b'{"resourceMetrics": [], "resource_logs": []}', "holds resource_logs"),
     ],
 )
 def test_bad_json_is_refused_in_words(body, says):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from collector_samples import attributes, request_of
+from collector_samples import attributes, event, request_of
+from google.protobuf.json_format import MessageToJson
 from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
@@ -307,6 +308,18 @@ def test_logs_are_refused_on_both_doors_with_where_usage_goes(shared_collector):
     with grpc.insecure_channel(shared_collector.grpc) as channel, pytest.raises(grpc.RpcError) as refusal:
         channel.unary_unary(LOGS)(b"", metadata=[("authorization", f"Bearer {shared_collector.key}")])
     assert refusal.value.code() == grpc.StatusCode.UNIMPLEMENTED and "logs are not taken" in refusal.value.details()
+
+
+def test_metrics_at_the_address_of_traces_are_refused_and_not_lost(shared_collector):
+    # On the wire a metric is a span without times: nothing else tells them apart.
+    request = request_of(event(1))
+    status, _, body = shared_collector.post(request.SerializeToString(), path="/v1/traces")
+    assert status == 400 and "these are metrics: metrics go to POST /v1/metrics" in Status.FromString(body).message
+    told = MessageToJson(request).encode()
+    status, _, body = shared_collector.post(told, path="/v1/traces", media_type="application/json")
+    assert status == 400 and "holds resourceMetrics: metrics go to" in json.loads(body)["message"]
+    timeless = llm_span({"gen_ai.operation.name": "chat"}).SerializeToString()
+    assert shared_collector.post(timeless, path="/v1/traces")[0] == 200
 
 
 def spans(number, *, events=0, resource=(), keys=()):

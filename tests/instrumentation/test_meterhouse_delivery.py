@@ -388,6 +388,17 @@ def test_after_a_key_was_replaced_a_person_has_its_usage_delivered_under_the_new
     assert (found["code"], found["delivered"], ids(metering.sink)) == (0, 1, ["left"])
 
 
+def test_a_process_without_a_key_leaves_alone_what_was_written_under_one(metering, capsys, monkeypatch, nowhere):
+    _killed_under("mh_live", metering.journals, "of-live", nowhere)
+    monkeypatch.delenv(
+        "METERHOUSE_API_KEY"
+    )  # it reports through an OpenTelemetry Collector, which has a key of its own
+    found = drained(capsys)
+    assert (found["code"], found["delivered"], found["elsewhere"], ids(metering.sink)) == (3, 0, 1, [])
+    found = drained(capsys, "--any-key")
+    assert (found["code"], found["delivered"], ids(metering.sink)) == (0, 1, ["of-live"])
+
+
 def test_what_was_refused_under_one_key_is_not_sent_again_under_another(metering, capsys, monkeypatch):
     metering.sink.answers = [(400, (), b"bad")] * 3
     write_journal(metering.journals, "p", event("e"))

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import insert
 
 from meterhouse.cli import main
+from meterhouse_collector.terminal import print_rows
 from meterhouse_store import commands, endpoints, terminal
 from meterhouse_store.registry import credentials, hash_key
 from meterhouse_store.settings import Settings
@@ -268,6 +269,16 @@ def test_what_up_prints_names_a_customer_so_that_usage_is_not_suspended(tmp_path
     start = lines.index("export METERHOUSE_ENDPOINT=http://127.0.0.1:3")
     assert lines[start + 1 : start + 3] == ["export METERHOUSE_API_KEY=mh_key", "export METERHOUSE_CUSTOMER=acme"]
     assert lines[start + 3].endswith("meterhouse run -- python agent.py")
+
+
+def test_no_name_that_somebody_chose_ends_a_list_or_is_shown_as_another(capsys):
+    names = ["[/b]", "Acme [EU]", "a :smile: b", "x\x1b[2Jy", "Zoë"]
+    terminal.print_table([{"customer": name} for name in names], lambda one: one, False)
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "[/b]", "Acme [EU]", "a :smile: b", r"x\x1b[2Jy", "Zoë",
+    ]  # fmt: skip
+    print_rows(["customer", "rows"], [["x\x1b[2Jy\nz", 1]])
+    assert capsys.readouterr().out.splitlines() == ["customer      rows", r"x\x1b[2Jy\nz     1"]
 
 
 def test_a_list_has_ids_in_one_piece_and_no_empty_columns(capsys):
