@@ -25,8 +25,8 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     (
         6,
         (
-            "CREATE INDEX invoices_by_customer ON invoices (namespace, customer_id, period_start)",
-            "CREATE INDEX invoice_transitions_by_invoice ON invoice_transitions (invoice_id, changed_at)",
+            "CREATE INDEX IF NOT EXISTS invoices_by_customer ON invoices (namespace, customer_id, period_start)",
+            "CREATE INDEX IF NOT EXISTS invoice_transitions_by_invoice ON invoice_transitions (invoice_id, changed_at)",
         ),
     ),
 )

@@ -27,7 +27,7 @@ def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     assert stopped.value.code == 2
     told = capsys.readouterr().err
     assert told.startswith("usage: meterhouse COMMAND ...\n")
-    assert "there is no command 'invoice-everybody'; there are backup, bill, budgets, collector, " in told
+    assert "there is no command 'invoice-everybody'; there are audit, backup, bill, budgets, collector, " in told
 
 
 def test_help_names_every_command_with_a_summary(capsys):

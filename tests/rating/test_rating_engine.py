@@ -55,7 +55,7 @@ def test_each_kind_of_leftover_has_its_reason_and_what_to_do():
         ("llm.tokens.output", "no_price"): 6,
     }
     hints = {left.meter: left.hint for left in result.leftovers}
-    assert 'meters: {pages.read: {unit: "1"' in hints["pages.read"]
+    assert 'below `meters:` the line pages.read: {unit: "1"' in hints["pages.read"]
     assert "unbilled: {meters: [tool.calls]}" in hints["tool.calls"]
     assert "metric: output" in hints["llm.tokens.output"]
 

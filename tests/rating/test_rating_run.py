@@ -139,7 +139,7 @@ def test_a_meter_that_is_not_declared_is_listed_with_the_lines_to_add(house):
     house.run()
     (row,) = house.rows(tables.unrated_usage)
     assert (row["reason"], str(row["quantity"].normalize())) == ("meter_not_declared", "12.5")
-    assert "meters: {pages.read: {unit:" in row["hint"]
+    assert 'below `meters:` the line pages.read: {unit: "1"' in row["hint"]
 
 
 def test_months_are_those_of_each_customers_time_zone(house):
