@@ -3,8 +3,8 @@
     python bench/load.py HOST PORT KEY --events 500 --connections 16 --seconds 180 [--rate R]
 
 Prints one line of JSON: {"requests", "events", "seconds", "refused", "ack_ms": {"p50", "p99", "max"}}. The events have
-distinct ids: a request is a template whose ids are replaced by random ones, so that making one costs little beside what
-the collector does with it.
+distinct ids and times of the last seconds: a request is a template whose ids are replaced by random ones, and its time
+by that of its sending, so that making one costs little beside what the collector does with it.
 """
 
 import argparse
@@ -22,6 +22,10 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 ID = b"@" * 28
 """Stands in the template for the random part of a call's id, which is also in its event's id."""
+TIME = b"~TIME~ns"
+"""Stands in the template for its events' time, 8 bytes on the wire."""
+LATE_NS = 5_000_000_000
+"""An agent exports so long after its events at most."""
 OK = b"HTTP/1.1 200"
 
 
@@ -42,12 +46,15 @@ class Result:
 def template(events: int, *, seed: int = 0) -> bytes:
     """A request with ID in every event id and call id."""
     calls = [f"{ID.decode()}-{number:04}" for number in range(events)]
-    return request_of([(f"{call}-i", call) for call in calls], seed=seed)
+    ids = [(f"{call}-i", call) for call in calls]
+    return request_of(ids, seed=seed, time_ns=int.from_bytes(TIME, "little"))
 
 
-def request_of(ids: Sequence[tuple[str, str]], *, seed: int, customer: str = "customer-") -> bytes:
+def request_of(
+    ids: Sequence[tuple[str, str]], *, seed: int, customer: str = "customer-", time_ns: int | None = None
+) -> bytes:
     """A request as the instrumentation sends it, of events with these ids and call ids: 20 customers at most."""
-    rng, now = random.Random(seed), time.time_ns()
+    rng, now = random.Random(seed), time.time_ns() if time_ns is None else time_ns
     request = ExportMetricsServiceRequest()
     metric = request.resource_metrics.add().scope_metrics.add().metrics.add(name="meterhouse.llm.tokens.input")
     metric.sum.aggregation_temporality, metric.sum.is_monotonic = 1, True
@@ -137,7 +144,8 @@ def _with_ids(parts: list[bytes], events: int) -> bytes:
     joined = [b""] * (2 * len(parts) - 1)
     joined[::2] = parts
     joined[1::4] = joined[3::4] = ids
-    return b"".join(joined)
+    happened_ns = time.time_ns() - random.randrange(LATE_NS)
+    return b"".join(joined).replace(TIME, happened_ns.to_bytes(8, "little"))
 
 
 def main() -> None:
