@@ -29,11 +29,10 @@ from sqlalchemy import Connection, Delete, Engine, Insert, RowMapping, Table, Up
 
 from meterhouse_store import roles
 from meterhouse_store.audit_rules import RULES, Rule
+from meterhouse_store.chain_proof import GENESIS
 from meterhouse_store.numbers import plain
 from meterhouse_store.tables import audit_log, metadata, namespaces
 
-GENESIS: Final = "0" * 64
-"""What stands before the first seal of a namespace."""
 RULE: Final = "rule"
 """Who it was where nobody decided: what somebody set before did."""
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"

@@ -2,20 +2,17 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from meterhouse_store.audit import GENESIS, personal_seal, record_name, records, seal_of
+from meterhouse_store.audit import personal_seal, record_name, records, seal_of
 from meterhouse_store.audit_rules import RULES
+from meterhouse_store.chain_proof import CHUNK, Proof, by_sequence, end_is_there
+from meterhouse_store.sql import snapshot
 from meterhouse_store.tables import audit_log, metadata
-
-MAX_PROBLEMS: Final = 100
-"""So many problems are told; who finds that many needs no more."""
-
-_CHUNK: Final = 5_000
 
 
 @dataclass(frozen=True)
@@ -39,21 +36,6 @@ class Anchor:
     namespace: str
     sequence: int
     hash: str
-
-
-@dataclass
-class Proof:
-    """How far the log was read, and all that is wrong with it. `erased`: rows that were about erased persons."""
-
-    namespace: str
-    sequence: int = 0
-    hash: str = GENESIS
-    erased: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def wrong(self, text: str) -> None:
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(text)
 
 
 def entries(
@@ -107,22 +89,16 @@ def verify(engine: Engine, namespace: str, anchors: Iterable[Anchor] = ()) -> Pr
     And the records that are never changed (changes of budgets, transitions, ...) with what the log says of them.
     """
     proof, table = Proof(namespace), audit_log
-    wanted: dict[int, list[Anchor]] = {}
-    for anchor in anchors:
-        if anchor.namespace != namespace:
-            proof.wrong(f"an anchor is of the log of {anchor.namespace}, this is that of {namespace}")
-        elif anchor.sequence:
-            wanted.setdefault(anchor.sequence, []).append(anchor)
+    wanted = by_sequence(proof, anchors, "log")
     query = select(table).where(table.c.namespace == namespace).order_by(table.c.sequence)
-    with engine.connect() as connection:
-        for row in connection.execute(query.execution_options(yield_per=_CHUNK)).mappings():
+    with snapshot(engine) as connection:
+        for row in connection.execute(query.execution_options(yield_per=CHUNK)).mappings():
             _check(proof, row)
             for anchor in wanted.pop(proof.sequence, ()):
                 if anchor.hash != proof.hash:
                     proof.wrong(f"row {anchor.sequence} is not what an anchor says it was: {anchor.hash}")
         _compare_records(connection, proof)
-    for sequence in sorted(wanted):
-        proof.wrong(f"an anchor knows {sequence} rows, the log has {proof.sequence}: its end is missing")
+    end_is_there(proof, wanted, "log", "rows")
     return proof
 
 

@@ -21,7 +21,8 @@ from meterhouse_store.terminal import (
 )
 
 if TYPE_CHECKING:
-    from meterhouse_store.audit_book import Anchor, Proof
+    from meterhouse_store.audit_book import Anchor
+    from meterhouse_store.chain_proof import Proof
 
 audit = typer.Typer(help="Who changed what, when and why.", no_args_is_help=True, add_completion=False)
 

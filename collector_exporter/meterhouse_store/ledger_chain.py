@@ -19,10 +19,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
+from meterhouse_store.chain_proof import GENESIS
 from meterhouse_store.tables import ledger_chain, ledger_entries, ledger_transactions, namespaces
-
-GENESIS: Final = "0" * 64
-"""What stands before the first seal of a namespace."""
 
 SEALED: Final = ("transaction_id", "kind", "source_id", "effective_at", "recorded_at", "corrects")
 """The columns of a transaction that its seal covers as they are, beside namespace, number and entries."""

@@ -66,6 +66,15 @@ def begin_write(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """A transaction that reads all of it at one moment, while others go on writing."""
+    # SQLite in WAL gives a transaction one snapshot; PostgreSQL does from this level on.
+    options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with engine.connect().execution_options(**options) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
 def _disposed_on_failure(engine: Engine) -> Iterator[None]:
     try:
         yield

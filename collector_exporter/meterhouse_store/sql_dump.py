@@ -14,7 +14,7 @@ from sqlalchemy import JSON, Column, Connection, Engine, LargeBinary, Table, ins
 
 from meterhouse_store import audit, sql_migrations
 from meterhouse_store.archive import BackupRefused
-from meterhouse_store.sql import begin_write
+from meterhouse_store.sql import begin_write, snapshot
 from meterhouse_store.tables import Exact, UtcTime, metadata
 
 _CHUNK: Final = 1000
@@ -22,10 +22,8 @@ _CHUNK: Final = 1000
 
 def dump(engine: Engine, out: IO[bytes]) -> dict[str, int]:
     """Write all rows as they are at one moment, while others go on writing; returns the rows of each table."""
-    # SQLite in WAL gives a transaction one snapshot; PostgreSQL does from this level on.
-    options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     counts: dict[str, int] = {}
-    with engine.connect().execution_options(**options) as connection, connection.begin():
+    with snapshot(engine) as connection:
         _write(out, {"schema_version": sql_migrations.VERSION})
         for table in metadata.sorted_tables:
             _write(out, {"table": table.name, "columns": [column.name for column in table.columns]})

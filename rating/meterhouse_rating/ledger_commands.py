@@ -11,7 +11,8 @@ import typer
 from meterhouse_rating.command_line import FAILED, Data, Json, engine_of, existing, fail, print_json, refusals
 
 if TYPE_CHECKING:
-    from meterhouse_rating.ledger_proof import Anchor, Proof
+    from meterhouse_rating.ledger_proof import Anchor
+    from meterhouse_store.chain_proof import Proof
 
 ledger = typer.Typer(help="The double-entry ledger and its hash chain.", no_args_is_help=True, add_completion=False)
 

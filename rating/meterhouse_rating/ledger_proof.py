@@ -5,7 +5,7 @@ hash of a seal, kept where who can write the ledger cannot.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Final
@@ -14,7 +14,9 @@ from sqlalchemy import Connection, Engine, RowMapping, case, func, select
 
 from meterhouse_rating.ledger import RECEIVABLE
 from meterhouse_rating.settled import CLOSED
-from meterhouse_store.ledger_chain import GENESIS, personal_seal, seal_of
+from meterhouse_store.chain_proof import CHUNK, MAX_PROBLEMS, Proof, by_sequence, end_is_there
+from meterhouse_store.ledger_chain import personal_seal, seal_of
+from meterhouse_store.sql import snapshot
 from meterhouse_store.tables import (
     erasures,
     ledger_chain,
@@ -23,11 +25,6 @@ from meterhouse_store.tables import (
     rated_lines,
     ratings,
 )
-
-MAX_PROBLEMS: Final = 100
-"""So many problems are told; who finds that many needs no more."""
-
-_CHUNK: Final = 5_000
 
 
 @dataclass(frozen=True)
@@ -40,33 +37,16 @@ class Anchor:
     anchored_at: datetime
 
 
-@dataclass
-class Proof:
-    """How far the ledger was read, and all that is wrong with it. `erased`: about whom is not sealed any more."""
-
-    namespace: str
-    sequence: int = 0
-    hash: str = GENESIS
-    erased: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    def wrong(self, text: str) -> None:
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(text)
-
-
 def prove(engine: Engine, namespace: str, anchors: Iterable[Anchor] = ()) -> Proof:
     """Read the whole ledger of the namespace at one moment and compare it with its chain and the anchors."""
-    # SQLite in WAL gives a transaction one snapshot; PostgreSQL does from this level on.
-    options = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    with engine.connect().execution_options(**options) as connection, connection.begin():
+    with snapshot(engine) as connection:
         return prove_on(connection, namespace, anchors)
 
 
 def prove_on(connection: Connection, namespace: str, anchors: Iterable[Anchor] = ()) -> Proof:
     """`prove`, on an open transaction."""
     proof = Proof(namespace)
-    wanted = _by_sequence(namespace, anchors, proof)
+    wanted = by_sequence(proof, anchors, "ledger")
     customers_erased = set(
         connection.execute(select(erasures.c.customer_id).where(erasures.c.namespace == namespace)).scalars()
     )
@@ -78,21 +58,10 @@ def prove_on(connection: Connection, namespace: str, anchors: Iterable[Anchor] =
                     f"transaction {proof.sequence} has the seal {proof.hash}, the anchor of "
                     f"{anchor.anchored_at.isoformat()} says {anchor.hash}: what was there then was changed"
                 )
-    for sequence in sorted(wanted):
-        proof.wrong(f"an anchor knows {sequence} transactions, the ledger has {proof.sequence}: its end is missing")
+    end_is_there(proof, wanted, "ledger", "transactions")
     _check_outside(connection, proof)
     _check_lines(connection, proof)
     return proof
-
-
-def _by_sequence(namespace: str, anchors: Iterable[Anchor], proof: Proof) -> dict[int, list[Anchor]]:
-    wanted: dict[int, list[Anchor]] = {}
-    for anchor in anchors:
-        if anchor.namespace != namespace:
-            proof.wrong(f"an anchor is of the ledger of {anchor.namespace}, this is that of {namespace}")
-        elif anchor.sequence:
-            wanted.setdefault(anchor.sequence, []).append(anchor)
-    return wanted
 
 
 def _sealed(connection: Connection, namespace: str) -> Iterator[list[RowMapping]]:
@@ -115,7 +84,7 @@ def _sealed(connection: Connection, namespace: str) -> Iterator[list[RowMapping]
         .where(chain.c.namespace == namespace)
         .order_by(chain.c.sequence, entries.c.position)
     )
-    rows = connection.execution_options(yield_per=_CHUNK).execute(query).mappings()
+    rows = connection.execution_options(yield_per=CHUNK).execute(query).mappings()
     for _, found in groupby(rows, key=lambda row: row["sequence"]):
         yield list(found)
 

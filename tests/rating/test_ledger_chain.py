@@ -12,7 +12,8 @@ from meterhouse_rating import ledger
 from meterhouse_rating.ledger import Entry, Posting
 from meterhouse_rating.ledger_proof import Anchor, prove, prove_on
 from meterhouse_store import ledger_rules, registry, sql_migrations
-from meterhouse_store.ledger_chain import GENESIS, personal_seal, seal_of
+from meterhouse_store.chain_proof import GENESIS
+from meterhouse_store.ledger_chain import personal_seal, seal_of
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
 from meterhouse_store.tables import ledger_chain, ledger_entries, ledger_transactions
