@@ -144,7 +144,8 @@ def _paid(world: World, row: RowMapping, payment: Mapping[str, Any]) -> Iterator
     if row["state"] == PAID:
         return
     currency, now = payment["currency"].upper(), world.now()
-    paid_at = datetime.fromtimestamp(payment["latest_charge"]["created"], UTC)
+    # Stripe's clock may be ahead of ours, and what is paid counts now: else a rule would charge for it again.
+    paid_at = min(datetime.fromtimestamp(payment["latest_charge"]["created"], UTC), now)
     try:
         paid = from_stripe(payment["amount_received"], currency)
         if (paid, currency) != (row["amount_minor"], row["currency"]):

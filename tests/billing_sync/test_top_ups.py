@@ -220,6 +220,14 @@ def test_below_its_threshold_a_customer_is_charged_once_and_not_above_it(books, 
     assert told(books) == [("top_up", "50.00")]
 
 
+@pytest.mark.parametrize("ahead", [-90, 1, 90])
+def test_what_was_bought_counts_at_once_whatever_the_clock_of_stripe_says(ruled, sandbox, ahead):
+    post(sandbox, "clock", json.dumps({"now": ruled.now().timestamp() + ahead}).encode())
+    assert charged(ruled) == ["acme: 50.00 USD of credits bought"]
+    assert charged(ruled) == []  # 65.00 are there
+    assert payments(sandbox) == [(5000, "succeeded")]
+
+
 def test_a_rule_charges_no_oftener_than_it_says(books, ruled, sandbox):
     rule(ruled, below_minor=100_000_00)
     assert charged(ruled) + charged(ruled) == ["acme: 50.00 USD of credits bought"] * 2
