@@ -1,4 +1,4 @@
-"""How the SQL schema came to be what tables.py says: the changes of tables that existed before, in their order.
+"""How the SQL schema came to be what `tables` says: the changes of tables that existed before, in their order.
 
 A table that is new needs nothing here, `create_all` makes it. A column that is new in a table which a release has had
 needs a migration: its version, and the statements, which SQLite and PostgreSQL both understand. They run in the
