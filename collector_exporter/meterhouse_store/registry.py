@@ -30,6 +30,8 @@ AUTO = "auto"
 ENDED = ""
 """The plan of a contract that says that there is none any more."""
 
+CREDENTIAL = "cred_"
+"""What a credential's id begins with; then come 24 hex digits of the SHA-256 of its first key (docs/contracts.md)."""
 METERING = "metering"
 PRICING = "pricing"
 ROLES = (METERING, PRICING)
@@ -368,7 +370,7 @@ def create_key(
         if row is not None:
             return _credential(row, _Keys(connection)), key_text
         made = Credential(
-            credential_id=f"cred_{digest[:24]}",
+            credential_id=CREDENTIAL + digest[:24],
             namespace=namespace,
             name=name,
             key_sha256=digest,
@@ -445,13 +447,16 @@ def rotate_key(
 ) -> tuple[Credential, str]:
     """A new key for a credential, with its text; the one it has is taken for `overlap` more, and then no longer.
 
+    The new text tells the credential's id, so that agents know it for the same one: what they journalled under the old
+    key is delivered under the new one.
+
     All else stays: id, name, customers, grants, and from when it is valid. Raises RegistryError where there is no such
     credential, where it is revoked, and for an overlap below 0 or above 90 days.
     """
     if not timedelta(0) <= overlap <= timedelta(days=90):
         raise RegistryError("the old key goes on for 0 to 90 days")
     now = now or datetime.now(UTC)
-    text = "mh_" + secrets.token_urlsafe(32)
+    text = f"mh_{credential_id.removeprefix(CREDENTIAL)}.{secrets.token_urlsafe(32)}"
     table = tables.credentials
     with begin_write(engine) as connection:
         found = _existing_credential(connection, credential_id)

@@ -41,7 +41,7 @@ class Drained:
     """Events that their process had room for neither on disk nor in memory: counted there, gone."""
     unreadable_lines: int = 0
     elsewhere: int = 0
-    """Files of journals, and of what was refused, under another key: of another collector, or another namespace."""
+    """Files of journals, and of what was refused, of another credential: of another collector or namespace."""
     failed: int = 0
     """Journals that could not be opened, read or sent for a reason of their own; they are kept as they are."""
 

@@ -73,8 +73,8 @@ def drain(argv: list[str]) -> int:
     parser.add_argument(
         "--any-key",
         action="store_true",
-        help="also deliver, with this key, what processes with another one left: after that was replaced or revoked. "
-        "Usage of another collector or namespace would be billed here",
+        help="also deliver, with this key, what processes with a key of another credential left: after that one was "
+        "revoked. Usage of another collector or namespace would be billed here",
     )
     arguments = parser.parse_args(argv)
     if arguments.journal_dir is not None:
@@ -97,7 +97,7 @@ _SHOWN = {
     "unfinished": "calls that never ended",
     "unreadable_lines": "unreadable lines",
     "failed": "journals that failed",
-    "elsewhere": "files of other keys",
+    "elsewhere": "of other credentials",
 }
 """What `drain` found -> what a person reads. Delivered, refused and left are all events that there were."""
 
@@ -143,7 +143,7 @@ def _drain(*, as_json: bool, refused_too: bool, any_key: bool) -> int:
         for what, name in _SHOWN.items():
             print(f"  {name:<24}{found[what]:>8}")
         if drained.elsewhere:
-            print("  what was written under another key is delivered by `meterhouse drain` with that key, or --any-key")
+            print("  what other credentials left is delivered by `meterhouse drain` with a key of theirs, or --any-key")
         for path in still_refused:
             print(f"  refused by the collector, kept in {path}")
         if still_refused and not refused_too:

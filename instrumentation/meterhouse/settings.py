@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,11 @@ class Limits:
     fsync: bool = False
 
 
+_CREDENTIAL_DIGITS = 24
+_ROTATED_KEY = re.compile(rf"mh_([0-9a-f]{{{_CREDENTIAL_DIGITS}}})\.[A-Za-z0-9_-]+")
+"""A key that replaced another one: the digits of its credential's id, and the secret (docs/contracts.md)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """An OTLP/HTTP base URL and the key for it."""
@@ -64,13 +70,16 @@ class Destination:
     def mark(self) -> str:
         """What a journal is marked with, so that nobody delivers it elsewhere; empty where there is no key.
 
-        The key alone: it is of one collector and one of its namespaces, whatever the address is called from here.
+        It is the credential's id, which is of one collector and one of its namespaces, whatever the address is called
+        from here: it comes from a hash of the credential's first key, and the keys that replace that one tell it.
         """
         if not self.api_key:
             return ""
+        if told := _ROTATED_KEY.fullmatch(self.api_key):
+            return told[1]
         import hashlib
 
-        return hashlib.sha256(f"journal\0{self.api_key}".encode(errors="replace")).hexdigest()[:16]
+        return hashlib.sha256(self.api_key.encode(errors="replace")).hexdigest()[:_CREDENTIAL_DIGITS]
 
     @property
     def metrics_url(self) -> str:

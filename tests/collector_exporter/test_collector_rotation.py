@@ -12,6 +12,7 @@ import pytest
 from collector_samples import MAIN, event, request_of, wait_for
 
 from meterhouse import grants
+from meterhouse.settings import Destination
 from meterhouse_collector.credentials import Credentials
 from meterhouse_collector.refusals import Refused
 from meterhouse_store import registry, sql
@@ -47,6 +48,14 @@ def test_a_rotated_key_has_the_same_credential_and_the_old_text_ends_with_the_ov
     assert taken(engine, first) == taken(engine, second) == made.credential_id
     third = registry.rotate_key(engine, made.credential_id, timedelta(0))[1]
     assert [taken(engine, key) for key in (first, second, third)] == [made.credential_id, None, made.credential_id]
+
+
+def test_agents_know_the_credential_by_every_key_that_it_has_had(engine):
+    made, first = registry.create_key(engine, "live", "agents")
+    second, third = (registry.rotate_key(engine, made.credential_id, timedelta(0))[1] for _ in range(2))
+    marks = [Destination("http://127.0.0.1:4318", key).mark for key in (first, second, third)]
+    assert marks == [made.credential_id.removeprefix("cred_")] * 3
+    assert Destination("http://127.0.0.1:4318", registry.create_key(engine, "live", "others")[1]).mark not in marks
 
 
 def test_after_the_overlap_the_old_text_is_refused(engine):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -380,7 +381,18 @@ def test_usage_of_a_dead_process_is_billed_only_where_its_key_belongs(
     assert ids(metering.sink) == ["of-live", "of-nobody", "of-test", "own"]
 
 
-def test_after_a_key_was_replaced_a_person_has_its_usage_delivered_under_the_new_one(metering, capsys, nowhere):
+def test_after_rotations_usage_of_the_old_keys_is_delivered_under_the_new_one(metering, capsys, monkeypatch, nowhere):
+    credential = hashlib.sha256(b"mh_first").hexdigest()[:24]
+    keys = {"first": "mh_first", "second": f"mh_{credential}.2-_x", "other": f"mh_{'0' * 24}.2-_x"}
+    for name, key in keys.items():
+        _killed_under(key, metering.journals, name, nowhere)
+    monkeypatch.setenv("METERHOUSE_API_KEY", f"mh_{credential}.3")
+    found = drained(capsys)
+    assert (found["code"], found["delivered"], found["elsewhere"]) == (3, 2, 1)
+    assert ids(metering.sink) == ["first", "second"]
+
+
+def test_after_a_key_was_revoked_a_person_has_its_usage_delivered_under_another_one(metering, capsys, nowhere):
     _killed_under("mh_revoked", metering.journals, "left", nowhere)
     assert "mh_revoked" not in "".join(path.read_text() for path in metering.journals.iterdir())
     assert drained(capsys)["elsewhere"] == 1
