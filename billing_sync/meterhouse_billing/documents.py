@@ -166,6 +166,7 @@ class StripeLine:
     metadata: Mapping[str, str]
     contained: int = 0
     """Tax within the amount."""
+    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,10 @@ class StripeInvoice:
     tax_status: str | None = None
     """Of automatic tax: complete, failed or requires_location_inputs."""
     subscription: str | None = None
-    """Of an invoice that Stripe made of a subscription."""
+    """Of an invoice that Stripe made of a subscription, as is the period."""
+    period_start: datetime | None = None
+    period_end: datetime | None = None
+    due_at: datetime | None = None
 
 
 def text(line: Line) -> str:
@@ -267,13 +271,23 @@ def read_invoice(body: Mapping[str, Any]) -> StripeInvoice:
         automatic_tax=body["automatic_tax"]["enabled"],
         tax_status=body["automatic_tax"]["status"],
         subscription=((body.get("parent") or {}).get("subscription_details") or {}).get("subscription"),
+        period_start=_moment(body["period_start"]),
+        period_end=_moment(body["period_end"]),
+        due_at=_moment(body["due_date"]),
     )
 
 
 def read_line(body: Mapping[str, Any]) -> StripeLine:
     """Stripe's line item object (https://docs.stripe.com/api/invoice-line-item/object)."""
     tax = taxes.charged(body.get("taxes"))
-    return StripeLine(body["id"], body["amount"], body["currency"].upper(), body["metadata"] or {}, tax.contained)
+    return StripeLine(
+        line_item_id=body["id"],
+        amount=body["amount"],
+        currency=body["currency"].upper(),
+        metadata=body["metadata"] or {},
+        contained=tax.contained,
+        description=body["description"] or "",
+    )
 
 
 def _moment(seconds: int | None) -> datetime | None:

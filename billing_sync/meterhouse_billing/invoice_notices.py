@@ -1,5 +1,6 @@
 """What people are told about invoices: before they are charged, when they are, around the day they are due, when paid.
 
+Of invoices made here, and of those that Stripe makes of customers on its meters, which are known once they are final.
 Found from the invoices as they stand, again and again: the ids say what was told. What happened longer ago than RECENT
 is not told any more, so that nobody gets the mail of years when notices are turned on.
 """
@@ -11,13 +12,13 @@ from typing import Any, Final
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, null, select
 
 from meterhouse_billing import policies
 from meterhouse_billing.notices import Notice
 from meterhouse_billing.states import FAILED, FINALISED, PAID, PENDING
 from meterhouse_rating.money import show
-from meterhouse_store.tables import customers, invoice_lines, invoice_transitions, invoices
+from meterhouse_store.tables import customers, invoice_lines, invoice_transitions, invoices, metered_invoices
 
 RECENT: Final = timedelta(days=7)
 SOON: Final = timedelta(days=3)
@@ -44,10 +45,6 @@ def look_until(created_at: datetime, settings: NoticeSettings) -> datetime:
 
 def of_invoices(engine: Engine, namespace: str, settings: NoticeSettings, now: datetime) -> list[Notice]:
     """The notices that invoices ask for now; most of them are known already (`notices.keep`)."""
-    open_or_recent = invoices.c.state.in_((*PENDING, FINALISED, FAILED)) | (invoices.c.paid_at >= now - RECENT)
-    same = (customers.c.namespace == invoices.c.namespace) & (customers.c.customer_id == invoices.c.customer_id)
-    query = select(invoices, func.coalesce(customers.c.time_zone, "UTC").label("time_zone")).outerjoin(customers, same)
-    query = query.where(invoices.c.namespace == namespace, open_or_recent)
 
     @cache
     def due_days(customer_id: str) -> int:
@@ -55,19 +52,40 @@ def of_invoices(engine: Engine, namespace: str, settings: NoticeSettings, now: d
 
     found = []
     with engine.connect() as connection:
-        for each in connection.execute(query.order_by(invoices.c.invoice_id)).mappings().all():
-            row = dict(each)
+        for row in [*_made_here(connection, namespace, now), *_of_subscriptions(connection, namespace, now)]:
             customer_id = row["customer_id"]
-            for kind, cause in _kinds(connection, row, due_days(customer_id), now):
-                facts = _facts(connection, row, settings, due_days(customer_id))
+            if row["finalised_at"] is not None and row["due_at"] is None:
+                row["due_at"] = row["finalised_at"] + timedelta(days=due_days(customer_id))
+            for kind, cause in _kinds(connection, row, now):
+                facts = _facts(connection, row, settings)
                 subject = f"{customer_id}: {kind.replace('_', ' ')}, {facts['total']} {row['currency']}"
                 found.append(Notice(namespace, customer_id, kind, (row["invoice_id"], *cause), subject, facts))
     return found
 
 
-def _kinds(
-    connection: Connection, row: Mapping[str, Any], due_days: int, now: datetime
-) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _made_here(connection: Connection, namespace: str, now: datetime) -> list[dict[str, Any]]:
+    query = select(invoices, null().label("due_at"))
+    wanted = invoices.c.state.in_((*PENDING, FINALISED, FAILED)) | (invoices.c.paid_at >= now - RECENT)
+    return _rows(connection, query, invoices, namespace, wanted)
+
+
+def _of_subscriptions(connection: Connection, namespace: str, now: datetime) -> list[dict[str, Any]]:
+    table = metered_invoices
+    query = select(table, table.c.stripe_invoice_id.label("invoice_id"), table.c.finalised_at.label("created_at"))
+    wanted = table.c.state.in_((FINALISED, FAILED)) | (table.c.paid_at >= now - RECENT)
+    return _rows(connection, query, table, namespace, wanted)
+
+
+def _rows(
+    connection: Connection, query: Select[Any], table: Table, namespace: str, wanted: ColumnElement[bool]
+) -> list[dict[str, Any]]:
+    same = (customers.c.namespace == table.c.namespace) & (customers.c.customer_id == table.c.customer_id)
+    query = query.add_columns(func.coalesce(customers.c.time_zone, "UTC").label("time_zone"))
+    query = query.outerjoin(customers, same).where(table.c.namespace == namespace, wanted)
+    return [dict(row) for row in connection.execute(query.order_by(*table.primary_key.columns)).mappings()]
+
+
+def _kinds(connection: Connection, row: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, tuple[str, ...]]]:
     since = now - RECENT
     if row["state"] in PENDING:
         if row["created_at"] >= since and row["total_minor"] > 0:
@@ -80,10 +98,10 @@ def _kinds(
         yield "invoice", ()
     if row["state"] == PAID and row["paid_at"] is not None and row["paid_at"] >= since and row["total_minor"] > 0:
         yield "receipt", ()
-    if row["state"] == FAILED and _failed_at(connection, row["invoice_id"]) >= since:
+    if row["state"] == FAILED and _failed_at(connection, row) >= since:
         yield "payment_failed", ()
     if row["state"] in (FINALISED, FAILED) and row["total_minor"] > 0:
-        due = row["finalised_at"] + timedelta(days=due_days)
+        due = row["due_at"]
         if due - SOON <= now < due:
             yield "payment_due", ()
         for wait in REMINDERS:
@@ -91,16 +109,19 @@ def _kinds(
                 yield "overdue", (str(wait.days),)
 
 
-def _failed_at(connection: Connection, invoice_id: str) -> datetime:
+def _failed_at(connection: Connection, row: Mapping[str, Any]) -> datetime:
+    if "failed_at" in row:
+        found: datetime = row["failed_at"]
+        return found
     table = invoice_transitions
-    query = select(table.c.changed_at).where(table.c.invoice_id == invoice_id, table.c.to_state == FAILED)
+    query = select(table.c.changed_at).where(table.c.invoice_id == row["invoice_id"], table.c.to_state == FAILED)
     moment: datetime = connection.execute(query.order_by(table.c.changed_at.desc()).limit(1)).scalar_one()
     return moment
 
 
-def _facts(connection: Connection, row: Mapping[str, Any], settings: NoticeSettings, due_days: int) -> dict[str, Any]:
-    lines = _lines(connection, row["invoice_id"])
-    finalised_at, currency = row["finalised_at"], row["currency"]
+def _facts(connection: Connection, row: Mapping[str, Any], settings: NoticeSettings) -> dict[str, Any]:
+    lines = row["lines"] if "lines" in row else _lines(connection, row["invoice_id"])
+    due_at, currency = row["due_at"], row["currency"]
     return {
         "invoice_id": row["invoice_id"],
         "number": row["number"] or row["invoice_id"][:12],
@@ -111,7 +132,7 @@ def _facts(connection: Connection, row: Mapping[str, Any], settings: NoticeSetti
         "time_zone": row["time_zone"],
         "url": row["hosted_url"] or "",
         "look_until": look_until(row["created_at"], settings).isoformat() if settings.days_to_look else "",
-        "due_at": "" if finalised_at is None else (finalised_at + timedelta(days=due_days)).isoformat(),
+        "due_at": "" if due_at is None else due_at.isoformat(),
         "lines": [
             {"description": it["description"], "amount": show(it["amount_minor"], currency)} for it in lines[:MAX_LINES]
         ],

@@ -1,7 +1,8 @@
 """What customers on the meters pay: Stripe makes their invoices, and what was paid of them is posted here.
 
 The usage of a metered month is rated and posted as ever, so the receivable is there; a payment of the subscription's
-invoice, and the tax that Stripe put on it, are posted once each, whether a webhook or a poll tells of them.
+invoice, and the tax that Stripe put on it, are posted once each, whether a webhook or a poll tells of them. The invoice
+is a row of its own (meter_invoices.py), from which notices and pauses follow as from invoices that are made here.
 """
 
 from collections.abc import Mapping
@@ -9,8 +10,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from meterhouse_billing import meter_invoices, postings, states, taxes
 from meterhouse_billing import meter_records as records
-from meterhouse_billing import postings, taxes
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import StripeInvoice
 from meterhouse_billing.world import World
@@ -25,17 +26,25 @@ _FINALISED = ("open", "paid", "uncollectible")
 
 
 def take_over(world: World, shown: StripeInvoice) -> str | None:
-    """Post what one of Stripe's invoices shows; says what. None where it is of no subscription of ours. Repeatable."""
+    """Keep and post what one of Stripe's invoices shows; says what. None where it is of no subscription of ours.
+
+    Repeatable, in any order. Raises Contradiction when Stripe shows what cannot follow from what is recorded.
+    """
     customer_id = owners(world).get(shown.subscription or "")
     if customer_id is None:
         return None
     now, done = world.now(), []
+    with world.engine.connect() as connection:
+        known = meter_invoices.known(connection, shown.stripe_invoice_id)
+    lines = [] if known or shown.status == "draft" else world.gateway.lines(shown.stripe_invoice_id)
     moment = shown.paid_at or shown.finalised_at or now
     with begin_write(world.engine) as connection:
         # A webhook and a poll may come at once: one waits for the other here, and finds what it posted.
         connection.execute(
             select(namespaces.c.namespace).where(namespaces.c.namespace == world.namespace).with_for_update()
         )
+        if (state := meter_invoices.keep(connection, world.namespace, customer_id, shown, lines, now)) is not None:
+            done.append(state)
         for posting in _due(connection, world.namespace, shown):
             if not ledger.posted(connection, world.namespace, posting.kind, posting.source_id):
                 ledger.post(connection, world.namespace, customer_id, [posting], effective_at=moment, recorded_at=now)
@@ -49,7 +58,10 @@ def poll(world: World) -> list[str]:
     whose = {it.stripe_customer_id: it.customer_id for it in records.subscriptions(world.engine, world.namespace)}
     for stripe_customer_id, customer_id in whose.items():
         for shown in world.gateway.invoices_of(stripe_customer_id):
-            outcome = take_over(world, shown)
+            try:
+                outcome = take_over(world, shown)
+            except states.Contradiction as problem:
+                outcome = f"CONTRADICTION: {problem}"
             if outcome not in (None, "nothing new"):
                 found.append(f"{customer_id} {shown.stripe_invoice_id}: {outcome}")
     return found

@@ -31,7 +31,6 @@ from meterhouse_store.meters import Meter
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import customers
 
-DAYS_UNTIL_DUE: Final = 30
 CALLS_PER_S: Final = 20
 """Of all endpoints together; each takes 25, the search for customers 20: https://docs.stripe.com/rate-limits"""
 VALID_FROM: Final = "meterhouse_valid_from"
@@ -280,7 +279,8 @@ class _Customer:
         if self.start <= now:
             params["backdate_start_date"] = int(self.start.timestamp())
         if self._has_address(customer, stripe_customer):
-            params |= {"collection_method": "send_invoice", "days_until_due": DAYS_UNTIL_DUE}
+            days = policies.load(self.world.engine, self.world.namespace, self.name).days_until_due
+            params |= {"collection_method": "send_invoice", "days_until_due": days}
         else:
             params |= {"collection_method": "charge_automatically"}
 

@@ -4,12 +4,12 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, union_all
 
 from meterhouse_billing.states import FAILED
 from meterhouse_store import budgets
 from meterhouse_store.budgets import PAYMENT_FAILED
-from meterhouse_store.tables import invoice_transitions, invoices
+from meterhouse_store.tables import invoice_transitions, invoices, metered_invoices
 
 WHO = "meterhouse"
 
@@ -42,14 +42,16 @@ def follow(engine: Engine, namespace: str, settings: PauseSettings, now: datetim
 
 
 def _failed(engine: Engine, namespace: str) -> dict[str, datetime]:
-    """Who has invoices whose payment failed, and since when the first of them stands so."""
-    changed = invoice_transitions
-    query = (
-        select(invoices.c.customer_id, invoices.c.invoice_id, func.max(changed.c.changed_at).label("failed_at"))
+    """Who has invoices whose payment failed, those that Stripe makes included; since when the first stands so."""
+    changed, metered = invoice_transitions, metered_invoices
+    ours = (
+        select(invoices.c.customer_id, func.max(changed.c.changed_at).label("failed_at"))
         .join(changed, (changed.c.invoice_id == invoices.c.invoice_id) & (changed.c.to_state == FAILED))
         .where(invoices.c.namespace == namespace, invoices.c.state == FAILED)
         .group_by(invoices.c.customer_id, invoices.c.invoice_id)
     )
+    is_it = (metered.c.namespace == namespace) & (metered.c.state == FAILED)
+    query = union_all(ours, select(metered.c.customer_id, metered.c.failed_at).where(is_it))
     found: dict[str, datetime] = {}
     with engine.connect() as connection:
         for row in connection.execute(query):

@@ -39,7 +39,13 @@ from meterhouse_store.tables.budgets import (
 from meterhouse_store.tables.columns import Exact, UtcTime, metadata
 from meterhouse_store.tables.costs import cost_catalogues, cost_entries, cost_retractions
 from meterhouse_store.tables.decisions import decisions
-from meterhouse_store.tables.meters import billing_drivers, meter_events, meter_periods, meter_subscriptions
+from meterhouse_store.tables.meters import (
+    billing_drivers,
+    meter_events,
+    meter_periods,
+    meter_subscriptions,
+    metered_invoices,
+)
 from meterhouse_store.tables.portal import (
     line_questions,
     operator_changes,
@@ -139,6 +145,7 @@ __all__ = [
     "meter_events",
     "meter_periods",
     "meter_subscriptions",
+    "metered_invoices",
     "namespace_switches",
     "namespaces",
     "notice_channels",

@@ -69,3 +69,25 @@ meter_periods = Table(
     Column("later", Exact, nullable=False),  # ours, as it became known after the freeze: differs where usage came late
     Column("frozen_at", UtcTime, nullable=False),
 )
+
+# The invoices that Stripe makes of subscriptions, as it showed them last: customers on the meters owe these.
+metered_invoices = Table(
+    "metered_invoices",
+    metadata,
+    Column("stripe_invoice_id", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("period_start", UtcTime, nullable=False),
+    Column("period_end", UtcTime, nullable=False),
+    Column("state", String(16), nullable=False),  # finalised | paid | failed | void
+    Column("currency", String(3), nullable=False),
+    Column("total_minor", BigInteger, nullable=False),  # with tax
+    Column("number", String(64)),
+    Column("hosted_url", Text),
+    Column("lines", JSON, nullable=False),  # [{description, amount_minor}]
+    Column("finalised_at", UtcTime, nullable=False),
+    Column("due_at", UtcTime),
+    Column("failed_at", UtcTime),  # when a failed payment was first seen
+    Column("paid_at", UtcTime),
+    Index("metered_invoices_by_customer", "namespace", "customer_id", "period_start"),
+)
