@@ -40,17 +40,18 @@ def keep(
     is_it = table.c.stripe_invoice_id == shown.stripe_invoice_id
     row = connection.execute(select(table).where(is_it)).mappings().one_or_none()
     before = states.FINALISED if row is None else row["state"]
+    if states.is_old(before, wanted):
+        return None
     moved = bool(states.path(before, wanted))
-    state = wanted if moved else before
     values: dict[str, Any] = {
-        "state": state,
+        "state": wanted,
         "total_minor": from_stripe(shown.total, shown.currency),
         "number": shown.number,
         "hosted_url": shown.hosted_url,
         "due_at": shown.due_at,
         "paid_at": shown.paid_at,
     }
-    if moved and state == states.FAILED:
+    if moved and wanted == states.FAILED:
         values["failed_at"] = now
     if row is not None:
         connection.execute(update(table).where(is_it).values(**values))
@@ -72,4 +73,4 @@ def keep(
                 **values,
             )
         )
-    return state if moved else None
+    return wanted if moved else None

@@ -251,6 +251,8 @@ def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str,
         wanted = states.of(shown)
         if wanted is None:
             return "still a draft"
+        if states.is_old(row["state"], wanted):
+            return "nothing new"
         _update(
             connection,
             row["invoice_id"],

@@ -60,12 +60,17 @@ def of(invoice: StripeInvoice) -> str | None:
     return {"draft": None, "paid": PAID, "void": VOID, "uncollectible": FAILED}[invoice.status]
 
 
+def is_old(current: str, shown: str) -> bool:
+    """Whether what Stripe showed is from before the state that is known: it was asked for earlier, and came later."""
+    return _RANK[shown] < _RANK[current]
+
+
 def path(current: str, wanted: str) -> list[tuple[str, str]]:
     """The transitions from one state to another, each (from, to); empty when `wanted` is old news.
 
     Raises Contradiction where one final state would follow another.
     """
-    if current == wanted or _RANK[wanted] < _RANK[current]:
+    if current == wanted or is_old(current, wanted):
         return []
     for following in _NEWS[current]:
         if following == wanted:

@@ -162,6 +162,19 @@ def test_duplicates_in_any_order_end_in_the_same_state(books, sandbox, world, se
     assert balance(books, "cash") == 5000
 
 
+def test_an_answer_that_comes_late_does_not_take_back_that_an_invoice_is_paid(books, sandbox, world):
+    stripe_id = invoiced(books, world)
+    as_customer(sandbox, "fail", stripe_id)
+    late = world.gateway.invoice(stripe_id)
+    as_customer(sandbox, "pay", stripe_id)
+    paid = world.gateway.invoice(stripe_id)
+    for shown in (paid, late):
+        records.take_over(books.engine, "test", shown, who="stripe", why="poll", now=world.now())
+    [row] = books.rows(tables.invoices)
+    assert (row["state"], row["paid_at"]) == ("paid", paid.paid_at)
+    assert paid.paid_at is not None
+
+
 def test_what_was_missed_is_found_by_polling(books, sandbox, world):
     stripe_id = invoiced(books, world)
     assert news.poll(world) == []
