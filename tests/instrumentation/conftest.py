@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -275,18 +276,41 @@ def metering(sink, tmp_path, monkeypatch) -> Iterator[Metering]:
     MeterhouseInstrumentor().uninstrument()
 
 
+UNDER_METERHOUSE = [sys.executable, "-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"]
+UNDER_METERHOUSE += ["run", "--", sys.executable]
+
+
+@pytest.fixture
+def example(metering, tmp_path) -> Callable[..., str]:
+    """Runs `examples/frameworks/NAME` unmodified under `meterhouse run`, for acme; gives what it printed."""
+
+    def run(name: str, *arguments: str, **environment: str) -> str:
+        ended = subprocess.run(
+            [*UNDER_METERHOUSE, str(ROOT / "examples" / "frameworks" / name), *arguments],
+            env={**os.environ, "METERHOUSE_CUSTOMER": "acme", **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    return run
+
+
 @pytest.fixture
 def agent(metering, sink) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts `source` as a program of its own under `meterhouse run`; what still runs at the end is killed."""
     started = []
 
     def start(source: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        import os
-
-        command = [sys.executable, "-m", "meterhouse.cli", "run", "--", sys.executable, "-c", source, *arguments]
-        command[1:3] = ["-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"]
         process = subprocess.Popen(
-            command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*UNDER_METERHOUSE, "-c", source, *arguments],
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         return process

@@ -2,13 +2,10 @@
 
 import asyncio
 import gc
-import os
-import subprocess
 import sys
 
 import pytest
 import wrapt
-from conftest import ROOT
 from openai_chat import TOKENS_OF_ONE, answer, chunks, wish
 
 import meterhouse
@@ -281,20 +278,11 @@ def test_without_metering_the_classes_are_as_they_were(metering, framework, scri
     assert not any(ours())
 
 
-def test_the_example_runs_under_meterhouse_run(metering, provider, framework):
+def test_the_example_runs_under_meterhouse_run(example, metering, provider, framework):
     provider.json(wish(("call_Stock0000001", "stock", {"article": "lamp"}), number=1))
     provider.json(answer("There are 12.", number=2))
-    command = ["-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))", "run", "--"]
-    program = str(ROOT / "examples" / "frameworks" / "agent_framework_agent.py")
-    environment = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test", "METERHOUSE_CUSTOMER": "acme"}
-    ended = subprocess.run(
-        [sys.executable, *command, sys.executable, program, "How many lamps?"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ended.returncode, ended.stdout) == (0, "There are 12.\n"), ended.stderr
+    server = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test"}
+    assert example("agent_framework_agent.py", "How many lamps?", **server) == "There are 12.\n"
     events = metering.sink.events
     assert tools(events) == [("stock", "ok")]
     assert {e.point["customer.id"] for e in events} == {"acme"}

@@ -3,14 +3,11 @@
 import asyncio
 import gc
 import json
-import os
-import subprocess
 import sys
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import meterhouse
 from meterhouse import attribution
@@ -360,22 +357,13 @@ def test_the_messages_are_the_same_with_and_without_metering(metering, sdk, opti
     assert requests(metering.flush()) == [(1, "ok", "framework")]
 
 
-def test_the_example_runs_under_meterhouse_run(metering, sdk, options):
+def test_the_example_runs_under_meterhouse_run(example, metering, sdk, options):
     turn = [said("msg_1", wish("toolu_stock0000001", "mcp__warehouse__stock", article="lamp"))]
     turn += [{"mcp": ["warehouse", "stock", {"article": "lamp"}, "toolu_stock0000001"]}]
     turn += [said("msg_2", TEXT), result(models={MODEL: ONE})]
     made = options(turn)
-    command = ["-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))", "run", "--"]
-    program = str(ROOT / "examples" / "frameworks" / "claude_agent_sdk_agent.py")
-    environment = {**made.env, "CLAUDE_CLI": str(made.cli_path), "METERHOUSE_CUSTOMER": "acme"}
-    ended = subprocess.run(
-        [sys.executable, *command, sys.executable, program, "How many lamps?"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+    environment = {**made.env, "CLAUDE_CLI": str(made.cli_path)}
+    assert example("claude_agent_sdk_agent.py", "How many lamps?", **environment) == "done\n"
     events = metering.sink.events
     assert tools(events) == [("mcp__warehouse__stock", "ok")]
     assert {e.point["customer.id"] for e in events} == {"acme"}

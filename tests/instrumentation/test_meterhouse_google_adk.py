@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
-import subprocess
 import sys
 from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +19,6 @@ pytestmark = [  # litellm leaves coroutines and sockets of ended event loops beh
     pytest.mark.filterwarnings("ignore:.*[eE]xperimental:UserWarning"),
 ]
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "frameworks" / "google_adk_agent.py"
 GEMINI_USAGE = {
     "promptTokenCount": 100,
     "cachedContentTokenCount": 60,
@@ -330,18 +326,11 @@ def test_a_stream_of_events_that_is_left_early_ends_the_model_call(adk, metering
     assert [(e.meter, e.point["meterhouse.status"]) for e in metering.sink.events] == [("llm.requests", "aborted")]
 
 
-def test_the_example_runs_unmodified_under_meterhouse_run(adk, provider, metering):
+def test_the_example_runs_unmodified_under_meterhouse_run(adk, example, provider, metering):
     provider.json(gemini({"functionCall": {"name": "weather", "args": {"city": "Oslo"}}}))
     provider.json(gemini({"text": "It rains."}))
-    command = [sys.executable, "-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"]
-    done = subprocess.run(
-        [*command, "run", "--", sys.executable, str(EXAMPLE), "How is the weather in Oslo?"],
-        env={**os.environ, "GOOGLE_GEMINI_BASE_URL": provider.url, "METERHOUSE_CUSTOMER": "acme"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0 and done.stdout == "It rains.\n", done.stderr
+    printed = example("google_adk_agent.py", "How is the weather in Oslo?", GOOGLE_GEMINI_BASE_URL=provider.url)
+    assert printed == "It rains.\n"
     events = metering.sink.events
     counted = {}
     for event in events:

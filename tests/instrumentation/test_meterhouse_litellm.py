@@ -3,11 +3,7 @@
 import asyncio
 import gc
 import json
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +17,6 @@ pytestmark = [  # litellm leaves coroutines and sockets of ended event loops beh
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "frameworks" / "litellm_agent.py"
 QUESTION = [{"role": "user", "content": "a secret question"}]
 CLAUDE = "anthropic/claude-sonnet-4-5"
 MESSAGE = {
@@ -352,20 +347,12 @@ def test_nothing_that_was_asked_or_answered_is_written_or_sent(litellm, claude, 
     assert b"secret" not in written + sent and b"Hello" not in written + sent
 
 
-def test_the_example_runs_unmodified_under_meterhouse_run(litellm, provider, metering):
+def test_the_example_runs_unmodified_under_meterhouse_run(litellm, example, provider, metering):
     use = {"type": "tool_use", "id": "toolu_01A09q90qw90lq917835", "name": "opening_hours", "input": {"day": "Monday"}}
     provider.json({**MESSAGE, "content": [use], "stop_reason": "tool_use", "usage": PLAIN})
     provider.json({**MESSAGE, "content": [{"type": "text", "text": "From 9 to 17."}], "usage": PLAIN})
-    command = [sys.executable, "-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))"]
-    environment = {"MODEL_BASE_URL": provider.url, "ANTHROPIC_API_KEY": "k", "METERHOUSE_CUSTOMER": "acme"}
-    done = subprocess.run(
-        [*command, "run", "--", sys.executable, str(EXAMPLE), "When are you open on Monday?"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0 and done.stdout == "From 9 to 17.\n", done.stderr
+    environment = {"MODEL_BASE_URL": provider.url, "ANTHROPIC_API_KEY": "k"}
+    assert example("litellm_agent.py", "When are you open on Monday?", **environment) == "From 9 to 17.\n"
     counted = {}
     for event in metering.sink.events:
         counted[event.meter] = counted.get(event.meter, 0) + event.value

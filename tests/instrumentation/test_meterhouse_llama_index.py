@@ -2,14 +2,11 @@
 
 import asyncio
 import gc
-import os
-import subprocess
 import sys
 import warnings
 
 import pytest
 import wrapt
-from conftest import ROOT
 from openai_chat import TOKENS_OF_ONE, answer, chunks, wish
 
 import meterhouse
@@ -404,20 +401,11 @@ def test_a_tool_of_an_mcp_server_counts_once(metering, core, scripted):
     assert tools(metering.flush()) == [("add", "ok")]
 
 
-def test_the_example_runs_under_meterhouse_run(metering, core, provider, openai_llm):
+def test_the_example_runs_under_meterhouse_run(example, metering, core, provider, openai_llm):
     provider.stream(chunks(wish(("call_Stock0000001", "stock", {"article": "lamp"}), number=1)))
     provider.stream(chunks(answer("There are 12.", number=2)))
-    command = ["-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))", "run", "--"]
-    program = str(ROOT / "examples" / "frameworks" / "llama_index_agent.py")
-    environment = {"OPENAI_API_BASE": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test", "METERHOUSE_CUSTOMER": "acme"}
-    ended = subprocess.run(
-        [sys.executable, *command, sys.executable, program, "How many lamps?"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ended.returncode, ended.stdout) == (0, "There are 12.\n"), ended.stderr
+    server = {"OPENAI_API_BASE": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test"}
+    assert example("llama_index_agent.py", "How many lamps?", **server) == "There are 12.\n"
     events = metering.sink.events
     assert tools(events) == [("stock", "ok")]
     assert {e.point["customer.id"] for e in events} == {"acme"}

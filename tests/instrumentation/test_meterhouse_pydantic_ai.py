@@ -1,14 +1,11 @@
 """PydanticAI agents: on OpenAI's SDK against a local provider, and on models that nobody but the framework sees."""
 
 import asyncio
-import os
-import subprocess
 import sys
 from contextlib import aclosing
 
 import pytest
 import wrapt
-from conftest import ROOT
 from openai_chat import TOKENS_OF_ONE, answer, chunks, wish
 
 import meterhouse
@@ -438,20 +435,11 @@ def test_without_metering_the_classes_are_as_they_were(metering, pydantic_ai):
     assert announced is None or "meterhouse" not in announced.__func__.__module__
 
 
-def test_the_example_runs_under_meterhouse_run(metering, provider, pydantic_ai):
+def test_the_example_runs_under_meterhouse_run(example, metering, provider, pydantic_ai):
     provider.json(wish(("call_Stock0000001", "stock", {"article": "lamp"}), number=1))
     provider.json(answer("There are 12.", number=2))
-    command = ["-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))", "run", "--"]
-    program = str(ROOT / "examples" / "frameworks" / "pydantic_ai_agent.py")
-    environment = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test", "METERHOUSE_CUSTOMER": "acme"}
-    ended = subprocess.run(
-        [sys.executable, *command, sys.executable, program, "How many lamps?"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ended.returncode, ended.stdout) == (0, "There are 12.\n"), ended.stderr
+    server = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test"}
+    assert example("pydantic_ai_agent.py", "How many lamps?", **server) == "There are 12.\n"
     events = metering.sink.events
     assert tools(events) == [("stock", "ok")]
     assert {e.point["customer.id"] for e in events} == {"acme"}

@@ -1,12 +1,9 @@
 """smolagents: agents on models that nobody but the framework sees, and on OpenAI's SDK."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import wrapt
-from conftest import ROOT
 from openai_chat import TOKENS_OF_ONE, chunks, wish
 
 import meterhouse
@@ -283,20 +280,11 @@ def test_without_metering_the_classes_are_as_they_were(metering, smolagents, scr
     assert not any(ours())
 
 
-def test_the_example_runs_under_meterhouse_run(metering, provider, smolagents):
+def test_the_example_runs_under_meterhouse_run(example, metering, provider, smolagents):
     provider.json(wish(("call_Stock0000001", "stock", {"article": "lamp"}), number=1))
     provider.json(wish(("call_Final0000001", "final_answer", {"answer": "There are 12."}), number=2))
-    command = ["-c", "import sys; from meterhouse.cli import main; sys.exit(main(sys.argv[1:]))", "run", "--"]
-    program = str(ROOT / "examples" / "frameworks" / "smolagents_agent.py")
-    environment = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test", "METERHOUSE_CUSTOMER": "acme"}
-    ended = subprocess.run(
-        [sys.executable, *command, sys.executable, program, "How many lamps?"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (ended.returncode, ended.stdout) == (0, "There are 12.\n"), ended.stderr
+    server = {"OPENAI_BASE_URL": f"{provider.url}/v1", "OPENAI_API_KEY": "sk-test"}
+    assert example("smolagents_agent.py", "How many lamps?", **server) == "There are 12.\n"
     events = metering.sink.events
     assert tools(events) == [("stock", "ok")]
     assert {e.point["customer.id"] for e in events} == {"acme"}
