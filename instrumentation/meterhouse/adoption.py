@@ -12,7 +12,7 @@ from meterhouse.dead_journal import DeadJournal
 from meterhouse.delivery import Outcome
 from meterhouse.events import UsageEvent
 from meterhouse.journal_records import DAMAGED_SUFFIX, DRAFT_SUFFIX, journals
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import STATUS, UNFINISHED
 
 BATCH = 500

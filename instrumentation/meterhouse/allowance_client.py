@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterhouse import interrupts, leases
 from meterhouse.leases import Lease
+from meterhouse.trouble import warn_once
 
 if TYPE_CHECKING:  # imported where they are used: all hosts import this module, and few ask at once
     from concurrent.futures import Future
@@ -321,8 +322,6 @@ def _process_id() -> str | None:
 
 
 def _tell(status: int) -> None:
-    from meterhouse.runtime import warn_once
-
     warn_once(
         "allowance", "Meterhouse was refused the allowance of a customer (HTTP %d): see METERHOUSE_API_KEY.", status
     )

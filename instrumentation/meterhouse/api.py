@@ -11,6 +11,7 @@ from decimal import Context, Decimal
 from meterhouse import forks, grants, interrupts, limits
 from meterhouse.attribution import MAX_BYTES, Scope, current, identifier
 from meterhouse.events import Loose, UsageEvent
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import (
     ABORTED,
     AGENT_TASKS,
@@ -202,8 +203,6 @@ def _record(name: str, number: int | float, event_id: str, status: str, attribut
         _tell("Meterhouse could not record an event: %s", error)
     except Exception as error:  # noqa: BLE001 - metering must not take the host down
         interrupts.hand_on(error)
-        from meterhouse.runtime import warn_once
-
         warn_once("record", "Meterhouse could not record an event.", with_trace=True)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import (
     AGENT_ID,
     AGENT_NAME,
@@ -309,8 +310,6 @@ def _from_environment(name: str) -> str | None:
             return text
     except UnicodeEncodeError:  # bytes that are no UTF-8
         pass
-    from meterhouse.runtime import warn_once
-
     warn_once(name, "Meterhouse cannot use %s: it is not UTF-8 of at most %d bytes.", name, MAX_BYTES)
     return None
 

@@ -10,7 +10,8 @@ from opentelemetry import trace
 from meterhouse import attribution, interrupts, limits
 from meterhouse.attribution import Attribution
 from meterhouse.events import Finished, Row, cut
-from meterhouse.runtime import busy, runtime, warn_once
+from meterhouse.runtime import busy, runtime
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import CALL_ID, CUSTOMER_ID, GRANT, LEASE_ID, STATUS
 
 

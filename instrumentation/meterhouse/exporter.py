@@ -18,8 +18,8 @@ from meterhouse.delivery import Delivery, Outcome
 from meterhouse.events import UsageEvent
 from meterhouse.journal import Journal
 from meterhouse.journal_records import name_of
-from meterhouse.runtime import warn_once
 from meterhouse.settings import destination, journal_directory, why_nowhere
+from meterhouse.trouble import warn_once
 
 INTERVAL_S = 5.0
 LONGEST_PAUSE_S = 60.0

@@ -2,7 +2,7 @@
 
 Timeouts work that way (`signal.alarm`, Celery's soft time limit, RQ's job timeout): the handler raises in the main
 thread, wherever that is at the moment. Where Meterhouse catches whatever went wrong inside it, those are handed on
-(`runtime.warn_once` does it).
+(`trouble.warn_once` does it).
 """
 
 import signal

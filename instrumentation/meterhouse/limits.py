@@ -24,6 +24,7 @@ from meterhouse.allowance_client import Client, Key
 from meterhouse.attribution import Attribution, Scope
 from meterhouse.events import Recorded
 from meterhouse.leases import TASK, Lease
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import AGENT_ID, CUSTOMER_ID, LEASE_ID
 
 if TYPE_CHECKING:  # both take longer to import than all of Meterhouse
@@ -149,8 +150,6 @@ def _next(waits: Iterator[_Pause]) -> _Pause | None:
     except UsageLimitExceeded:
         raise
     except Exception:  # noqa: BLE001 - the host's call must go out whatever becomes of its limits
-        from meterhouse.runtime import warn_once
-
         warn_once("limits", "Meterhouse could not look after usage limits: a call goes out without.", with_trace=True)
         return None
 

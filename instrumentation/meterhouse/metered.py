@@ -14,9 +14,9 @@ from meterhouse import attribution, limits, tools, witness
 from meterhouse.attribution import Attribution
 from meterhouse.call import Call, new_call_id
 from meterhouse.events import Row, cut
-from meterhouse.runtime import warn_once
 from meterhouse.settings import estimating
 from meterhouse.tools import ToolResult
+from meterhouse.trouble import warn_once
 from meterhouse.usage import MAPPING, Answer, call_rows, unreadable, with_estimate
 from meterhouse.vocabulary import (
     ABORTED,

@@ -16,6 +16,7 @@ from typing import Any
 from meterhouse.api import customer, grant
 from meterhouse.attribution import Scope
 from meterhouse.grants import LONGEST_BYTES
+from meterhouse.trouble import warn_once
 
 ASGIMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[ASGIMessage]]
@@ -182,8 +183,6 @@ def _usable(named: object) -> str | None:
 
 
 def _failed() -> None:
-    from meterhouse.runtime import warn_once
-
     warn_once(
         "middleware",
         "Meterhouse could not find out for whom a request is: it runs without a customer.",

@@ -11,7 +11,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from meterhouse.patches import switch_off, switch_on
 from meterhouse.providers import CHOKE_POINTS
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 
 
 class MeterhouseInstrumentor(BaseInstrumentor):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
-from meterhouse import forks, interrupts, limits
+from meterhouse import forks, limits
 from meterhouse.conversations import Conversations
 from meterhouse.events import Loose, Recorded
 from meterhouse.journal import Journal, MemoryFull
@@ -28,6 +28,7 @@ from meterhouse.settings import (
     journal_limits,
     number_of,
 )
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import (
     CUSTOMER_ID,
     ENV_CUSTOMER,
@@ -238,7 +239,6 @@ def busy() -> bool:
 
 
 _runtime: Runtime | None = None
-_warned: set[str] = set()
 _disabled = False
 
 
@@ -263,18 +263,6 @@ def flush(timeout_s: float = EXIT_FLUSH_S) -> bool:
     global _runtime
     ending, _runtime = _runtime, None
     return ending is None or ending.flush(timeout_s)
-
-
-def warn_once(topic: str, message: str, *arguments: object, with_trace: bool = False) -> None:
-    """One warning per process and topic; `with_trace`: for an exception that was caught.
-
-    It is raised again if it is no affair of ours: if a signal handler of the host raised it.
-    """
-    if with_trace:
-        interrupts.hand_on(sys.exc_info()[1])
-    if topic not in _warned:
-        _warned.add(topic)
-        _log.warning(message, *arguments, exc_info=with_trace)
 
 
 def _limits() -> Limits:

@@ -6,7 +6,8 @@ from types import ModuleType
 from typing import Any
 
 from meterhouse import patches
-from meterhouse.runtime import flush, warn_once
+from meterhouse.runtime import flush
+from meterhouse.trouble import warn_once
 
 
 def install(module: ModuleType) -> None:

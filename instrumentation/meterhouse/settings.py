@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import (
     ENV_API_KEY,
     ENV_ENDPOINT,
@@ -166,8 +167,6 @@ def number_of(name: str, default: float, least: float = 0.0) -> float:
         number = math.nan
     if least <= number < math.inf:
         return number
-    from meterhouse.runtime import warn_once
-
     warn_once(name, "Meterhouse takes %s=%g: %r is no number from %g.", name, default, text, least)
     return default
 
@@ -180,8 +179,6 @@ def choice_of(name: str, choices: Mapping[str, Collection[str]], default: str) -
     for choice, spellings in choices.items():
         if text == choice or text in spellings:
             return choice
-    from meterhouse.runtime import warn_once
-
     known = ", ".join(choices)
     warn_once(name, "Meterhouse takes %s=%s: %r is none of %s.", name, default, os.environ[name][:80], known)
     return default

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from meterhouse import attribution
 from meterhouse.call import Call, new_call_id
 from meterhouse.events import Row, cut
-from meterhouse.runtime import warn_once
 from meterhouse.tool_memory import ToolMemory, shown_as, unique
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import (
     ABORTED,
     FAILED,

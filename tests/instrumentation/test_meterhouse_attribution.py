@@ -509,7 +509,7 @@ def test_importing_meterhouse_imports_neither_opentelemetry_nor_a_provider():
 
 @pytest.mark.parametrize("value", ["x" * 257, "é" * 129, "\udcff"])
 def test_a_customer_of_the_environment_that_is_none_is_nobody_and_told(metering, monkeypatch, caplog, value):
-    meterhouse.runtime._warned.clear()
+    meterhouse.trouble._warned.clear()
     monkeypatch.setenv("METERHOUSE_CUSTOMER", value)
     meterhouse.meter("pages").add(1)
     (event,) = metering.flush()

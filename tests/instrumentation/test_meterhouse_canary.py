@@ -34,7 +34,7 @@ def test_no_secret_of_a_host_is_sent_journalled_or_logged(
     host = HOSTS[name]
     library(host.library)
     monkeypatch.setattr(limits, "_client", Client())
-    monkeypatch.setattr(meterhouse.runtime, "_warned", set())
+    monkeypatch.setattr(meterhouse.trouble, "_warned", set())
     questions = []
     sink.allowance = lambda question: questions.append(question) or (404, b"{}")
     sink.answers += [(400, (), b"refused")] * 100  # so that files of what was refused are written as well

@@ -212,7 +212,7 @@ def test_with_fsync_every_record_is_on_disk_before_the_call_goes_on(tmp_path, mo
 
 def test_a_limit_that_is_no_number_is_named_and_the_default_holds(metering, monkeypatch, caplog):
     monkeypatch.setenv("METERHOUSE_JOURNAL_MAX_BYTES", "1GB")
-    monkeypatch.setattr(meterhouse.runtime, "_warned", set())
+    monkeypatch.setattr(meterhouse.trouble, "_warned", set())
     meterhouse.meter("pages").add(1)
     assert metering.units() == {"pages": 1}
     assert "METERHOUSE_JOURNAL_MAX_BYTES is '1GB', not a number of bytes" in caplog.text
@@ -239,7 +239,7 @@ def test_a_user_without_a_home_is_metered_without_a_journal(metering, monkeypatc
     def nobody():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(meterhouse.runtime, "_warned", set())
+    monkeypatch.setattr(meterhouse.trouble, "_warned", set())
     monkeypatch.delenv("METERHOUSE_JOURNAL_DIR")
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nobody)
@@ -252,7 +252,7 @@ def test_a_file_system_without_locks_is_called_what_it_is_and_nothing_is_left_on
     def no_locks(fd, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(meterhouse.runtime, "_warned", set())
+    monkeypatch.setattr(meterhouse.trouble, "_warned", set())
     monkeypatch.setattr(fcntl, "flock", no_locks)
     meterhouse.meter("pages").add(3)
     assert metering.units() == {"pages": 3}
@@ -261,7 +261,7 @@ def test_a_file_system_without_locks_is_called_what_it_is_and_nothing_is_left_on
 
 
 def test_journals_of_another_user_are_passed_over_and_told_of_once(metering, monkeypatch, caplog):
-    monkeypatch.setattr(meterhouse.runtime, "_warned", set())
+    monkeypatch.setattr(meterhouse.trouble, "_warned", set())
     for number in range(3):
         write_journal(metering.journals, f"p{number}", event(f"e{number}"))
     opened = os.open

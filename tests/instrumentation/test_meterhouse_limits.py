@@ -288,7 +288,7 @@ def test_where_nobody_answers_calls_go_out_unless_the_operator_says_otherwise(me
 def test_a_setting_that_is_spelled_wrongly_is_told_once_with_what_is_taken(
     allowance, monkeypatch, caplog, name, typo, taken
 ):
-    monkeypatch.setattr("meterhouse.runtime._warned", set())
+    monkeypatch.setattr("meterhouse.trouble._warned", set())
     monkeypatch.setenv(name, typo)
     fresh(monkeypatch)
     assert admitted("acme") and admitted("globex")

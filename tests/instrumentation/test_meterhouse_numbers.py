@@ -35,7 +35,7 @@ def chat(given, made, **details):
 @pytest.fixture
 def call(metering, provider, monkeypatch):
     """One chat whose answer is the document; returns its events by meter."""
-    monkeypatch.setattr("meterhouse.runtime._warned", set())
+    monkeypatch.setattr("meterhouse.trouble._warned", set())
 
     def ask(document):
         provider.json(document)

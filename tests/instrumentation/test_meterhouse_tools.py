@@ -363,7 +363,7 @@ def test_the_garbage_collector_may_end_a_call_while_the_memory_is_in_use():
 
 def test_what_goes_wrong_inside_is_logged_once_and_the_tool_runs(counted, monkeypatch, caplog):
     monkeypatch.setattr(tools, "current", lambda: 1 / 0)
-    monkeypatch.setattr("meterhouse.runtime._warned", set())
+    monkeypatch.setattr("meterhouse.trouble._warned", set())
     for _ in range(2):
         with tools.executing("a") as execution:
             execution.failed()

@@ -16,7 +16,7 @@ from meterhouse import patches, tools
 from meterhouse.attribution import Hint
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import ABORTED, OK
 
 _USAGE = {

@@ -18,7 +18,7 @@ from meterhouse.call import Call, new_call_id
 from meterhouse.events import cut
 from meterhouse.frameworks.claude_messages import LIMITS, Session, ToolEnd, ToolUse, denied, provider
 from meterhouse.metered import Request
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 from meterhouse.usage import text
 from meterhouse.vocabulary import (
     ABORTED,

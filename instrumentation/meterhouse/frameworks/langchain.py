@@ -14,7 +14,7 @@ from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
 from meterhouse.frameworks.streams import Tally, watched, watched_async
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 from meterhouse.usage import Quantity, count, together
 from meterhouse.vocabulary import OK
 

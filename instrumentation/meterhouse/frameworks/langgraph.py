@@ -11,7 +11,7 @@ from typing import Any
 from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks.streams import Inside, stepped, stepped_async
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 
 _UNNAMED = "LangGraph"
 _NEED_MORE_STEPS = "Sorry, need more steps to process this request."

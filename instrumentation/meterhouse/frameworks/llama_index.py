@@ -13,7 +13,7 @@ from meterhouse import patches, tools
 from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import streams, subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 
 _WHOLE, _WHOLE_ASYNC = ("chat", "complete"), ("achat", "acomplete")
 _STREAMED, _STREAMED_ASYNC = ("stream_chat", "stream_complete"), ("astream_chat", "astream_complete")

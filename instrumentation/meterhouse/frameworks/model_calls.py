@@ -9,7 +9,7 @@ from meterhouse.attribution import Hint
 from meterhouse.events import Row
 from meterhouse.limits import UsageLimitExceeded
 from meterhouse.metered import Request, witnessed
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 from meterhouse.usage import Answer, by_modality, count, rest
 from meterhouse.vocabulary import (
     ABORTED,

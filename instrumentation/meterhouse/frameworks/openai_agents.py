@@ -17,7 +17,7 @@ from meterhouse.attribution import Hint, fail_task
 from meterhouse.frameworks import subclasses
 from meterhouse.frameworks.model_calls import ModelCall, Told
 from meterhouse.frameworks.streams import Tally, watched_async
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 
 _turns: ContextVar[list[int] | None] = ContextVar("meterhouse_agents_turns", default=None)
 """The number of the running run's turn, as the one item of a list that its tasks share."""

@@ -16,8 +16,8 @@ from meterhouse import patches
 from meterhouse.call import new_call_id
 from meterhouse.metered import Metered, Request, current, start, start_async
 from meterhouse.providers import bedrock_bodies, bedrock_families
-from meterhouse.runtime import warn_once
 from meterhouse.tools import ToolResult
+from meterhouse.trouble import warn_once
 
 READER = bedrock_families.Bedrock()
 _SERVICE = "bedrock-runtime"

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from meterhouse.metered import Metered
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 
 _SILENT = frozenset({"contentBlockDelta", "contentBlockStop", "messageStart", "messageStop"})
 """Events of Converse that tell nothing of usage; they are most of a stream, and parsed only for an estimate."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from meterhouse import limits, patches
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 
 OPERATIONS: Final = {
     "completion": "chat",

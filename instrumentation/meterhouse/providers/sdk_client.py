@@ -19,7 +19,7 @@ from meterhouse.call import new_call_id
 from meterhouse.metered import Request, current, outside, start, start_async, start_further
 from meterhouse.providers.asking import ASKING
 from meterhouse.providers.streamed import Provider, Streamed, Unasked, listen
-from meterhouse.runtime import warn_once
+from meterhouse.trouble import warn_once
 from meterhouse.usage import MAPPING
 
 REQUEST_ID_HEADER = "X-Client-Request-Id"

@@ -15,8 +15,8 @@ from meterhouse.call import Call
 from meterhouse.metered import Metered, Reader, current
 from meterhouse.providers import aws_eventstream
 from meterhouse.providers.sse import Lines, Withheld
-from meterhouse.runtime import warn_once
 from meterhouse.tools import HandedBack, ToolResult
+from meterhouse.trouble import warn_once
 
 MOST_BODY_BYTES = 256 * 1024 * 1024
 """A body that is longer is not looked at."""
