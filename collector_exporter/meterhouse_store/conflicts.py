@@ -16,7 +16,7 @@ _MARK: Final = f"""
         if(countIf(by_decision) > 0,
             argMaxIf(quantity, first, by_decision),
             argMinIf(quantity, (received_at, record_id, quantity), came_as_usage)),
-        if(max(first) > 17293822569102704640,
+        if(max(first) >= 17293822569102704896,
             max(first), bitNot(toUInt64(toUnixTimestamp64Nano(minIf(received_at, came_as_usage)))))
     FROM (
         SELECT {IDENTITY}, quantity, received_at, record_id, first,
@@ -30,7 +30,7 @@ _MARK: Final = f"""
     )
     GROUP BY {IDENTITY}
     HAVING uniqExactIf(quantity, came_as_usage OR by_decision) > 1
-        OR max(first) > 17293822569102704640 AND uniqExact(quantity) > 1
+        OR max(first) >= 17293822569102704896 AND uniqExact(quantity) > 1
     SETTINGS do_not_merge_across_partitions_select_final = 1
 """  # noqa: S608 - fixed parts
 

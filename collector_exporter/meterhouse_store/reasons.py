@@ -19,7 +19,7 @@ SENTENCES: Final = {
     vocabulary.REASON_CONFLICT: "the same event came before with another quantity, which counts",
     vocabulary.REASON_CUMULATIVE_FALL: "a running total fell without a new start",
     vocabulary.REASON_CUMULATIVE_CONFLICT: "a running total came with two values for one time; the first counts",
-    vocabulary.REASON_SPAN_AMBIGUOUS: "spans of two traces tell of one response: one call, or two",
+    vocabulary.REASON_SPAN_AMBIGUOUS: "spans of two traces, or spans that contain each other: one call, or two",
     vocabulary.REASON_UNREADABLE: "a stored request that the warehouse cannot read",
 }
 

@@ -14,9 +14,8 @@ from meterhouse_collector.foreign.rows import CumulativePoint, Event, Rows, Span
 from meterhouse_collector.foreign.spans import METERS
 from meterhouse_collector.foreign.twins import DAY_NS, Call, Metered, judge
 
-TWIN_VERSION: Final = 2**64 - 2**60
-"""Of rows: a twin supersedes every copy of its row, an ambiguous span every copy but a twin; decisions are above."""
-AMBIGUOUS_VERSION: Final = TWIN_VERSION - 1
+AMBIGUOUS_VERSION: Final = 2**64 - 2**60 - 1
+"""Of rows: it supersedes every copy of its row. Those of higher verdicts follow it, decisions are far above."""
 _IDS_PER_QUERY: Final = 300
 _ANY_MONTH: Final[dict[str, Any]] = {"max_partitions_per_insert_block": 0}
 _ID: Final = re.compile("[0-9a-f]{32}-[0-9a-f]{16}")
@@ -62,7 +61,7 @@ _SUPERSEDE: Final = """
     INSERT INTO events
     SELECT * REPLACE (
         {why:String} AS reason, {version:UInt64} AS first,
-        if(original_reason = '', events.reason, original_reason) AS original_reason)
+        if(events.first < {lowest:UInt64}, events.reason, original_reason) AS original_reason)
     FROM events FINAL
     WHERE source = 'otel.span' AND events.first < {version:UInt64}
         AND (namespace, customer_id, meter, event_time, event_id) IN (
@@ -96,7 +95,7 @@ def insert(client: Client, rows: Rows, settings: dict[str, Any]) -> None:
 
 
 def settle_spans(client: Client, from_ns: int, through_ns: int, settings: dict[str, Any]) -> None:
-    """Leave out the spans that are twins, and suspend the ambiguous ones, by what was received in this time.
+    """Leave out the spans that are twins, suspend the ambiguous ones and circles, by what was received in this time.
 
     Where there are no spans at all this is one query that reads nothing.
     """
@@ -110,8 +109,14 @@ def settle_spans(client: Client, from_ns: int, through_ns: int, settings: dict[s
     since_ns = max(0, min(ends) - 2 * DAY_NS)
     more = parameters | {"since_ns": since_ns, "unauthorised": list(UNAUTHORISED)}
     verdicts = judge(calls, [Metered(*row) for row in client.query(_METERED, parameters=more).result_rows])
-    _supersede(client, verdicts.ambiguous, REASON_SPAN_AMBIGUOUS, AMBIGUOUS_VERSION, settings)
-    _supersede(client, verdicts.twins, REASON_TWIN, TWIN_VERSION, settings)
+    ranks = (
+        (verdicts.ambiguous, REASON_SPAN_AMBIGUOUS),
+        (verdicts.twins, REASON_TWIN),
+        (verdicts.in_circles, REASON_SPAN_AMBIGUOUS),
+        (verdicts.metered, REASON_TWIN),
+    )
+    for rank, (keys, why) in enumerate(ranks):
+        _supersede(client, keys, why, AMBIGUOUS_VERSION + rank, settings)
 
 
 def _supersede(
@@ -127,6 +132,7 @@ def _supersede(
             parameters = {
                 "why": why,
                 "version": version,
+                "lowest": AMBIGUOUS_VERSION,
                 "meters": list(METERS),
                 "namespace": namespace,
                 "traces": sorted({trace_id for trace_id, _ in some}),

@@ -6,17 +6,20 @@ A span is left out as a *twin* where another row stands for the same call:
   later: the inner one is nearer to the call;
 - it has no usage, and an LLM call above or below it says more;
 - an event of Meterhouse has the same trace and span id, or the same response id within a day.
-It is *ambiguous* where a span of another trace has the same response id within a day.
+It is *ambiguous* where a span of another trace has the same response id within a day, or where it is in a *circle* of
+spans that stand for each other: each is above the other, or clocks and parents contradict. As twins none would count.
 
-All of these say "there is a row that ...", so that a verdict never turns back when more rows arrive: whatever the order
-of records and the cut of ranges, the end is the same.
+All of these say "there is a row that ...", so that more rows only bring a span to a higher verdict, of these in turn:
+ambiguous, twin, in a circle, metered. Whatever the order of records and the cut of ranges, the end is the same.
 """
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from meterhouse_collector.foreign.circles import components
 
 DAY_NS: Final = 86_400_000_000_000
 UNIQUE_CHARACTERS: Final = 20
@@ -56,82 +59,186 @@ class Metered:
     time_ns: int
 
 
+Keys = frozenset[tuple[str, str, str]]
+"""Of spans: (namespace, trace id, span id)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """Keys of spans: (namespace, trace id, span id)."""
+    """The calls that do not count as they are, each under its highest verdict, the last one being the highest.
 
-    twins: frozenset[tuple[str, str, str]]
-    ambiguous: frozenset[tuple[str, str, str]]
+    `metered`: an event of Meterhouse stands for them, or for what stands for them.
+    """
+
+    ambiguous: Keys
+    twins: Keys
+    in_circles: Keys
+    metered: Keys
 
 
 def judge(spans: Iterable[Call], events: Iterable[Metered]) -> Verdicts:
-    """Which of the calls among these spans are twins, and which of the others are ambiguous."""
+    """Which of the calls among these spans do not count as they are."""
     traces: dict[tuple[str, str], list[Call]] = defaultdict(list)
     responses: dict[tuple[str, str], list[Call]] = defaultdict(list)
     for span in spans:
         traces[span.namespace, span.trace_id].append(span)
         if span.is_call and span.response_id:
             responses[span.namespace, span.response_id].append(span)
-    twins = {key for trace in traces.values() for key in _twins_of_trace(trace)}
-    metered = list(events)
-    seen = {(event.namespace, event.trace_id, event.span_id) for event in metered if event.span_id}
-    twins |= {span.key for trace in traces.values() for span in trace if span.is_call and span.key in seen}
-    for event in metered:
+    known = list(events)
+    seen = {(event.namespace, event.trace_id, event.span_id) for event in known if event.span_id}
+    metered = {span.key for trace in traces.values() for span in trace if span.is_call and span.key in seen}
+    for event in known:
         for span in responses.get((event.namespace, event.response_id), ()):
             if _near(span.end_ns, event.time_ns) and _same_provider(span.provider, event.provider, span.response_id):
-                twins.add(span.key)
+                metered.add(span.key)
+    metered_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for namespace, trace_id, span_id in metered:
+        metered_of[namespace, trace_id].add(span_id)
+    twins: set[tuple[str, str, str]] = set()
+    in_circles: set[tuple[str, str, str]] = set()
+    for (namespace, trace_id), trace in traces.items():
+        verdicts = _of_trace(trace, metered_of[namespace, trace_id])
+        for keys, span_ids in zip((twins, in_circles, metered), verdicts, strict=True):
+            keys.update((namespace, trace_id, span_id) for span_id in span_ids)
     ambiguous = {key for found in responses.values() for key in _ambiguous(found)}
-    return Verdicts(frozenset(twins), frozenset(ambiguous - twins))
+    return Verdicts(
+        frozenset(ambiguous - twins - in_circles - metered),
+        frozenset(twins - in_circles - metered),
+        frozenset(in_circles - metered),
+        frozenset(metered),
+    )
 
 
-def _twins_of_trace(trace: list[Call]) -> set[tuple[str, str, str]]:
-    parents: dict[str, set[str]] = defaultdict(set)
-    children: dict[str, set[str]] = defaultdict(set)
-    for span in trace:
-        if span.parent_id:
-            parents[span.span_id].add(span.parent_id)
-            children[span.parent_id].add(span.span_id)
-    calls = [span for span in trace if span.is_call]
-    with_usage = [span.span_id for span in calls if span.has_usage and span.may_report]
-    above_usage = _reached(with_usage, parents)
-    above_call = _reached([span.span_id for span in calls if span.may_report], parents)
-    below_usage = _reached(with_usage, children)
-    twins = {
-        span.key
-        for span in calls
-        if span.span_id in above_usage
-        or (not span.has_usage and (span.span_id in above_call or span.span_id in below_usage))
-    }
-    inner: dict[str, list[Call]] = defaultdict(list)
-    for span in calls:
-        if span.response_id and span.has_usage:
-            inner[span.response_id].append(span)
-    return twins.union(*(_outer(same) for same in inner.values()))
+_Node = tuple[str, str, int]
+"""A span, or what stands for one: all that lies below or above it, or inside of it by time."""
+_SPAN: Final = "span"
 
 
-def _reached(starts: list[str], steps: dict[str, set[str]]) -> set[str]:
-    """What can be reached from these spans, each step taken once."""
-    found: set[str] = set()
-    waiting = [(start, step) for start in starts for step in steps.get(start, ())]
-    while waiting:
-        start, span_id = waiting.pop()
-        if span_id != start and span_id not in found:
-            found.add(span_id)
-            waiting += [(start, step) for step in steps.get(span_id, ())]
+def _of_trace(trace: list[Call], metered: set[str]) -> tuple[set[str], set[str], set[str]]:
+    """The twins of a trace, those in circles, and those of which an event of Meterhouse speaks; a span may be all."""
+    calls = {span.span_id for span in trace if span.is_call}
+    twins: set[str] = set()
+    in_circles: set[str] = set()
+    reached: set[str] = set()
+    if len(calls) < 2:
+        return twins, in_circles, reached
+    graph = _Graph(trace)
+    leads_to_span: dict[_Node, bool] = {}
+    leads_to_event: dict[_Node, bool] = {}
+    for group in components([(_SPAN, span_id, 0) for span_id in calls], graph.steps):
+        spans = {span_id for kind, span_id, _ in group if kind == _SPAN}
+        # What is in the group has no entry yet: only what lies beyond it counts here.
+        beyond = [node for member in group for node in graph.steps(member) if node in leads_to_span]
+        has_stand_in = any(leads_to_span[node] for node in beyond)
+        has_event = any(leads_to_event[node] for node in beyond) or not spans.isdisjoint(metered)
+        if len(spans) > 1:
+            in_circles |= spans
+        if has_stand_in or len(spans) > 1:
+            twins |= spans
+        if has_event:
+            reached |= spans
+        for member in group:
+            leads_to_span[member] = has_stand_in or bool(spans)
+            leads_to_event[member] = has_event
+    return twins, in_circles, reached
+
+
+class _Graph:
+    """A trace: from a call its steps lead to the calls that stand for it, by way of what is below, above and inside."""
+
+    def __init__(self, trace: list[Call]) -> None:
+        parents: dict[str, set[str]] = defaultdict(set)
+        children: dict[str, set[str]] = defaultdict(set)
+        for span in trace:
+            if span.parent_id:
+                parents[span.span_id].add(span.parent_id)
+                children[span.parent_id].add(span.span_id)
+        calls = [span for span in trace if span.is_call]
+        usage: dict[str, set[str]] = defaultdict(set)
+        every: dict[str, set[str]] = defaultdict(set)
+        for span in calls:
+            if span.may_report:
+                every[span.span_id].add(span.span_id)
+                if span.has_usage:
+                    usage[span.span_id].add(_call_of(span))
+        self._ways: dict[str, tuple[dict[str, set[str]], dict[str, set[str]]]] = {
+            "usage below": (children, usage),
+            "calls below": (children, every),
+            "usage above": (parents, {span_id: {span_id} for span_id in usage}),
+        }
+        told = {name: _told(steps, own, calls) for name, (steps, own) in self._ways.items()}
+        self._steps: dict[str, set[_Node]] = defaultdict(set)
+        self._groups: dict[str, list[Call]] = defaultdict(list)
+        for span in calls:
+            if span.has_usage and span.response_id:
+                self._groups[span.response_id].append(span)
+            # What tells of the same response alone is no other call, whichever of them is the parent.
+            ways = [("usage below", _call_of(span))]
+            if not span.has_usage:
+                ways = [("calls below", span.span_id), ("usage above", span.span_id)]
+            for name, own in ways:
+                for following in self._ways[name][0].get(span.span_id, ()):
+                    if told[name].get(following, frozenset()) - {own}:
+                        self._steps[span.span_id].add((name, following, 0))
+        for response_id, same in self._groups.items():
+            same.sort(key=_depth, reverse=True)
+            for at in _outer(same):
+                self._steps[same[at].span_id].add((_INSIDE, response_id, at - 1))
+
+    def steps(self, node: _Node) -> Iterator[_Node]:
+        """Where it leads to."""
+        kind, name, at = node
+        if kind == _SPAN:
+            yield from self._steps.get(name, ())
+        elif kind == _INSIDE:
+            span = self._groups[name][at]
+            if span.may_report:
+                yield _SPAN, span.span_id, 0
+            if at:
+                yield _INSIDE, name, at - 1
+        else:
+            following, own = self._ways[kind]
+            if name in own:
+                yield _SPAN, name, 0
+            for one in following.get(name, ()):
+                yield kind, one, 0
+
+
+_INSIDE: Final = "inside"
+
+
+def _call_of(span: Call) -> str:
+    """What tells calls apart: spans with the same long response id are one."""
+    return span.response_id if len(span.response_id) >= UNIQUE_CHARACTERS else span.span_id
+
+
+def _told(steps: dict[str, set[str]], own: dict[str, set[str]], of: list[Call]) -> dict[str, frozenset[str]]:
+    """Of the spans beside calls in one direction what they and all beyond tell of: two calls, or one, or none."""
+    found: dict[str, frozenset[str]] = {}
+    nowhere: set[str] = set()
+    starts = {following for span in of for following in steps.get(span.span_id, nowhere)}
+    for group in components(starts, lambda span_id: steps.get(span_id, nowhere)):
+        calls: set[str] = set()
+        for span_id in group:
+            calls.update(own.get(span_id, nowhere))
+            for following in steps.get(span_id, nowhere):
+                calls.update(found.get(following, ()))
+        two = frozenset(sorted(calls)[:2])
+        for span_id in group:
+            found[span_id] = two
     return found
 
 
-def _outer(same: list[Call]) -> set[tuple[str, str, str]]:
-    """Of spans with the same response id in one trace those that another one stands for."""
-    found: set[tuple[str, str, str]] = set()
+def _outer(same: list[Call]) -> Iterator[int]:
+    """Of the spans with one response id, the innermost first, the places of those that an inner one stands for."""
     earliest_end_ns: int | None = None
-    for span in sorted(same, key=_depth, reverse=True):
-        lies_around = earliest_end_ns is not None and earliest_end_ns <= span.end_ns
-        if lies_around or (earliest_end_ns is not None and len(span.response_id) >= UNIQUE_CHARACTERS):
-            found.add(span.key)
+    for at, span in enumerate(same):
+        if earliest_end_ns is not None and (
+            earliest_end_ns <= span.end_ns or len(span.response_id) >= UNIQUE_CHARACTERS
+        ):
+            yield at
         if span.may_report:
             earliest_end_ns = min(span.end_ns, span.end_ns if earliest_end_ns is None else earliest_end_ns)
-    return found
 
 
 def _depth(span: Call) -> tuple[int, int, str]:

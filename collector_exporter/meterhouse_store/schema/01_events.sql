@@ -42,8 +42,8 @@ CREATE TABLE IF NOT EXISTS {database}.events
     segment LowCardinality(String),
     record_id String,
     -- The largest survives: the earliest copy, and never a suspended copy before one that counts. Versions from
-    -- 2^64 - 2^60 - 1 on supersede every copy: that one is an ambiguous span, the next a span twin, above it are decisions,
-    -- by 256 times decided_at in us.
+    -- 2^64 - 2^60 - 1 on supersede every copy: the first four are verdicts about spans (meterhouse_collector/foreign),
+    -- above are decisions, by 256 times decided_at in us.
     first UInt64,
     -- Whom the row is billed to by a decision; '': the customer as claimed.
     billed_customer_id String,
