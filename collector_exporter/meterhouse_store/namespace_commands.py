@@ -74,6 +74,7 @@ def _roles(
     jobs: give it to the account that `meterhouse jobs` runs as, too, where that is to go on with invoicing.
     """
     from meterhouse_store import roles
+    from meterhouse_store.sql import begin_write
 
     if (grant is not None and revoke is not None) or ((grant or revoke) is None) != (to is None):
         raise typer.BadParameter("name one of --grant and --revoke, and --to")
@@ -82,7 +83,9 @@ def _roles(
         if to is not None:
             role, who, now = grant or revoke or "", getpass.getuser(), datetime.now(UTC)
             try:
-                roles.change(engine, settings.namespace, role, to, granted=grant is not None, who=who, why=why, now=now)
+                with begin_write(engine) as connection:
+                    where = connection, settings.namespace
+                    roles.change(*where, role, to, granted=grant is not None, who=who, why=why, now=now)
             except ValueError as wrong:
                 fail(str(wrong))
         with engine.connect() as connection:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from meterhouse_store.persons import spelt
 from meterhouse_store.tables import operator_roles as table
@@ -69,23 +69,20 @@ def require(connection: Connection, namespace: str, role: str, who: str) -> None
 
 
 def change(
-    engine: Engine, namespace: str, role: str, person: str, *, granted: bool, who: str, why: str, now: datetime
+    connection: Connection, namespace: str, role: str, person: str, *, granted: bool, who: str, why: str, now: datetime
 ) -> None:
-    """Give somebody a role, or take it. Raises NotAllowed, and ValueError for what is none."""
-    from meterhouse_store.sql import begin_write  # which looks at changes through audit, and that at roles
-
+    """Give somebody a role, or take it, in a `sql.begin_write`. Raises NotAllowed, and ValueError for what is none."""
     person = spelt(person)
     if role not in ROLES:
         raise ValueError(f"{role!r} is no role: choose from {', '.join(ROLES)}")
     if not person or not why.strip():
         raise ValueError("say whom, and why: it is kept with the change")
-    with begin_write(engine) as connection:
-        if not granted and person not in [it.person for it in holders(connection, namespace, role)]:
-            raise ValueError(f"{person} does not have the role {role}")
-        require(connection, namespace, ADMINISTRATION, who)
-        query = select(func.max(table.c.recorded_at)).where(table.c.namespace == namespace)
-        latest = connection.execute(query).scalar_one()
-        if latest is not None:  # in their order, whatever the clock does
-            now = max(now, latest + timedelta(microseconds=1))
-        row = {"namespace": namespace, "role": role, "person": person, "recorded_at": now, "granted": int(granted)}
-        connection.execute(insert(table).values(**row, who=who[:320], why=why[:500]))
+    if not granted and person not in [it.person for it in holders(connection, namespace, role)]:
+        raise ValueError(f"{person} does not have the role {role}")
+    require(connection, namespace, ADMINISTRATION, who)
+    query = select(func.max(table.c.recorded_at)).where(table.c.namespace == namespace)
+    latest = connection.execute(query).scalar_one()
+    if latest is not None:  # in their order, whatever the clock does
+        now = max(now, latest + timedelta(microseconds=1))
+    row = {"namespace": namespace, "role": role, "person": person, "recorded_at": now, "granted": int(granted)}
+    connection.execute(insert(table).values(**row, who=who[:320], why=why[:500]))

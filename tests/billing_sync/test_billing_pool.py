@@ -16,6 +16,7 @@ from meterhouse_billing.progress import counting
 from meterhouse_billing.world import World
 from meterhouse_store import audit_book, roles, tables
 from meterhouse_store.roles import NotAllowed
+from meterhouse_store.sql import begin_write
 
 
 class Clock:
@@ -176,12 +177,17 @@ def test_how_far_a_long_run_is_is_told_every_ten_seconds():
 def test_invoices_are_of_who_has_the_role_and_every_state_is_in_the_audit_log(books, world):
     books.rating("acme", [("usage", "tokens", "10", 100)])
     drafts = records.drafts(books.engine, "test", period="2026-10")
-    given = {"granted": True, "who": "root", "why": "agreed", "now": world.now()}
-    roles.change(books.engine, "test", "invoicing", "olga", **given)
+
+    def give(person):
+        with begin_write(books.engine) as connection:
+            said = {"granted": True, "who": "root", "why": "agreed", "now": world.now()}
+            roles.change(connection, "test", "invoicing", person, **said)
+
+    give("olga")
     with pytest.raises(NotAllowed, match="anna may not change this: invoicing of test"):
         list(pool.work(pool.jobs(world, drafts, [], approve=True)))
     assert books.rows(tables.invoices) == []
-    roles.change(books.engine, "test", "invoicing", "anna", **given)
+    give("anna")
     list(pool.work(pool.jobs(world, drafts, [], approve=True)))
     found = audit_book.entries(books.engine, "test", what="invoice")
     assert [(it.customer_id, it.who, it.why, audit_book.told(it.details)) for it in reversed(found)] == [

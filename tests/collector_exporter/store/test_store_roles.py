@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from meterhouse_store import audit, audit_book, registry, roles, switches
 from meterhouse_store.roles import INVOICING, METERING, PRICING, NotAllowed
 from meterhouse_store.settings import Settings
-from meterhouse_store.sql import open_engine
+from meterhouse_store.sql import begin_write, open_engine
 
 NOW = datetime(2026, 11, 2, 8, tzinfo=UTC)
 
@@ -22,7 +22,8 @@ def engine(sql_engine: Engine) -> Engine:
 
 
 def give(engine: Engine, role: str, person: str, *, who: str = "root", granted: bool = True) -> None:
-    roles.change(engine, "live", role, person, granted=granted, who=who, why="agreed", now=NOW)
+    with begin_write(engine) as connection:
+        roles.change(connection, "live", role, person, granted=granted, who=who, why="agreed", now=NOW)
 
 
 def held(engine: Engine) -> list[tuple[str, str]]:
