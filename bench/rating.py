@@ -4,8 +4,9 @@
     METERHOUSE_BENCH_SCALE=1 make bench ONLY=rating     50 million events a month, 10,000 customers: an hour or more
 
 The unit of each row says what was measured. Events are made by the engine from numbers(), the same in every run; five
-meters, graduated prices. The rating process is this one; the warehouse is another, as it is in use. Each row has a
-baseline of the same run, because machines differ. Nothing is extrapolated but baselines, which say so.
+meters, graduated prices. The rating process is this one; the warehouse is another, as it is in use: months that are over
+are merged into one part each before they are closed or simulated, as the engine does by itself six hours after their last
+event. Each row has a baseline of the same run, because machines differ. Nothing is extrapolated but baselines, which say so.
 """
 
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from clickhouse_connect.driver.client import Client
 from sqlalchemy import func, insert, select
 
 from meterhouse_rating import versions
@@ -44,6 +46,7 @@ METERS = ("llm.tokens.input", "llm.tokens.cache_read", "llm.tokens.output", "llm
 RATED, EARLIER = "2026-10", ("2026-08", "2026-09")
 START, NOW = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 5, tzinfo=UTC)
 INSERTED_AT_A_TIME = 2_000_000
+MERGED_WITHIN_S = 3600
 
 BOOK = """
 book: bench
@@ -99,6 +102,7 @@ def bench() -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch, _warehouse(Path(scratch)) as url:
         small = _Bench.made(Path(scratch), url, "small", EVENTS // 10, CUSTOMERS // 10)
         small.fill(RATED)
+        small.next_minute()  # so that both sizes have ratings that closing replaces
         small.at(NOW)
         few_s = small.closed()
         large = _Bench.made(Path(scratch), url, "large", EVENTS, CUSTOMERS)
@@ -112,6 +116,7 @@ def bench() -> list[Row]:
         peak_mb = _memory_mb("VmHWM")
         for month in EARLIER:
             large.fill(month)
+        large.at(NOW)
         months_s, months_alone_s = large.simulated()
     one_by_one = f"{ALONE} customers, each by itself, times {CUSTOMERS // ALONE}"
     return [
@@ -208,6 +213,8 @@ class _Bench:
     def at(self, now: datetime) -> None:
         """Let it be that moment, with all that was sent before it in the warehouse."""
         self.world = replace(self.world, now=lambda: now)
+        if now == NOW:
+            _merge(self.world.client)
         row = ["collector-1", "segment-1", 1000, now, int(now.timestamp())]
         columns = ["collector_id", "segment", "position", "projected_through", "step"]
         self.world.client.insert("checkpoints", [row], column_names=columns)
@@ -281,6 +288,26 @@ class _Bench:
                 "count": min(INSERTED_AT_A_TIME, events - first),
             }
             self.world.client.command(FILL, parameters=parameters)
+
+
+def _merge(client: Client) -> None:
+    """Wait until each month is one part, as the engine makes it when nothing has come for six hours (01_events.sql)."""
+    _after_s(client, 1)
+    for _ in range(MERGED_WITHIN_S):
+        parts = client.query(
+            "SELECT max(n) FROM (SELECT count() AS n FROM system.parts WHERE active AND table = 'events' "
+            "AND database = currentDatabase() GROUP BY partition)"
+        )
+        if parts.result_rows[0][0] == 1:
+            break
+        time.sleep(1)
+    else:
+        raise TimeoutError(f"the warehouse has not merged its months within {MERGED_WITHIN_S} s")
+    _after_s(client, 6 * 3600)
+
+
+def _after_s(client: Client, age_s: int) -> None:
+    client.command(f"ALTER TABLE events MODIFY SETTING min_age_to_force_merge_seconds = {age_s}")
 
 
 def _start(month: str) -> datetime:

@@ -13,7 +13,7 @@ in each currency or that does not follow the last one, and changing or deleting 
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from meterhouse_store.tables import ledger_chain, ledger_entries, ledger_transac
 SEALED: Final = ("transaction_id", "kind", "source_id", "effective_at", "recorded_at", "corrects")
 """The columns of a transaction that its seal covers as they are, beside namespace, number and entries."""
 
-Row = RowMapping | dict[str, Any]
+Row = RowMapping | Mapping[str, Any]
 
 _CHUNK: Final = 500
 
@@ -61,33 +61,42 @@ def seal(
 
     Writers of one namespace wait for each other here until they commit.
     """
-    if not transaction_ids:
+    for start in range(0, len(transaction_ids), _CHUNK):
+        names = transaction_ids[start : start + _CHUNK]
+        found = _posted(connection, names)
+        seal_rows(connection, namespace, [found[name] for name in names], new_salt)
+
+
+def seal_rows(
+    connection: Connection,
+    namespace: str,
+    posted: Sequence[tuple[Row, Sequence[Row]]],
+    new_salt: Callable[[], str] = lambda: secrets.token_hex(16),
+) -> None:
+    """`seal` of transactions that the caller has just posted: each as its row and those of its entries."""
+    if not posted:
         return
     # The row of the namespace is the lock (SQLite has locked by now); what is read after it is the last seal there is.
     connection.execute(select(namespaces.c.namespace).where(namespaces.c.namespace == namespace).with_for_update())
     sequence, previous = head(connection, namespace)
-    for start in range(0, len(transaction_ids), _CHUNK):
-        names = transaction_ids[start : start + _CHUNK]
-        found = _posted(connection, names)
-        rows = []
-        for name in names:
-            transaction, entries = found[name]
-            salt, sequence = new_salt(), sequence + 1
-            personal = personal_seal(salt, transaction["customer_id"], transaction["memo"])
-            hash_ = seal_of(previous, sequence, personal, transaction, entries)
-            rows.append(
-                {
-                    "namespace": namespace,
-                    "sequence": sequence,
-                    "transaction_id": name,
-                    "personal_salt": salt,
-                    "personal_sha256": personal,
-                    "previous_hash": previous,
-                    "hash": hash_,
-                }
-            )
-            previous = hash_
-        connection.execute(insert(ledger_chain), rows)
+    rows = []
+    for transaction, entries in posted:
+        salt, sequence = new_salt(), sequence + 1
+        personal = personal_seal(salt, transaction["customer_id"], transaction["memo"])
+        hash_ = seal_of(previous, sequence, personal, transaction, entries)
+        rows.append(
+            {
+                "namespace": namespace,
+                "sequence": sequence,
+                "transaction_id": transaction["transaction_id"],
+                "personal_salt": salt,
+                "personal_sha256": personal,
+                "previous_hash": previous,
+                "hash": hash_,
+            }
+        )
+        previous = hash_
+    connection.execute(insert(ledger_chain), rows)
 
 
 def head(connection: Connection, namespace: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
-from sqlalchemy import BigInteger, Connection, Engine, Select, cast, func, select
+from sqlalchemy import BigInteger, Connection, Engine, Select, Text, cast, func, select
 
 from meterhouse_store import tables
 
@@ -145,8 +145,10 @@ def _customer_of(sql: Connection, table: Any, is_it: Any, namespace: str, name: 
 def _push_ratings(sql: Connection, client: Client, namespace: str, *conditions: Any) -> None:
     ratings, lines = tables.ratings, tables.rated_lines
     chosen = (ratings.c.namespace == namespace, *conditions)
+    # Explanations are copied as the text that they are stored as: they are most of a line.
+    columns = [cast(it, Text).label(it.name) if it is lines.c.explanation else it for it in lines.c]
     query = (
-        select(lines, ratings.c.namespace, ratings.c.customer_id, ratings.c.result_sha256)
+        select(*columns, ratings.c.namespace, ratings.c.customer_id, ratings.c.result_sha256)
         .join(ratings, ratings.c.rating_id == lines.c.rating_id)
         .where(*chosen)
     )
@@ -235,7 +237,6 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "dimensions": json.dumps(row["dimensions"], sort_keys=True),
-        "explanation": json.dumps(row["explanation"], sort_keys=True),
         "amount_exact": row["amount_exact"].quantize(_AMOUNT_STEP, context=_WIDE),
     }
 

@@ -2,12 +2,30 @@
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from meterhouse_store.numbers import plain
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return plain(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no one spelling")
+
+
+# Made once: to make it takes longer than to spell most of what is named.
+_SPELLING: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_told
+)
 
 
 def canonical(value: Any) -> str:
-    """The value as JSON with one spelling: sorted keys, no spaces. Numbers that matter are passed as text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """The value as JSON with one spelling: sorted keys, no spaces, Decimals as text. Raises TypeError for what is none."""
+    return _SPELLING.encode(value)
 
 
 def digest(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from meterhouse_rating.agreements import Agreement
@@ -9,7 +10,7 @@ from meterhouse_rating.book import Book, Plan
 from meterhouse_rating.charges import Before, Setting
 from meterhouse_rating.credits import Grant, TopUp, order
 from meterhouse_rating.ids import digest
-from meterhouse_rating.rated import RatedLine, canonical
+from meterhouse_rating.rated import RatedLine
 from meterhouse_rating.rates import Rate
 from meterhouse_rating.sorting import Measure, UsageRow
 from meterhouse_store.numbers import plain
@@ -45,6 +46,10 @@ class Inputs:
 
     def sha256(self) -> str:
         """The hash of everything that can change the result."""
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         usage = [
             [
                 *(row.meter, row.status, [list(d) for d in row.dimensions], row.events, plain(row.quantity)),
@@ -70,7 +75,7 @@ class Inputs:
                 money,
                 _setting_json(self.setting),
                 self.agreement.canonical(),
-                *([] if not self.corrections else [[canonical(vars(it)) for it in self.corrections]]),
+                *([] if not self.corrections else [[vars(it) for it in self.corrections]]),
             ]
         )
 

@@ -140,32 +140,30 @@ def post_all(connection: Connection, namespace: str, due: Sequence[Due]) -> list
         _check(it.posting)
     if not due:
         return []
-    connection.execute(
-        insert(ledger_transactions),
-        [
-            {
-                "transaction_id": name,
-                "namespace": namespace,
-                "customer_id": it.customer_id,
-                "kind": it.posting.kind,
-                "source_id": it.posting.source_id,
-                "effective_at": it.effective_at,
-                "recorded_at": it.recorded_at,
-                "corrects": it.posting.corrects,
-                "memo": it.posting.memo[:256],
-            }
-            for name, it in zip(names, due, strict=True)
-        ],
-    )
-    connection.execute(
-        insert(ledger_entries),
+    transactions = [
+        {
+            "transaction_id": name,
+            "namespace": namespace,
+            "customer_id": it.customer_id,
+            "kind": it.posting.kind,
+            "source_id": it.posting.source_id,
+            "effective_at": it.effective_at,
+            "recorded_at": it.recorded_at,
+            "corrects": it.posting.corrects,
+            "memo": it.posting.memo[:256],
+        }
+        for name, it in zip(names, due, strict=True)
+    ]
+    entries = [
         [
             {"transaction_id": name, "position": position, **entry._asdict()}
-            for name, it in zip(names, due, strict=True)
             for position, entry in enumerate(it.posting.entries)
-        ],
-    )
-    ledger_chain.seal(connection, namespace, names)
+        ]
+        for name, it in zip(names, due, strict=True)
+    ]
+    connection.execute(insert(ledger_transactions), transactions)
+    connection.execute(insert(ledger_entries), [row for rows in entries for row in rows])
+    ledger_chain.seal_rows(connection, namespace, list(zip(transactions, entries, strict=True)))
     return names
 
 

@@ -27,6 +27,7 @@ ROUNDING: Final[dict[str, str]] = {
 """The rounding modes a price book may choose; half_even is the default. `up` and `down`: away from zero, towards it."""
 
 
+_ONE: Final = Decimal(1)
 _QUOTIENT: Final = Decimal("1e-12")
 _WIDE: Final = decimal.Context(prec=120, rounding=ROUND_HALF_EVEN)
 
@@ -45,8 +46,7 @@ def exact() -> Iterator[None]:
 def to_minor(amount: Decimal, currency: str, rounding: str) -> int:
     """The amount (major units) in minor units, rounded once to what can be charged; KeyError for a strange currency."""
     charged = _CHARGED_DIGITS[currency]
-    with decimal.localcontext(decimal.Context(prec=120)):
-        units = int(amount.scaleb(charged).quantize(Decimal(1), rounding=ROUNDING[rounding]))
+    units = int(amount.scaleb(charged, _WIDE).quantize(_ONE, rounding=ROUNDING[rounding], context=_WIDE))
     return units * quantum(currency)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -73,6 +74,12 @@ def instant(text: str) -> datetime:
 
 def month_of(moment: datetime, time_zone: str) -> Period:
     """The calendar month of the time zone that the moment falls in."""
+    # In UTC: two moments an hour apart are equal in Python where a clock was set back.
+    return _month_of(moment.astimezone(UTC), time_zone)
+
+
+@lru_cache(4096)  # asked for of every customer again
+def _month_of(moment: datetime, time_zone: str) -> Period:
     zone = ZoneInfo(time_zone)
     local = moment.astimezone(zone)
     first = local.replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0)

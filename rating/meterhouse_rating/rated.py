@@ -9,7 +9,6 @@ from meterhouse_rating.charges import Dimensions
 from meterhouse_rating.ids import digest
 from meterhouse_rating.money import exact
 from meterhouse_rating.sorting import Leftover, UsageRow
-from meterhouse_store.numbers import plain
 
 CORRECTION: Final = "correction"
 CREDIT_RESTORED: Final = "credit_restored"
@@ -42,7 +41,7 @@ class Rated:
 
     def sha256(self) -> str:
         """The hash of the result: the same inputs give the same hash."""
-        return digest([[canonical(vars(line)) for line in self.lines], [canonical(vars(it)) for it in self.leftovers]])
+        return digest([[vars(line) for line in self.lines], [vars(it) for it in self.leftovers]])
 
 
 def left_over(usage: Iterable[UsageRow], reason: str, hint: str) -> tuple[Leftover, ...]:
@@ -62,14 +61,3 @@ def merged(leftovers: Iterable[Leftover]) -> tuple[Leftover, ...]:
         Leftover(meter, dimensions, events, quantity, reason, hint)
         for (meter, dimensions, reason, hint), (events, quantity) in sorted(sums.items())
     )
-
-
-def canonical(value: Any) -> Any:
-    """The value with numbers as text, for a hash."""
-    if isinstance(value, Decimal):
-        return plain(value)
-    if isinstance(value, Mapping):
-        return {key: canonical(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(inner) for inner in value]
-    return value
