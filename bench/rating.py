@@ -4,9 +4,10 @@
     METERHOUSE_BENCH_SCALE=1 make bench ONLY=rating     50 million events a month, 10,000 customers: an hour or more
 
 The unit of each row says what was measured. Events are made by the engine from numbers(), the same in every run; five
-meters, graduated prices. The rating process is this one; the warehouse is another, as it is in use: months that are over
-are merged into one part each before they are closed or simulated, as the engine does by itself six hours after their last
-event. Each row has a baseline of the same run, because machines differ. Nothing is extrapolated but baselines, which say so.
+meters, graduated prices. The rating process is this one; the warehouse is another, as it is in use: months that are
+over are merged into one part each before they are closed or simulated, as the engine does by itself six hours after
+their last event. Each row has a baseline of the same run, because machines differ. Nothing is extrapolated but
+baselines, which say so.
 """
 
 import os

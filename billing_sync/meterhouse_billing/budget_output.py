@@ -23,6 +23,7 @@ def as_json(done: "Round") -> dict[str, Any]:
             "left": plain(max(Decimal(0), it.left - done.reserved(it))),
             "state": word(done, it),
             "trouble": it.trouble or None,
+            "not_known_ahead": it.loose,
         }
         for it in done.states
     ]
@@ -60,6 +61,13 @@ def print_round(done: "Round", zones: Mapping[str, str]) -> None:
     for it in done.states:
         if it.trouble:
             print(f"! {it.budget.customer_id}, {it.budget.name}: {it.trouble}")
+        for how in dict.fromkeys(it.loose.values()) if it.caps else ():
+            meters = ", ".join(meter for meter, other in it.loose.items() if other == how)
+            print(
+                f"! {it.budget.customer_id}, {it.budget.name}: what one more unit of {meters} costs is not known "
+                f"before it is used. Agents are granted it at {how}, and may pass the cap by what it costs more. "
+                "To hold it, add a budget of units (--units N --of METER)"
+            )
 
 
 def print_changes(found: list[dict[str, Any]], time_zone: str) -> None:

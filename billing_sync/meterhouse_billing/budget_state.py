@@ -32,6 +32,9 @@ from meterhouse_store.reservations import Limit
 
 HARD_CAP: Final = "hard_cap"
 PREPAID_USED: Final = "prepaid_used"
+DEAREST: Final = "the most that a provider asked for it this month, marked up"
+TWICE: Final = "twice what it cost so far this month"
+NOT_HELD: Final = "nothing, until it has cost something"
 _SHARES: Final = 100
 """The smallest share of a limit that is handed out: so many agents at most come through near its end."""
 _GUESS: Final = 2
@@ -44,7 +47,8 @@ class State:
 
     `time_zone` is the customer's.
 
-    `trouble`: why the usage is not known, or not all of it; then nothing is limited by it.
+    `trouble`: why the usage is not known, or not all of it; then nothing is limited by it. `loose`: of money, the
+    meters whose price is not known before they are used, and what agents are granted them at instead.
     """
 
     budget: Budget
@@ -55,6 +59,7 @@ class State:
     weights: dict[str, Decimal] = field(default_factory=dict)
     trouble: str = ""
     time_zone: str = "UTC"
+    loose: dict[str, str] = field(default_factory=dict)
 
     @property
     def left(self) -> Decimal:
@@ -177,29 +182,32 @@ def _of_money(reading: Reading, bills: Bills, state: State) -> State:
     if budget.measure == PREPAID:
         bill = bills.bill(budget.customer_id, state.period)
         there, used = bill.prepaid(state.currency)
-        return replace(
-            state, limit=there + state.limit, used=used, trouble=bill.trouble, weights=_prices(reading, bills, state)
-        )
+        return _priced(reading, bills, replace(state, limit=there + state.limit, used=used, trouble=bill.trouble))
     used, trouble = bills.spent(budget.customer_id, state.period, budget.agent_id)
-    return replace(state, used=used, trouble=trouble, weights=_prices(reading, bills, state))
+    return _priced(reading, bills, replace(state, used=used, trouble=trouble))
 
 
-def _prices(reading: Reading, bills: Bills, state: State) -> dict[str, Decimal]:
-    """The most that one unit of each meter can cost the customer now, in its currency."""
+def _priced(reading: Reading, bills: Bills, state: State) -> State:
+    """With the most that one unit of each meter can cost the customer now, in its currency; where the prices do not say
+    it, with what is taken instead.
+    """
     customer_id, terms = state.budget.customer_id, reading.terms
     if terms is None:
-        return {}
+        return state
     customer = terms.customers[customer_id]
     month = month_of(reading.now, customer.time_zone)
     found = _offer(terms, customer_id, month)
     if found is None:
-        return {}
+        return state
     book, offer = found
-    highest = ceilings(book, offer.plan)
+    bill = bills.bill(customer_id, month)
+    highest = ceilings(book, offer.plan, bill.asked())
     rate = rate_at(book.rates, offer.plan.currency, customer.currency, month.start)
     prices = {name: it if rate is None else it * rate.rate for name, it in highest.prices.items() if it}
-    bill = bills.bill(customer_id, month)
-    return prices | {name: it * _GUESS for name, it in bill.averages().items() if name in highest.unknown and it > 0}
+    guessed = {name: it * _GUESS for name, it in bill.averages().items() if name in highest.unknown and it > 0}
+    loose = dict.fromkeys(highest.asked, DEAREST) | dict.fromkeys(highest.unknown, NOT_HELD)
+    loose |= dict.fromkeys(guessed, TWICE)
+    return replace(state, weights=prices | guessed, loose=dict(sorted(loose.items())))
 
 
 def _offer(terms: Terms, customer_id: str, period: Period) -> tuple[Book, Effective] | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -17,9 +18,10 @@ from meterhouse_rating.changes import Changes
 from meterhouse_rating.credit_lines import grants_of
 from meterhouse_rating.credits import usable
 from meterhouse_rating.engine import RatedLine
-from meterhouse_rating.money import of_minor
+from meterhouse_rating.money import decimal_of, of_minor
 from meterhouse_rating.periods import Period, PeriodError, month_of
 from meterhouse_rating.queries import nanoseconds
+from meterhouse_rating.rates import rate_at
 from meterhouse_rating.results import Moment, rating_id
 from meterhouse_rating.settle import Outcome, WatermarkWentBack, settle
 from meterhouse_rating.settled import CLOSED, Past, pasts
@@ -118,6 +120,26 @@ class Bill:
                 amounts[meter] = amounts.get(meter, Decimal(0)) + _exact(line)
                 quantities[meter] = quantities.get(meter, Decimal(0)) + whole
         return {meter: amount / quantities[meter] for meter, amount in amounts.items() if quantities[meter] > 0}
+
+    def asked(self) -> dict[str, Decimal]:
+        """Per meter the most that a provider asked for a unit of its usage, in the plan's currency, where it is marked
+        up and known.
+        """
+        found: dict[str, Decimal] = {}
+        for it in self.outcomes:
+            if it.inputs is None:
+                continue
+            own, start = it.inputs.plan.currency, it.period.start
+            for row in it.inputs.usage:
+                cost = row.cost
+                if cost is None or cost.reason:
+                    continue
+                rate = rate_at(it.inputs.book.rates, cost.currency, own, start)
+                if rate is None and cost.currency != own:
+                    continue  # its usage is left unrated, and so costs nothing yet
+                unit = decimal_of(Fraction(cost.price) / cost.per) * (1 if rate is None else rate.rate)
+                found[row.meter] = max(found.get(row.meter, Decimal(0)), unit)
+        return found
 
     def prepaid(self, currency: str) -> tuple[Decimal, Decimal]:
         """The credits that there are for the month, and what of them its usage takes, after discounts."""

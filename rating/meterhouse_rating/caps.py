@@ -60,15 +60,13 @@ def _bounds_a_month(it: budgets.Budget) -> bool:
 
 def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
     """The inputs with a discount for each cap that is passed: of units first, then of money."""
-    month, end = inputs.setting.month.start.astimezone(UTC).isoformat(), inputs.setting.month.end
-    holding = [it for it in caps if it.stands_at(end) and month not in it.acknowledged]
+    holding = holding_in(caps, inputs.setting.month)
     if not holding:
         return inputs
     with exact():
         made: list[Discount] = []
         part = inputs
-        for cap in sorted(holding, key=lambda it: (not it.of, it.name)):
-            limit = cap.raised.get(month, cap.limit)
+        for cap, limit in holding:
             if cap.of:
                 less = replace(part, usage=_ended_at(part, cap.of, limit))
                 over, part = _by_component(_priced(part), _priced(less), _metered(inputs)), less
@@ -79,6 +77,13 @@ def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
             return inputs
         agreement = replace(inputs.agreement, discounts=(*made, *inputs.agreement.discounts))
     return replace(inputs, agreement=agreement)
+
+
+def holding_in(caps: Iterable[Cap], month: Period) -> list[tuple[Cap, Decimal]]:
+    """The caps that hold in a calendar month, and their limits in it, in the order in which they take off."""
+    start = month.start.astimezone(UTC).isoformat()
+    held = [it for it in caps if it.stands_at(month.end) and start not in it.acknowledged]
+    return [(it, it.raised.get(start, it.limit)) for it in sorted(held, key=lambda it: (not it.of, it.name))]
 
 
 def cap_name(cap: Cap, limit: Decimal, period: Period, components: Iterable[str]) -> str:

@@ -1,10 +1,11 @@
 """The most that one more unit of a meter can cost on a plan: with it a budget of money is handed out in units.
 
 A price that depends on the model, a tier or what is included is here the highest of them: an agent that knows one
-number per meter must not be able to pass a budget with whatever it uses next.
+number per meter must not be able to pass a budget with whatever it uses next. What a provider asks for whatever is used
+next is not known, so that a markup on known costs has no such highest price, only that of what was used already.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -27,25 +28,37 @@ from meterhouse_rating.tiers import Tier
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Per meter the highest price of a unit, in the plan's currency; `unknown`: meters whose price does not say it."""
+    """Per meter the highest price of a unit, in the plan's currency; `unknown`: meters whose price does not say it.
+
+    `asked`: meters whose price is that of what was used so far, and may be passed by what providers ask more for.
+    """
 
     prices: dict[str, Decimal]
     unknown: frozenset[str]
+    asked: frozenset[str] = frozenset()
 
 
-def ceilings(book: Book, plan: Plan) -> Ceilings:
-    """Of all meters that the plan charges for. Meters of metrics that are no sum (a maximum, seats) are unknown."""
+def ceilings(book: Book, plan: Plan, asked: Mapping[str, Decimal]) -> Ceilings:
+    """Of all meters that the plan charges for. Meters of metrics that are no sum (a maximum, seats) are unknown.
+
+    `asked`: per meter the most that a provider asked for a unit so far, in the plan's currency.
+    """
     prices: dict[str, Decimal] = {}
     unknown: set[str] = set()
+    marked_up: set[str] = set()
     for component in plan.components:
         for name in component.metrics:
-            metric, price = book.metrics[name], _of_metric(component, name)
+            metric = book.metrics[name]
             for meter in metric.meters:
+                price = _of_metric(component, name)
+                if isinstance(component, CostPlus) and component.costs is None and meter in asked:
+                    price = _marked_up(component, asked[meter])
+                    marked_up.add(meter)
                 if price is None or metric.aggregate not in (SUM, COUNT):
                     unknown.add(meter)
                 else:
                     prices[meter] = price * (1 + _on_top(plan.components, component.name))
-    return Ceilings(prices, frozenset(unknown))
+    return Ceilings(prices, frozenset(unknown), frozenset(marked_up - unknown))
 
 
 def _of_metric(component: Component, metric: str) -> Decimal | None:
@@ -63,9 +76,12 @@ def _of_metric(component: Component, metric: str) -> Decimal | None:
         case Percentage():
             return component.percent / 100
         case CostPlus() if component.costs is not None:
-            cost = _highest((it.price for it in component.costs.prices), component.costs.per)
-            return cost * (1 + component.markup / 100) + component.fee / component.per
+            return _marked_up(component, _highest((it.price for it in component.costs.prices), component.costs.per))
     return None
+
+
+def _marked_up(component: CostPlus, cost: Decimal) -> Decimal:
+    return cost * (1 + component.markup / 100) + component.fee / component.per
 
 
 def _of_tiers(tiers: Sequence[Tier], per: Decimal) -> Decimal:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, insert, select
@@ -13,6 +13,7 @@ from meterhouse_rating.credits import BEFORE_GRANTS, BOUGHT, Grant, order
 from meterhouse_rating.ids import digest
 from meterhouse_rating.ledger import Entry, Posting
 from meterhouse_rating.money import show
+from meterhouse_rating.periods import short
 from meterhouse_rating.settled import OPEN, lines_of, standings
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import credit_grants, credit_top_ups, customers, ledger_transactions
@@ -81,9 +82,16 @@ def grant(
                 Entry(AGAINST[GRANTED][made.kind], made.left_minor, own),
                 Entry(ledger.DEFERRED_CREDITS, -made.left_minor, own, made.grant_id),
             )
-            posting = Posting(GRANTED, made.grant_id, f"{made.kind} credits: {why} ({who})", sides)
+            posting = Posting(GRANTED, made.grant_id, f"{_terms(made, own)}: {why} ({who})", sides)
             ledger.post(*where, [posting], effective_at=made.granted_at, recorded_at=now)
         return Change(made.grant_id, customer_id, made.kind, own, made.left_minor, made.left_minor, there is None)
+
+
+def _terms(made: Grant, currency: str) -> str:
+    """The rules of a grant. They come first in what is sealed of it, which is how an evidence pack proves them."""
+    until = "without end" if made.expires_at is None else f"until {short(made.expires_at.astimezone(UTC))}"
+    rolled = f", up to {show(made.rollover_minor, currency)} rolled over" if made.rollover_minor else ""
+    return f"{made.kind} credits, priority {made.priority}, {until}{rolled}"
 
 
 def give_back(

@@ -24,7 +24,7 @@ _SPELLING: Final = json.JSONEncoder(
 
 
 def canonical(value: Any) -> str:
-    """The value as JSON with one spelling: sorted keys, no spaces, Decimals as text. Raises TypeError for what is none."""
+    """The value as JSON with one spelling: sorted keys, no spaces, Decimals as text. Raises TypeError for others."""
     return _SPELLING.encode(value)
 
 

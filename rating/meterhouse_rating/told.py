@@ -15,7 +15,7 @@ from sqlalchemy import Connection, select
 from meterhouse_rating import credit_book, known
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.as_of import closed_again
-from meterhouse_rating.caps import cap_name
+from meterhouse_rating.caps import cap_name, holding_in
 from meterhouse_rating.costs_asked import Cost
 from meterhouse_rating.costs_book import CostBook
 from meterhouse_rating.costs_catalogue import Price, Unknown
@@ -92,7 +92,7 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         "closed_at": None if standing.closed_at is None else moment(standing.closed_at),
         "inputs_sha256": standing.inputs_sha256,
         "result_sha256": standing.result_sha256,
-        **_terms(terms, standing.customer_id, standing.period, lines),
+        **_terms(terms, standing.customer_id, standing.period, lines, wanted),
         "lines": [_line(line) for line in lines],
         "left": sorted(left, key=lambda it: (it["meter"], it["reason"], it["hint"], sorted(it["dimensions"].items()))),
     }
@@ -105,7 +105,9 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
     told = Wanted(tuple(sorted(told_by)), wanted.tasks, costs=costing)
     if leveled:
         facts["leveled"] = sorted({meter for it in leveled for meter in it.metric.meters})
-        facts["levels"] = _levels(world, standing, leveled, told)
+        facts["levels"] = _levels(
+            world, standing, leveled, told, terms.trial_end(standing.customer_id, standing.period)
+        )
     return Told(standing, facts, usage, told, None if costing is None else costing.book)
 
 
@@ -125,12 +127,16 @@ def _grants(connection: Connection, namespace: str, standing: Standing) -> dict[
     }
 
 
-def _levels(world: World, standing: Standing, leveled: Sequence[Measurement], told: Wanted) -> list[dict[str, Any]]:
+def _levels(
+    world: World, standing: Standing, leveled: Sequence[Measurement], told: Wanted, trial_end: datetime | None
+) -> list[dict[str, Any]]:
     """The last events of before the period of each series of levels, as a pack tells events."""
     found: dict[str, dict[str, Any]] = {}
+    start = standing.period.start
+    since = (start if trial_end is None else max(start, trial_end)) - LOOK_BACK
     for it in leveled:
         query = levels_query(it, told.dimensions, tasks=told.tasks, source=WOUND_BACK)
-        period = Period(standing.period.start - LOOK_BACK, standing.period.start)
+        period = Period(since, start)
         known: dict[str, Any] = {"as_of": standing.as_of, "customers": [standing.customer_id]}
         parameters = window_parameters(world.namespace, period, told.dimensions, **known)
         parameters |= {"meters": list(it.metric.meters), "free": list(it.free_statuses)}
@@ -232,7 +238,9 @@ def moment(value: datetime) -> str:
     return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z"
 
 
-def _terms(terms: Terms, customer_id: str, period: Period, lines: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+def _terms(
+    terms: Terms, customer_id: str, period: Period, lines: Sequence[Mapping[Any, Any]], wanted: Wanted
+) -> dict[str, Any]:
     """What the customer had agreed to, and the calendar that it is billed by."""
     zone, agreement = terms.customers[customer_id].time_zone, terms.agreements.get(customer_id, Agreement())
     contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
@@ -246,6 +254,7 @@ def _terms(terms: Terms, customer_id: str, period: Period, lines: Sequence[Mappi
             packs = {it.agreement_id[:_SHORT_ID]: plain(it.quantity) for it in rows}
             addons[name] = {"number": plain(at(quantities[name], period.end)), "packs": packs}
     own = sorted((it for it in agreement.overrides if it.holds(period)), key=lambda it: it.valid_from)
+    metered = () if contract is None else _metered(terms, contract.plan, agreement, period)
     return {
         "zone": zone,
         "month": moment(month_of(period.start, zone).start),
@@ -267,22 +276,36 @@ def _terms(terms: Terms, customer_id: str, period: Period, lines: Sequence[Mappi
             }
             for it in agreement.discounts
         ]
-        + _above_caps(terms, "" if contract is None else contract.plan, agreement, lines, period),
+        + _above_caps(agreement, lines, period, metered),
+        "caps": {
+            "held": [
+                {"name": it.name, "of": it.of, "limit": plain(limit)}
+                for it, limit in holding_in(agreement.caps, month_of(period.start, zone))
+            ],
+            "metered": list(metered),
+            "by": list(wanted.dimensions),
+            "period_start": period.start.isoformat(),
+        },
     }
 
 
+def _metered(terms: Terms, plan: str, agreement: Agreement, period: Period) -> tuple[str, ...]:
+    """The components that have usage."""
+    version = in_force(terms.versions, period)
+    if version is None:
+        return ()
+    book = terms.book(version)
+    parts = effective(book, book.plans[plan], agreement, period).plan.components
+    return tuple(sorted(it.name for it in parts if it.metrics))
+
+
 def _above_caps(
-    terms: Terms, plan: str, agreement: Agreement, lines: Sequence[Mapping[Any, Any]], period: Period
+    agreement: Agreement, lines: Sequence[Mapping[Any, Any]], period: Period, metered: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """What was not billed because it was above a cap: discounts that no record states but the rating itself."""
     stated = {it.agreement_id for it in agreement.discounts}
     above = [it for it in lines if it["kind"] == "discount" and it["explanation"]["discount"] not in stated]
-    version = in_force(terms.versions, period)
-    if not above or version is None:
-        return []
-    book, start = terms.book(version), period.start.isoformat()
-    parts = effective(book, book.plans[plan], agreement, period).plan.components
-    metered = tuple(sorted(it.name for it in parts if it.metrics))
+    start = period.start.isoformat()
     limits = [(it, limit) for it in agreement.caps for limit in (it.limit, *it.raised.values())]
     by_name = {
         cap_name(cap, limit, period, of): (cap, limit, of)

@@ -11,16 +11,17 @@ from sqlalchemy import insert, update
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from meterhouse_billing import budget_mirror, budget_round, notice_texts, notices
+from meterhouse_billing import budget_mirror, budget_output, budget_round, notice_texts, notices
 from meterhouse_billing.budget_commands import budgets as command
 from meterhouse_billing.budget_periods import period_of
-from meterhouse_rating import credit_changes
+from meterhouse_rating import costs_book, credit_changes
+from meterhouse_rating.costs_entries import Entry
 from meterhouse_rating.credits import BOUGHT, Grant
 from meterhouse_rating.explain import sentences
 from meterhouse_store import budgets, tables
 from meterhouse_store.brand import Brand
 from meterhouse_store.budgets import MONEY, PREPAID, UNITS, Budget, Policy
-from meterhouse_store.registry import RegistryError
+from meterhouse_store.registry import ALWAYS, RegistryError
 
 D = Decimal
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -126,6 +127,55 @@ def test_money_is_what_the_month_s_usage_costs_now_and_is_served_at_the_highest_
     prices = {"llm.tokens.input": "0.002", "llm.tokens.output": "0.002", "agent.conversations": "0.5"}
     assert {name: D(it) for name, it in limits(acme)["money"][1].items()} == {k: D(v) for k, v in prices.items()}
     assert kinds(acme) == [("budget_threshold", 50)]
+
+
+MARKED_UP = """
+book: markup
+currency: USD
+metrics:
+  tools: {unit: call, meters: [tool.calls]}
+  pages: {unit: page, meters: [llm.pages]}
+  audio: {unit: second, meters: [llm.audio.seconds]}
+unbilled: {meters: [llm.requests]}
+plans:
+  pay:
+    components:
+      tools: {model: cost_plus, metric: tools, markup: 50, fee: 0.001}
+      pages: {model: formula, inputs: {p: pages}, amount: "p * 0.05"}
+      audio: {model: cost_plus, metric: audio, markup: 100}
+"""
+
+
+def test_what_a_provider_asks_next_is_not_known_and_said_to_be_so(sqlite_house, capsys):
+    """Two tools cost 0.01 and 0.04 a call: the dearest is 0.04 x 1.5 + 0.001 = 0.061 to the customer, and 2 x 0.05 of
+    what was used of pages is 0.10. Nobody used audio."""
+    house = sqlite_house
+    house.publish(MARKED_UP, valid_from=datetime(2026, 1, 1, tzinfo=UTC))
+    house.customer("acme", "pay")
+    for tool, price in (("search", "0.01"), ("fetch", "0.04"), ("never", "5")):
+        entry = Entry("tool.calls", D(price), currency="USD", valid_from=ALWAYS, why="agreed", who="ann", tool=tool)
+        costs_book.add(house.world.engine, "test", [entry], datetime(2026, 10, 1, tzinfo=UTC))
+    for tool, number in (("search", "100"), ("fetch", "1")):
+        house.event("acme", "tool.calls", number, "2026-11-20T10:00:00", tool=tool)
+    house.event("acme", "llm.pages", "10", "2026-11-20T10:00:00")
+    house.collected("2026-11-21T12:00:00")
+    put(house, name="money", measure=MONEY, limit=D(100), of="")
+    done = apply(house)
+    weights = {"tool.calls": D("0.061"), "llm.pages": D("0.1")}
+    assert {name: D(it) for name, it in limits(house)["money"][1].items()} == weights
+    assert budget_output.as_json(done)["budgets"][0]["not_known_ahead"] == {
+        "llm.audio.seconds": "nothing, until it has cost something",
+        "llm.pages": "twice what it cost so far this month",
+        "tool.calls": "the most that a provider asked for it this month, marked up",
+    }
+    budget_output.print_round(done, {"acme": "UTC"})
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! acme, money: ")]
+    assert len(told) == 3
+    assert told[2] == (
+        "! acme, money: what one more unit of tool.calls costs is not known before it is used. Agents are granted it "
+        "at the most that a provider asked for it this month, marked up, and may pass the cap by what it costs more. "
+        "To hold it, add a budget of units (--units N --of METER)"
+    )
 
 
 def test_a_day_s_money_and_an_agent_s_are_what_the_month_costs_more_with_them(acme):

@@ -1,16 +1,21 @@
 """The verifier of evidence packs against rating: it reads the same books, and comes to the same amounts by itself."""
 
 import zipfile
+from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 from importlib.resources import files
 
 import pytest
 from evidence_samples import agreed_and_closed
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from random_books import cases
-from rating_samples import BOOK
+from rating_samples import BOOK, at
 
 from meterhouse_rating import document, engine, results, starters
+from meterhouse_rating.agreements import Cap
+from meterhouse_rating.caps import capped
 from meterhouse_rating.evidence import make
 from meterhouse_rating.evidence_check.amounts import formula
 from meterhouse_rating.evidence_check.findings import Findings, Refused
@@ -20,6 +25,7 @@ from meterhouse_rating.evidence_check.prices import prices_of
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.evidence_check.yaml_subset import Unreadable, read
 from meterhouse_rating.periods import parse
+from meterhouse_rating.sorting import UsageRow
 from meterhouse_store.numbers import plain
 
 
@@ -27,6 +33,7 @@ def as_facts(case, rated):
     """What a pack tells of a case."""
     rows = results.line_rows("rating", case.inputs.currency, rated)
     return {
+        "rating_id": "rating",
         "period_start": "2026-10-01T00:00:00.000000000Z",
         "period_end": "2026-11-01T00:00:00.000000000Z",
         "month": "2026-10-01T00:00:00.000000000Z",
@@ -73,6 +80,45 @@ def test_the_verifier_comes_to_the_amounts_of_random_books_by_itself(case):
         wrong = Findings()
         check_rating(told, prices_of(case.text, told), groups_of(case.inputs.usage), [], wrong)
         assert len(wrong.problems) >= len(told["lines"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    cases(),
+    st.dictionaries(
+        st.sampled_from(["one", "two", "three", "llm.tokens.input", "tool.calls", ""]), st.integers(1, 5000), max_size=4
+    ),
+)
+def test_the_verifier_comes_to_what_is_above_random_caps_by_itself(case, limits):
+    rows: dict[tuple, UsageRow] = {}  # the warehouse answers one row for each combination, in their order
+    for row in case.inputs.usage:
+        key = (row.meter, row.status, row.dimensions)
+        first = rows.get(key, replace(row, events=0, quantity=Decimal(0)))
+        rows[key] = replace(first, events=first.events + row.events, quantity=first.quantity + row.quantity)
+    plain_inputs = replace(case.inputs, usage=tuple(rows[key] for key in sorted(rows)))
+    held = [Cap(f"cap of {of}", of, Decimal(it), {}, frozenset(), at("2026-01-01")) for of, it in limits.items()]
+    inputs = capped(plain_inputs, held)
+    case = replace(case, inputs=replace(inputs, agreement=case.inputs.agreement))
+    told = as_facts(case, engine.rate(inputs))
+    metered = sorted(it.name for it in inputs.plan.components if it.metrics)
+    start = inputs.setting.period.start.isoformat()
+    caps = [{"name": it.name, "of": it.of, "limit": plain(it.limit)} for it in held]
+    by = [name for name, _ in inputs.usage[0].dimensions] if inputs.usage else []
+    told["caps"] = {"held": caps, "metered": metered, "by": by, "period_start": start}
+    for made in (it for it in inputs.agreement.discounts if it.budget):
+        cap = next(it for it in caps if it["name"] == made.budget)
+        facts = {"id": made.agreement_id, "percent": None, "amount": plain(made.amount), "before_minimum": True}
+        more = {"components": list(made.components), "cap": cap | {"period_start": start}}
+        told["discounts"].append(facts | more)
+    findings = Findings()
+    check_rating(told, prices_of(case.text, told), groups_of(inputs.usage), [], findings)
+    assert findings.problems == []
+    assert not any("cap" in it for it in findings.carried), findings.carried
+    if told["caps"]["held"] and any("cap" in it for it in told["discounts"]):
+        told["caps"]["held"] = []
+        wrong = Findings()
+        check_rating(told, prices_of(case.text, told), groups_of(inputs.usage), [], wrong)
+        assert any("what is above the cap" in it for it in wrong.problems)
 
 
 BOOKS = {name: starters.text(name) for name in starters.names()} | {

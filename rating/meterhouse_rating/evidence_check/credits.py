@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
-from .findings import sha256, whole
+from .dates import moment
+from .findings import Findings, sha256, whole
+from .money import show
 
 _BEFORE_GRANTS: Final = "before-grants"
 _ALWAYS: Final = "1970-01-01T00:00:00.000000000Z"
@@ -51,13 +54,75 @@ def before(rating: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[Grant] 
     return _at_start(found, rating["period_start"])
 
 
+def bound(rating: Mapping[str, Any], ledger: Mapping[str, Any], findings: Findings) -> set[str]:
+    """The grants whose rules the pack proves: they are sealed in the ledger, or follow from another grant's."""
+    granting = {
+        it["source_id"]: it
+        for it in (*ledger["earlier"], *ledger["transactions"])
+        if it["own"] and it["kind"] == "credit_granted"
+    }
+    told, found = rating["grants"], set[str]()
+    for name, it in told.items():
+        posted = granting.get(name)
+        if posted is None or posted["personal_salt"] is None:
+            continue
+        what = f"the grant {name[:10]}"
+        sides = {entry["account"] for entry in posted["entries"]}
+        kind = "bought" if "cash" in sides else "promotional"
+        same = findings.equal(f"{what}: its kind, by the ledger", it["kind"], kind)
+        since = _text(datetime.fromisoformat(posted["effective_at"]))
+        same &= findings.equal(f"{what}: from when it holds, by the ledger", it["granted_at"], since)
+        if posted["memo"].startswith(f"{kind} credits, "):  # before that was written there, nothing says the rest
+            words = _rules(it, rating["currency"])
+            if not posted["memo"].startswith(f"{words}: "):
+                same = findings.equal(f"{what}: its rules, by the ledger", words, posted["memo"])
+            if same:
+                found.add(name)
+    # One that was rolled over is named by the one it comes from, which may have been so itself.
+    origins = {sha256(["grant", "rollover", name]): name for name in told}
+    for name in told:
+        chain = [name]
+        while chain[-1] not in found and origins.get(chain[-1]) in told and len(chain) <= len(told):
+            chain.append(origins[chain[-1]])
+        for following, origin in pairwise(chain):
+            _check_carried(following, told[following], told[origin], findings)
+        if chain[-1] in found:
+            found |= set(chain)
+    return found
+
+
+def _check_carried(name: str, it: Mapping[str, Any], origin: Mapping[str, Any], findings: Findings) -> None:
+    length = moment(origin["expires_at"]) - moment(origin["granted_at"])
+    rules = {name: it[name] for name in ("kind", "granted_at", "expires_at", "priority", "rollover")}
+    follow = {
+        "kind": origin["kind"],
+        "granted_at": origin["expires_at"],
+        "expires_at": _text(moment(origin["expires_at"]) + length),
+        "priority": origin["priority"],
+        "rollover": 0,
+    }
+    findings.equal(f"the grant {name[:10]}: its rules, by the one that it carries on", rules, follow)
+
+
+def _rules(it: Mapping[str, Any], currency: str) -> str:
+    """As the ledger has them."""
+    until = "without end" if it["expires_at"] is None else f"until {_short(it['expires_at'])}"
+    rollover = whole(it["rollover"])
+    rolled = f", up to {show(rollover, currency)} rolled over" if rollover else ""
+    return f"{it['kind']} credits, priority {whole(it['priority'])}, {until}{rolled}"
+
+
+def _short(text: str) -> str:
+    return f"{text[:26].removesuffix('.000000')}Z".removesuffix("T00:00:00Z")
+
+
 def _at_start(grants: Sequence[Grant], start: str) -> list[Grant]:
     """What has expired is gone, or carried on once, for as long again."""
     found = [it for it in grants if it.expires_at > start and it.left > 0]
     for it in grants:
         carried = min(it.rollover, it.left)
         if it.expires_at <= start and carried > 0:
-            until = _moment(it.expires_at) + (_moment(it.expires_at) - _moment(it.granted_at))
+            until = moment(it.expires_at) + (moment(it.expires_at) - moment(it.granted_at))
             name = sha256(["grant", "rollover", it.name])
             following = Grant(name, it.kind, carried, it.expires_at, _text(until), it.priority, 0)
             found += [following] if following.expires_at > start else []
@@ -91,10 +156,6 @@ def burnt(grants: Sequence[Grant], payable: Sequence[int], period_end: str) -> t
             used[it.name] = paid
         open_amount -= paid
     return sum(it.left for it in usable), used
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(f"{text[:26]}+00:00")
 
 
 def _text(value: datetime) -> str:

@@ -21,6 +21,11 @@ def instant(text: str) -> str:
     return f"{datetime.fromisoformat(text.replace('Z', '+00:00')):%Y-%m-%dT%H:%M:%S}.000000000Z"
 
 
+def moment(text: str) -> datetime:
+    """A time of the pack, which is UTC with nine digits after the point."""
+    return datetime.fromisoformat(f"{text[:26]}+00:00")
+
+
 def period_in(start: str, end: str, zone: str) -> str:
     """A period for people on the clocks of the zone, which is named where it is not UTC: 2026-10-01..2026-11-01."""
     clocks = [datetime.fromisoformat(it).astimezone(ZoneInfo(zone)).replace(tzinfo=None) for it in (start, end)]

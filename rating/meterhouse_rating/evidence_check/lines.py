@@ -1,15 +1,16 @@
 """Checks the lines of a rating: quantities against the events, amounts against the price book, the total."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from fractions import Fraction
 from typing import Any, Final
 
-from . import amounts, money
+from . import amounts, caps, money
 from .amounts import Carried, twelve_digits
 from .costs import amount_of
 from .credits import Grant, burnt, made_by
-from .dates import days, instant, share_of
+from .dates import days, instant, moment, share_of
 from .findings import Findings, number, sha256, shown, whole
 from .prices import Part, Prices
 from .usage import BY_CHOICE, Counted, Group, Key, count, inputs_of
@@ -18,6 +19,7 @@ BOOK: Final = "amounts of lines, from the text of the price book"
 ROUNDED: Final = "roundings to the minor unit"
 QUANTITIES: Final = "quantities of lines, from the events"
 DISCOUNTS: Final = "discounts, from the agreement and the lines"
+CAPS: Final = "what is above caps, from the events and the lines"
 CREDITS: Final = "use of credits, from the balance and the lines"
 _ABOUT_CLOSED: Final = ("correction", "credit_restored")
 
@@ -29,9 +31,10 @@ def check_rating(
     earlier: Sequence[Mapping[str, Any]],
     findings: Findings,
     grants: Sequence[Grant] | None = None,
+    bound: Collection[str] = (),
 ) -> None:
     """All that can be said of one rating. `prices` may be why the book cannot be read; `earlier`: ratings before it;
-    `grants`: the customer's credits before it, where the ledger says.
+    `grants`: the customer's credits before it, where the ledger says; `bound`: those whose rules it proves.
     """
     what = f"rating {rating['period_start'][:10]}"
     if isinstance(prices, str):
@@ -44,7 +47,7 @@ def check_rating(
     for it in rating["left"]:
         if it["reason"] not in BY_CHOICE:
             findings.carry(f"events on no line, because of {it['reason']}", whole(it["events"]))
-    bill = _Bill(rating, prices, groups, earlier, findings, counted, grants)
+    bill = _Bill(rating, prices, groups, earlier, findings, counted, grants, bound)
     for line in rating["lines"]:
         bill.check(line)
     if not isinstance(prices, str):
@@ -113,10 +116,25 @@ class _Bill:
     findings: Findings
     counted: dict[Key, Counted]
     grants: Sequence[Grant] | None = None
+    bound: Collection[str] = ()
     lines: list[Mapping[str, Any]] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     parts: dict[str, Fraction] = field(default_factory=dict)
     seen: set[Key] = field(default_factory=set)
+    above: dict[str, int] = field(init=False, default_factory=dict)
+    """What is not billed because of caps, in minor units, by the name of the discount; `uncapped`: why nobody knows."""
+    uncapped: str | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prices, str):
+            return
+        if "caps" not in self.rating:
+            self.uncapped = "what is above caps, in packs that do not say which caps hold"
+            return
+        try:
+            self.above = {it.name: it.minor for it in caps.above(self.prices, self.groups, self.rating)}
+        except Carried as why:
+            self.uncapped = f"{why}"
 
     def check(self, line: Mapping[str, Any]) -> None:
         """Check one line; those before it are checked already."""
@@ -150,6 +168,9 @@ class _Bill:
         for key, counted in self.counted.items():
             if key not in self.seen and not given_up.intersection(counted.meters):
                 self.findings.wrong(f"the events of {key[0]} ({key[1]}) are priced by the book and on no line")
+        for minor in self.above.values():
+            told = money.show(minor, self.rating["currency"])
+            self.findings.wrong(f"{told} {self.rating['currency']} are above a cap, and no line takes them off")
 
     def _charge(self, name: str, line: Mapping[str, Any], exact: Fraction, amount: int) -> None:
         explanation, currency = line["explanation"], self.rating["currency"]
@@ -198,7 +219,7 @@ class _Bill:
             self.findings.wrong(f"{name} is there twice")
         self.seen.add(key)
         start, quantity = self._start(line), number(line["quantity"])
-        each = self._each(part)
+        each = self.prices.each(part)
         capped = part.model == "included" and part.node.text("beyond") == "none"
         if counted.quantity is None:
             self.findings.carry(f"quantities that are {self.prices.aggregate(metric)}, where a trial is in the period")
@@ -242,13 +263,6 @@ class _Bill:
             self.findings.carry("where tiers and included usage went on from: an earlier rating of the month")
         return said
 
-    def _each(self, part: Part) -> Fraction:
-        """How many times the included usage is there."""
-        assert not isinstance(self.prices, str)
-        each = part.node.text("each")
-        number_of = self.prices.quantity_at(each, self.rating["period_end"], before=True) if each else Fraction(1)
-        return number_of * (max(part.times, Fraction(1)) if part.model == "included" else 1)
-
     def _fee(self, name: str, line: Mapping[str, Any], part: Part) -> Fraction:
         """A fee: flat, recurring, a minimum, a percentage of other components, or a pack of credits."""
         steps, number_of = line["explanation"]["steps"], max(part.times, Fraction(1))
@@ -261,6 +275,7 @@ class _Bill:
                     self.findings.equal(
                         f"{name}: the credits that it grants", worth, part.amount("credits") * part.times
                     )
+                self._packed(name, line, part)
                 return part.amount("price") * part.times
             case "recurring":
                 return self._recurring(name, steps, part)
@@ -271,6 +286,18 @@ class _Bill:
                 base = self._spent(part)
                 return amounts.percentage(part, base, 1 if base else 0)
         raise Carried(f"fees of the model {part.model}")
+
+    def _packed(self, name: str, line: Mapping[str, Any], part: Part) -> None:
+        """The rules of the grants of a pack: by the book, from the period's start on."""
+        since = moment(self.rating["period_start"])
+        days_of = part.node.text("expires_days")
+        until = None if not days_of else (since + timedelta(days=int(days_of))).isoformat()
+        contract = line["explanation"]["price"]["contract"]
+        for it in line["explanation"]["grants"]:
+            told = [it["grant"], it["granted_at"], it["expires_at"], it["priority"]]
+            named = sha256(["grant", contract, line["component"], since.isoformat(), it["kind"]])
+            rules = [named, since.isoformat(), until, int(part.amount("priority"))]
+            self.findings.equal(f"{name}: the rules of its credits", told, rules)
 
     def _spent(self, part: Part) -> Fraction:
         """What the components that it is of come to, in the plan's currency, after discounts."""
@@ -352,18 +379,11 @@ class _Bill:
         identity = ["line", rating["rating_id"], "discount", "discounts", None, [["discount", said["id"]]]]
         if self.findings.equal(f"{name}: the name of the line", line["line_id"], sha256(identity)) and known:
             self.findings.done("caps, by the names of their lines that the ledger seals")
-        in_parts = rating["period_start"] != rating["month"]
-        if cap["of"] or in_parts or sum("cap" in it for it in rating["discounts"]) > 1:
-            self.findings.carry(
-                "how much less an invoice is by a cap of units, several caps, or one in a month that was rated in parts"
-            )
-            return
-        used = sum(whole(it["amount_minor"]) for it in self.lines if it["kind"] == "usage")
-        assert not isinstance(self.prices, str)
-        room = max(0, money.minor(number(cap["limit"]), currency, self.prices.rounding))
-        over = money.major(min(used, used - room), currency)
-        if self.findings.equal(f"{name}: what is above the cap", number(said["amount"]), over):
-            self.findings.done("what is above a cap of money, from the lines")
+        over = self.above.pop(said["id"], 0)
+        if self.uncapped is not None:
+            self.findings.carry(self.uncapped)
+        elif self.findings.equal(f"{name}: what is above the cap", number(said["amount"]), money.major(over, currency)):
+            self.findings.done(CAPS)
 
     def _credits(self, name: str, line: Mapping[str, Any]) -> None:
         explanation, currency, amount = line["explanation"], self.rating["currency"], whole(line["amount_minor"])
@@ -394,7 +414,10 @@ class _Bill:
         both = self.findings.equal(f"{name}: the credits before it", before, money.major(balance, currency))
         if self.findings.equal(f"{name}: what it takes of each grant, in their order", said, used) and both:
             self.findings.done("balances of credits before a rating, from the ledger")
-            self.findings.carry("when grants of credits hold and in which order: the ledger names them, with amounts")
+            if all(it.name in self.bound for it in self.grants):
+                self.findings.done("rules of grants of credits, by what the ledger seals")
+            else:
+                self.findings.carry("when older grants of credits and packs of earlier periods hold, and their order")
 
     def _correction(self, name: str, line: Mapping[str, Any]) -> None:
         exact, amount = number(line["amount_exact"]), whole(line["amount_minor"])

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .container import Pack
 from .costs import check_costs
-from .credits import before
+from .credits import before, bound
 from .dates import period_in
 from .findings import Findings, Refused, parse_json, whole
 from .ledger import Anchor, check_anchor, check_ledger
@@ -131,7 +131,8 @@ def _check(pack: Pack, result: Result, anchors: Sequence[Anchor]) -> None:
     ledger = pack.json("ledger.json")
     for at, rating in enumerate(ratings):
         prices, grants = _prices(pack, rating, findings), before(rating, ledger)
-        check_rating(rating, prices, groups[at], ratings[:at], findings, grants)
+        known = bound(rating, ledger, findings)
+        check_rating(rating, prices, groups[at], ratings[:at], findings, grants, known)
     check_ledger(ledger, ratings, about["namespace"], about["customer_id"], findings)
     for anchor in anchors:
         check_anchor(anchor, ledger, about["namespace"], findings)

@@ -52,16 +52,21 @@ def minor(amount: Fraction, currency: str, mode: str) -> int:
 
 def share_out(total: int, weights: list[int], currency: str) -> list[int]:
     """The total in proportion to the weights, none above its weight, by largest remainder."""
-    whole, step = sum(weights), unit(currency)
-    shares = [total * weight // whole // step * step for weight in weights]
-    rest = total - sum(shares)
-    order = sorted(range(len(weights)), key=lambda at: (shares[at] * whole - total * weights[at], at))
+    return shares(total, weights, unit(currency))
+
+
+def shares(total: int, weights: list[int], step: int) -> list[int]:
+    """The same of whole steps of anything."""
+    whole = sum(weights)
+    found = [total * weight // whole // step * step for weight in weights]
+    rest = total - sum(found)
+    order = sorted(range(len(weights)), key=lambda at: (found[at] * whole - total * weights[at], at))
     while rest > 0:
         before = rest
         for at in order:
-            more = min(step, rest, weights[at] - shares[at])
-            shares[at] += more
+            more = min(step, rest, weights[at] - found[at])
+            found[at] += more
             rest -= more
         if rest == before:
             raise Refused("a discount is larger than what it is off")
-    return shares
+    return found

@@ -145,6 +145,17 @@ class Prices:
                 found = number(quantity)
         return found
 
+    def metrics(self) -> list[str]:
+        """The names of the book's metrics."""
+        found = self.book.get("metrics")
+        return [] if found is None else list(found.items())
+
+    def each(self, part: Part) -> Fraction:
+        """How many times the included usage is there."""
+        each = part.node.text("each")
+        number_of = self.quantity_at(each, self.terms["period_end"], before=True) if each else Fraction(1)
+        return number_of * (max(part.times, Fraction(1)) if part.model == "included" else 1)
+
     def _metric(self, name: str) -> Node:
         metrics = self.book.get("metrics")
         found = None if metrics is None else metrics.get(name)

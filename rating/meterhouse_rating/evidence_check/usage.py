@@ -110,7 +110,13 @@ def groups_of(
         group.quantity += quantity
         group.largest = max(group.largest, quantity)
         if event["meter"] in leveled[at]:
-            group.levels.append((event["time"], event["id"], quantity))
+            level = (event["time"], event["id"], quantity)
+            if not trial:
+                group.levels.append(level)
+            elif trial_end < ratings[at]["period_end"]:
+                # It is free, and goes on behind the trial.
+                kept = Group(group.meter, group.status, group.task, False, dimensions)
+                found[at].setdefault(("level", *key), kept).levels.append(level)
         if asked is not None:
             group.unknown = False
             group.asked[asked[0]] = group.asked.get(asked[0], Fraction(0)) + asked[1]
@@ -120,7 +126,9 @@ def groups_of(
 
 def _levels_before(rating: Mapping[str, Any], findings: Findings) -> list[Group]:
     """The events of before the period whose levels go on into it."""
-    found = []
+    found: list[Group] = []
+    if (rating["trial_end"] or "") >= rating["period_end"]:
+        return found
     for it in rating.get("levels", ()):
         if it["time"] >= rating["period_start"] or it["known"] > rating["as_of"]:
             findings.wrong(f"event {it['id']} of {it['time']} is not one of before the period")
@@ -247,14 +255,13 @@ def _counted(prices: Prices, metric: str, groups: list[Group]) -> Counted:
     return Counted(values.get(how), events, meters, groups)
 
 
-def _level(prices: Prices, metric: str, groups: list[Group]) -> Fraction | None:
-    """What levels come to; None where a trial, whose levels do not count, is in the period."""
-    if prices.terms["trial_end"] is not None:
-        return None
+def _level(prices: Prices, metric: str, groups: list[Group]) -> Fraction:
+    """What levels come to: behind a trial, into which those of the trial go on."""
+    start = max(prices.terms["period_start"], prices.terms["trial_end"] or "")
     series = prices.of(metric)
     found = [
         Level((it.meter, it.dimensions.get(series, "") if series else ""), *one) for it in groups for one in it.levels
     ]
     if prices.aggregate(metric) == LATEST:
         return latest(found)
-    return time_weighted(found, prices.terms["period_start"], until(prices.terms), prices.per(metric))
+    return time_weighted(found, start, until(prices.terms), prices.per(metric))
