@@ -10,11 +10,12 @@ import pytest
 from evidence_samples import agreed_and_closed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_books import cases
-from rating_samples import BOOK, at
+from random_books import Case, cases
+from rating_samples import BOOK, at, inputs, used
 
 from meterhouse_rating import document, engine, results, starters
 from meterhouse_rating.agreements import Cap
+from meterhouse_rating.book import parse as parse_book
 from meterhouse_rating.caps import capped
 from meterhouse_rating.evidence import make
 from meterhouse_rating.evidence_check.amounts import formula
@@ -95,30 +96,62 @@ def test_the_verifier_comes_to_what_is_above_random_caps_by_itself(case, limits)
         key = (row.meter, row.status, row.dimensions)
         first = rows.get(key, replace(row, events=0, quantity=Decimal(0)))
         rows[key] = replace(first, events=first.events + row.events, quantity=first.quantity + row.quantity)
-    plain_inputs = replace(case.inputs, usage=tuple(rows[key] for key in sorted(rows)))
+    usage = tuple(rows[key] for key in sorted(rows))
+    above_caps(case.text, replace(case.inputs, usage=usage), limits)
+
+
+BY_MODEL = """
+book: by model
+currency: USD
+metrics: {one: {unit: unit, meters: [llm.tokens.input, llm.tokens.cache_read]}}
+plans:
+  sample:
+    components:
+      one:
+        model: per_unit
+        metric: one
+        by: [model]
+        prices: [{model: a, price: 1.00}, {model: b, price: 2.00}]
+        default: 4.00
+"""
+
+
+def test_what_is_left_of_units_at_a_cap_goes_to_the_first_of_those_that_lack_as_much():
+    rows = [used("llm.tokens.input", "1", model=it) for it in "abc"]
+    assert above_caps(BY_MODEL, inputs(parse_book(BY_MODEL), *rows), {"one": 2}) == [("one", 400)]
+
+
+def test_a_cap_takes_nothing_off_where_a_part_was_taken_out_of_what_has_not_arrived():
+    rows = [used("llm.tokens.cache_read", "-5", model="a"), used("llm.tokens.input", "100", model="a")]
+    assert above_caps(BY_MODEL, inputs(parse_book(BY_MODEL), *rows), {"one": 50}) == []
+
+
+def above_caps(text, plain_inputs, limits):
+    """What rating takes off because of the caps, by the components, after the verifier has come to the same."""
     held = [Cap(f"cap of {of}", of, Decimal(it), {}, frozenset(), at("2026-01-01")) for of, it in limits.items()]
-    inputs = capped(plain_inputs, held)
-    case = replace(case, inputs=replace(inputs, agreement=case.inputs.agreement))
-    told = as_facts(case, engine.rate(inputs))
-    metered = sorted(it.name for it in inputs.plan.components if it.metrics)
-    start = inputs.setting.period.start.isoformat()
+    rated_by = capped(plain_inputs, held)
+    told = as_facts(Case(text, plain_inputs, ()), engine.rate(rated_by))
+    metered = sorted(it.name for it in rated_by.plan.components if it.metrics)
+    start = rated_by.setting.period.start.isoformat()
     caps = [{"name": it.name, "of": it.of, "limit": plain(it.limit)} for it in held]
-    by = [name for name, _ in inputs.usage[0].dimensions] if inputs.usage else []
+    by = [name for name, _ in rated_by.usage[0].dimensions] if rated_by.usage else []
     told["caps"] = {"held": caps, "metered": metered, "by": by, "period_start": start}
-    for made in (it for it in inputs.agreement.discounts if it.budget):
+    above = [it for it in rated_by.agreement.discounts if it.budget]
+    for made in above:
         cap = next(it for it in caps if it["name"] == made.budget)
         facts = {"id": made.agreement_id, "percent": None, "amount": plain(made.amount), "before_minimum": True}
         more = {"components": list(made.components), "cap": cap | {"period_start": start}}
         told["discounts"].append(facts | more)
-    findings = Findings()
-    check_rating(told, prices_of(case.text, told), groups_of(inputs.usage), [], findings)
+    findings, groups = Findings(), groups_of(rated_by.usage)
+    check_rating(told, prices_of(text, told), groups, [], findings)
     assert findings.problems == []
     assert not any("cap" in it for it in findings.carried), findings.carried
-    if told["caps"]["held"] and any("cap" in it for it in told["discounts"]):
+    if above:
         told["caps"]["held"] = []
         wrong = Findings()
-        check_rating(told, prices_of(case.text, told), groups_of(inputs.usage), [], wrong)
+        check_rating(told, prices_of(text, told), groups, [], wrong)
         assert any("what is above the cap" in it for it in wrong.problems)
+    return [(",".join(it.components), int(it.amount * 100)) for it in above]
 
 
 BOOKS = {name: starters.text(name) for name in starters.names()} | {
