@@ -147,15 +147,15 @@ plans:
 
 
 def test_what_a_provider_asks_next_is_not_known_and_said_to_be_so(sqlite_house, capsys):
-    """Two tools cost 0.01 and 0.04 a call: the dearest is 0.04 x 1.5 + 0.001 = 0.061 to the customer, and 2 x 0.05 of
+    """Three tools cost 0.01 to 0.04 a call: the dearest is 0.04 x 1.5 + 0.001 = 0.061 to the customer, and 2 x 0.05 of
     what was used of pages is 0.10. Nobody used audio."""
     house = sqlite_house
     house.publish(MARKED_UP, valid_from=datetime(2026, 1, 1, tzinfo=UTC))
     house.customer("acme", "pay")
-    for tool, price in (("search", "0.01"), ("fetch", "0.04"), ("never", "5")):
+    for tool, price in (("echo", "0.02"), ("fetch", "0.04"), ("search", "0.01"), ("never", "5")):
         entry = Entry("tool.calls", D(price), currency="USD", valid_from=ALWAYS, why="agreed", who="ann", tool=tool)
         costs_book.add(house.world.engine, "test", [entry], datetime(2026, 10, 1, tzinfo=UTC))
-    for tool, number in (("search", "100"), ("fetch", "1")):
+    for tool, number in (("echo", "1"), ("fetch", "1"), ("search", "100")):
         house.event("acme", "tool.calls", number, "2026-11-20T10:00:00", tool=tool)
     house.event("acme", "llm.pages", "10", "2026-11-20T10:00:00")
     house.collected("2026-11-21T12:00:00")
