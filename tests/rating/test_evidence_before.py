@@ -88,7 +88,7 @@ def test_credits_levels_and_caps_are_recomputed_and_nothing_of_them_is_only_carr
         "Credits applied": -706,
     }
     done = result.findings.recomputed
-    assert done["rules of grants of credits, by what the ledger seals"] == 1
+    assert done["rules of grants of credits: when they hold, and their order"] == 1
     assert done["balances of credits before a rating, from the ledger"] == 1
     assert done["levels of before the period, that go on into it"] == 2
     assert done["quantities of lines, from the events"] == 3
@@ -288,7 +288,7 @@ def test_what_a_grant_carries_on_is_proved_by_the_one_it_comes_from(sqlite_house
     result = make(house.world, "acme", parse("2026-10", "UTC"), file)
     assert result.verified, result.as_text()
     assert [line["amount_minor"] for line in result.ratings[0]["lines"]] == [400, -300]
-    assert result.findings.recomputed["rules of grants of credits, by what the ledger seals"] == 1
+    assert result.findings.recomputed["rules of grants of credits: when they hold, and their order"] == 1
     (carried,) = (name for name, it in result.ratings[0]["grants"].items() if not it["rollover"])
     with zipfile.ZipFile(file) as archive:
         files = {it: archive.read(it) for it in archive.namelist()}

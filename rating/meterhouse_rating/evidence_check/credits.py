@@ -54,8 +54,12 @@ def before(rating: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[Grant] 
     return _at_start(found, rating["period_start"])
 
 
-def bound(rating: Mapping[str, Any], ledger: Mapping[str, Any], findings: Findings) -> set[str]:
-    """The grants whose rules the pack proves: they are sealed in the ledger, or follow from another grant's."""
+def bound(
+    rating: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], ledger: Mapping[str, Any], findings: Findings
+) -> set[str]:
+    """The grants whose rules the pack proves: they are sealed in the ledger, or are those of a line of a rating before
+    it (which are checked by its book), or follow from another grant's.
+    """
     granting = {
         it["source_id"]: it
         for it in (*ledger["earlier"], *ledger["transactions"])
@@ -78,6 +82,13 @@ def bound(rating: Mapping[str, Any], ledger: Mapping[str, Any], findings: Findin
                 same = findings.equal(f"{what}: its rules, by the ledger", words, posted["memo"])
             if same:
                 found.add(name)
+    for it in (grant for other in earlier for line in other["lines"] for grant in made_by(line, lambda _: 0)):
+        if it.name in told:
+            said = told[it.name]
+            rules = [said["kind"], said["granted_at"], said["expires_at"] or _NEVER, said["priority"], said["rollover"]]
+            by_line = [it.kind, it.granted_at, it.expires_at, it.priority, it.rollover]
+            if findings.equal(f"the grant {it.name[:10]}: its rules, by its line", rules, by_line):
+                found.add(it.name)
     # One that was rolled over is named by the one it comes from, which may have been so itself.
     origins = {sha256(["grant", "rollover", name]): name for name in told}
     for name in told:

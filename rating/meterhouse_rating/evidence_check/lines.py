@@ -415,7 +415,7 @@ class _Bill:
         if self.findings.equal(f"{name}: what it takes of each grant, in their order", said, used) and both:
             self.findings.done("balances of credits before a rating, from the ledger")
             if all(it.name in self.bound for it in self.grants):
-                self.findings.done("rules of grants of credits, by what the ledger seals")
+                self.findings.done("rules of grants of credits: when they hold, and their order")
             else:
                 self.findings.carry("when older grants of credits and packs of earlier periods hold, and their order")
 

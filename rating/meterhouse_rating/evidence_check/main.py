@@ -131,7 +131,7 @@ def _check(pack: Pack, result: Result, anchors: Sequence[Anchor]) -> None:
     ledger = pack.json("ledger.json")
     for at, rating in enumerate(ratings):
         prices, grants = _prices(pack, rating, findings), before(rating, ledger)
-        known = bound(rating, ledger, findings)
+        known = bound(rating, ratings[:at], ledger, findings)
         check_rating(rating, prices, groups[at], ratings[:at], findings, grants, known)
     check_ledger(ledger, ratings, about["namespace"], about["customer_id"], findings)
     for anchor in anchors:
