@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from meterhouse_collector.deciding import Yes, agreed, counted
 from meterhouse_store.registry_commands import customers
 from meterhouse_store.terminal import Data, Json, existing, explained, fail, opened_registry
 
@@ -30,6 +31,7 @@ def _erase(
     of_bytes: Annotated[
         bool, typer.Option("--bytes", help="The id too: rewrite journal and warehouse under a pseudonym.")
     ] = False,
+    yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change; change nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -39,16 +41,19 @@ def _erase(
     SQL repeats them. The id stays, so a made-up one (`customers add
     --pseudonym`) says nothing any more. With --bytes, where the id itself says
     who it is: it and the attributes of the customer's events are overwritten in
-    the journal, and the warehouse is made again. Revoke the customer's keys
+    the journal, and the warehouse is made again, also of a customer that is not
+    registered. It says what it would change and asks. Revoke the customer's keys
     first, or usage comes anew; run it again where it was interrupted. Older
     backups, and Stripe, have to be seen to there. Exit code 3 where something
     is left.
     """
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
-        found = _counted(engine, settings.namespace, customer_id, of_bytes, dry_run)
+        found = _counted(engine, settings, customer_id, of_bytes)
         if dry_run:
-            _print({"customer_id": customer_id, "would_change": found}, as_json, _would(customer_id, found))
+            _print({"customer_id": customer_id, **found}, as_json, _would(customer_id, found))
+            return
+        if not agreed(f"{_would(customer_id, found)}\nNo backup is made of it", yes, dry_run=False):
             return
         outcome = _erased(engine, settings, customer_id, why, of_bytes)
     _print(outcome, as_json, _sentence(customer_id, outcome))
@@ -58,10 +63,24 @@ def _erase(
         raise typer.Exit(EXCEPTIONS)
 
 
-def _counted(engine: "Engine", namespace: str, customer_id: str, of_bytes: bool, dry_run: bool) -> dict[str, int]:
+def _counted(engine: "Engine", settings: "Settings", customer_id: str, of_bytes: bool) -> dict[str, Any]:
+    """What an erasure would change; ends the command where there is nothing."""
+    from meterhouse_collector import erasure
+    from meterhouse_collector.service import journal_directory
     from meterhouse_store import privacy
 
-    return privacy.count(engine, namespace, customer_id, ids=of_bytes) if dry_run else {}
+    namespace = settings.namespace
+    if not of_bytes:
+        privacy.check_registered(engine, namespace, customer_id)
+        return {"would_change": privacy.count(engine, namespace, customer_id, ids=False)}
+    would_change = privacy.count(engine, namespace, customer_id, ids=True)
+    try:
+        records, segments = erasure.count(journal_directory(settings.data), customer_id, namespace)
+    except erasure.CannotErase as problem:
+        fail(str(problem))
+    if not (would_change or records or privacy.is_under_way(engine, namespace, customer_id)):
+        fail(f"nothing in {namespace} has the id {customer_id!r}: mind its spelling (`meterhouse customers list`)")
+    return {"would_change": would_change, "journal": {"records": records, "segments": segments}}
 
 
 def _erased(engine: "Engine", settings: "Settings", customer_id: str, why: str, of_bytes: bool) -> dict[str, Any]:
@@ -104,9 +123,12 @@ def _print(document: dict[str, Any], as_json: bool, sentence: str) -> None:
     print(json.dumps(document, indent=2) if as_json else sentence)
 
 
-def _would(customer_id: str, found: dict[str, int]) -> str:
-    rows = "\n".join(f"  {table}: {rows}" for table, rows in found.items())
-    return f"erasing {customer_id} would change rows of\n{rows}" if found else f"nothing says who {customer_id} is"
+def _would(customer_id: str, found: dict[str, Any]) -> str:
+    lines = [f"  {table}: {counted(rows, 'row')}" for table, rows in found["would_change"].items()]
+    if journal := found.get("journal"):
+        records, segments = counted(journal["records"], "record"), counted(journal["segments"], "segment")
+        lines.append(f"  journal: {records} in {segments}, overwritten for good; the warehouse is made again")
+    return "\n".join([f"erasing {customer_id} would change", *lines]) if lines else f"nothing says who {customer_id} is"
 
 
 def _sentence(customer_id: str, outcome: dict[str, Any]) -> str:

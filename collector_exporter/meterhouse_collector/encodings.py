@@ -1,9 +1,9 @@
 """From what came over HTTP to a serialized OTLP request: gzip under a cap, OTLP/JSON to Protobuf."""
 
 import base64
-import binascii
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable
 from typing import Any, Final
@@ -29,6 +29,7 @@ _PIECE_BYTES: Final = 64 * 2**10
 _MAX_MEMBERS: Final = 1000
 """One is usual; tools that compress in parallel make one of every 64 to 128 kB."""
 _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id"})
+_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*", re.ASCII)
 _SIGNALS: Final = frozenset(
     {"resourceMetrics", "resource_metrics", "resourceSpans", "resource_spans", "resourceLogs", "resource_logs"}
 )
@@ -40,20 +41,20 @@ def gunzip(data: bytes, limit_bytes: int) -> bytes:
     """The content of a gzip body, never more than the limit in memory, in time linear in it. Raises Refused."""
     too_large = Refused(TOO_LARGE, f"a request has at most {limit_bytes} bytes, decompressed: send smaller batches")
     parts: list[bytes] = []
-    size = members = at = 0
+    size = members = at = begun = 0
     member = None
     while at < len(data):
         if member is None:
             members += 1
             if members > _MAX_MEMBERS:
                 raise Refused(MALFORMED, f"a gzip body has at most {_MAX_MEMBERS} members: compress it as one")
-            member = _decompressor(_GZIP)
+            member, begun = _decompressor(_GZIP), at
         # In pieces: what stands behind a member is copied out of the piece, not out of all of the body.
         piece = data[at : at + _PIECE_BYTES]
         try:
             parts.append(member.decompress(piece, limit_bytes - size + 1))
         except _NOT_GZIP as problem:
-            raise Refused(MALFORMED, f"the body says it is gzip and is not: {problem}") from None
+            raise _no_gzip(f"the body says it is gzip and is not: {problem}", len(data) - begun, members) from None
         size += len(parts[-1])
         if size > limit_bytes:
             raise too_large
@@ -62,8 +63,14 @@ def gunzip(data: bytes, limit_bytes: int) -> bytes:
             at -= len(member.unused_data)
             member = None
     if member is not None:
-        raise Refused(MALFORMED, "the gzip body ends too early")
+        raise _no_gzip("the gzip body ends too early", len(data) - begun, members)
     return b"".join(parts)
+
+
+def _no_gzip(why: str, left: int, members: int) -> Refused:
+    if members > 1:
+        why = f"behind the gzip body stand {left} bytes that are no gzip: send the body alone"
+    return Refused(MALFORMED, why)
 
 
 def json_to_protobuf(data: bytes, signal: Signal = METRICS) -> bytes:
@@ -78,7 +85,7 @@ def json_to_protobuf(data: bytes, signal: Signal = METRICS) -> bytes:
         message: Message = ParseDict(found, signal.message(), ignore_unknown_fields=True)
     except RecursionError:
         raise Refused(MALFORMED, "the JSON is nested too deeply") from None
-    except (ValueError, ParseError, binascii.Error) as problem:
+    except (ValueError, ParseError) as problem:
         raise Refused(MALFORMED, f"this is no OTLP/JSON {signal.message.DESCRIPTOR.name}: {problem}") from None
     return message.SerializeToString()
 
@@ -131,6 +138,10 @@ def _ids_to_base64(value: Any) -> None:
     elif isinstance(value, dict):
         for name, child in value.items():
             if name in _IDS and isinstance(child, str):
+                if not _HEX.fullmatch(child):
+                    raise ValueError(
+                        f"{name} is {child[:40]!r}: OTLP/JSON writes ids in hex, two digits a byte, not base64"
+                    )
                 value[name] = base64.b64encode(bytes.fromhex(child)).decode()
             else:
                 _ids_to_base64(child)

@@ -118,6 +118,22 @@ def erase(
         return _finish(directory, intent, _end(directory, names), left)
 
 
+def count(directory: Path, customer_id: str, namespace: str) -> tuple[int, int]:
+    """How many records of the journal speak of a customer, and in how many segments; nothing is changed.
+
+    Raises CannotErase where a segment cannot be read.
+    """
+    _check_journal(directory)
+    names = Pseudonyms(secrets.token_bytes(32))
+    records = of_segments = 0
+    for name in segments.names(directory):
+        changed = _rewritten(directory, name, customer_id, namespace, names, (), [])
+        if changed is not None:
+            records += len(changed[1]["records"])
+            of_segments += 1
+    return records, of_segments
+
+
 def replay(directory: Path, erased: Erased, store: Store) -> None:
     """Bring the rewritten records into the warehouse, from which the customer's rows were deleted. May be repeated."""
     times: list[int] = []
@@ -186,8 +202,7 @@ def mistakes(directory: Path) -> list[str]:
 @contextmanager
 def _sealed_segments(directory: Path) -> Iterator[list[str]]:
     """The segments that may be rewritten: without a collector all, beside one those that it has sealed by now."""
-    if not (directory / "collector_id").exists():
-        raise CannotErase(f"there is no journal in {directory}")
+    _check_journal(directory)
     with open(directory / "lock", "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,6 +213,11 @@ def _sealed_segments(directory: Path) -> Iterator[list[str]]:
             prefix = (directory / "collector_id").read_text(encoding="ascii")[:8]
             segments.recover(directory, prefix)
             yield segments.names(directory)
+
+
+def _check_journal(directory: Path) -> None:
+    if not (directory / "collector_id").exists():
+        raise CannotErase(f"there is no journal in {directory}: run this where the collector runs")
 
 
 def _have_it_rotated(directory: Path) -> None:
@@ -269,7 +289,13 @@ def _rewritten(
     decided: Collection[str],
     left: list[str],
 ) -> tuple[bytes, dict[str, Any]] | None:
-    data = segments.content(directory, name)
+    try:
+        data = segments.content(directory, name)
+    except NotSeekable as problem:
+        raise CannotErase(
+            f"{name} is damaged and cannot be read ({problem}): move it away and have its copy brought back with "
+            "`meterhouse journal fetch`, or take it from a backup; then repeat the command"
+        ) from None
     parts: list[bytes] = []
     records: list[tuple[str, int]] = []
     names: dict[Name, Name] = {}

@@ -31,7 +31,20 @@ def parse(signal: Signal, request: bytes) -> Any:
         # ClickHouse decodes it later and would take garbage in silence: what it cannot take must not get in.
         return signal.message.FromString(request)
     except DecodeError as problem:
-        raise Refused(MALFORMED, f"this is no {signal.message.DESCRIPTOR.name}: {problem}") from None
+        name = signal.message.DESCRIPTOR.name
+        if signal is METRICS and _holds_spans(request):
+            raise Refused(MALFORMED, f"this is no {name}, these are traces: {ADDRESSES}") from None
+        raise Refused(MALFORMED, f"this is no {name}: {problem}") from None
+
+
+def _holds_spans(request: bytes) -> bool:
+    """Whether it is traces: as metrics those cannot be read, for a trace id is no name in UTF-8."""
+    try:
+        message = TRACES.message.FromString(request)
+    except DecodeError:
+        return False
+    spans = [span for resource in message.resource_spans for scope in resource.scope_spans for span in scope.spans]
+    return bool(spans) and all(len(span.trace_id) == 16 and span.start_time_unix_nano for span in spans)
 
 
 def check_metrics(request: bytes) -> tuple[Any, "Extent"]:

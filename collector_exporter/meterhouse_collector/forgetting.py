@@ -21,6 +21,12 @@ from meterhouse_store import decisions, privacy, tables
 
 BEHIND_S: Final = 120
 
+_IS_IT: Final = "WHERE namespace = {namespace:String} AND customer_id = {customer:String}"
+_SEEN: Final = " UNION ALL ".join(
+    f"(SELECT 1 FROM {table} {_IS_IT} LIMIT 1)"  # noqa: S608 - fixed parts
+    for table in ("events", "cumulative_points", "spans")
+)
+
 Say = Callable[[str], None]
 
 
@@ -44,9 +50,9 @@ def forget_bytes(
     now: datetime,
 ) -> Forgotten:
     """Erase what `privacy.begin` began, or go on with it. Raises CannotErase, CannotRebuild; then repeat it."""
-    told = _rewrite(journal, engine, own, say)
     client = connect(database)
     try:
+        told = _rewrite(journal, engine, client, own, say)
         _wait(client, journal, told.through)
     finally:
         client.close()
@@ -72,7 +78,7 @@ class _Rewritten:
     left: tuple[str, ...]
 
 
-def _rewrite(journal: Path, engine: Engine, own: privacy.Erasure, say: Say) -> _Rewritten:
+def _rewrite(journal: Path, engine: Engine, client: Client, own: privacy.Erasure, say: Say) -> _Rewritten:
     mark = f"[{own.erasure_id}]"
     for told in erasure.tombstones(journal):
         if mark in told["why"]:  # done by a run that was interrupted after it
@@ -84,14 +90,18 @@ def _rewrite(journal: Path, engine: Engine, own: privacy.Erasure, say: Say) -> _
         who=own.who,
         why=f"{own.why} {mark}",
         at=own.begun_at,
-        is_taken=lambda name: _is_taken(engine, own.namespace, name),
+        is_taken=lambda name: _is_taken(engine, client, own.namespace, name),
         decided=decisions.event_ids(engine, own.namespace),
         say=say,
     )
     return _Rewritten(done.tombstone.stem, done.pseudonym, done.through, done.left)
 
 
-def _is_taken(engine: Engine, namespace: str, customer_id: str) -> bool:
+def _is_taken(engine: Engine, client: Client, namespace: str, customer_id: str) -> bool:
+    """Whether a customer of this id is registered, or has usage."""
+    parameters = {"namespace": namespace, "customer": customer_id}
+    if client.query(_SEEN, parameters=parameters).result_rows:
+        return True
     table = tables.customers
     query = select(table.c.name).where(table.c.namespace == namespace, table.c.customer_id == customer_id)
     with engine.connect() as connection:

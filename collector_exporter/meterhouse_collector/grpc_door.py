@@ -15,7 +15,7 @@ from meterhouse_collector.extents import REQUEST_BYTES
 from meterhouse_collector.http_protocol import Connections
 from meterhouse_collector.intake import Intake
 from meterhouse_collector.refusals import MALFORMED, NOT_FOUND, OVERLOADED, TIMEOUT, Refused
-from meterhouse_collector.signals import LOGS_SERVICE, METRICS, NO_LOGS, TRACES, Signal
+from meterhouse_collector.signals import LOGS_SERVICE, METRICS, NO_LOGS, NO_METHOD, TRACES, Signal
 
 BODY_S: Final = 60.0
 """From the call to the end of its one message."""
@@ -66,12 +66,11 @@ def grpc_server(
     # one message, it sees the call before the message is read: a wrong key costs nothing more, and there is a timeout.
     calls = Connections(connections * STREAMS, calls_per_address, "calls")
     methods = {signal.service: _Export(intake, signal, body_s, calls).export for signal in (METRICS, TRACES)}
-    server.add_generic_rpc_handlers(
-        tuple(
-            grpc.method_handlers_generic_handler(service, {"Export": grpc.stream_unary_rpc_method_handler(method)})
-            for service, method in (methods | {LOGS_SERVICE: _no_logs}).items()
-        )
+    handlers = tuple(
+        grpc.method_handlers_generic_handler(service, {"Export": grpc.stream_unary_rpc_method_handler(method)})
+        for service, method in methods.items()
     )
+    server.add_generic_rpc_handlers((*handlers, _Elsewhere(intake)))
     if credentials is None:
         return server, server.add_insecure_port(address)
     return server, server.add_secure_port(address, credentials)
@@ -122,9 +121,22 @@ class _Export:
         return only
 
 
-async def _no_logs(_requests: AsyncIterator[bytes], context: Any) -> bytes:
-    await context.abort(_STATUS_CODES[NOT_FOUND.grpc_status], NO_LOGS)  # raises
-    return b""
+class _Elsewhere(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Takes the calls that nobody else does, and refuses them."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    def service(self, handler_call_details: Any) -> Any:
+        """The handler of a call."""
+        why = NO_LOGS if handler_call_details.method.startswith(f"/{LOGS_SERVICE}/") else NO_METHOD
+
+        async def refuse(_requests: AsyncIterator[bytes], context: Any) -> bytes:
+            self._intake.turned_away(NOT_FOUND)
+            await context.abort(_STATUS_CODES[NOT_FOUND.grpc_status], why)  # raises
+            return b""
+
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def _trailers(refused: Refused) -> tuple[tuple[str, bytes], ...]:

@@ -78,12 +78,13 @@ class HttpDoor:
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        route = self._routes.get(scope["path"])
-        if route is None:
-            raise Refused(NOT_FOUND, NO_LOGS if scope["path"] == LOGS_PATH else ADDRESSES)
-        method, handler = route
-        if scope["method"] != method:
-            raise Refused(METHOD, f"{scope['path']} takes {method}")
+        with self._intake.refusals_counted():
+            route = self._routes.get(scope["path"])
+            if route is None:
+                raise Refused(NOT_FOUND, NO_LOGS if scope["path"] == LOGS_PATH else ADDRESSES)
+            method, handler = route
+            if scope["method"] != method:
+                raise Refused(METHOD, f"{scope['path']} takes {method}")
         return await handler(scope, receive)
 
     async def _export(self, signal: Signal, scope: Scope, receive: Receive) -> Response:
@@ -109,11 +110,13 @@ class HttpDoor:
 
     async def _allowance(self, scope: Scope, receive: Receive) -> Response:
         headers = _headers(scope)
-        credential = await self._intake.authenticate(headers.get("authorization"))
-        with self._intake.room() as room:
-            sent = await _sent(headers, receive, _ALLOWANCE_BYTES, room)
-        body = await self._decompressed(headers, sent, _ALLOWANCE_BYTES)
-        reply = await self._allowances.answer(credential, body)
+        with self._intake.refusals_counted() as outcome:
+            credential = outcome.credential = await self._intake.authenticate(headers.get("authorization"))
+            with self._intake.room() as room:
+                sent = await _sent(headers, receive, _ALLOWANCE_BYTES, room)
+            outcome.bytes = len(sent)
+            body = await self._decompressed(headers, sent, _ALLOWANCE_BYTES)
+            reply = await self._allowances.answer(credential, body)
         return 200, JSON, json.dumps(reply).encode()
 
     async def _decompressed(self, headers: dict[str, str], body: bytes, limit_bytes: int) -> bytes:

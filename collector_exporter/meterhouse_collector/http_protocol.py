@@ -10,6 +10,7 @@ cost beside it; what is still read of a body whose request has been answered.
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from meterhouse_collector.extents import REQUEST_BYTES
+from meterhouse_collector.refusals import MALFORMED, TIMEOUT, TOO_LARGE, Kind
 
 HEAD_BYTES: Final = 64 * 2**10
 HEAD_S: Final = 10.0
@@ -61,18 +63,22 @@ class PlainHttpProtocol(HttpToolsProtocol):
     """One connection; `limited` makes the class for a server."""
 
     slots: Connections
+    turned_away: Callable[[Kind], None]
     head_s, body_s = HEAD_S, BODY_S
 
     @classmethod
-    def limited(cls, slots: Connections, **seconds: float) -> type["PlainHttpProtocol"]:
-        """A class whose connections share the slots."""
-        return type("LimitedHttpProtocol", (cls,), {"slots": slots, **seconds})
+    def limited(
+        cls, slots: Connections, turned_away: Callable[[Kind], None] = lambda _kind: None, **seconds: float
+    ) -> type["PlainHttpProtocol"]:
+        """A class whose connections share the slots; `turned_away` is told of requests that no application sees."""
+        own = {"slots": slots, "turned_away": staticmethod(turned_away), **seconds}
+        return type("LimitedHttpProtocol", (cls,), own)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._address: str | None = None  # set while it holds a slot
         self._deadline: asyncio.TimerHandle | None = None
-        self._in_head = True
+        self._in_head, self._heard = True, False
         self._fed = self._body = self._discarded = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -98,6 +104,7 @@ class PlainHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._unset_keepalive_if_required()
+        self._heard = True
         self._fed += len(data)
         rest: memoryview | None = memoryview(data)
         try:
@@ -105,9 +112,11 @@ class PlainHttpProtocol(HttpToolsProtocol):
                 rest = self._feed(rest)
         except httptools.HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
+            self._tell(MALFORMED)
             self.send_400_response("Invalid HTTP request received.")
             return
         if self._in_head and self._fed > HEAD_BYTES:
+            self._tell(TOO_LARGE)
             self._end(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a head has at most {HEAD_BYTES} bytes")
         elif self._fed > HEAD_BYTES + CHUNK_COST * self._body:
             self._end(HTTPStatus.BAD_REQUEST, "what stands between the body's chunks is far larger than the body")
@@ -158,9 +167,16 @@ class PlainHttpProtocol(HttpToolsProtocol):
 
     def _within(self, seconds: float, what: str) -> None:
         self._disarm()
-        self._deadline = self.loop.call_later(
-            seconds, self._end, HTTPStatus.REQUEST_TIMEOUT, f"{what} longer than {seconds:g} s"
-        )
+        self._deadline = self.loop.call_later(seconds, self._too_late, f"{what} longer than {seconds:g} s")
+
+    def _too_late(self, why: str) -> None:
+        self._tell(TIMEOUT)
+        self._end(HTTPStatus.REQUEST_TIMEOUT, why)
+
+    def _tell(self, kind: Kind) -> None:
+        """Say that a request that has begun is refused, where the application, which says so itself, never sees it."""
+        if self._in_head and self._heard:
+            self.turned_away(kind)
 
     def _disarm(self) -> None:
         if self._deadline is not None:

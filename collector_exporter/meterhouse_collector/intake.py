@@ -16,7 +16,7 @@ from meterhouse_collector.foreign.mapping import NONE, Mapping
 from meterhouse_collector.grants import Verifier, tokens
 from meterhouse_collector.journal import Entry, Journal, Overloaded
 from meterhouse_collector.records import GRANTS, Granted
-from meterhouse_collector.refusals import FORBIDDEN, OVERLOADED, Refused
+from meterhouse_collector.refusals import FORBIDDEN, OVERLOADED, Kind, Refused
 from meterhouse_collector.series import SeriesLimit, foreign_metrics
 from meterhouse_collector.signals import METRICS, Signal
 from meterhouse_collector.spans_allowed import reduce_traces
@@ -158,6 +158,20 @@ class Intake:
             raise
         finally:
             self._report(outcome, code, retry, time.perf_counter() - started)
+
+    @contextmanager
+    def refusals_counted(self) -> Iterator[Outcome]:
+        """Around what is no usage: only where it is refused it is reported."""
+        outcome, started = Outcome(), time.perf_counter()
+        try:
+            yield outcome
+        except Refused as refused:
+            self._report(outcome, refused.kind.code, refused.kind.retry, time.perf_counter() - started)
+            raise
+
+    def turned_away(self, kind: Kind) -> None:
+        """Report a request that never came as far as this."""
+        self._report(Outcome(), kind.code, kind.retry, 0.0)
 
     def room(self) -> Room:
         """Memory for one request, given back at the end of the context."""

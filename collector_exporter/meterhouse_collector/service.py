@@ -119,7 +119,7 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     push.start()
     config = uvicorn.Config(
         door,
-        http=PlainHttpProtocol.limited(slots),
+        http=PlainHttpProtocol.limited(slots, intake.turned_away),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -26,5 +26,6 @@ TRACES: Final = Signal("/v1/traces", "opentelemetry.proto.collector.trace.v1.Tra
 
 ADDRESSES: Final = "metrics go to POST /v1/metrics, traces to POST /v1/traces"
 NO_LOGS: Final = "logs are not taken: usage goes to metrics (POST /v1/metrics) or traces (POST /v1/traces)"
+NO_METHOD: Final = "there is no such method: OTLP's MetricsService and TraceService are taken, each with Export"
 LOGS_PATH: Final = "/v1/logs"
 LOGS_SERVICE: Final = "opentelemetry.proto.collector.logs.v1.LogsService"

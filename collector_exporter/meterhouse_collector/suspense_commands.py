@@ -127,6 +127,9 @@ def suspense_show(event_id: str, data: Data = None, as_json: Json = False) -> No
         )
         rows = client.query(query, parameters={"namespace": settings.namespace, "event": event_id})
         found += [{"state": state, **row} for row in rows.named_results()]
+    for row in found:
+        if not row["decision_id"]:
+            row["decided_at"] = None  # in the warehouse 1970
     if not found:
         raise failed(f"there is no event {event_id!r} in namespace {settings.namespace}")
     keys = [_key(row) for row in found]
@@ -205,7 +208,8 @@ def suspense_undo(
     settings = existing(data)
     with opened(settings) as engine:
         try:
-            drafts = decisions.undo(engine, decisions.with_its_command(engine, decision, whole=whole))
+            undone = decisions.with_its_command(engine, settings.namespace, decision, whole=whole)
+            drafts = decisions.undo(engine, undone)
         except LookupError as problem:
             raise failed(str(problem)) from None
         if not agreed(f"{counted(len(drafts), 'decision')} would be undone", yes, dry_run):

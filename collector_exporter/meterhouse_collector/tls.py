@@ -23,7 +23,10 @@ class ServerTls:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
         self._files = [certificate, key, *([client_ca] if client_ca else [])]
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
+        self._latest = self._new_context()
         self.context = self._new_context()
+        """Of the HTTP door's listener. Each handshake goes on with the latest one: a context forgets no CA."""
+        self.context.sni_callback = self._with_latest
         self._grpc = self._grpc_configuration()
         self._seen = self._stamp()
 
@@ -45,16 +48,17 @@ class ServerTls:
             seen = self._stamp()
             if seen == self._seen:
                 return
-            self._new_context()  # a certificate without its key must not get into the one in use
-            self.context.load_cert_chain(self._certificate, self._key)
-            if self._client_ca is not None:
-                self.context.load_verify_locations(self._client_ca)
+            self._latest = self._new_context()  # raises for a certificate without its key
             self._grpc = self._grpc_configuration()
             self._seen = seen
         except (OSError, ssl.SSLError) as problem:
             log.warning("the changed TLS files cannot be used, the ones read before hold: %s", problem)
             return
         log.info("the TLS files changed and were read again")
+
+    def _with_latest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        # Called in every handshake, with a name or without.
+        connection.context = self._latest
 
     def _stamp(self) -> list[tuple[int, int]]:
         return [(found.st_mtime_ns, found.st_ino) for found in (file.stat() for file in self._files)]
@@ -67,6 +71,8 @@ class ServerTls:
         if self._client_ca is not None:
             context.load_verify_locations(self._client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
+            context.num_tickets = 0  # a session that is resumed would not be asked for its certificate again
+            context.options |= ssl.OP_NO_TICKET
         return context
 
     def _grpc_configuration(self) -> Any:

@@ -169,15 +169,19 @@ def latest(engine: Engine, namespace: str, limit: int) -> list[Decision]:
         return [_decision(row) for row in sql.execute(query).mappings()]
 
 
-def with_its_command(engine: Engine, decision_id: str, *, whole: bool) -> list[Decision]:
+def with_its_command(engine: Engine, namespace: str, decision_id: str, *, whole: bool) -> list[Decision]:
     """A decision by its id or the beginning of it, and what the same command decided about the same event.
 
-    `whole`: all that the same command decided. Raises LookupError.
+    It is one of the namespace, or about a record that has none. `whole`: all that the same command decided. Raises
+    LookupError.
     """
-    found = _select(engine, decisions.c.decision_id.startswith(decision_id, autoescape=True))
+    is_it = decisions.c.decision_id.startswith(decision_id, autoescape=True)
+    found = _select(engine, is_it & decisions.c.namespace.in_([namespace, ""])) if decision_id else []
     if len(found) != 1:
         raise LookupError(
-            f"there is no decision {decision_id!r}" if not found else f"{decision_id!r} begins {len(found)} decisions"
+            f"there is no decision {decision_id!r} in namespace {namespace}"
+            if not found
+            else f"{decision_id!r} begins {len(found)} decisions"
         )
     identity = found[0].draft.key.identity
     beside = _select(engine, decisions.c.decided_at == found[0].decided_at)

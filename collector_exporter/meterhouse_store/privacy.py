@@ -60,12 +60,12 @@ class Erasure:
 
 
 def words_of(connection: Connection, namespace: str, customer_id: str) -> dict[str, str]:
-    """What says who the customer is -> what takes its place. Raises RegistryError where there is no such customer."""
+    """What says who the customer is, beside the id -> what takes its place; nothing of one that is not registered."""
     table = tables.customers
     query = select(table).where(table.c.namespace == namespace, table.c.customer_id == customer_id)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
-        raise RegistryError(f"there is no customer {customer_id!r} in {namespace}: `meterhouse customers list`")
+        return {}
     found = {row[name] for name in ("name", "email", "reference")} - {None, "", ERASED, customer_id}
     return dict.fromkeys(sorted(found, key=len, reverse=True), ERASED)
 
@@ -93,13 +93,33 @@ def count(engine: Engine, namespace: str, customer_id: str, *, ids: bool) -> dic
     return found
 
 
+def is_under_way(engine: Engine, namespace: str, customer_id: str) -> bool:
+    """Whether an erasure of the customer's bytes was begun and is not through."""
+    table = tables.erasures
+    is_it = (table.c.namespace == namespace) & (table.c.former_id == customer_id)
+    with engine.connect() as connection:
+        return connection.execute(select(table.c.erasure_id).where(is_it)).first() is not None
+
+
+def check_registered(engine: Engine, namespace: str, customer_id: str) -> None:
+    """Raises RegistryError where the registry does not have the customer, so that it has nothing to forget."""
+    table = tables.customers
+    is_it = (table.c.namespace == namespace) & (table.c.customer_id == customer_id)
+    with engine.connect() as connection:
+        if connection.execute(select(table.c.name).where(is_it)).first() is None:
+            raise RegistryError(
+                f"customer {customer_id!r} is not registered in {namespace}, so no name, e-mail or reference is kept "
+                "(`meterhouse customers list`); `--bytes` takes the id itself out of journal, SQL and warehouse"
+            )
+
+
 def begin(
     engine: Engine, erasure_id: str, namespace: str, customer_id: str, *, who: str, why: str, now: datetime
 ) -> Erasure:
     """The erasure of a customer's bytes that is under way, or this new one.
 
     From then on nothing is decided about the customer's usage until it is through (decisions.py). Raises RegistryError
-    where the customer is not there, or without a reason.
+    without a reason.
     """
     _check_reason(why)
     with begin_write(engine) as connection:
@@ -108,7 +128,6 @@ def begin(
         is_it = (table.c.namespace == namespace) & (table.c.former_id == customer_id)
         row = connection.execute(select(table).where(is_it)).mappings().one_or_none()
         if row is None:
-            words_of(connection, namespace, customer_id)
             values: dict[str, Any] = {
                 "erasure_id": erasure_id, "namespace": namespace, "customer_id": customer_id, "former_id": customer_id,
                 "bytes": BEGUN, "who": who, "why": why, "begun_at": now, "done_at": None,
@@ -121,8 +140,12 @@ def begin(
 def forget(
     engine: Engine, erasure_id: str, namespace: str, customer_id: str, *, who: str, why: str, now: datetime
 ) -> None:
-    """Remove name, e-mail and reference, wherever they stand; the id stays. May be repeated."""
+    """Remove name, e-mail and reference, wherever they stand; the id stays. May be repeated.
+
+    Raises RegistryError where the customer is not registered, or without a reason.
+    """
     _check_reason(why)
+    check_registered(engine, namespace, customer_id)
     with begin_write(engine) as connection:
         words = words_of(connection, namespace, customer_id)
         with audit.paused(connection):

@@ -112,7 +112,7 @@ class WSGICustomerFrom:
 
 
 class WSGICustomerFromHeader(WSGICustomerFrom):
-    """WSGI middleware: the customer is the value of `header`."""
+    """WSGI middleware: the customer is the value of `header`; one with a comma, or given twice, names nobody."""
 
     def __init__(self, app: WSGIApp, header: str = CUSTOMER_HEADER) -> None:
         key = "HTTP_" + header.upper().replace("-", "_")
@@ -161,7 +161,8 @@ def _text(value: bytes) -> str:
 
 def _of_environ(value: object) -> str | None:
     """The same of what WSGI hands on, which is the bytes as Latin-1 (PEP 3333)."""
-    if not isinstance(value, str):
+    # A header that was given twice comes joined by a comma: front end and client disagree.
+    if not isinstance(value, str) or "," in value:
         return None
     try:
         return _text(value.encode("latin-1"))

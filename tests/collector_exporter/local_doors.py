@@ -59,7 +59,7 @@ class Doors:
         config = uvicorn.Config(
             HttpDoor(self.intake, None, lambda: Health(True, None, lambda: "")),
             port=0,
-            http=PlainHttpProtocol.limited(self._connections, **self._seconds),
+            http=PlainHttpProtocol.limited(self._connections, self.intake.turned_away, **self._seconds),
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -50,7 +50,7 @@ class Desk:
 
     def undo(self, number=-1, *, whole=False, now=NOON):
         chosen = decisions.latest(self.engine, "live", 100)[::-1][number]
-        undone = decisions.with_its_command(self.engine, chosen.decision_id, whole=whole)
+        undone = decisions.with_its_command(self.engine, "live", chosen.decision_id, whole=whole)
         decisions.record(
             self.engine, decisions.undo(self.engine, undone), why="a mistake", who="ann", clock=lambda: now
         )

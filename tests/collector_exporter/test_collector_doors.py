@@ -166,6 +166,21 @@ def test_a_gzip_bomb_is_stopped_at_the_limit():
             gunzip(bad, 100)
 
 
+def test_what_stands_behind_a_gzip_body_is_said_to():
+    for behind in (b"trailing", b"trailing bytes, more than a header of gzip has"):
+        with pytest.raises(Refused, match=f"behind the gzip body stand {len(behind)} bytes that are no gzip"):
+            gunzip(gzip.compress(b"whole") + behind, 100)
+    with pytest.raises(Refused, match="says it is gzip and is not"):
+        gunzip(b"no gzip at all, and as long as a header", 100)
+
+
+@pytest.mark.parametrize("told", ["W47/95gDgQPSabYzgT/GDA==", "5b8efff798038103d269b633813fc60", "5b 8e", "0x5b8e"])
+def test_an_id_that_is_not_in_hex_is_named(told):
+    text = json.dumps(OTLP_JSON).replace('"TIME"', str(RECEIVED_NS)).replace("5b8efff798038103d269b633813fc60c", told)
+    with pytest.raises(Refused, match=r"traceId is .*: OTLP/JSON writes ids in hex"):
+        json_to_protobuf(text.encode())
+
+
 def test_what_cannot_be_taken_is_refused_in_the_words_of_the_protocol(shared_collector):
     good = request_of(event(1)).SerializeToString()
     status, headers, body = shared_collector.post(b"\xff\xff")

@@ -312,3 +312,12 @@ def test_rows_that_were_decided_about_are_told_by_their_old_names_until_they_are
     erasure.forget_names(directory, found.erasure_id)
     assert [file.suffix for file in directory.glob("tombstones/*")] == [".json"]
     assert erasure.new_names(directory, found.erasure_id) == {}
+
+
+def test_a_segment_that_cannot_be_read_is_named_before_anything_is_rewritten(directory):
+    before = segments.content(directory, NAME)
+    damaged = NAME.replace("00000001", "00000009")
+    (directory / f"{damaged}.zst").write_bytes(b"no table of blocks")
+    with pytest.raises(CannotErase, match=f"{damaged} is damaged and cannot be read"):
+        erasure.count(directory, "acme", "live")
+    assert segments.content(directory, NAME) == before

@@ -70,7 +70,8 @@ class Desk:
 
     def revert(self, *, whole=False):
         last = decisions.latest(self.engine, "live", 1)[0]
-        self.decide(decisions.undo(self.engine, decisions.with_its_command(self.engine, last.decision_id, whole=whole)))
+        undone = decisions.with_its_command(self.engine, "live", last.decision_id, whole=whole)
+        self.decide(decisions.undo(self.engine, undone))
 
     def usage(self):
         query = "SELECT billed_customer_id, meter, quantity FROM usage ORDER BY 1, 2, 3"

@@ -91,7 +91,7 @@ def test_without_bytes_the_registry_forgets_and_the_id_goes_on(collector, databa
     assert json.loads(done.stdout)["would_change"]["outbox"] == 1
     assert [one.name for one in registry.customers(collector.engine, "live")] == ["Acme", "Jane Doe"]
 
-    done = collector.command("customers", "erase", jane, "--why", "ticket 17")
+    done = collector.command("customers", "erase", jane, "--why", "ticket 17", "--yes")
     assert done.returncode == 0, done.stderr
     acme, erased = registry.customers(collector.engine, "live")
     assert (acme.name, erased.customer_id) == ("Acme", jane)
@@ -107,7 +107,7 @@ def test_without_bytes_the_registry_forgets_and_the_id_goes_on(collector, databa
 def test_with_bytes_nothing_in_the_data_directory_or_the_warehouse_names_the_customer(collector, database, jane):
     before = database.query(TOTALS).result_rows
     assert {word for _, word in found_in(collector.data, WORDS)} == set(WORDS)
-    done = collector.command("customers", "erase", jane, "--why", "ticket 17", "--bytes", "--json")
+    done = collector.command("customers", "erase", jane, "--why", "ticket 17", "--bytes", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert database.query(TOTALS).result_rows == before
@@ -265,7 +265,7 @@ class Desk:
 
     def undo(self, number=0, why=f"{WORDS[0]} called"):
         last = decisions.latest(self.engine, "live", 20)[number]
-        undone = decisions.with_its_command(self.engine, last.decision_id, whole=True)
+        undone = decisions.with_its_command(self.engine, "live", last.decision_id, whole=True)
         self.record(decisions.undo(self.engine, undone), why)
 
     def record(self, drafts, why=f"{WORDS[0]} says so"):
@@ -304,7 +304,7 @@ def test_with_bytes_decisions_stay_and_no_byte_of_journal_sql_and_warehouse_name
     named = {table.removeprefix("tests.") for table, _ in in_warehouse(database, [person])}
     assert named >= {"events", "conflicts", "cumulative_points", "decided_increases", "spans", "mirror_decisions"}
     assert person in {word for _, word in found_in(warehouse, [person])}
-    done = collector.command("customers", "erase", person, "--why", "ticket 17", "--bytes", "--json")
+    done = collector.command("customers", "erase", person, "--why", "ticket 17", "--bytes", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     pseudonym = json.loads(done.stdout)["customer_id"]
 
@@ -328,6 +328,47 @@ def test_with_bytes_decisions_stay_and_no_byte_of_journal_sql_and_warehouse_name
     assert database.query(pages).result_rows == [(5 + 6,)]
     collector.kill()
     assert found_in(collector.data, words) == []
+
+
+def test_a_customer_that_only_events_name_is_erased_once_it_is_agreed(collector, database):
+    unknown = "joe-bloggs-of-leeds"
+    assert collector.post(batch([unknown, "acme"], 3, "u"))[0] == 200
+    wait_for(lambda: database.query("SELECT count() FROM usage").first_row == (6,), within_s=120, what="the projection")
+    before = database.query(TOTALS).result_rows
+    erase = ("customers", "erase", unknown, "--why", "ticket 17")
+    done = collector.command(*erase)
+    assert done.returncode == 1
+    assert "is not registered in live" in done.stderr and "`--bytes`" in done.stderr
+
+    done = collector.command(*erase, "--bytes", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f"erasing {unknown} would change" in done.stdout and "journal: 1 record in 1 segment" in done.stdout
+    done = collector.command(*erase, "--bytes")  # nobody is there to be asked
+    assert done.returncode == 2
+    assert "journal: 1 record in 1 segment" in done.stderr and "--yes" in done.stderr
+    assert unknown in {word for _, word in found_in(collector.data / "journal", [unknown])}
+
+    done = collector.command(*erase, "--bytes", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    pseudonym = json.loads(done.stdout)["customer_id"]
+    assert database.query(TOTALS).result_rows == before
+    rows = database.query("SELECT customer_id, count() FROM usage GROUP BY ALL").result_rows
+    assert sorted(rows) == sorted([("acme", 3), (pseudonym, 3)])
+    assert found_in(collector.data, [unknown]) == []
+    done = collector.command(*erase, "--bytes", "--yes")
+    assert done.returncode == 1 and f"nothing in live has the id '{unknown}'" in done.stderr
+
+
+def test_a_pseudonym_is_nobodys_that_has_usage(collector, database):
+    """Of ten ids of one digit nine are others' and the tenth is the customer's own: there is none to take."""
+    digits = [str(digit) for digit in range(10)]
+    assert collector.post(batch(digits, 1, "d"))[0] == 200
+    wait_for(
+        lambda: database.query("SELECT count() FROM usage").first_row == (10,), within_s=120, what="the projection"
+    )
+    done = collector.command("customers", "erase", "7", "--why", "ticket 17", "--bytes", "--yes")
+    assert done.returncode == 1 and "there is no free pseudonym" in done.stderr
+    assert len(database.query("SELECT DISTINCT customer_id FROM usage").result_rows) == 10
 
 
 def test_an_id_that_is_a_number_is_not_taken_for_a_price_or_a_quantity(tmp_path):

@@ -143,6 +143,23 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
         assert served_serial(doors.grpc) == second
 
 
+@pytest.mark.parametrize("exporter", [http_exporter, grpc_exporter])
+def test_a_client_of_a_ca_that_was_taken_out_is_refused_without_a_restart(authority, tmp_path, exporter):
+    (tmp_path / "cas").mkdir()
+    old, new = Authority(tmp_path / "cas", "old"), Authority(tmp_path / "cas", "new")
+    clients = tmp_path / "clients.pem"
+    clients.write_bytes(old.file.read_bytes())
+    of_old, of_new = old.issue("of-old"), new.issue("of-new")
+    tls = ServerTls(*authority.issue("server-of-two"), clients)
+    with running(tmp_path, tls=tls) as doors:
+        assert result_of(exporter(doors, authority, of_old)) is MetricExportResult.SUCCESS
+        assert result_of(exporter(doors, authority, of_new)) is MetricExportResult.FAILURE
+        clients.write_bytes(new.file.read_bytes())
+        tls.look()
+        assert result_of(exporter(doors, authority, of_old)) is MetricExportResult.FAILURE
+        assert result_of(exporter(doors, authority, of_new)) is MetricExportResult.SUCCESS
+
+
 AGENT = """
 import meterhouse
 from meterhouse.metric_exporter import MeterhouseMetricExporter

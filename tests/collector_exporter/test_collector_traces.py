@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from collector_samples import attributes, event, request_of
+from foreign_samples import call, span
 from google.protobuf.json_format import MessageToJson
 from google.rpc.status_pb2 import Status
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
@@ -18,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
 from meterhouse import grants
-from meterhouse_collector.extents import check_traces
+from meterhouse_collector.extents import check_metrics, check_traces
 from meterhouse_collector.records import decode, frames
 from meterhouse_collector.refusals import MALFORMED, TOO_LARGE, Refused
 from meterhouse_collector.series import foreign_metrics
@@ -349,3 +350,11 @@ def test_the_limits_of_a_trace_request_are_met_exactly():
         with pytest.raises(Refused) as refusal:
             check_traces(request)
         assert refusal.value.kind is kind
+
+
+def test_traces_at_the_address_of_metrics_are_told_where_they_go():
+    with pytest.raises(Refused, match="these are traces: metrics go to POST /v1/metrics, traces to POST /v1/traces"):
+        check_metrics(span(1, trace=0xFE << 120, more=call()).SerializeToString())
+    with pytest.raises(Refused) as refused:
+        check_metrics(b"\xff\xff garbage")
+    assert "these are traces" not in str(refused.value)

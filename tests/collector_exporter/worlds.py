@@ -80,7 +80,7 @@ class World:
 
     def undo(self):
         last = decisions.latest(self.engine, "live", 1)[0]
-        undone = decisions.with_its_command(self.engine, last.decision_id, whole=True)
+        undone = decisions.with_its_command(self.engine, "live", last.decision_id, whole=True)
         self._record(decisions.undo(self.engine, undone))
 
     def _record(self, drafts):

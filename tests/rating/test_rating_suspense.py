@@ -53,6 +53,9 @@ def test_suspended_usage_is_assigned_rated_and_on_the_line(now_house):
     assert total_minor(house) == {}
     code, told = command("list", "--json")
     assert (code, json.loads(told)[0]["event_id"]) == (3, "lost-1")
+    code, told = command("show", "lost-1")
+    assert code == 0 and "customer_missing" in told and "decided_at" not in told and "1970" not in told
+    assert json.loads(command("show", "lost-1", "--json")[1])[0]["decided_at"] is None
     chosen = ("assign", "acme", "--reason", "customer_missing", "--why", "contract 7", "--by", "ann")
     assert command(*chosen) == (
         2,
@@ -107,7 +110,7 @@ def test_commands_refuse_in_sentences(now_house):
         3,
         "1 row refused: it names no customer: `suspense assign CUSTOMER` says whose it is\n",
     )
-    assert command("undo", "ffff", "--why", "x", "--yes") == (1, "there is no decision 'ffff'\n")
+    assert command("undo", "ffff", "--why", "x", "--yes") == (1, "there is no decision 'ffff' in namespace test\n")
     assert command("show", "unheard-of") == (1, "there is no event 'unheard-of' in namespace test\n")
 
 
