@@ -1,7 +1,7 @@
 """What each customer owes, here and in Stripe, and what Stripe has of a customer that nothing here accounts for.
 
 ledger's receivable = open in Stripe + Stripe's balance + closed, not finalised - credit notes not there yet
-                      + adjusted by hand
+                      + adjusted by hand + taken back by banks (disputes)
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,21 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from meterhouse_billing import credit_records, drivers, issues, policies, records, refunds, states
+from meterhouse_billing import (
+    credit_records,
+    drivers,
+    invoice_disputes,
+    issues,
+    policies,
+    postings,
+    records,
+    refunds,
+    states,
+)
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, NAMESPACE, StripeInvoice
 from meterhouse_billing.gateway import StripeRefused
+from meterhouse_billing.invoice_disputes import Dispute
 from meterhouse_billing.reconcile import POLL, RUN, Difference, Row
 from meterhouse_billing.refunds import Refund
 from meterhouse_billing.world import World
@@ -37,6 +48,7 @@ class Account:
     not_finalised_minor: int
     notes_waiting_minor: int
     adjusted_minor: int
+    disputed_minor: int
     differences: tuple[Difference, ...]
 
 
@@ -52,7 +64,8 @@ def compare(world: World, rows: Sequence[Row], customer_id: str | None = None) -
         found = [dict(row) for row in connection.execute(query).mappings()]
     switched = drivers.drivers(world.engine, world.namespace)
     sellers = policies.accounts(world.engine, world.namespace)
-    gone = [refund for account in sellers for refund in refunds.unrecorded(world.on(account))]
+    gone: list[Refund | Dispute] = [one for account in sellers for one in refunds.unrecorded(world.on(account))]
+    gone += [one for account in sellers for one in invoice_disputes.unrecorded(world.on(account))]
     known = issues.stripe_ids(world.engine, world.namespace)
     return [
         _account(
@@ -68,7 +81,7 @@ def compare(world: World, rows: Sequence[Row], customer_id: str | None = None) -
 
 
 def _account(
-    world: World, customer: dict[str, Any], known: set[str], gone: Sequence[Refund], every: Sequence[Row]
+    world: World, customer: dict[str, Any], known: set[str], gone: Sequence[Refund | Dispute], every: Sequence[Row]
 ) -> Account:
     name, currency, stripe_id = customer["customer_id"], customer["currency"], customer["stripe_customer_id"]
     rows = [row for row in every if row.customer_id == name]
@@ -83,11 +96,12 @@ def _account(
         ),
         "notes_waiting_minor": sum(note.total_minor for note in notes if note.currency == currency),
         "adjusted_minor": sums.get(ADJUSTMENT, 0),
+        "disputed_minor": sums.get(postings.DISPUTE, 0) + sums.get(postings.DISPUTE_WON, 0),
     }
     found: list[Difference] = [
-        Difference("refund_behind", str(refund), POLL, waits=True)
-        for refund in gone
-        if refund.invoice["customer_id"] == name
+        Difference(f"{'refund' if isinstance(one, Refund) else 'dispute'}_behind", str(one), POLL, waits=True)
+        for one in gone
+        if one.invoice["customer_id"] == name
     ]
     if stripe_id is not None:
         try:
@@ -104,6 +118,7 @@ def _account(
         + account["not_finalised_minor"]
         - account["notes_waiting_minor"]
         + account["adjusted_minor"]
+        + account["disputed_minor"]
     )
     if account["ledger_minor"] != expected:
         found.append(_unequal(account["ledger_minor"], expected, currency, rows))

@@ -17,12 +17,15 @@ from meterhouse_billing.command_line import (
     print_json,
     print_table,
     refusals,
+    row_json,
     say,
     webhook_secret,
     world_of,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sqlalchemy import Engine
 
     from meterhouse_billing.crediting import Note
@@ -114,16 +117,22 @@ def run(
 
 @bill.command()
 def status(data: Data = None, as_json: Json = False) -> None:
-    """List the invoices with their states; asks nobody but our own records."""
+    """List the invoices with their states, and disputes of payments; asks nobody but our own records."""
+    from meterhouse_billing import disputes
+
     with refusals():
         settings, engine = opened(data)
         rows = _invoices(engine, settings.namespace)
+        disputed = disputes.listed(engine, settings.namespace)
     if as_json:
-        print_json({"invoices": rows})
-    elif not rows:
+        print_json({"invoices": rows, "disputes": [row_json(row) for row in disputed]})
+        return
+    if not rows:
         print("No invoices yet: `meterhouse bill run --period P`.")
     else:
         _print_invoices(rows)
+    if disputed:
+        _print_disputes(disputed)
 
 
 @bill.command()
@@ -265,6 +274,18 @@ def _print_invoices(rows: list[dict[str, Any]]) -> None:
         for name, statement in stated:
             for exception in statement["exceptions"]:
                 print(f"! {name}: {exception}")
+
+
+def _print_disputes(rows: "Sequence[Mapping[Any, Any]]") -> None:
+    from meterhouse_rating.layout import money
+
+    print("\nPayments that banks took back or ask about")
+    table: list[tuple[str, ...]] = [("customer", "of", "amount", "currency", "since", "reason", "status")]
+    for row in rows:
+        amount, since = money(row["amount_minor"], row["currency"]), f"{row['disputed_at']:%Y-%m-%d}"
+        of = row["number"] or "top-up"
+        table.append((row["customer_id"], of, amount, row["currency"], since, row["reason"], row["status"]))
+    print_table(table, right=(2,))
 
 
 def _print_drafts(drafts: list["Draft"], notes: list["Note"], as_json: bool) -> None:

@@ -16,6 +16,7 @@ from meterhouse_billing.command_line import (
     print_json,
     print_table,
     refusals,
+    row_json,
     say,
     world_of,
 )
@@ -164,15 +165,17 @@ def _top_ups(
     as_json: Json = False,
 ) -> None:
     """List what customers bought through Stripe, and disputes. Exit code 3 where Stripe shows another amount."""
-    from meterhouse_billing import purchases
+    from meterhouse_billing import disputes, purchases
 
     with refusals(), credit_refusals():
         settings, engine = opened(data)
         found = purchases.listed(engine, settings.namespace, customer)
-        disputed = purchases.all_disputes(engine, settings.namespace, customer)
+        disputed = [
+            row for row in disputes.listed(engine, settings.namespace, customer) if row["stripe_invoice_id"] is None
+        ]
     wrong = [row for row in found if row["problem"] and row["state"] == purchases.OPEN]
     if as_json:
-        print_json({"top_ups": [_row_json(row) for row in found], "disputes": [_row_json(row) for row in disputed]})
+        print_json({"top_ups": [row_json(row) for row in found], "disputes": [row_json(row) for row in disputed]})
     elif not found:
         print("No top-ups yet: `meterhouse credits top-up CUSTOMER --amount A`.")
     else:
@@ -213,10 +216,6 @@ def _rule_row(rule: "Rule") -> tuple[str, ...]:
 
 def _rule_json(rule: "Rule") -> dict[str, Any]:
     return vars(rule) | {"is_on": rule.is_on, "recorded_at": rule.recorded_at.isoformat()}
-
-
-def _row_json(row: Any) -> dict[str, Any]:
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
 
 
 def _minor(amount: str | None, currency: str) -> int:

@@ -8,10 +8,9 @@ is a row of its own (meter_invoices.py), from which notices and pauses follow as
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from meterhouse_billing import meter_invoices, postings, states, taxes
-from meterhouse_billing import meter_records as records
+from meterhouse_billing import meter_invoices, meter_records, postings, records, states, taxes
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import StripeInvoice
 from meterhouse_billing.world import World
@@ -20,7 +19,6 @@ from meterhouse_rating.ids import digest
 from meterhouse_rating.layout import money
 from meterhouse_rating.ledger import Posting
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import namespaces
 
 _FINALISED = ("open", "paid", "uncollectible")
 
@@ -39,10 +37,7 @@ def take_over(world: World, shown: StripeInvoice) -> str | None:
     lines = [] if known or shown.status == "draft" else world.gateway.lines(shown.stripe_invoice_id)
     moment = shown.paid_at or shown.finalised_at or now
     with begin_write(world.engine) as connection:
-        # A webhook and a poll may come at once: one waits for the other here, and finds what it posted.
-        connection.execute(
-            select(namespaces.c.namespace).where(namespaces.c.namespace == world.namespace).with_for_update()
-        )
+        records.alone(connection, world.namespace)
         if (state := meter_invoices.keep(connection, world.namespace, customer_id, shown, lines, now)) is not None:
             done.append(state)
         for posting in _due(connection, world.namespace, shown):
@@ -55,7 +50,7 @@ def take_over(world: World, shown: StripeInvoice) -> str | None:
 def poll(world: World) -> list[str]:
     """Look at the invoices of all subscriptions of ours, for webhooks that never came; says what was posted."""
     found = []
-    whose = {it.stripe_customer_id: it.customer_id for it in records.subscriptions(world.engine, world.namespace)}
+    whose = {it.stripe_customer_id: it.customer_id for it in meter_records.subscriptions(world.engine, world.namespace)}
     for stripe_customer_id, customer_id in whose.items():
         for shown in world.gateway.invoices_of(stripe_customer_id):
             try:
@@ -69,7 +64,7 @@ def poll(world: World) -> list[str]:
 
 def owners(world: World) -> dict[str, str]:
     """Stripe subscription -> customer."""
-    found = records.subscriptions(world.engine, world.namespace)
+    found = meter_records.subscriptions(world.engine, world.namespace)
     return {it.stripe_subscription_id: it.customer_id for it in found}
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, insert, select, update
 
 from meterhouse_billing import (
     fee_records,
+    invoice_disputes,
     meter_payments,
     meter_reports,
     policies,
@@ -103,17 +104,19 @@ def process(world: World) -> list[str]:
 
 
 def _money(world: World, kind: str, about: dict[str, Any]) -> str:
-    """Payments, refunds and disputes: of a top-up, or of an invoice, of which a refund alone says something new."""
+    """Payments, refunds and disputes: of a top-up, or of an invoice, of which the payment itself says nothing new."""
     outcome = top_up_news.look(world, about)
     if outcome is None and kind.startswith(("refund.", "charge.refund")):
         outcome = "; ".join(refunds.record(world)) or "nothing new"
+    elif outcome is None and kind.startswith(invoice_disputes.EVENTS):
+        outcome = invoice_disputes.look(world, about["id"])
     return outcome or "ignored"
 
 
 def poll(world: World) -> list[str]:
     """Look at all of ours that may still change, for webhooks that never came.
 
-    Invoices, those of subscriptions, refunds, top-ups.
+    Invoices, those of subscriptions, refunds, disputes, top-ups.
     """
     found = []
     for row in records.unsettled(world.engine, world.namespace):
@@ -121,7 +124,7 @@ def poll(world: World) -> list[str]:
         if outcome not in ("nothing new", "still a draft"):
             found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
     for account in policies.accounts(world.engine, world.namespace):
-        found += refunds.record(world.on(account))
+        found += [*refunds.record(world.on(account)), *invoice_disputes.record(world.on(account))]
     return [*found, *meter_payments.poll(world), *fee_records.collect(world), *top_up_news.poll(world)]
 
 

@@ -10,6 +10,7 @@ from meterhouse_rating.ids import digest
 from meterhouse_rating.ledger import ADJUSTMENTS, CASH, RECEIVABLE, REVENUE, TAX, Entry, Posting, transaction_id
 
 REFUND: Final = "refund"
+DISPUTE, DISPUTE_WON = "dispute", "dispute_won"
 
 
 def payment(payment_id: str, name: str, amount_minor: int, currency: str) -> Posting:
@@ -34,9 +35,7 @@ def tax(stripe_invoice_id: str, name: str, added_minor: int, contained_minor: in
 
 def untax(namespace: str, posted: Posting) -> Posting:
     """The tax of an invoice that is void is not owed either."""
-    sides = tuple(it._replace(amount_minor=-it.amount_minor) for it in posted.entries)
-    corrects = transaction_id(namespace, posted.kind, posted.source_id)
-    return Posting("void_tax", posted.source_id, f"{posted.memo}, which is void", sides, corrects)
+    return _reversed(namespace, posted, "void_tax", f"{posted.memo}, which is void")
 
 
 def reissue(invoice_id: str, issue: int, amount_minor: int, currency: str) -> Posting:
@@ -71,3 +70,19 @@ def refund_by_hand(stripe_refund_id: str, name: str, amount_minor: int, currency
     sides = (Entry(ADJUSTMENTS, amount_minor, currency), Entry(CASH, -amount_minor, currency))
     memo = f"refund of invoice {name}, made in Stripe ({stripe_refund_id})"
     return Posting(REFUND, refund_source(stripe_refund_id), memo, sides)
+
+
+def disputed(dispute_id: str, name: str, amount_minor: int, currency: str) -> Posting:
+    """A bank took a payment back: the invoice stays paid in Stripe, and is owed again here."""
+    sides = (Entry(RECEIVABLE, amount_minor, currency), Entry(CASH, -amount_minor, currency))
+    return Posting(DISPUTE, digest([DISPUTE, dispute_id]), f"dispute of the payment of invoice {name}", sides)
+
+
+def dispute_won(namespace: str, taken: Posting) -> Posting:
+    """The bank gave it back."""
+    return _reversed(namespace, taken, DISPUTE_WON, f"{taken.memo}, which is won")
+
+
+def _reversed(namespace: str, posted: Posting, kind: str, memo: str) -> Posting:
+    sides = tuple(it._replace(amount_minor=-it.amount_minor) for it in posted.entries)
+    return Posting(kind, posted.source_id, memo, sides, transaction_id(namespace, posted.kind, posted.source_id))

@@ -1,11 +1,12 @@
-"""Credits that customers buy through Stripe, as rows: what was asked for, what became of it, what banks took back."""
+"""Credits that customers buy through Stripe, as rows: what was asked for, and what became of it."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, Engine, RowMapping, func, insert, or_, select, update
 
+from meterhouse_billing.disputes import DECIDED
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import credit_purchases, disputes
 
@@ -14,9 +15,6 @@ PAGE, RULE = "page", "rule"
 
 OPEN, PAID, FAILED, EXPIRED = "open", "paid", "failed", "expired"
 """An expired page takes no payment any more. A failed charge may still be paid: Stripe keeps its payment."""
-
-_DECIDED: Final = ("won", "lost", "prevented", "warning_closed")
-"""States of a dispute after which it stays as it is."""
 
 
 def ask(connection: Connection, row: Mapping[str, Any]) -> bool:
@@ -63,7 +61,7 @@ def unsettled(engine: Engine, namespace: str, since: datetime) -> Sequence[RowMa
     """What a poll looks at: what is open or failed, and what was paid since then or has a dispute that goes on."""
     table = credit_purchases
     going_on = select(disputes.c.payment_intent).where(
-        disputes.c.namespace == namespace, disputes.c.status.not_in(_DECIDED)
+        disputes.c.namespace == namespace, disputes.c.status.not_in(DECIDED)
     )
     wanted = or_(
         table.c.state == OPEN,
@@ -104,19 +102,3 @@ def charges(connection: Connection, namespace: str, customer_id: str, since: dat
     if since is not None:
         query = query.where(table.c.created_at >= since)
     return int(connection.execute(query).scalar_one())
-
-
-def keep_dispute(connection: Connection, row: Mapping[str, Any]) -> None:
-    """A dispute as Stripe shows it now."""
-    is_it = disputes.c.dispute_id == row["dispute_id"]
-    if not connection.execute(update(disputes).where(is_it).values(**row)).rowcount:
-        connection.execute(insert(disputes).values(**row))
-
-
-def all_disputes(engine: Engine, namespace: str, customer_id: str | None = None) -> Sequence[RowMapping]:
-    """The disputes, the latest first."""
-    query = select(disputes).where(disputes.c.namespace == namespace)
-    if customer_id is not None:
-        query = query.where(disputes.c.customer_id == customer_id)
-    with engine.connect() as connection:
-        return connection.execute(query.order_by(disputes.c.disputed_at.desc())).mappings().all()

@@ -110,7 +110,7 @@ def _print(
     if compared:
         print("\nWhat customers owe")
         table: list[tuple[str, ...]] = [
-            ("customer", "currency", "ledger", "open", "balance", "not final", "notes", "by hand", "")
+            ("customer", "currency", "ledger", "open", "balance", "not final", "notes", "by hand", "disputed", "")
         ]
         for one in compared:
             amounts = [
@@ -120,10 +120,11 @@ def _print(
                 one.not_finalised_minor,
                 -one.notes_waiting_minor,
                 one.adjusted_minor,
+                one.disputed_minor,
             ]
             shown = [money(amount, one.currency) for amount in amounts]
             table.append((one.customer_id, one.currency, *shown, "differs" if one.differences else "equal"))
-        print_table(table, right=(2, 3, 4, 5, 6, 7))
+        print_table(table, right=(2, 3, 4, 5, 6, 7, 8))
     for customer_id, difference in found:
         print(f"{customer_id}: {difference.cause}\n  -> {difference.next_step}")
 

@@ -21,6 +21,7 @@ from meterhouse_store.tables import (
     invoice_lines,
     invoices,
     ledger_entries,
+    namespaces,
     payments,
     rated_lines,
     rating_statements,
@@ -275,6 +276,11 @@ def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str,
             if tax is not None and ledger.posted(connection, namespace, tax.kind, tax.source_id):
                 _post(connection, row, postings.untax(namespace, tax), now, now)
         return f"{row['state']} -> {wanted}" if moved else "nothing new"
+
+
+def alone(connection: Connection, namespace: str) -> None:
+    """News of a namespace's money come one after the other: a webhook and a poll may tell of the same at once."""
+    connection.execute(select(namespaces.c.namespace).where(namespaces.c.namespace == namespace).with_for_update())
 
 
 def _ours(connection: Connection, namespace: str, shown: StripeInvoice) -> RowMapping | None:

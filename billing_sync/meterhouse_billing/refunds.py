@@ -40,18 +40,21 @@ def unrecorded(world: World) -> Iterator[Refund]:
         with world.engine.connect() as connection:
             if ledger.posted(connection, world.namespace, postings.REFUND, postings.refund_source(body["id"])):
                 continue
-        stripe_id = world.gateway.invoice_of(body["payment_intent"]) if body["payment_intent"] else None
-        if stripe_id is None or body["status"] != "succeeded":
-            continue
-        row: Mapping[str, Any] | None = None
-        if (known := records.by_stripe_id(world.engine, world.namespace, stripe_id)) is not None:
-            row = dict(known)
-        row = row or meter_payments.named(world, stripe_id)
+        row = invoice_paid_by(world, body["payment_intent"]) if body["status"] == "succeeded" else None
         if row is None:
             continue
-        ours = (one for one in world.gateway.credit_notes(stripe_id) if NOTE_ID in one.metadata)
+        ours = (one for one in world.gateway.credit_notes(row["stripe_invoice_id"]) if NOTE_ID in one.metadata)
         if not any(body["id"] in one.refund_ids for one in ours):
             yield Refund(body["id"], row, from_stripe(body["amount"], row["currency"]))
+
+
+def invoice_paid_by(world: World, payment_intent: str | None) -> Mapping[str, Any] | None:
+    """Our invoice that a payment was for, or Stripe's of a subscription of ours, by its columns; None for neither."""
+    stripe_id = world.gateway.invoice_of(payment_intent) if payment_intent else None
+    if stripe_id is None:
+        return None
+    known = records.by_stripe_id(world.engine, world.namespace, stripe_id)
+    return dict(known) if known is not None else meter_payments.named(world, stripe_id)
 
 
 def record(world: World) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import stripe
 from sqlalchemy import Connection, RowMapping, select
 
-from meterhouse_billing import charge_rules, fee_records, notices, purchases
+from meterhouse_billing import charge_rules, disputes, fee_records, notices, purchases
 from meterhouse_billing.amounts import NotPayable, from_stripe
 from meterhouse_billing.documents import NAMESPACE
 from meterhouse_billing.gateway import StripeRefused
@@ -44,7 +44,6 @@ EVENTS: Final = ("checkout.session.", "payment_intent.", "charge.", "refund.")
 """Types of events that may be about a top-up."""
 
 _WHO: Final = "stripe"
-_NOTHING_TAKEN: Final = ("won", "prevented", "warning_needs_response", "warning_under_review", "warning_closed")
 _NOT_PAID: Final = ("requires_payment_method", "requires_action", "requires_confirmation", "canceled")
 
 
@@ -179,8 +178,8 @@ def _taken_back(world: World, purchase_id: str) -> Iterator[str]:
         yield from _move(world, row, REFUNDED, refund["id"], refund["amount"], "refunded", holds=holds)
     for dispute in world.gateway.call(lambda client: _disputes(client, row["payment_intent"])):
         with begin_write(world.engine) as connection:
-            purchases.keep_dispute(connection, _dispute(world, row, dispute))
-        holds, what = dispute["status"] not in _NOTHING_TAKEN, f"disputed ({dispute['reason']})"
+            disputes.keep(connection, world.namespace, row["customer_id"], dispute, world.now())
+        holds, what = disputes.takes(dispute), f"disputed ({dispute['reason']})"
         yield from _move(world, row, DISPUTED, dispute["id"], dispute["amount"], what, holds=holds)
 
 
@@ -192,21 +191,6 @@ def _refunds(client: stripe.StripeClient, intent: str) -> list[dict[str, Any]]:
 def _disputes(client: stripe.StripeClient, intent: str) -> list[dict[str, Any]]:
     page = client.v1.disputes.list({"payment_intent": intent, "limit": 100})
     return [it.to_dict() for it in page.auto_paging_iter()]
-
-
-def _dispute(world: World, row: RowMapping, dispute: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "dispute_id": dispute["id"],
-        "namespace": world.namespace,
-        "customer_id": row["customer_id"],
-        "payment_intent": row["payment_intent"],
-        "amount_minor": from_stripe(dispute["amount"], row["currency"]),
-        "currency": row["currency"],
-        "status": dispute["status"],
-        "reason": dispute["reason"],
-        "disputed_at": datetime.fromtimestamp(dispute["created"], UTC),
-        "seen_at": world.now(),
-    }
 
 
 def _move(

@@ -36,6 +36,6 @@ PAYMENT_ROUTES: Final = (
     call("GET", "/v1/payment_intents", "PaymentIntentListParams", _payments, "limit starting_after customer"),
     call("GET", "/v1/payment_intents/{id}", "PaymentIntentRetrieveParams", payments.show, "expand"),
     call("GET", "/v1/charges/{id}", "ChargeRetrieveParams", retrieve("charge")),
-    call("GET", "/v1/disputes", "DisputeListParams", _disputes, "limit starting_after payment_intent"),
+    call("GET", "/v1/disputes", "DisputeListParams", _disputes, "limit starting_after payment_intent created.gte"),
     call("GET", "/v1/disputes/{id}", "DisputeRetrieveParams", retrieve("dispute")),
 )  # fmt: skip

@@ -267,5 +267,8 @@ def decide(context: Context, name: str, status: str) -> Given:
 
 
 def by_intent(context: Context, kind: str, given: Given) -> list[Given]:
-    """Disputes, or refunds, of a payment."""
-    return context.state.newest_first(kind, lambda one: given.get("payment_intent") in (None, one["payment_intent"]))
+    """Disputes, or refunds, of a payment, or since a moment."""
+    since = given.get("created", {}).get("gte", 0)
+    return context.state.newest_first(
+        kind, lambda one: given.get("payment_intent") in (None, one["payment_intent"]) and one["created"] >= since
+    )

@@ -11,7 +11,7 @@ what an older backup brings. So it may be repeated.
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from meterhouse_store.ledger_chain import seal_unsealed
 from meterhouse_store.tables import metadata
@@ -29,10 +29,19 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
             "CREATE INDEX IF NOT EXISTS invoice_transitions_by_invoice ON invoice_transitions (invoice_id, changed_at)",
         ),
     ),
+    (7, ()),  # FILLED
 )
+
+
+def _disputes_name_invoices(connection: Connection) -> None:
+    # The table came without a version of its own: databases of version 6 have it, and lack it.
+    if "stripe_invoice_id" not in {it["name"] for it in inspect(connection).get_columns("disputes")}:
+        connection.execute(text("ALTER TABLE disputes ADD COLUMN stripe_invoice_id VARCHAR(64)"))
+
 
 FILLED: Final[tuple[tuple[int, Callable[[Connection], None]], ...]] = (
     (3, seal_unsealed),  # the ledger's hash chain
+    (7, _disputes_name_invoices),
 )
 
 VERSION: Final = MIGRATIONS[-1][0]

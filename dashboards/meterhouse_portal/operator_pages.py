@@ -8,7 +8,7 @@ from typing import Final
 
 from starlette.responses import RedirectResponse, Response
 
-from meterhouse_billing import approvals, records, reviews
+from meterhouse_billing import approvals, disputes, records, reviews
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.states import NotNow
 from meterhouse_billing.world import Desk
@@ -28,7 +28,7 @@ _VERBS: Final = ("approve", "hold", "finalise")
 
 
 def show_reviews(visit: OperatorVisit, problem: str = "") -> Response:
-    """The invoices that wait, each with its lines and what there is to look at."""
+    """The invoices that wait, each with its lines and what there is to look at; and payments that banks took back."""
     found = reviews.waiting(visit.engine, visit.namespace)
     notes = reviews.notes_waiting(visit.engine, visit.namespace)
     shown, more = found[:ROWS], len(found) - ROWS
@@ -36,6 +36,7 @@ def show_reviews(visit: OperatorVisit, problem: str = "") -> Response:
         lines = by_rating(lines_of(connection, [it.invoice["rating_id"] for it in shown]))
     return visit.page(
         "operator_reviews.html", problem=problem, reviews=shown, more=more, notes=notes, lines=lines,
+        disputes=disputes.listed(visit.engine, visit.namespace)[:ROWS],
         sentences=explain.sentences, no_stripe=_no_stripe(visit) if shown else "",
         zones={it.customer_id: it.time_zone for it in registry.customers(visit.engine, visit.namespace)},
     )  # fmt: skip

@@ -117,7 +117,8 @@ def _major(minor: str) -> str:
 
 # What an invoice that went out still had open at the end of the period, by its age then; beside it the whole ledger.
 _AGEING: Final = """(
-    SELECT namespace, customer_id, accounted_at, currency, amount, 'ledger' AS age, as_of, is_closed
+    SELECT namespace, customer_id, accounted_at, currency, amount,
+        if(kind IN ('dispute', 'dispute_won'), 'disputed', 'ledger') AS age, as_of, is_closed
     FROM finance_entries
     WHERE account = 'receivable'
     UNION ALL
@@ -149,6 +150,12 @@ _MARGINS: Final = """(
         toStartOfMonth(accounted_at) AS month
     FROM margins
 )"""
+
+# What came again of a top-up may be a refund that failed, too: what is reversed names it.
+_DISPUTES: Final = (
+    "kind IN ('dispute', 'dispute_won', 'credit_disputed') "
+    "OR kind = 'credit_reinstated' AND startsWith(description, 'dp_')"
+)
 
 _ALL: Final = (
     Report(
@@ -233,16 +240,31 @@ _ALL: Final = (
         _AGEING,
         {"customer": "customer_id"},
         {
-            "not_invoiced": "sumIf(amount, age = 'ledger') - sumIf(amount, age != 'ledger')",
+            "not_invoiced": "sumIf(amount, age = 'ledger') - sumIf(amount, age NOT IN ('ledger', 'disputed'))",
             "days_0_30": "sumIf(amount, age = 'd30')",
             "days_31_60": "sumIf(amount, age = 'd60')",
             "days_61_90": "sumIf(amount, age = 'd90')",
             "older": "sumIf(amount, age = 'older')",
-            "receivable": "sumIf(amount, age = 'ledger')",
+            "disputed": "sumIf(amount, age = 'disputed')",
+            "receivable": "sumIf(amount, age IN ('ledger', 'disputed'))",
         },
         ("customer",),
         times=UNTIL,
-        having="receivable != 0 OR days_0_30 != 0 OR days_31_60 != 0 OR days_61_90 != 0 OR older != 0",
+        having="receivable != 0 OR disputed != 0 OR days_0_30 != 0 OR days_31_60 != 0 OR days_61_90 != 0 OR older != 0",
+    ),
+    Report(
+        "disputes",
+        "What customers' banks took back of payments, and what came again; Stripe's fees for it are not in it.",
+        "finance_entries",
+        {"month": "month", "customer": "customer_id", "kind": "kind", "description": "description"},
+        {
+            "taken": "-sumIf(amount, amount < 0)",
+            "returned": "sumIf(amount, amount > 0)",
+            "entries": "count()",
+        },
+        ("month", "customer"),
+        where=f"account = 'cash' AND ({_DISPUTES})",
+        counts=frozenset({"entries"}),
     ),
     Report(
         "tax",

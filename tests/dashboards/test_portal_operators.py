@@ -7,7 +7,7 @@ import pytest
 from portal_samples import BOOK, COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of
 from starlette.testclient import TestClient
 
-from meterhouse_billing import policies, records, reviews
+from meterhouse_billing import disputes, policies, records, reviews
 from meterhouse_billing.gateway import connect
 from meterhouse_billing.run import bill
 from meterhouse_billing.world import World
@@ -15,6 +15,7 @@ from meterhouse_portal import app, members, questions
 from meterhouse_rating import publishing, versions
 from meterhouse_rating.publishing import Person
 from meterhouse_store import decided
+from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import invoices
 
 ANNA, BEN = "anna@operator.example", "ben@operator.example"
@@ -93,6 +94,19 @@ def test_an_invoice_in_review_shows_its_lines_and_days_on_the_customer_s_clock_a
     assert refused.status_code == 422 and "there is no Stripe key" in text_of(refused.text)
     assert anna.post(path, data=form | {"act": "hold"}).status_code == 303
     assert state_of(world, "acme") == "in review" and "on hold" in anna.get("/operator").text
+
+
+def test_payments_that_banks_took_back_are_shown_with_the_invoices(portal):
+    world, visit = portal
+    anna, _ = visit(ANNA)
+    assert "banks took back" not in text_of(anna.get("/operator").text)
+    shown = {"id": "dp_1", "payment_intent": "pi_1", "amount": 1250, "currency": "usd", "reason": "fraudulent"}
+    with begin_write(world.engine) as connection:
+        about = shown | {"status": "needs_response", "created": int(NOW.timestamp())}
+        disputes.keep(connection, "live", "acme", about, NOW, "in_1")
+    told = text_of(anna.get("/operator").text)
+    assert "Payments that banks took back or ask about" in told
+    assert "acme in_1 12.50 USD" in told and "fraudulent needs response" in told
 
 
 def test_above_a_limit_one_approves_and_another_finalises(portal):

@@ -319,6 +319,26 @@ def test_tax_on_top_of_an_invoice_is_in_the_tax_report_and_owed_until_it_is_paid
     assert amounts(found, "differs", "rated", "stripe") == [("", 51, 51)]
 
 
+def test_what_a_bank_took_back_is_owed_and_told_until_it_comes_again(sqlite_house):
+    house = furnished(sqlite_house)
+    engine, client = house.world.engine, house.world.client
+    # 51.00, of which 25.00 were paid on the invoice; the bank takes these back.
+    taken = postings.disputed("dp_1", "A-1", 2500, "USD")
+    with begin_write(engine) as connection:
+        ledger.post(connection, "test", "acme", [taken], effective_at=NOVEMBER_3, recorded_at=NOVEMBER_3)
+    mirror.push(engine, client, "test")
+    (ageing,) = rows(house, "ageing", "2026-11", customer="acme")
+    assert amounts([ageing], "not_invoiced", "days_0_30", "disputed", "receivable") == [(0, 26, 25, 51)]
+    assert amounts(rows(house, "disputes", "2026-11"), "customer", "taken", "returned") == [("acme", 25, 0)]
+    won = postings.dispute_won("test", taken)
+    with begin_write(engine) as connection:
+        ledger.post(connection, "test", "acme", [won], effective_at=NOVEMBER_3, recorded_at=NOVEMBER_3)
+    mirror.push(engine, client, "test")
+    (ageing,) = rows(house, "ageing", "2026-11", customer="acme")
+    assert amounts([ageing], "not_invoiced", "days_0_30", "disputed", "receivable") == [(0, 26, 0, 26)]
+    assert amounts(rows(house, "disputes", "2026-11"), "customer", "taken", "returned") == [("acme", 25, 25)]
+
+
 def test_what_credit_notes_took_off_an_invoice_is_not_open_any_more(sqlite_house):
     house = furnished(sqlite_house)
     engine, client = house.world.engine, house.world.client

@@ -238,6 +238,7 @@ disputes = Table(
     Column("namespace", String(64), nullable=False),
     Column("customer_id", String(256), nullable=False),
     Column("payment_intent", String(128), nullable=False),
+    Column("stripe_invoice_id", String(64)),  # of the invoice that was paid; null: a top-up
     Column("amount_minor", BigInteger, nullable=False),
     Column("currency", String(3), nullable=False),
     Column("status", String(32), nullable=False),  # Stripe's
