@@ -42,6 +42,14 @@ class Fee:
 NO_FEE: Final = Fee()
 
 
+def given_back(taken_minor: int, back_minor: int, total_minor: int) -> int:
+    """How much of a fee goes back once so much of the total did: in proportion, half up once, never more than it."""
+    if total_minor <= 0:
+        return 0
+    part = (Decimal(taken_minor) * back_minor / total_minor).quantize(Decimal(1), ROUND_HALF_UP)
+    return min(taken_minor, max(0, int(part)))
+
+
 def read_fee(text: Any) -> Fee:
     """`2.5%`, `USD=1.00,EUR=0.90` or `none`. Raises ValueError."""
     said = str(text).strip()

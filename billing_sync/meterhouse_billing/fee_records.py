@@ -72,13 +72,18 @@ def collect(world: World) -> Iterator[str]:
 
 def post(world: World, customer_id: str, currency: str, payment: str, amount_minor: int) -> None:
     """What was kept of a payment, once; nothing for nothing."""
-    source, now = digest([KIND, payment]), world.now()
+    name, now = source(payment), world.now()
     sides = (Entry(APPLICATION_FEES, amount_minor, currency), Entry(CASH, -amount_minor, currency))
     with begin_write(world.engine) as connection:
-        if amount_minor and not ledger.posted(connection, world.namespace, KIND, source):
-            posting = Posting(KIND, source, f"application fee of {payment}", sides)
+        if amount_minor and not ledger.posted(connection, world.namespace, KIND, name):
+            posting = Posting(KIND, name, f"application fee of {payment}", sides)
             where = (connection, world.namespace, customer_id)
             ledger.post(*where, [posting], effective_at=now, recorded_at=now)
+
+
+def source(payment: str) -> str:
+    """What names the posting of the fee of a payment."""
+    return digest([KIND, payment])
 
 
 def of_invoice(engine: Engine, stripe_invoice_id: str) -> RowMapping | None:

@@ -323,6 +323,7 @@ _SENDERS: Final[dict[str, Callable[[Any, str, Any, stripe.RequestOptions], Any]]
     "customer.update": lambda v1, on, params, options: v1.customers.update(on, params, options),
     "checkout.create": lambda v1, _on, params, options: v1.checkout.sessions.create(params, options),
     "payment_intent.create": lambda v1, _on, params, options: v1.payment_intents.create(params, options),
+    "application_fee.refund": lambda v1, on, params, options: v1.application_fees.refunds.create(on, params, options),
     "invoice.finalise": lambda v1, on, params, options: v1.invoices.finalize_invoice(on, params, options),
 }
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, insert, select, update
 
 from meterhouse_billing import (
     fee_records,
+    fee_refunds,
     invoice_disputes,
     meter_payments,
     meter_reports,
@@ -100,7 +101,7 @@ def process(world: World) -> list[str]:
             values = {"processed_at": world.now(), "outcome": outcome[:256]}
             connection.execute(update(webhook_inbox).where(is_it).values(**values))
         done.append(f"{event['type']} {event['object_id']}: {outcome}")
-    return [*done, *fee_records.collect(world)] if done else []
+    return [*done, *fee_records.collect(world), *fee_refunds.collect(world)] if done else []
 
 
 def _money(world: World, kind: str, about: dict[str, Any]) -> str:
@@ -125,7 +126,8 @@ def poll(world: World) -> list[str]:
             found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
     for account in policies.accounts(world.engine, world.namespace):
         found += [*refunds.record(world.on(account)), *invoice_disputes.record(world.on(account))]
-    return [*found, *meter_payments.poll(world), *fee_records.collect(world), *top_up_news.poll(world)]
+    found += [*meter_payments.poll(world), *fee_records.collect(world), *fee_refunds.collect(world)]
+    return [*found, *top_up_news.poll(world)]
 
 
 def _look(world: World, stripe_invoice_id: str, why: str) -> str:

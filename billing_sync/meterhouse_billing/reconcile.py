@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
-from meterhouse_billing import credit_records, fee_records, records, states, tax_records
+from meterhouse_billing import credit_records, fee_records, fee_refunds, records, states, tax_records
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.credit_documents import Shown
 from meterhouse_billing.crediting import NOTE_ID
@@ -155,6 +155,10 @@ def _of_fee(world: World, row: RowMapping) -> Iterator[Difference]:
         cause = f"the application fee was to be {shown[0]} {fee['currency']}, {shown[1]} were kept"
         step = "paid outside of Stripe there is none: collect it from the connected account"
         yield Difference("fee_differs", cause, step)
+    kept = fee_refunds.of_invoice(world.engine, world.namespace, row["stripe_invoice_id"])
+    if kept is not None and fee_refunds.behind(world.engine, world.namespace, kept):
+        cause = "what credit notes ask the platform to give back of its fee is not given back yet"
+        yield Difference("fee_refund_behind", cause, POLL, waits=True)
 
 
 def _of_notes(world: World, row: RowMapping, shown: StripeInvoice) -> Iterator[Difference]:

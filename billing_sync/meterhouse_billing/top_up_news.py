@@ -11,12 +11,13 @@ order and any repetition end the same:
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Any, Final
 
 import stripe
 from sqlalchemy import Connection, RowMapping, select
 
-from meterhouse_billing import charge_rules, disputes, fee_records, notices, purchases
+from meterhouse_billing import charge_rules, disputes, fee_records, fee_refunds, notices, purchases
 from meterhouse_billing.amounts import NotPayable, from_stripe
 from meterhouse_billing.documents import NAMESPACE
 from meterhouse_billing.gateway import StripeRefused
@@ -112,7 +113,9 @@ def _settle(world: World, row: RowMapping) -> str:
         return "nothing new"  # a charge that nobody sent yet
     payment = world.gateway.call(lambda client: _payment(client, intent))
     if payment["status"] == "succeeded":
-        return "; ".join([*_paid(world, row, payment), *_taken_back(world, row["purchase_id"])]) or "nothing new"
+        fee = fee_refunds.settle(world, row["customer_id"], row["currency"], payment, 0, row["amount_minor"])
+        steps = chain(_paid(world, row, payment), _taken_back(world, row["purchase_id"]), fee)
+        return "; ".join(steps) or "nothing new"
     if row["how"] == RULE and row["state"] == OPEN and payment["status"] in _NOT_PAID:
         problem = payment.get("last_payment_error") or {}
         return fail(world, row, problem.get("message") or f"Stripe shows the payment as {payment['status']}")

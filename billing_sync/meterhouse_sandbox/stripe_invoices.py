@@ -242,6 +242,7 @@ def _charge(context: Context, invoice: dict[str, Any]) -> None:
     """The money, and which payment it was."""
     amount, intent = invoice["amount_remaining"], new_id("pi")
     charge = {"id": new_id("ch"), "object": "charge", "amount": amount, "amount_refunded": 0, "payment_intent": intent}
+    charge["application_fee"] = kept_fee(context, charge, invoice["currency"], invoice.get("_application_fee_amount"))
     context.state.put("charge", charge, owner=invoice["id"])
     about = {
         "id": intent,
@@ -272,6 +273,27 @@ def _charge(context: Context, invoice: dict[str, Any]) -> None:
         "status_transitions": {"canceled_at": None, "paid_at": context.now()},
     }
     context.state.put("invoice_payment", payment)
+
+
+def kept_fee(context: Context, charge: dict[str, Any], currency: str, amount: int | None) -> str | None:
+    """What the platform keeps of a charge of a connected account: an object of the platform's; its id."""
+    if not amount:
+        return None
+    fee = {
+        "id": new_id("fee"),
+        "object": "application_fee",
+        "account": context.state.account,
+        "amount": amount,
+        "amount_refunded": 0,
+        "charge": charge["id"],
+        "created": context.now(),
+        "currency": currency,
+        "livemode": False,
+        "refunded": False,
+    }
+    with context.state.platform():
+        context.state.put("application_fee", fee)
+    return str(fee["id"])
 
 
 def declined(given: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ customer has paid; a payment that is confirmed off-session and declined answers 
 from typing import Any, Final
 
 from meterhouse_sandbox.stripe_contract import StripeRefusal
-from meterhouse_sandbox.stripe_invoices import LEAST_CHARGE, Context
+from meterhouse_sandbox.stripe_invoices import LEAST_CHARGE, Context, kept_fee
 from meterhouse_sandbox.stripe_state import new_id
 
 Given = dict[str, Any]
@@ -181,6 +181,8 @@ def _confirm(context: Context, payment: Given, method: str) -> Given:
         "payment_intent": payment["id"],
         "status": "succeeded",
     }
+    fee = kept_fee(context, charge, payment["currency"], payment["application_fee_amount"])
+    charge["application_fee"] = fee
     context.state.put("charge", charge, owner=payment["id"])
     payment |= {
         "amount_received": payment["amount"],

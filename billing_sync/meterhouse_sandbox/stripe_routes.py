@@ -12,6 +12,7 @@ from meterhouse_sandbox.stripe_calls import new as _new
 from meterhouse_sandbox.stripe_calls import page as _page
 from meterhouse_sandbox.stripe_calls import retrieve as _retrieve
 from meterhouse_sandbox.stripe_contract import StripeRefusal
+from meterhouse_sandbox.stripe_fees import FEE_ROUTES
 from meterhouse_sandbox.stripe_invoices import Context
 from meterhouse_sandbox.stripe_meter_routes import METER_ROUTES
 from meterhouse_sandbox.stripe_payment_routes import PAYMENT_ROUTES
@@ -213,7 +214,7 @@ ROUTES: Final = (
 
 def match(method: str, path: str) -> tuple[Call, str]:
     """The route of a request and the name in its path. Raises StripeRefusal (404)."""
-    for route in (*METER_ROUTES, *STREAM_ROUTES, *PAYMENT_ROUTES, *ROUTES):
+    for route in (*METER_ROUTES, *STREAM_ROUTES, *PAYMENT_ROUTES, *FEE_ROUTES, *ROUTES):
         pattern = re.escape(route.path).replace(r"\{id\}", "([A-Za-z0-9_]+)")
         found = re.fullmatch(pattern, path)
         if found and route.method == method:

@@ -78,6 +78,15 @@ class State:
             raise
         self._sql.execute("COMMIT")
 
+    @contextmanager
+    def platform(self) -> Iterator[None]:
+        """Speak for the platform for a while, whose a part of what belongs to a connected account is."""
+        account, self.account = self.account, ""
+        try:
+            yield
+        finally:
+            self.account = account
+
     # ---- objects
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ import pytest
 import stripe
 from sqlalchemy import func, select
 
-from meterhouse_billing import accounts, fee_records, news, policies, records, top_ups
-from meterhouse_billing.application_fees import read_fee
+from meterhouse_billing import accounts, credit_records, fee_records, news, policies, records, top_ups
+from meterhouse_billing.application_fees import given_back, read_fee
+from meterhouse_billing.credit_run import credit
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.reconcile import reconcile
 from meterhouse_billing.run import bill
@@ -91,6 +92,104 @@ def test_an_invoice_of_a_connected_account_is_there_alone_and_its_fee_is_posted_
     assert [row.differences for row in rows] == [()]
     assert [it.differences for it in accounts.compare(world, rows)] == [()]
     assert fee_records.sums(books.engine, "test") == [("acme", "USD", 26)]
+
+
+@pytest.mark.parametrize(
+    ("taken", "back", "total", "fee"),
+    [
+        (26, 1020, 1020, 26),  # all of it
+        (26, 510, 1020, 13),
+        (26, 0, 1020, 0),
+        (25, 500, 1000, 13),  # 12.5: half up
+        (25, 499, 1000, 12),  # 12.475
+        (1, 499, 1000, 0),
+        (1, 500, 1000, 1),
+        (26, 2000, 1020, 26),  # never more than it was
+        (26, -5, 1020, 0),
+        (26, 5, 0, 0),
+    ],
+)
+def test_what_goes_back_of_a_fee_is_exact_to_the_minor_unit(taken, back, total, fee):
+    assert given_back(taken, back, total) == fee
+
+
+def sold(books, world, sandbox, paid_credit, total=1020):
+    """An invoice of a connected account with a fee of 2.5 %, paid; the world, the rating, the payment."""
+    put(world, stripe_account=SHOP, application_fee="2.5%", paid_credit=paid_credit)
+    world = world.of("")
+    rating = books.rating("acme", [("usage", "input", "10", total)])
+    run(world)
+    [invoice] = invoices(sandbox, SHOP)
+    pay(sandbox, invoice.id, SHOP)
+    news.poll(world)
+    [row] = books.rows(tables.application_fees)
+    return world, rating, row["payment_intent"]
+
+
+def fee_in_stripe(world, intent):
+    """(taken, given back, how often) of the platform's fee."""
+    asked = {"expand": ["latest_charge"]}
+    payment = world.gateway.call(lambda client: client.v1.payment_intents.retrieve(intent, asked))
+    name = payment.latest_charge.application_fee
+    client = world.on("").gateway._client
+    given = client.v1.application_fees.refunds.list(name).data
+    fee = client.v1.application_fees.retrieve(name)
+    return fee.amount, fee.amount_refunded, [it.amount for it in given][::-1]
+
+
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("how", ["refund", "balance", "outside"])
+def test_a_credit_note_gives_back_its_part_of_the_fee_once(books, world, sandbox, how):
+    world, rating, intent = sold(books, world, sandbox, how)
+    assert fee_in_stripe(world, intent) == (26, 0, [])
+    books.correction(rating, [(0, -300)])  # 300 of 1020: of 26 cents 7.647
+    list(credit(world, credit_records.notes(books.engine, "test", only_open=True), approve=True))
+    [row] = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [it.code for it in row.differences] == ["fee_refund_behind"]
+    assert news.poll(world) == ["acme: the platform gave 0.08 USD of its fee back"]
+    assert news.poll(world) == []
+    assert fee_in_stripe(world, intent) == (26, 8, [8])
+    assert balances(books)["application_fees"] == 18
+    assert fee_records.sums(books.engine, "test") == [("acme", "USD", 18)]
+    rows = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [row.differences for row in rows] == [()]
+    assert [it.differences for it in accounts.compare(world, rows)] == [()]
+
+
+@pytest.mark.parametrize("seen", ["each", "all at once"])
+def test_many_small_refunds_by_hand_give_back_what_one_large_one_does(books, world, sandbox, seen):
+    world, _, intent = sold(books, world, sandbox, "refund")
+    # 3 x 170 of 1020 come to half of the fee (13), each alone to 4.33; the rest brings all of it
+    for amount in (170, 170, 170):
+        world.gateway.call(lambda client, amount=amount: client.v1.refunds.create(refund_of(intent, amount)))
+        if seen == "each":
+            news.poll(world)
+    news.poll(world)
+    assert fee_in_stripe(world, intent)[1] == 13
+    world.gateway.call(lambda client: client.v1.refunds.create(refund_of(intent, 510)))
+    news.poll(world)
+    assert fee_in_stripe(world, intent) == (26, 26, [4, 5, 4, 13] if seen == "each" else [13, 13])
+    assert news.poll(world) == []
+    assert balances(books) == {"adjustments": 1020, "revenue": -1020}
+
+
+def refund_of(intent, amount):
+    return {"payment_intent": intent, "amount": amount}
+
+
+def test_what_the_platform_gave_back_by_hand_counts_and_a_lost_answer_is_not_given_twice(books, world, sandbox):
+    world, _, intent = sold(books, world, sandbox, "refund")
+    asked = {"expand": ["latest_charge"]}
+    payment = world.gateway.call(lambda client: client.v1.payment_intents.retrieve(intent, asked))
+    platform = world.on("").gateway
+    platform.call(
+        lambda client: client.v1.application_fees.refunds.create(payment.latest_charge.application_fee, {"amount": 3})
+    )
+    world.gateway.call(lambda client: client.v1.refunds.create(refund_of(intent, 510)))
+    sandbox.faults.lose_reply_of = {sandbox.faults.posts + 1}  # the call is done, and its answer is lost
+    news.poll(world)
+    assert fee_in_stripe(world, intent) == (26, 13, [3, 10])
+    assert balances(books)["application_fees"] == 13
 
 
 def test_customers_with_accounts_of_their_own_are_billed_there(books, world, sandbox):
@@ -180,9 +279,12 @@ def test_a_top_up_is_paid_to_the_connected_account_less_the_fee(books, world, sa
     [row] = books.rows(tables.credit_purchases)
     refund = {"payment_intent": row["payment_intent"], "amount": 1000}
     world.gateway.call(lambda client: client.v1.refunds.create(refund))
-    assert news.poll(replace(world, who="poll")) == ["acme: 10.00 USD of a top-up were refunded"]
-    # the fee stays with the platform
-    assert balances(books) == {"application_fees": 500, "cash": 3500, "deferred_credits": -4000}
+    assert news.poll(replace(world, who="poll")) == [
+        "acme: 10.00 USD of a top-up were refunded; acme: the platform gave 1.00 USD of its fee back"
+    ]
+    # a fifth of the payment went back, and so a fifth of the fee
+    assert balances(books) == {"application_fees": 400, "cash": 3600, "deferred_credits": -4000}
+    assert news.poll(world) == []
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
