@@ -12,9 +12,9 @@ from sqlalchemy import func, select
 
 from meterhouse_billing import (
     credit_records,
-    drivers,
     invoice_disputes,
     issues,
+    meter_payments,
     policies,
     postings,
     records,
@@ -53,16 +53,12 @@ class Account:
 
 
 def compare(world: World, rows: Sequence[Row], customer_id: str | None = None) -> list[Account]:
-    """The accounts of the customers; `rows` are all of their closed ratings as compared before.
-
-    Customers that Stripe's meters billed at some time are left out: what Stripe made of those months is in no row here.
-    """
+    """The accounts of the customers; `rows` are all of their months as compared before, those on meters included."""
     query = select(customers).where(customers.c.namespace == world.namespace).order_by(customers.c.customer_id)
     if customer_id is not None:
         query = query.where(customers.c.customer_id == customer_id)
     with world.engine.connect() as connection:
         found = [dict(row) for row in connection.execute(query).mappings()]
-    switched = drivers.drivers(world.engine, world.namespace)
     sellers = policies.accounts(world.engine, world.namespace)
     gone: list[Refund | Dispute] = [one for account in sellers for one in refunds.unrecorded(world.on(account))]
     gone += [one for account in sellers for one in invoice_disputes.unrecorded(world.on(account))]
@@ -76,7 +72,6 @@ def compare(world: World, rows: Sequence[Row], customer_id: str | None = None) -
             [row for row in rows if row.customer_id == customer["customer_id"]],
         )
         for customer in found
-        if all(it.driver == drivers.INVOICES for it in switched.get(customer["customer_id"], ()))
     ]
 
 
@@ -136,8 +131,9 @@ def _unequal(here: int, expected: int, currency: str, rows: Sequence[Row]) -> Di
 
 
 def _only_in_stripe(world: World, stripe_customer_id: str, known: set[str]) -> Iterator[Difference]:
+    subscriptions = meter_payments.owners(world)
     for shown in world.gateway.invoices_of(stripe_customer_id):
-        if shown.stripe_invoice_id in known or shown.status == "void":
+        if shown.stripe_invoice_id in known or shown.subscription in subscriptions or shown.status == "void":
             continue
         yield _unknown(world, shown)
     for item in world.gateway.pending_items(stripe_customer_id):

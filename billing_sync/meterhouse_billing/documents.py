@@ -167,6 +167,7 @@ class StripeLine:
     contained: int = 0
     """Tax within the amount."""
     description: str = ""
+    period_start: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,7 @@ def read_line(body: Mapping[str, Any]) -> StripeLine:
         metadata=body["metadata"] or {},
         contained=tax.contained,
         description=body["description"] or "",
+        period_start=_moment(body["period"]["start"]),
     )
 
 

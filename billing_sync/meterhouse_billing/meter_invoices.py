@@ -15,10 +15,11 @@ from meterhouse_billing.documents import StripeInvoice, StripeLine
 from meterhouse_store.tables import metered_invoices as table
 
 
-def known(connection: Connection, stripe_invoice_id: str) -> bool:
-    """Whether there is a row of it."""
+def state(connection: Connection, stripe_invoice_id: str) -> str | None:
+    """The state that an invoice is known in; None where it is not known."""
     query = select(table.c.state).where(table.c.stripe_invoice_id == stripe_invoice_id)
-    return connection.execute(query).first() is not None
+    found: str | None = connection.execute(query).scalar_one_or_none()
+    return found
 
 
 def keep(

@@ -15,7 +15,6 @@ from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import StripeInvoice
 from meterhouse_billing.world import World
 from meterhouse_rating import ledger
-from meterhouse_rating.ids import digest
 from meterhouse_rating.layout import money
 from meterhouse_rating.ledger import Posting
 from meterhouse_store.sql import begin_write
@@ -33,13 +32,13 @@ def take_over(world: World, shown: StripeInvoice) -> str | None:
         return None
     now, done = world.now(), []
     with world.engine.connect() as connection:
-        known = meter_invoices.known(connection, shown.stripe_invoice_id)
+        known = meter_invoices.state(connection, shown.stripe_invoice_id) is not None
     lines = [] if known or shown.status == "draft" else world.gateway.lines(shown.stripe_invoice_id)
     moment = shown.paid_at or shown.finalised_at or now
     with begin_write(world.engine) as connection:
         records.alone(connection, world.namespace)
-        if (state := meter_invoices.keep(connection, world.namespace, customer_id, shown, lines, now)) is not None:
-            done.append(state)
+        if (news := meter_invoices.keep(connection, world.namespace, customer_id, shown, lines, now)) is not None:
+            done.append(news)
         for posting in _due(connection, world.namespace, shown):
             if not ledger.posted(connection, world.namespace, posting.kind, posting.source_id):
                 ledger.post(connection, world.namespace, customer_id, [posting], effective_at=moment, recorded_at=now)
@@ -93,7 +92,7 @@ def _due(connection: Connection, namespace: str, shown: StripeInvoice) -> list[P
         found.append(postings.untax(namespace, tax))
     paid = from_stripe(shown.amount_paid, currency)
     if shown.status == "paid" and paid:  # `paid` is also one whose amount moved to the customer's balance
-        found.append(postings.payment(digest(["payment", namespace, stripe_id]), name, paid, currency))
+        found.append(postings.payment(postings.payment_id(namespace, stripe_id), name, paid, currency))
     return found
 
 

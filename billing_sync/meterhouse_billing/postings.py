@@ -13,6 +13,11 @@ REFUND: Final = "refund"
 DISPUTE, DISPUTE_WON = "dispute", "dispute_won"
 
 
+def payment_id(namespace: str, stripe_invoice_id: str) -> str:
+    """What names the payment of an invoice, and its posting."""
+    return digest(["payment", namespace, stripe_invoice_id])
+
+
 def payment(payment_id: str, name: str, amount_minor: int, currency: str) -> Posting:
     """Money came in for an invoice."""
     sides = (Entry(CASH, amount_minor, currency), Entry(RECEIVABLE, -amount_minor, currency))

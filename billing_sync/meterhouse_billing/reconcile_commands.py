@@ -1,7 +1,7 @@
 """`meterhouse bill reconcile`: what is printed of the comparison, and the end of the freeze after a restore."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,7 +43,7 @@ def reconcile(
     Without --period also what each customer owes here and in Stripe, and what Stripe has that is not known here. Each
     difference has a cause and a next step. Exit code 3 on any difference.
     """
-    from meterhouse_billing import accounts, records
+    from meterhouse_billing import accounts, drivers, meter_reconcile, records
     from meterhouse_billing import reconcile as comparison
 
     if unfreeze and (period is not None or customer is not None):
@@ -51,8 +51,10 @@ def reconcile(
     with refusals():
         settings, engine = opened(data)
         world = world_of(settings, engine)
-        drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer, every=period is None)
-        rows = comparison.reconcile(world, drafts)
+        which: dict[str, Any] = {"period": period, "customer_id": customer, "every": period is None}
+        rows = comparison.reconcile(world, records.drafts(engine, settings.namespace, **which))
+        metered = records.drafts(engine, settings.namespace, **which, driver=drivers.METERS)
+        rows += meter_reconcile.reconcile(world, metered, customer, every=period is None)
         compared = [] if period is not None else accounts.compare(world, rows, customer)
     found = [(row.customer_id, one) for row in rows for one in row.differences]
     found += [(account.customer_id, one) for account in compared for one in account.differences]

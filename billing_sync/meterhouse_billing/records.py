@@ -11,7 +11,6 @@ from meterhouse_billing import drivers, history, issues, policies, postings, sta
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import INVOICE_ID, LINE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
 from meterhouse_rating import ledger, periods
-from meterhouse_rating.ids import digest
 from meterhouse_rating.ledger import Posting
 from meterhouse_store import tables
 from meterhouse_store.registry import customers
@@ -34,14 +33,19 @@ _CHUNK = 500
 
 
 def drafts(
-    engine: Engine, namespace: str, *, period: str | None = None, customer_id: str | None = None, every: bool = False
+    engine: Engine,
+    namespace: str,
+    *,
+    period: str | None = None,
+    customer_id: str | None = None,
+    every: bool = False,
+    driver: str = drivers.INVOICES,
 ) -> list[Draft]:
-    """The closed ratings with lines, by customer and period.
+    """The closed ratings with lines, by customer and period, of the months that the driver bills.
 
     `period` is read in each customer's time zone; None stands for all that is not finalised yet, with `every` for all.
 
-    A rating without lines is no invoice: there is nothing to say to the customer; nor is one of a month that Stripe's
-    meters bill. Raises PeriodError.
+    A rating without lines is no invoice: there is nothing to say to the customer. Raises PeriodError.
     """
     zones = {customer.customer_id: customer.time_zone for customer in customers(engine, namespace)}
     query = select(ratings).where(ratings.c.namespace == namespace, ratings.c.state == "closed")
@@ -56,11 +60,7 @@ def drafts(
         rows = connection.execute(query.order_by(ratings.c.customer_id, ratings.c.period_start)).mappings().all()
         chosen = [row for row in rows if period is None or _within(row, period, zones.get(row["customer_id"], "UTC"))]
         known = drivers.drivers(engine, namespace)
-        mine = [
-            row
-            for row in chosen
-            if drivers.driver_at(known, row["customer_id"], row["period_start"]) == drivers.INVOICES
-        ]
+        mine = [row for row in chosen if drivers.driver_at(known, row["customer_id"], row["period_start"]) == driver]
         found = [_draft(connection, row) for row in mine]
         went_out = tax_records.went_out(connection, namespace)
     taxed = policies.taxed(engine, namespace)
@@ -296,7 +296,7 @@ def _ours(connection: Connection, namespace: str, shown: StripeInvoice) -> RowMa
 def _pay(connection: Connection, row: RowMapping, shown: StripeInvoice, now: datetime) -> None:
     """Record what was really paid, once: an invoice is also `paid` when Stripe moved its amount to the balance."""
     amount = from_stripe(shown.amount_paid, row["currency"])
-    payment_id = digest(["payment", row["namespace"], shown.stripe_invoice_id])
+    payment_id = postings.payment_id(row["namespace"], shown.stripe_invoice_id)
     known = select(payments.c.payment_id).where(payments.c.payment_id == payment_id)
     if not amount or connection.execute(known).first() is not None:
         return

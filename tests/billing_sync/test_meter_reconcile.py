@@ -1,0 +1,120 @@
+"""`bill reconcile` of customers on Stripe's meters: their metered months and their invoiced ones, each to zero."""
+
+import json
+import urllib.request
+from datetime import timedelta
+
+import pytest
+from metered import NOVEMBER, OCTOBER, Metered
+from typer.testing import CliRunner
+
+from meterhouse_billing import accounts, drivers, meter_reconcile, news, records
+from meterhouse_billing import reconcile as comparison
+from meterhouse_billing.commands import bill as commands
+from meterhouse_billing.run import bill
+from meterhouse_store import registry
+
+HOUR = timedelta(hours=1)
+DECEMBER = NOVEMBER + timedelta(days=30)
+USED = [("usage", "documents", "250", 500)]
+
+
+@pytest.fixture
+def metered(books, sandbox):
+    """250 documents in October, 5.00 USD, invoiced by Stripe."""
+    made = Metered(books.engine, sandbox.url)
+    made.customer("acme")
+    made.setup()
+    made.truth.use("acme", "documents", OCTOBER, 250)
+    made.sync()
+    made.at(NOVEMBER + 2 * HOUR)
+    return made
+
+
+def compared(metered):
+    world = metered.world
+    rows = comparison.reconcile(world, records.drafts(world.engine, "test", every=True))
+    drafts = records.drafts(world.engine, "test", every=True, driver=drivers.METERS)
+    rows += meter_reconcile.reconcile(world, drafts, every=True)
+    return rows, accounts.compare(world, rows)
+
+
+def codes(metered):
+    rows, owed = compared(metered)
+    found = [one for row in rows for one in row.differences] + [one for it in owed for one in it.differences]
+    assert all(one.cause and one.next_step for one in found)
+    return [one.code for one in found]
+
+
+def pay(metered):
+    [invoice] = metered.client.v1.invoices.list({"limit": 1}).data
+    request = urllib.request.Request(f"{metered.url}/_sandbox/pay/{invoice.id}", b"", method="POST")
+    urllib.request.urlopen(request).close()
+
+
+def test_a_metered_month_is_equal_from_the_rating_to_the_payment(books, metered):
+    books.rating("acme", USED)
+    assert codes(metered) == ["state_behind"]
+    news.poll(metered.world)
+    assert codes(metered) == []
+    [row], [account] = compared(metered)
+    assert (row.state, row.rated_minor, row.ledger_minor, row.stripe_minor) == ("finalised", 500, 500, 500)
+    assert (account.ledger_minor, account.open_minor, account.balance_minor) == (500, 500, 0)
+    pay(metered)
+    assert codes(metered) == ["state_behind", "payment_differs", "account_differs"]
+    news.poll(metered.world)
+    assert codes(metered) == []
+    [row], [account] = compared(metered)
+    assert (row.state, row.paid_minor, row.stripe_paid_minor, account.ledger_minor) == ("paid", 500, 500, 0)
+
+
+def test_usage_that_stripe_did_not_invoice_is_a_difference_of_its_month(books, metered):
+    books.rating("acme", [("usage", "documents", "260", 520)])
+    news.poll(metered.world)
+    assert codes(metered) == ["metered_differs", "account_differs"]
+    [row], _ = compared(metered)
+    assert row.differences[0].cause.startswith("Stripe invoiced 5.00 USD for 2026-10, rated are 5.20")
+
+
+def test_a_month_that_only_one_of_the_two_knows_waits(books, metered):
+    news.poll(metered.world)
+    assert codes(metered) == ["not_closed", "account_differs"]
+    books.rating("acme", USED)
+    assert codes(metered) == []
+    books.rating("acme", USED, month=11)
+    [_, row], [account] = compared(metered)
+    assert [it.code for it in row.differences] == ["not_invoiced"] and row.differences[0].waits
+    assert (account.ledger_minor, account.not_finalised_minor, account.differences) == (1000, 500, ())
+
+
+def test_who_goes_over_to_meters_is_compared_in_the_months_of_both(books, sandbox):
+    metered = Metered(books.engine, sandbox.url)
+    books.rating("acme", USED)
+    registry.add_customer(books.engine, "test", "acme", plan="pay", currency="USD", now=OCTOBER)
+    metered.at(NOVEMBER + HOUR)
+    list(bill(metered.world, records.drafts(books.engine, "test"), approve=True))
+    metered.switch("acme", "meters", NOVEMBER)
+    assert [step.text for step in metered.setup() if step.failed] == []
+    metered.truth.use("acme", "documents", NOVEMBER, 100)
+    metered.sync()
+    metered.at(DECEMBER + 2 * HOUR)
+    books.rating("acme", [("usage", "documents", "100", 200)], month=11)
+    news.poll(metered.world)
+    assert codes(metered) == []
+    rows, [account] = compared(metered)
+    assert [(row.rated_minor, row.stripe_minor) for row in rows] == [(500, 500), (200, 200)]
+    assert (account.ledger_minor, account.open_minor) == (700, 700)
+
+
+def test_the_command_compares_both_and_names_the_next_step(books, metered, monkeypatch):
+    books.rating("acme", [("usage", "documents", "260", 520)])
+    news.poll(metered.world)
+    for name, value in (("DATA", str(books.settings.data)), ("NAMESPACE", "test"), ("STRIPE_URL", metered.url)):
+        monkeypatch.setenv(f"METERHOUSE_{name}", value)
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_1")
+    done = CliRunner().invoke(commands, ["reconcile"])
+    assert done.exit_code == 3
+    assert "acme: Stripe invoiced 5.00 USD for 2026-10, rated are 5.20" in done.stdout
+    done = CliRunner().invoke(commands, ["reconcile", "--period", "2026-10", "--json"])
+    [row] = json.loads(done.stdout)["invoices"]
+    assert (row["rated_minor"], row["stripe_minor"]) == (520, 500)
