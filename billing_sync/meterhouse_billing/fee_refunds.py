@@ -44,7 +44,8 @@ def collect(world: World) -> Iterator[str]:
         at = world.on(row["stripe_account"])
         payment = at.gateway.call(partial(_payment, intent=row["payment_intent"]))
         beside = row["credited_minor"] - row["refunded_minor"]
-        yield from settle(at, row["customer_id"], row["currency"], payment, beside, row["total_minor"])
+        for said in settle(at, row["customer_id"], row["currency"], payment, beside, row["total_minor"]):
+            yield f"{row['customer_id']}: {said}"
 
 
 def settle(
@@ -68,11 +69,11 @@ def settle(
         except StripeUnavailable:
             raise
         except BillingError as problem:
-            yield f"{customer_id}: EXCEPTION: {show(wanted - returned, currency)} {currency} of {fee_id}: {problem}"
+            yield f"EXCEPTION: {show(wanted - returned, currency)} {currency} of {fee_id}: {problem}"
         else:
             returned = wanted
     if (posted := _post(world, customer_id, currency, intent, returned)) > 0:
-        yield f"{customer_id}: the platform gave {show(posted, currency)} {currency} of its fee back"
+        yield f"the platform gave {show(posted, currency)} {currency} of its fee back"
 
 
 def behind(engine: Engine, namespace: str, row: Mapping[Any, Any]) -> bool:

@@ -11,7 +11,6 @@ order and any repetition end the same:
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 from typing import Any, Final
 
 import stripe
@@ -113,8 +112,7 @@ def _settle(world: World, row: RowMapping) -> str:
         return "nothing new"  # a charge that nobody sent yet
     payment = world.gateway.call(lambda client: _payment(client, intent))
     if payment["status"] == "succeeded":
-        fee = fee_refunds.settle(world, row["customer_id"], row["currency"], payment, 0, row["amount_minor"])
-        steps = chain(_paid(world, row, payment), _taken_back(world, row["purchase_id"]), fee)
+        steps = [*_paid(world, row, payment), *_taken_back(world, row["purchase_id"], payment)]
         return "; ".join(steps) or "nothing new"
     if row["how"] == RULE and row["state"] == OPEN and payment["status"] in _NOT_PAID:
         problem = payment.get("last_payment_error") or {}
@@ -171,7 +169,7 @@ def _paid(world: World, row: RowMapping, payment: Mapping[str, Any]) -> Iterator
     yield f"{amount_of(row)} of credits bought"
 
 
-def _taken_back(world: World, purchase_id: str) -> Iterator[str]:
+def _taken_back(world: World, purchase_id: str, payment: Mapping[str, Any]) -> Iterator[str]:
     """Follow refunds and disputes of a payment that was granted for."""
     row = purchases.one(world.engine, purchase_id)
     if row["grant_id"] is None:
@@ -184,6 +182,7 @@ def _taken_back(world: World, purchase_id: str) -> Iterator[str]:
             disputes.keep(connection, world.namespace, row["customer_id"], dispute, world.now())
         holds, what = disputes.takes(dispute), f"disputed ({dispute['reason']})"
         yield from _move(world, row, DISPUTED, dispute["id"], dispute["amount"], what, holds=holds)
+    yield from fee_refunds.settle(world, row["customer_id"], row["currency"], payment, 0, row["amount_minor"])
 
 
 def _refunds(client: stripe.StripeClient, intent: str) -> list[dict[str, Any]]:

@@ -280,7 +280,7 @@ def test_a_top_up_is_paid_to_the_connected_account_less_the_fee(books, world, sa
     refund = {"payment_intent": row["payment_intent"], "amount": 1000}
     world.gateway.call(lambda client: client.v1.refunds.create(refund))
     assert news.poll(replace(world, who="poll")) == [
-        "acme: 10.00 USD of a top-up were refunded; acme: the platform gave 1.00 USD of its fee back"
+        "acme: 10.00 USD of a top-up were refunded; the platform gave 1.00 USD of its fee back"
     ]
     # a fifth of the payment went back, and so a fifth of the fee
     assert balances(books) == {"application_fees": 400, "cash": 3600, "deferred_credits": -4000}
