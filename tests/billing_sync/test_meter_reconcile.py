@@ -89,8 +89,8 @@ def test_a_month_that_only_one_of_the_two_knows_waits(books, metered):
 
 def test_who_goes_over_to_meters_is_compared_in_the_months_of_both(books, sandbox):
     metered = Metered(books.engine, sandbox.url)
-    books.rating("acme", USED)
     registry.add_customer(books.engine, "test", "acme", plan="pay", currency="USD", now=OCTOBER)
+    books.rating("acme", USED)
     metered.at(NOVEMBER + HOUR)
     list(bill(metered.world, records.drafts(books.engine, "test"), approve=True))
     metered.switch("acme", "meters", NOVEMBER)
