@@ -74,8 +74,8 @@ def run(
     """
     from meterhouse_billing import credit_records, mirrors, pool, records
     from meterhouse_billing.gateway import NoStripeKey
-    from meterhouse_billing.progress import counting
     from meterhouse_store import switches
+    from meterhouse_store.progress import counting
 
     if (period is None) == (not due):
         fail("Name a --period, or --due for all that is due.", CALLED_WRONGLY)

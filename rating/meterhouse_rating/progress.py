@@ -1,7 +1,9 @@
-"""The steps of a run as lines, and on a terminal a bar below them that shows how far the run is."""
+"""The steps of a run as lines, and on a terminal a bar below them."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO
+
+from meterhouse_store.progress import bar
 
 if TYPE_CHECKING:
     from meterhouse_rating.run import Step
@@ -18,17 +20,12 @@ def watched(steps: "Iterable[Step]", out: TextIO) -> "Iterator[Step]":
             print(step, flush=True, file=out)
             yield step
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("reading usage", total=None)
+    with bar(out) as drawn:
+        drawn.begin(None, "reading usage")
         for step in steps:
-            console.print(str(step))
+            drawn.say(str(step))
             if step.customers:
-                bar.reset(task, total=step.customers, description=step.text.partition(": ")[0])
+                drawn.begin(step.customers, step.text.partition(": ")[0])
             elif step.outcome is not None:
-                bar.advance(task)
+                drawn.advance()
             yield step

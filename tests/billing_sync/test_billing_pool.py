@@ -12,9 +12,9 @@ import pytest
 from meterhouse_billing import pool, records
 from meterhouse_billing.gateway import LiveKeyRefused, StripeUnavailable, connect
 from meterhouse_billing.pace import TEST, Limits, Pacer, endpoint_of
-from meterhouse_billing.progress import counting
 from meterhouse_billing.world import World
 from meterhouse_store import audit_book, roles, tables
+from meterhouse_store.progress import counting
 from meterhouse_store.roles import NotAllowed
 from meterhouse_store.sql import begin_write
 

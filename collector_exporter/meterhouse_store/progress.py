@@ -3,7 +3,10 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 EVERY_S: Final = 10.0
 
@@ -17,8 +20,9 @@ def counting(
     A run that takes less than EVERY_S says nothing where `out` is no terminal.
     """
     if out.isatty() and total > 1:
-        with _bar(total, what, out) as further:
-            yield further
+        with bar(out) as drawn:
+            drawn.begin(total, what)
+            yield drawn.advance
         return
     begun = told = clock()
     done = 0
@@ -37,11 +41,32 @@ def counting(
 
 
 @contextmanager
-def _bar(total: int, what: str, out: TextIO) -> Iterator[Callable[[], None]]:
+def bar(out: TextIO) -> Iterator["Bar"]:
+    """A bar on a terminal, below the lines that are printed meanwhile; it leaves nothing behind."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=out), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+    console = Console(file=out, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    with Progress(*columns, console=console, transient=True) as drawn:
+        yield Bar(drawn)
+
+
+class Bar:
+    """What `bar` yields."""
+
+    def __init__(self, drawn: "Progress") -> None:
+        self._drawn = drawn
+        self._task = drawn.add_task("", total=None)
+
+    def begin(self, total: int | None, what: str) -> None:
+        """Count anew, up to `total`; None: it is not known yet."""
+        self._drawn.reset(self._task, total=total, description=what)
+
+    def advance(self) -> None:
+        """One more is through."""
+        self._drawn.advance(self._task)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._drawn.console.print(line)
