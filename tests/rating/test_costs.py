@@ -90,6 +90,18 @@ def test_a_call_costs_what_the_price_list_says_of_each_of_its_buckets(sqlite_hou
     assert named.endswith("/anthropic/claude-sonnet-4-5 cache_read_mtok")
 
 
+def test_sums_of_days_are_exact_to_the_last_digit_also_where_a_quotient_does_not_end(sqlite_house: Any) -> None:
+    house = sqlite_house
+    put(house, entry("agent.seconds", "0.1", per=3600), entry("api.calls", "0.123456789012345678", per=10**9))
+    for hour in ("10", "11"):
+        house.event("acme", "agent.seconds", "1", f"2026-10-20T{hour}:00:00")
+        house.event("acme", "api.calls", "0.5", f"2026-10-20T{hour}:00:00")
+    each, seconds = Decimal("0.000000000061728394506172839"), Decimal("0.000027777777777777777777777777777777")
+    assert costs(house, "cost") == [(seconds,), (each,)] * 2  # and by the day twice that
+    by_day = "SELECT sum(cost) FROM costs_by_day WHERE meter = 'api.calls'"
+    assert house.world.client.query(by_day).first_row == (Decimal("0.000000000123456789012345678"),)
+
+
 def test_a_request_above_a_tier_costs_more_in_all_of_its_buckets_and_another_one_does_not(sqlite_house: Any) -> None:
     house = sqlite_house
     imported(house)

@@ -45,14 +45,14 @@ SELECT
         'context_unknown',
         rate_reason) AS cost_reason,
     if(cost_reason = '', rate_status, 'unknown') AS cost_status,
-    if(cost_reason != '', NULL, toDecimal128(
-        toDecimal256(if(rate_minimum > 0 AND quantity > 0, greatest(quantity, rate_minimum), quantity), 9) * multiIf(
+    if(cost_reason != '', NULL,
+        toDecimal256(if(rate_minimum > 0 AND quantity > 0, greatest(quantity, rate_minimum), quantity), 18) * multiIf(
             above > 0 AND notEmpty(rate_tiers),
             if(arrayExists(step -> step.1 < above, rate_tiers),
                 tupleElement(arrayLast(step -> step.1 < above, rate_tiers), 2), rate_price),
             notEmpty(rate_clock),
             tupleElement(arrayLast(step -> step.1 <= dateDiff('second', toStartOfDay(event_time), event_time), rate_clock), 2),
-            rate_price) / rate_per, 18)) AS cost,
+            rate_price) / rate_per) AS cost,
     if(cost_reason = '', rate_currency, '') AS currency,
     if(cost_reason = '', rate_entry, '') AS cost_entry
 FROM (
@@ -114,7 +114,8 @@ FROM (
 SETTINGS join_use_nulls = 0;
 
 -- `costs` by day (UTC): rows to be summed. A sum costs what its events cost together where one price holds all day and
--- depends neither on the request's size nor on the hour, nor has a minimum; what else there is comes from `costs`.
+-- depends neither on the request's size nor on the hour, nor has a minimum, and where the cost of every quantity ends within
+-- the 36 decimals (9 of the quantity, 18 of the price, 9 of what it is for); what else there is comes from `costs`.
 -- `costing`: how many of the events cost something. What has which price is asked for once, as in `usage_by_day`.
 CREATE OR REPLACE VIEW {database}.costs_by_day AS
 WITH (
@@ -126,7 +127,8 @@ WITH (
         SELECT
             cityHash64(namespace, meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, customer_id)
                 AS combination,
-            meter, valid_from, empty(tiers) AND empty(clock) AND minimum = 0 AS is_plain
+            meter, valid_from,
+            empty(tiers) AND empty(clock) AND minimum = 0 AND 1000000000 % greatest(per, 1) = 0 AS is_plain
         FROM {database}.cost_rates FINAL
         WHERE status IN ('known', 'free', 'unknown')
     )
@@ -145,7 +147,7 @@ FROM (
             used.meter = 'llm.requests' AND used.usage_source = 'none' AND used.status != 'failed', 'usage_unknown',
             rate.reason) AS cost_reason,
         if(cost_reason = '', rate.status, 'unknown') AS cost_status,
-        if(cost_reason != '', NULL, toDecimal128(toDecimal256(used.quantity, 9) * rate.price / rate.per, 18)) AS cost,
+        if(cost_reason != '', NULL, toDecimal256(used.quantity, 9) * rate.unit_price) AS cost,
         if(cost_reason = '', rate.currency, '') AS currency
     FROM (
         SELECT
@@ -164,7 +166,8 @@ FROM (
         SELECT
             cityHash64(namespace, meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, customer_id)
                 AS combination,
-            valid_from, status, reason, price, per, currency
+            -- Exact, for what is read here. (Nothing costs so much per 0, which unknown costs have.)
+            valid_from, status, reason, price, toDecimal256(price, 27) / greatest(per, 1) AS unit_price, currency
         FROM {database}.cost_rates FINAL
         WHERE status IN ('known', 'free', 'unknown')
     ) AS rate
@@ -212,7 +215,7 @@ SELECT
     toDecimal128(earned.minor, 6) / {minor_units:rated.currency} AS revenue,
     spent.cost AS cost, spent.cost_not_ok AS cost_not_ok, spent.events AS events,
     spent.unknown_events AS unknown_events,
-    if(unknown_events > 0, NULL, toDecimal128(revenue, 18) - cost) AS margin
+    if(unknown_events > 0, NULL, revenue - cost) AS margin
 FROM (SELECT * FROM {database}.mirror_ratings FINAL WHERE result_sha256 != '') AS rated
 LEFT JOIN (
     SELECT namespace, customer_id, rating_id, sum(amount_minor) AS minor FROM {database}.rated_lines
