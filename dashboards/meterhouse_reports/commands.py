@@ -147,7 +147,8 @@ def _write(
         print(told)
     else:
         out.write_bytes(told.encode() if isinstance(told, str) else told)
-        print(f"{len(made.rows):,} rows in {out}", file=sys.stderr)
+        count = len(made.rows)
+        print(f"{count:,} {'row' if count == 1 else 'rows'} in {out}", file=sys.stderr)
     for sentence in short:
         print(f"{sentence}: `meterhouse rate run` brings what is missing there", file=sys.stderr)
     if short or any(row[made.columns.index("differs")] for row in made.rows if "differs" in made.columns):

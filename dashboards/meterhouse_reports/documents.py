@@ -152,15 +152,30 @@ def _found(engine: Engine, namespace: str, customer_id: str, text: str) -> tuple
     with engine.connect() as connection:
         found = connection.execute(query.order_by(of.period_start)).mappings().all()
         if not found:
+            touched = select(tables.ratings).where(
+                of.namespace == namespace,
+                of.customer_id == customer_id,
+                of.period_start < period.end,
+                of.period_end > period.start,
+            )
+            beyond = connection.execute(touched.order_by(of.period_start)).mappings().all()
+            if beyond:
+                raise NoDocument(f"what is rated of {customer_id} begins or ends outside of {text}: {_named(beyond)}")
             raise NoDocument(f"nothing of {customer_id} is rated in {text}: `meterhouse rate run --period {text}`")
         if len(found) > 1:
-            parts = ", ".join(str(Period(row["period_start"], row["period_end"])) for row in found)
-            raise NoDocument(f"{text} of {customer_id} was rated in parts, each with a document of its own: {parts}")
+            raise NoDocument(
+                f"{text} of {customer_id} was rated in parts, each with a document of its own: {_named(found)}"
+            )
         rating = found[0]
         chosen = select(line).where(line.c.rating_id == rating["rating_id"]).order_by(line.c.position)
         lines: list[Row] = [dict(row) for row in connection.execute(chosen).mappings()]
         _check(connection, rating, lines)
     return customer, rating, lines
+
+
+def _named(ratings: Iterable[Row]) -> str:
+    """The ratings' periods, as `--period` takes them."""
+    return ", ".join(f"--period {Period(row['period_start'], row['period_end'])}" for row in ratings)
 
 
 def _check(connection: Connection, rating: Row, lines: Iterable[Row]) -> None:

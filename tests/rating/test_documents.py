@@ -213,6 +213,11 @@ def test_what_cannot_be_an_invoice_is_refused_with_what_to_do(house):
     for customer, period, says in (
         ("acme", "2026-11", "is open, so there is no invoice yet"),
         ("acme", "2026-09", "nothing of acme is rated in 2026-09"),
+        (
+            "acme",
+            "2026-10-02..2026-10-03",
+            "begins or ends outside of 2026-10-02..2026-10-03: --period 2026-10-01T04:00:00Z",
+        ),
         ("acme", "soon", "is no period"),
         ("nobody", "2026-10", "there is no customer 'nobody'"),
     ):
