@@ -149,10 +149,15 @@ def prove() -> list[dict[str, Any]]:
 
 
 def queries() -> dict[str, str]:
-    """The panels of the dashboards, with macros and variables as Grafana fills them: all customers, the whole month."""
+    """What the dashboards ask, macros and variables as Grafana fills them: panels of all customers and the whole month,
+    and what the variables' values are."""
     found = {}
     for file in sorted(GRAFANA.glob("*.json")):
-        for panel in json.loads(file.read_text())["panels"]:
+        dashboard = json.loads(file.read_text())
+        for variable in dashboard["templating"]["list"]:
+            if variable["type"] == "query":
+                found[f"{file.stem}: variable {variable['name']}"] = expanded(variable["query"])
+        for panel in dashboard["panels"]:
             for target in panel.get("targets", []):
                 found[f"{file.stem}: {panel['title']}"] = expanded(target["rawSql"])
     return found

@@ -1,4 +1,4 @@
-"""Sums days of usage for the views `usage_by_day` and `usage_by_hour` (schema/06_rollups.sql says how they stay exact).
+"""Sums days of usage for the views `usage_by_day` and others (schema/06_rollups.sql says how they stay exact).
 
 A day is summed as a whole, from the view `usage`, when nothing was inserted for it for a quarter of an hour. The mark
 of what was inserted is read before and stored with the sums: an insert that comes meanwhile, or ever after, makes it
@@ -8,8 +8,8 @@ processes at once: each writes sums of its own.
 
 import secrets
 from collections import defaultdict
-from dataclasses import asdict, dataclass
-from datetime import date, timedelta
+from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
@@ -24,40 +24,33 @@ UNREAD_S: Final = 6 * 3600
 DAYS: Final = 8
 """Days that are summed in one statement, so that it is over before a client would give up."""
 
-_COMMON: Final = "meter, provider, model, modality, cache_ttl, service_tier, tool, agent_id, agent_name"
-
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """A table of sums: what they are grouped by, its columns after that, and what these are in terms of `usage`."""
+    """How a table of sums is made: the view of the rows, and of each column that they are not grouped by its sum."""
 
-    keys: str
-    columns: str
-    selected: str
-    where: str = "1"
+    rows: str
+    made: dict[str, str]
+
+    @property
+    def columns(self) -> str:
+        return ", ".join(self.made)
+
+    @property
+    def selected(self) -> str:
+        return ", ".join(f"{function}({column})" for column, function in self.made.items())
 
 
+# The columns before these are grouped by; all are in the order of the table.
 _TABLES: Final = {
-    "usage_days": _Sums(
-        f"billed_customer_id, {_COMMON}, step, status, usage_source, source",
-        "events, moving, quantity",
-        f"billed_customer_id, {_COMMON}, step, status, usage_source, source, "
-        "count(), countIf(quantity != 0), sum(quantity)",
-    ),
-    "usage_hours": _Sums(
-        f"hour, received_hour, {_COMMON}, status, usage_source, source",
-        "events, quantity",
-        "toStartOfHour(toDateTime(event_time, 'UTC')) AS hour, "
-        f"toStartOfHour(toDateTime(received_at, 'UTC')) AS received_hour, {_COMMON}, status, usage_source, source, "
-        "count(), sum(quantity)",
-    ),
+    "usage_days": _Sums("usage_day_rows", {"events": "sum", "moving": "sum", "quantity": "sum"}),
+    "usage_hours": _Sums("usage_hour_rows", {"events": "sum", "quantity": "sum"}),
     "usage_conversations": _Sums(
-        "conversation_id, agent_name, model",
-        "customer_id, calls, tokens, last_event, events",
-        "conversation_id, agent_name, model, min(billed_customer_id), sumIf(quantity, meter = 'llm.requests'), "
-        "sumIf(quantity, startsWith(meter, 'llm.tokens.')), max(event_time), count()",
-        "conversation_id != ''",
+        "usage_conversation_rows",
+        {"customer_id": "min", "calls": "sum", "tokens": "sum", "last_event": "max", "events": "sum"},
     ),
+    "usage_delays": _Sums("usage_delay_rows", {"events": "sum"}),
+    "usage_receipts": _Sums("usage_receipt_rows", {"counted": "sum", "suspended": "sum", "set_aside": "sum"}),
 }
 _LARGE: Final[dict[str, Any]] = {
     "async_insert": 0,
@@ -71,14 +64,14 @@ _DUE: Final = """
     WHERE NOT is_rolled AND day > toDate(0) AND touched_at <= now() - {settled:UInt32} ORDER BY day, namespace
 """
 _LEFT: Final = "SELECT count() FROM usage_day_states WHERE NOT is_rolled AND day > toDate(0)"
+# `day` is `key_day` here: they differ in 1970 alone.
+_SUMMED: Final = "SELECT * EXCEPT (key_day, {columns}), {selected} FROM {rows} WHERE {where} GROUP BY ALL"
 _ROLL: Final = """
-    INSERT INTO {table} (namespace, day, version, {keys}, {columns})
-    SELECT namespace, toDate(key_time) AS day, {{base:UInt64}} + toUInt16(day) - {{first_day:UInt16}}, {selected}
-    FROM usage
-    WHERE namespace = {{namespace:String}} AND toDate(key_time) IN {{days:Array(Date)}} AND {where}
-        AND key_time >= toDateTime64({{first:Date}}, 9, 'UTC') AND key_time < toDateTime64({{after:Date}}, 9, 'UTC')
-    GROUP BY namespace, day, {keys}
+    INSERT INTO {table} SELECT
+        namespace, day, {{base:UInt64}} + toUInt16(day) - {{first_day:UInt16}}, * EXCEPT (namespace, day)
+    FROM ({summed})
 """
+_DUE_DAYS: Final = "namespace = {namespace:String} AND key_day IN {days:Array(Date)}"
 _UNREAD: Final = """
     SELECT DISTINCT version FROM {table}
     WHERE version < toUInt64(toUnixTimestamp64Nano(now64(9)) - {{unread_ns:UInt64}})
@@ -86,20 +79,19 @@ _UNREAD: Final = """
 """
 # Days whose sums count and are not those of `usage`: each is there twice.
 _WRONG: Final = """
-    WITH (
-        SELECT groupArray((toString(namespace), day, version)) FROM usage_day_states WHERE is_rolled
-    ) AS days
+    WITH (SELECT summed FROM usage_day_choice) AS days
     SELECT DISTINCT namespace, day FROM (
-        SELECT namespace, day, {keys}, {columns}
-        FROM {table} WHERE (namespace, day, version) IN (SELECT arrayJoin(days))
-        UNION ALL
-        SELECT namespace, toDate(key_time) AS day, {selected}
-        FROM usage WHERE {where} AND (namespace, toDate(key_time)) IN (
-            SELECT tupleElement(one, 1), tupleElement(one, 2) FROM (SELECT arrayJoin(days) AS one))
-        GROUP BY namespace, day, {keys}
+        SELECT *, count() AS times FROM (
+            SELECT * EXCEPT (version) FROM {table}
+            WHERE (namespace, day, version) IN (SELECT arrayJoin(days))
+            UNION ALL
+            {summed}
+        )
+        GROUP BY ALL HAVING times != 2
     )
-    GROUP BY namespace, day, {keys}, {columns} HAVING count() != 2
 """
+_WHERE_SUMMED: Final = """(namespace, key_day) IN (
+    SELECT tupleElement(one, 1), tupleElement(one, 2) FROM (SELECT arrayJoin(days) AS one))"""
 _ROLLED: Final = "SELECT namespace, day FROM usage_day_states WHERE is_rolled"
 _TOUCH: Final = """
     INSERT INTO usage_touches (namespace, day, mark, touched_at)
@@ -137,7 +129,7 @@ def wrong_days(client: Client) -> list[Day]:
     """The days whose sums count and are not what `usage` gives. Reads all that is summed."""
     found: set[Day] = set()
     for table, sums in _TABLES.items():
-        query = _WRONG.format(table=table, **asdict(sums))
+        query = _WRONG.format(table=table, summed=_summed(sums, _WHERE_SUMMED))
         found |= {(namespace, day) for namespace, day in client.query(query, settings=_LARGE).result_rows}
     # What was touched meanwhile is right to differ.
     return sorted(found & {(namespace, day) for namespace, day in client.query(_ROLLED).result_rows})
@@ -150,20 +142,19 @@ def distrust(client: Client, days: list[Day]) -> None:
 
 
 def _roll(client: Client, namespace: str, days: list[tuple[date, int]]) -> None:
-    first, last = days[0][0], days[-1][0]
+    first = days[0][0]
     # In the order of the server's time, and another one for each day and each process: two of one would be added up.
     now_ns = int(client.query("SELECT toUnixTimestamp64Nano(now64(9))").result_rows[0][0])
     base = (now_ns >> 20 << 20) + (secrets.randbits(15) << 5)
     parameters = {
         "namespace": namespace,
         "days": [day for day, _ in days],
-        "first": first,
-        "after": last + timedelta(days=1),
         "first_day": (first - date(1970, 1, 1)).days,
         "base": base,
     }
     for table, sums in _TABLES.items():
-        client.command(_ROLL.format(table=table, **asdict(sums)), parameters=parameters, settings=_LARGE)
+        statement = _ROLL.format(table=table, summed=_summed(sums, _DUE_DAYS))
+        client.command(statement, parameters=parameters, settings=_LARGE)
     client.insert(
         "usage_rolled",
         [[namespace, day, base + (day - first).days, mark] for day, mark in days],
@@ -171,6 +162,10 @@ def _roll(client: Client, namespace: str, days: list[tuple[date, int]]) -> None:
         column_type_names=["LowCardinality(String)", "Date", "UInt64", "UInt64"],
         settings={"async_insert": 0, "distributed_foreground_insert": 1},
     )
+
+
+def _summed(sums: _Sums, where: str) -> str:
+    return _SUMMED.format(columns=sums.columns, selected=sums.selected, rows=sums.rows, where=where)
 
 
 def _forget(client: Client, *, unread_s: int = UNREAD_S) -> None:

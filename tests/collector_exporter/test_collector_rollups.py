@@ -2,8 +2,10 @@
 
 import json
 from datetime import date
+from decimal import Decimal
 
 import pytest
+from collector_samples import RECEIVED_NS as RECEIVED
 from collector_samples import event, request_of
 from foreign_samples import call, span, total_of
 from worlds import World
@@ -18,6 +20,9 @@ ANY = {"valid_from_ns": 0}
 TOTALS = """
     SELECT {customer}, meter, toInt64(sum({events})), toInt64(sum(quantity)) FROM {view} GROUP BY 1, 2 ORDER BY 1, 2
 """
+KEPT = "SELECT credential_id, toString(hour), received, counted, suspended, set_aside FROM conservation ORDER BY ALL"
+DELAYS = "SELECT toString(received_hour), delay_ms, sum(events) FROM usage_delays_by_hour GROUP BY ALL ORDER BY ALL"
+TOUCHING = ("events", "increases", "decided_increases", "conflicts", "points")
 CONVERSATIONS = """
     SELECT conversation_id, toInt64(sum(tokens)), toInt64(sum(calls)), toInt64(sum(events)), toString(max(last_event))
     FROM usage_by_conversation GROUP BY 1
@@ -75,9 +80,12 @@ def test_sums_are_those_of_usage_before_and_after_they_are_made_whatever_happens
     for number, (step, expected) in enumerate(steps):
         step()
         assert_sums(world, **expected)
+        kept, delays = (world.client.query(query).result_rows for query in (KEPT, DELAYS))
         # It has touched its day, which was read event by event until now.
         assert len(roll(world).days) == 1, number
         assert_sums(world, **expected)
+        assert world.client.query(KEPT).result_rows == kept, number
+        assert world.client.query(DELAYS).result_rows == delays, number
     assert rollups.wrong_days(world.client) == []
     assert ("acme", "agent.tasks", 1, 1) in totals(world, "usage_by_day")
     assert rolled_days(world) == [LAST, FIRST]  # the spans', and that of all else
@@ -95,6 +103,32 @@ def test_a_late_point_of_a_running_total_changes_the_sums_of_its_successors_too(
         assert increases == [25, 30 - 25]
         roll(world)
     assert rolled_days(world) == [LAST, FIRST]
+
+
+def test_a_point_of_a_running_total_without_an_increase_has_its_day_summed_anew(world):
+    world.metrics(total_of((1, 10)))
+    roll(world)
+    (before,) = world.client.query(KEPT).result_rows
+    world.metrics(total_of((2, 10)))  # the total stands still: no usage, and a row that came
+    for _ in range(2):
+        (kept,) = world.client.query(KEPT).result_rows
+        assert kept[:2] == before[:2] and kept[2:4] == (2, 2)
+        roll(world)
+
+
+def test_delays_are_summed_by_their_first_two_digits(world):
+    seconds = ("0", "0.004", "0.125", "1.234", "1.249", "100", "-2.55")
+    for number, delay in enumerate(seconds):
+        at = RECEIVED - int(Decimal(delay) * 10**9)
+        world.client.command(
+            "INSERT INTO events (namespace, customer_id, meter, event_id, event_time, quantity, received_at) SELECT "
+            f"'live', 'acme', 'm', '{number}', fromUnixTimestamp64Nano({at}), 1, fromUnixTimestamp64Nano({RECEIVED})"
+        )
+    wanted = {0: 1, 4: 1, 120: 1, 1200: 2, 100_000: 1, -2500: 1}
+    for _ in range(2):
+        told = world.client.query("SELECT delay_ms, sum(events) FROM usage_delays_by_hour GROUP BY 1").result_rows
+        assert dict(told) == wanted
+        roll(world)
 
 
 def test_a_day_is_summed_only_when_nothing_came_for_it_for_a_quarter_of_an_hour(world):
@@ -125,8 +159,17 @@ def test_sums_are_read_and_not_the_events_and_old_sums_go_when_nobody_can_be_rea
     assert world.client.query(versions).result_rows == world.client.query(now).result_rows
 
 
-@pytest.mark.parametrize("table", ["usage_days", "usage_hours", "usage_conversations"])
-def test_verify_tells_of_sums_that_are_wrong_and_repair_has_them_read_no_more(world, table):
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("usage_days", "events"),
+        ("usage_hours", "events"),
+        ("usage_conversations", "events"),
+        ("usage_delays", "events"),
+        ("usage_receipts", "counted"),
+    ],
+)
+def test_verify_tells_of_sums_that_are_wrong_and_repair_has_them_read_no_more(world, table, column):
     world.metrics(request_of(event(7, "a", extra={"gen_ai.conversation.id": "talk"})), **ANY)
     roll(world)
     (found,) = world.client.query(CONVERSATIONS).result_rows
@@ -136,7 +179,7 @@ def test_verify_tells_of_sums_that_are_wrong_and_repair_has_them_read_no_more(wo
         return verify(world.journal, world.connect, world.client.database, lambda done, total: None, **how)
 
     assert not check().is_wrong
-    world.client.command(f"ALTER TABLE {table} UPDATE events = 2 WHERE 1", settings={"mutations_sync": 2})
+    world.client.command(f"ALTER TABLE {table} UPDATE {column} = 2 WHERE 1", settings={"mutations_sync": 2})
     told = check()
     assert (told.wrong_days, told.is_wrong) == (1, True)
     assert "the sums of 1 days were not those of their usage" in told.verdict()
@@ -150,7 +193,7 @@ def test_a_rebuild_empties_the_sums_and_what_they_said_of_names(world):
     world.metrics(request_of(event(7, "a")), **ANY)
     roll(world)
     assert world.rebuild().exchanged
-    for table in ("usage_rolled", "usage_days", "usage_hours", "usage_conversations"):
+    for table in schema._SUMS:
         assert world.client.query(f"SELECT count() FROM {table}").first_row == (0,), table
     assert_sums(world, acme=7)
     world.metrics(request_of(event(5, "b")), **ANY)  # what follows an insert was made anew
@@ -161,16 +204,35 @@ def test_a_rebuild_empties_the_sums_and_what_they_said_of_names(world):
 
 def test_a_database_from_before_there_were_sums_has_all_of_its_days_summed(world):
     world.metrics(request_of(event(7, "a")), **ANY)
-    name = world.client.database
-    for one in ("touch_events", "touch_increases", "touch_decided_increases", "touch_conflicts", "usage_touches"):
-        world.client.command(f"DROP TABLE {one} SYNC")
-    world.client.command("TRUNCATE TABLE schema_migrations")
-    world.client.command("INSERT INTO schema_migrations VALUES ('03_views.sql', 'earlier', 3, '0.1', '', now64(6))")
-    schema.migrate(world.client, name)
+    for of in TOUCHING:
+        world.client.command(f"DROP TABLE touch_{of} SYNC")
+    world.client.command("DROP TABLE usage_touches SYNC")
+    bring_from(world, 3)
     assert_sums(world, acme=7)
     roll(world)
     assert rolled_days(world) == [FIRST]
     assert_sums(world, acme=7)
+
+
+def test_a_database_from_before_receipts_were_summed_has_its_days_summed_anew(world):
+    world.metrics(request_of(event(7, "a")), **ANY)
+    kept = world.client.query(KEPT).result_rows
+    roll(world)
+    for one in ("touch_points", "usage_delays", "usage_receipts"):
+        world.client.command(f"DROP TABLE {one} SYNC")
+    bring_from(world, 4)
+    for _ in range(2):
+        assert world.client.query(KEPT).result_rows == kept
+        roll(world)
+    assert rolled_days(world) == [FIRST]
+
+
+def bring_from(world, version):
+    """Up to date, as if the database were of that version."""
+    world.client.command("TRUNCATE TABLE schema_migrations")
+    earlier = f"INSERT INTO schema_migrations VALUES ('03_views.sql', 'earlier', {version}, '0.1', '', now64(6))"
+    world.client.command(earlier)
+    schema.migrate(world.client, world.client.database)
 
 
 def test_the_command_says_how_many_days_it_summed_and_how_many_are_under_way(world, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from meterhouse_collector.foreign import rows_of
 from meterhouse_collector.inbox import Inbox
 from meterhouse_collector.projector import Unreadable
 from meterhouse_collector.segments import Position
-from meterhouse_store import decided, decisions, sql, suspended
+from meterhouse_store import decided, decisions, rollups, sql, suspended
 from meterhouse_store.settings import Settings
 from meterhouse_store.suspended import Filter
 
@@ -23,9 +23,13 @@ def post(client, *records):
 
 
 def kept(client):
+    """The same before and after days are summed."""
     columns = "toString(hour), toInt64(received), toInt64(counted), toInt64(suspended), toInt64(set_aside)"
     query = f"SELECT {columns}, toInt64(duplicates) FROM conservation ORDER BY credential_id, hour"
-    return client.query(query).result_rows
+    rows = client.query(query).result_rows
+    rollups.roll_up(client, settled_s=0)
+    assert client.query(query).result_rows == rows
+    return rows
 
 
 def totals(client):

@@ -33,11 +33,11 @@ __all__ = [
     "scripts",
 ]
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Raised whenever an older Meterhouse must not write to the database any more: it refuses a higher one than its own.
 
 1 was all that came before there was a table of migrations; since 3 increases of running totals are stored; since 4
-what is inserted touches its day.
+what is inserted touches its day; since 5 delays and receipts are summed, too.
 """
 
 _HERE: Final = Path(__file__).parent
@@ -57,7 +57,14 @@ _MINOR_UNITS: Final = re.compile(r"\{minor_units:([a-z_.]+)\}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _ONLY_BEFORE: Final = re.compile(r"^-- Only for a database of before version (\d+)\b")
 _HISTORY: Final = "schema_migrations"
-_SUMS: Final = ("usage_rolled", "usage_days", "usage_hours", "usage_conversations")
+_SUMS: Final = (
+    "usage_rolled",
+    "usage_days",
+    "usage_hours",
+    "usage_conversations",
+    "usage_delays",
+    "usage_receipts",
+)
 """Made of the others, in the order in which they are emptied: without the first nothing reads the others."""
 _KEPT: Final = (_HISTORY, "refusals", *_SUMS)
 """Tables that an exchange leaves where they are: no journal gives them again, or they are made anew."""
