@@ -113,7 +113,7 @@ def ask(warehouse_address):
 
     def client(user):
         url = f"http://{user}:{user}-password-of-the-tests@{warehouse_address}"
-        return warehouse.connect(Settings(warehouse_url=url), timeout_s=30, database="meterhouse")
+        return warehouse.connect(Settings(warehouse_url=url), timeout_s=120, database="meterhouse")
 
     admin, reader = client("admin"), client("reader")
     for table in TABLES.split():
@@ -274,7 +274,7 @@ def test_sums_of_days_and_hours_show_the_same_as_single_events(ask, warehouse_ad
     before = told()
     assert before["usage", "Calls by status", None, 30][0][1:] in [("failed", 1), ("ok", 2)]
     url = f"http://admin:admin-password-of-the-tests@{warehouse_address}"
-    admin = warehouse.connect(Settings(warehouse_url=url), timeout_s=30, database="meterhouse")
+    admin = warehouse.connect(Settings(warehouse_url=url), timeout_s=120, database="meterhouse")
     assert rollups.roll_up(admin, settled_s=0).unsettled == 0
     assert told() == before
     sums = [("usage_days", "quantity"), ("usage_hours", "quantity"), ("usage_conversations", "tokens")]

@@ -226,38 +226,47 @@ FROM (
     FROM {database}.usage
 );
 
--- The sums of the days that have them, else the rows: to be summed, too. `usage` by day (UTC).
+-- The sums of the days that have them, else the rows: to be summed, too. In one SELECT, for settings are those of one.
+-- `usage` by day (UTC).
 CREATE OR REPLACE VIEW {database}.usage_by_day AS
 WITH (SELECT (summed, unsummed) FROM {database}.usage_day_choice) AS days
-SELECT * EXCEPT (version) FROM {database}.usage_days
-WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
-UNION ALL
-SELECT * EXCEPT (key_day) FROM {database}.usage_day_rows
-WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)));
+SELECT * FROM (
+    SELECT * EXCEPT (version) FROM {database}.usage_days
+    WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
+    UNION ALL
+    SELECT * EXCEPT (key_day) FROM {database}.usage_day_rows
+    WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)))
+);
 
 -- By hour, and not by customer.
 CREATE OR REPLACE VIEW {database}.usage_by_hour AS
 WITH (SELECT (summed, unsummed) FROM {database}.usage_day_choice) AS days
-SELECT * EXCEPT (day, version) FROM {database}.usage_hours
-WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
-UNION ALL
-SELECT * EXCEPT (day, key_day) FROM {database}.usage_hour_rows
-WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)));
+SELECT * FROM (
+    SELECT * EXCEPT (day, version) FROM {database}.usage_hours
+    WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
+    UNION ALL
+    SELECT * EXCEPT (day, key_day) FROM {database}.usage_hour_rows
+    WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)))
+);
 
 -- By conversation and day, of the usage that has one.
 CREATE OR REPLACE VIEW {database}.usage_by_conversation AS
 WITH (SELECT (summed, unsummed) FROM {database}.usage_day_choice) AS days
-SELECT * EXCEPT (version) FROM {database}.usage_conversations
-WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
-UNION ALL
-SELECT * EXCEPT (key_day) FROM {database}.usage_conversation_rows
-WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)));
+SELECT * FROM (
+    SELECT * EXCEPT (version) FROM {database}.usage_conversations
+    WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
+    UNION ALL
+    SELECT * EXCEPT (key_day) FROM {database}.usage_conversation_rows
+    WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)))
+);
 
 -- By how long it took to be received, and the hour of that.
 CREATE OR REPLACE VIEW {database}.usage_delays_by_hour AS
 WITH (SELECT (summed, unsummed) FROM {database}.usage_day_choice) AS days
-SELECT * EXCEPT (day, version) FROM {database}.usage_delays
-WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
-UNION ALL
-SELECT * EXCEPT (day, key_day) FROM {database}.usage_delay_rows
-WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)));
+SELECT * FROM (
+    SELECT * EXCEPT (day, version) FROM {database}.usage_delays
+    WHERE (namespace, day, version) IN (SELECT arrayJoin(tupleElement(days, 1)))
+    UNION ALL
+    SELECT * EXCEPT (day, key_day) FROM {database}.usage_delay_rows
+    WHERE (namespace, key_day) IN (SELECT arrayJoin(tupleElement(days, 2)))
+);

@@ -7,29 +7,31 @@
 -- `usage` finds conflicts (03_views.sql). Of a conflict all copies are in `events` as if they counted.
 CREATE OR REPLACE VIEW {database}.usage_receipt_rows AS
 WITH (SELECT groupUniqArray(event_time) FROM {database}.decided_increases) AS decided_times
-SELECT
-    toDate(event_time) AS key_day, namespace, toDate(event_time) AS day, credential_id,
-    toStartOfHour(toDateTime(received_at, 'UTC')) AS hour, toInt64(reason = '') AS counted,
-    toInt64(reason NOT IN ('', 'twin', 'discarded', 'retracted')) AS suspended,
-    toInt64(reason IN ('twin', 'discarded', 'retracted')) AS set_aside
-FROM (
-    SELECT namespace, event_time, credential_id, received_at, reason FROM {database}.events FINAL
-    WHERE event_time NOT IN (SELECT arrayJoin(decided_times))
+SELECT * FROM (
+    SELECT
+        toDate(event_time) AS key_day, namespace, toDate(event_time) AS day, credential_id,
+        toStartOfHour(toDateTime(received_at, 'UTC')) AS hour, toInt64(reason = '') AS counted,
+        toInt64(reason NOT IN ('', 'twin', 'discarded', 'retracted')) AS suspended,
+        toInt64(reason IN ('twin', 'discarded', 'retracted')) AS set_aside
+    FROM (
+        SELECT namespace, event_time, credential_id, received_at, reason FROM {database}.events FINAL
+        WHERE event_time NOT IN (SELECT arrayJoin(decided_times))
+        UNION ALL
+        SELECT namespace, event_time, credential_id, received_at, reason FROM {database}.events FINAL
+        WHERE event_time IN (SELECT arrayJoin(decided_times))
+            AND (namespace, customer_id, meter, event_time, event_id) NOT IN (
+                SELECT namespace, customer_id, meter, event_time, event_id FROM {database}.decided_increases
+            )
+        UNION ALL
+        SELECT namespace, event_time, credential_id, received_at, reason FROM {database}.cumulative_points FINAL
+    )
     UNION ALL
-    SELECT namespace, event_time, credential_id, received_at, reason FROM {database}.events FINAL
-    WHERE event_time IN (SELECT arrayJoin(decided_times))
-        AND (namespace, customer_id, meter, event_time, event_id) NOT IN (
-            SELECT namespace, customer_id, meter, event_time, event_id FROM {database}.decided_increases
-        )
-    UNION ALL
-    SELECT namespace, event_time, credential_id, received_at, reason FROM {database}.cumulative_points FINAL
+    SELECT
+        toDate(key_time), namespace, toDate(key_time), credential_id, toStartOfHour(toDateTime(received_at, 'UTC')),
+        toInt64(-1), toInt64(1), toInt64(0)
+    FROM {database}.suspense
+    WHERE reason = 'conflict'
 )
-UNION ALL
-SELECT
-    toDate(key_time), namespace, toDate(key_time), credential_id, toStartOfHour(toDateTime(received_at, 'UTC')),
-    toInt64(-1), toInt64(1), toInt64(0)
-FROM {database}.suspense
-WHERE reason = 'conflict'
 SETTINGS do_not_merge_across_partitions_select_final = 1, optimize_move_to_prewhere_if_final = 1;
 
 CREATE OR REPLACE VIEW {database}.conservation AS
