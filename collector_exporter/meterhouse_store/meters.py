@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from importlib.resources import files
 from typing import Literal, cast
 
@@ -55,6 +56,12 @@ def how_to_declare(meter: str) -> str:
 
 def parse(text: str, source: str) -> dict[str, Meter]:
     """The meters of a YAML text; `source` is what mistakes are reported under. Raises MetersError with all of them."""
+    return dict(_parsed(text, source))
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str, source: str) -> dict[str, Meter]:
+    # Every page and every request asks for the same texts, and reading YAML takes longer than all else of a page.
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as problem:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from meterhouse_portal.account import GROUPS, MINE, Account
 from meterhouse_portal.use_prices import Prices, Use, UsePrice, prices_of, summed
 from meterhouse_rating.periods import Period
+from meterhouse_rating.together import together
 
 PAGE: Final = 50
 """So many rows of the usage log are on a page."""
@@ -71,6 +72,19 @@ class Log:
     next: str | None
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a page of the log ended: when, in nanoseconds since 1970, and with which action."""
+
+    at_ns: int
+    action: str
+
+    @property
+    def at(self) -> datetime:
+        whole = datetime.fromtimestamp(self.at_ns // 10**9, UTC)
+        return whole + timedelta(microseconds=self.at_ns % 10**9 // 1000)
+
+
 def choices(mine: Account, period: Period) -> Choices:
     """Values that the log can be narrowed to: of each of these filters at most 100."""
     columns = ("meter", "model", "agent", "tool", "status")
@@ -80,23 +94,39 @@ def choices(mine: Account, period: Period) -> Choices:
     return Choices(found, int(events))
 
 
-def page(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None, events: int | None = None) -> Log:
-    """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError.
+def with_choices(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None) -> tuple[Choices, Log]:
+    """A page of the usage log, and what it can be narrowed to. Raises ValueError."""
+    place = _place(after)
+    prices, found = together(lambda: prices_of(mine, period), lambda: choices(mine, period))
+    return found, _page(mine, period, wanted, place, prices, found.events)
+
+
+def page(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None) -> Log:
+    """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError."""
+    place = _place(after)
+    return _page(mine, period, wanted, place, prices_of(mine, period), None)
+
+
+def _page(
+    mine: Account,
+    period: Period,
+    wanted: Mapping[str, str],
+    place: _Place | None,
+    prices: Prices,
+    events: int | None,
+) -> Log:
+    """The page after a place.
 
     It looks back from where it stands over longer and longer spans: the latest actions are found at once, however
     many there are in the period; where that has few `events`, all of it is looked through.
     """
-    end, cursor = period.end, None
-    if after is not None:
-        cursor = _cursor(after)
-        end = min(period.end, cursor[0] + timedelta(microseconds=1))
-    prices = prices_of(mine, period)
+    end = period.end if place is None else min(period.end, place.at + timedelta(microseconds=1))
     narrowed, bound = _narrowed(wanted)
     bound |= prices.bound
     before = ""
-    if cursor is not None:
+    if place is not None:
         before = " HAVING (toUnixTimestamp64Nano(at), action) < ({cursor_ns:Int64}, {cursor_id:String})"
-        bound |= {"cursor_ns": int(after.partition("-")[0]) if after else 0, "cursor_id": cursor[1]}
+        bound |= {"cursor_ns": place.at_ns, "cursor_id": place.action}
     query = (
         f"SELECT event_time AS at, {_ACTION} AS action, any(agent_name), any(agent_id), any(model), any(tool), "
         "any(operation), if(has(groupUniqArray(status), 'failed'), 'failed', any(status)), any(conversation_id), "
@@ -161,13 +191,13 @@ def _narrowed(wanted: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     return text, {f"filter_{name}": value for name, value in wanted.items()}
 
 
-def _cursor(text: str) -> tuple[datetime, str]:
-    number, _, action = text.partition("-")
+def _place(text: str | None) -> _Place | None:
+    if text is None:
+        return None
     if not re.fullmatch(CURSOR, text, re.ASCII):
         raise ValueError("this is no place in the log")
-    return datetime.fromtimestamp(int(number) // 10**9, UTC) + timedelta(
-        microseconds=int(number) % 10**9 // 1000
-    ), action
+    number, _, action = text.partition("-")
+    return _Place(int(number), action)
 
 
 def _action(row: Sequence[Any], prices: Prices) -> Action:

@@ -16,6 +16,7 @@ from meterhouse_rating.outlook import Outlook
 from meterhouse_rating.periods import Period
 from meterhouse_rating.price_api.price_list import NotPriced
 from meterhouse_rating.settle import WatermarkWentBack
+from meterhouse_rating.together import together
 from meterhouse_rating.versions import NotThere
 
 _EXPORTS: Final = Exports()
@@ -29,13 +30,12 @@ def overview(visit: Visit) -> Response:
     month, by = account.month(None, zone, mine.now), query.get("by", "model")
     if by not in account.GROUPS:
         raise Refused(f"Usage is shown by {', '.join(account.GROUPS)}.")
-    days = mine.daily(by, month, zone)
+    (outlook, trouble), days = together(lambda: _outlook(mine), lambda: mine.daily(by, month, zone))
     shown = [meter for meter, _, _ in days.totals]
     meter = query.get("meter") or ("llm.tokens.input" if "llm.tokens.input" in shown else next(iter(shown), ""))
     if meter and meter not in shown:
         raise Refused("Usage is shown of one of your meters.")
     bars = chart.joined(days.bars[meter]) if meter in days.bars else None
-    outlook, trouble = _outlook(mine)
     unit = mine.meters[meter].unit.strip("{}") if meter in mine.meters else ""
     return visit.page(
         "overview.html", month=month, plan=mine.plan(month), totals=days.totals, meter=meter, by=by, bars=bars,
@@ -48,9 +48,8 @@ def usage(visit: Visit) -> Response:
     """The usage log: what was done, when, by which agent, and what it consumed."""
     mine = visit.account
     period, wanted, query = _asked(visit, {"after"})
-    choices = usage_log.choices(mine, period)
     try:
-        log = usage_log.page(mine, period, wanted, query.get("after"), choices.events)
+        choices, log = usage_log.with_choices(mine, period, wanted, query.get("after"))
     except ValueError as wrong:
         raise Refused(f"{str(wrong).capitalize()}: go back to the first page.") from None
     kept = {**wanted, **({"period": query["period"]} if "period" in query else {})}

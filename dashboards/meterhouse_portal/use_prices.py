@@ -1,8 +1,8 @@
 """What single uses of the log cost, by the rated periods they are in: in Python for pages, in SQL for downloads."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -67,6 +67,7 @@ class Prices:
     wanted: Wanted
     bound: Mapping[str, Any]
     """Parameters of `columns`."""
+    _known: dict[Hashable, UnitPrice] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def _kind(self) -> list[str]:
@@ -140,7 +141,13 @@ class Prices:
 
     def _priced(self, kind: Kind) -> tuple[Part | None, UnitPrice]:
         part = self._part(kind.event_time)
-        return part, _NONE if part is None else part.unit_price(kind)
+        if part is None:
+            return None, _NONE
+        # The uses of a page are of a few kinds, and finding the line of one takes longer than all else about it.
+        alike = (part.period, part.alike(kind))
+        if alike not in self._known:
+            self._known[alike] = part.unit_price(kind)
+        return part, self._known[alike]
 
     def _part(self, at: datetime) -> Part | None:
         return next((it for it in self.parts if it.period.start <= at < it.period.end), None)

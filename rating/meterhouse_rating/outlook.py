@@ -10,7 +10,7 @@ Metrics that are no sums (max, unique, latest, over time) stay as they are.
 import decimal
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -25,6 +25,7 @@ from meterhouse_rating.settle import Outcome, settle
 from meterhouse_rating.settled import CLOSED, pasts, standings
 from meterhouse_rating.sorting import UsageRow
 from meterhouse_rating.terms import Terms
+from meterhouse_rating.together import together
 from meterhouse_rating.usage import Found, Watermark
 from meterhouse_rating.world import World
 
@@ -37,6 +38,9 @@ _Z: Final = Decimal("1.645")
 """Of 100 sums of a normal distribution, 5 are further below their mean than so many standard deviations, 5 above."""
 
 _QUANTUM: Final = Decimal("1e-9")
+
+Rater = Callable[[Found], Outcome]
+"""Rates usage of one part of a customer's month."""
 
 # Whole days back from the end; what is before the first of `known_days` only says whether somebody is new.
 _DAILY: Final = (
@@ -78,6 +82,16 @@ class Outlook:
         return sum(it.rated.total_minor for it in self.outcomes if it.rated is not None)
 
 
+@dataclass(frozen=True)
+class _Recent:
+    """Usage that a month goes on by: `rows`, and per meter the sums of the whole days since, the latest first."""
+
+    since: datetime
+    whole_days: int
+    daily: Mapping[str, Sequence[Decimal]]
+    rows: tuple[UsageRow, ...]
+
+
 def look(world: World, customer_id: str) -> Outlook:
     """The customer's month of now. Raises NotThere without a price book, WatermarkWentBack."""
     terms, mark = known.terms(world, only=customer_id), usage.watermark(world.client)
@@ -88,12 +102,16 @@ def look(world: World, customer_id: str) -> Outlook:
     with world.engine.connect() as connection:
         closed = [it.period for it in standings(connection, world.namespace, customer_id) if it.state == CLOSED]
     parts = [part for rest in periods.without(month, closed) for part in terms.parts(customer_id, rest, closed)]
-    found = {part: found_now(world, terms, customer_id, part, moment.as_of) for part in parts}
-    outcomes = tuple(rated_now(world, terms, customer_id, part, found[part], moment, mark) for part in parts)
-    ahead = None
     current = next((part for part in parts if part.start <= now < part.end), None)
-    if current is not None:
-        ahead = _ahead(world, terms, customer_id, current, found[current], moment, mark)
+    found, recent = together(
+        lambda: {part: found_now(world, terms, customer_id, part, moment.as_of) for part in parts},
+        lambda: None if current is None else _recent(world, terms, customer_id, current, moment.as_of),
+    )
+    rates = {part: rater(world, terms, customer_id, part, moment, mark) for part in parts}
+    outcomes = tuple(rates[part](found[part]) for part in parts)
+    ahead = None
+    if current is not None and recent is not None:
+        ahead = _ahead(current, found[current], recent, moment.as_of, rates[current])
         before = sum(
             it.rated.total_minor
             for part, it in zip(parts, outcomes, strict=True)
@@ -138,39 +156,26 @@ def factors_of(
     return found
 
 
-def _ahead(
-    world: World, terms: Terms, customer_id: str, part: Period, so_far: Found, moment: Moment, mark: Watermark
-) -> Range | None:
-    days = _recent_days(world, customer_id, moment.as_of)
-    if days is None:
-        return None
-    since, sums = days
-    span = Period(since, moment.as_of)
-    length = Decimal((span.end - span.start) // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
-    left = Decimal((part.end - moment.as_of) // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
-    recent = usage.gather(
-        world.client, world.namespace, span, replace(terms.wanted(part), measurements=()), as_of=moment.as_of,
-        customers=[customer_id],
-    ).get(customer_id, Found()).rows  # fmt: skip
-    whole = (span.end - span.start) // DAY
-    daily = {row.meter: [Decimal(0)] for row in recent} | sums
+def _ahead(part: Period, so_far: Found, recent: _Recent, as_of: datetime, rate: Rater) -> Range | None:
+    length, left = _in_days(as_of - recent.since), _in_days(part.end - as_of)
+    daily = {**{row.meter: [Decimal(0)] for row in recent.rows}, **recent.daily}
 
     def total(z: Decimal) -> int | None:
         with decimal.localcontext(prec=80):
-            rows = going_on(so_far.rows, recent, factors_of(daily, length, left, z))
-        rated = rated_now(world, terms, customer_id, part, replace(so_far, rows=rows), moment, mark).rated
+            rows = going_on(so_far.rows, recent.rows, factors_of(daily, length, left, z))
+        rated = rate(replace(so_far, rows=rows)).rated
         return None if rated is None else rated.total_minor
 
     expected = total(Decimal(0))
     if expected is None:
         return None
-    if whole < LEAST_DAYS:
-        return Range(expected, None, None, whole)
-    return Range(expected, total(-_Z), total(_Z), whole)
+    if recent.whole_days < LEAST_DAYS:
+        return Range(expected, None, None, recent.whole_days)
+    return Range(expected, total(-_Z), total(_Z), recent.whole_days)
 
 
-def _recent_days(world: World, customer_id: str, end: datetime) -> tuple[datetime, dict[str, list[Decimal]]] | None:
-    """From when on recent usage is looked at, and per meter the sums of the whole days since; None without any usage.
+def _recent(world: World, terms: Terms, customer_id: str, part: Period, end: datetime) -> _Recent | None:
+    """What was used up to the end; None without any usage.
 
     That is 14 days back; for somebody new from the first event on, at least an hour. New is who used nothing in the 14
     days before those.
@@ -181,17 +186,25 @@ def _recent_days(world: World, customer_id: str, end: datetime) -> tuple[datetim
         "start_ns": nanoseconds(end - 2 * BACK),
         "end_ns": nanoseconds(end),
     }
-    rows = world.client.query(_DAILY, parameters=parameters).result_rows
-    if not rows:
+    days = world.client.query(_DAILY, parameters=parameters).result_rows
+    if not days:
         return None
-    first = min(moment.replace(tzinfo=end.tzinfo) for *_, moment in rows)
+    first = min(moment.replace(tzinfo=end.tzinfo) for *_, moment in days)
     since = min(max(first, end - BACK), end - timedelta(hours=1))
     whole = (end - since) // DAY
-    found: dict[str, list[Decimal]] = defaultdict(lambda: [Decimal(0)] * max(whole, 1))
-    for meter, back, quantity, _ in rows:
+    daily: dict[str, list[Decimal]] = defaultdict(lambda: [Decimal(0)] * max(whole, 1))
+    for meter, back, quantity, _ in days:
         if back < whole:
-            found[meter][int(back)] += quantity
-    return since, dict(found)
+            daily[meter][int(back)] += quantity
+    wanted = replace(terms.wanted(part), measurements=())
+    found = usage.gather(
+        world.client, world.namespace, Period(since, end), wanted, as_of=end, customers=[customer_id]
+    ).get(customer_id, Found())
+    return _Recent(since, whole, dict(daily), found.rows)
+
+
+def _in_days(span: timedelta) -> Decimal:
+    return Decimal(span // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
 
 
 def found_now(world: World, terms: Terms, customer_id: str, part: Period, as_of: datetime) -> Found:
@@ -199,19 +212,23 @@ def found_now(world: World, terms: Terms, customer_id: str, part: Period, as_of:
     return known.gather(world, terms, part, as_of, [customer_id]).get(customer_id, Found())
 
 
-def rated_now(
-    world: World, terms: Terms, customer_id: str, part: Period, found: Found, moment: Moment, mark: Watermark
-) -> Outcome:
-    """A part of a month that is not closed, as the next run would rate it; nothing is stored.
+def rater(world: World, terms: Terms, customer_id: str, part: Period, moment: Moment, mark: Watermark) -> Rater:
+    """Rates a part of a month that is not closed, as the next run would; nothing is stored, and what SQL has of the
+    customer's past is read once, here.
 
-    Raises WatermarkWentBack.
+    What it returns raises WatermarkWentBack.
     """
     zone = terms.customers[customer_id].time_zone if customer_id in terms.customers else "UTC"
     namespace, reaches_back = world.namespace, terms.reaches_back(part)
     with world.engine.connect() as connection:
         past = pasts(connection, namespace, {customer_id: zone}, part, for_long=reaches_back)[customer_id]
-        # What would have to be written is left where it is.
-        return settle(connection, terms, customer_id, part, found, past, moment, mark, Changes(namespace))
+
+    def rate(found: Found) -> Outcome:
+        with world.engine.connect() as connection:
+            # What would have to be written is left where it is.
+            return settle(connection, terms, customer_id, part, found, past, moment, mark, Changes(namespace))
+
+    return rate
 
 
 def _shifted(ahead: Range, minor: int) -> Range:

@@ -67,7 +67,7 @@ def _open(
     world: World, terms: Terms, customer_id: str, period: Period, moment: Moment, mark: Watermark, zone: str
 ) -> tuple[Part, Wanted]:
     found = outlook.found_now(world, terms, customer_id, period, moment.as_of)
-    outcome = outlook.rated_now(world, terms, customer_id, period, found, moment, mark)
+    outcome = outlook.rater(world, terms, customer_id, period, moment, mark)(found)
     wanted = terms.wanted(period)
     if outcome.inputs is None or outcome.rated is None:
         reasons = [it.reason for it in outcome.leftovers]

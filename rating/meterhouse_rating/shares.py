@@ -8,7 +8,7 @@ Discounts, minimums, fees, credits and corrections are on no single use.
 """
 
 import decimal
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -114,14 +114,13 @@ class Part:
 
     def unit_price(self, kind: Kind) -> UnitPrice:
         """What a unit of such usage costs."""
-        if self.as_of is not None and kind.known_at > self.as_of:
+        if self._late(kind):
             return UnitPrice(AFTER_CLOSING)
         if self.priced_by is None:
             return UnitPrice(self.reason)
         book, plan = self.priced_by
         component, metric = charged_by(book, plan).get(kind.meter, (None, None))
-        trial = self.trial_end is not None and kind.event_time < self.trial_end
-        row = UsageRow(kind.meter, kind.status, kind.dimensions, 1, Decimal(1), kind.task, trial)
+        row = UsageRow(kind.meter, kind.status, kind.dimensions, 1, Decimal(1), kind.task, self._in_trial(kind))
         left = left_out(book, plan, row, component, metric, self.declared)
         if left is not None:
             return UnitPrice(FREE if left[0] in BY_CHOICE else left[0])
@@ -133,6 +132,16 @@ class Part:
         if reason is not None:
             return UnitPrice(PARTLY, line=line["description"])
         return _unit_price(line, metric)
+
+    def alike(self, kind: Kind) -> Hashable:
+        """The same for all usage of the period of which a unit costs the same, whenever in it that was."""
+        return kind.meter, kind.status, kind.task, kind.dimensions, self._late(kind), self._in_trial(kind)
+
+    def _late(self, kind: Kind) -> bool:
+        return self.as_of is not None and kind.known_at > self.as_of
+
+    def _in_trial(self, kind: Kind) -> bool:
+        return self.trial_end is not None and kind.event_time < self.trial_end
 
     def _left(self, kind: Kind) -> str | None:
         """Why such usage, or some of it, is on no line."""
