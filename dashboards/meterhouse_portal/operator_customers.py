@@ -4,77 +4,37 @@ Every change goes through the functions that the commands use, and is kept with 
 two persons, so does what a customer pays: such a change waits until another operator approves it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from starlette.responses import RedirectResponse, Response
 
 from meterhouse_billing import budget_round, drivers
 from meterhouse_billing.gateway import BillingError
+from meterhouse_portal import operator_agreements
+from meterhouse_portal.operator_change import Asked, Verb, always, since
 from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
 from meterhouse_portal.stores import NoWarehouse
 from meterhouse_portal.visit import NotShown
 from meterhouse_rating import cancelling, publishing
-from meterhouse_rating.periods import PeriodError, instant, month_of
+from meterhouse_rating.book import BookRefused
+from meterhouse_rating.periods import PeriodError, month_of
+from meterhouse_rating.versions import NotThere
 from meterhouse_rating.world import World
 from meterhouse_store import audit, budgets, meters, operator_changes, plans, registry
 from meterhouse_store.operator_changes import REJECTED
 from meterhouse_store.plans import PlanRefused
 from meterhouse_store.registry import ALWAYS, ENDED, RegistryError
 
+REFUSED: Final = (RegistryError, PlanRefused, BillingError, PeriodError, NotThere, BookRefused)
+"""What a change may be refused by; the text says what to do."""
 AGENT_DAYS: Final = 30
 _AGENTS: Final = (
     "SELECT agent_id, any(agent_name), count(), max(event_time) FROM usage WHERE namespace = {namespace:String} "
     "AND billed_customer_id = {customer:String} AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
     "GROUP BY agent_id ORDER BY max(event_time) DESC LIMIT 100"
 )
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A change that is to be made: of whom, what was written, and who wrote it why."""
-
-    visit: OperatorVisit
-    customer_id: str
-    form: Mapping[str, str]
-    who: str
-    why: str
-
-    def text(self, name: str) -> str | None:
-        """What was written there; None for nothing."""
-        return self.form.get(name, "").strip() or None
-
-    @property
-    def zone(self) -> str:
-        """The customer's time zone: the one that is written, or that it has."""
-        found = registry.customer(self.visit.engine, self.visit.namespace, self.customer_id)
-        return found.time_zone if found is not None else self.text("time_zone") or "UTC"
-
-    def moment(self, name: str) -> datetime | None:
-        """A day as the beginning of it in the customer's zone, or an instant. Raises RegistryError."""
-        said = self.text(name)
-        if said is None:
-            return None
-        try:
-            day = date.fromisoformat(said)
-        except ValueError:
-            return instant(said)
-        try:
-            return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(self.zone)).astimezone(UTC)
-        except (ZoneInfoNotFoundError, ValueError, OSError, OverflowError):
-            raise RegistryError(
-                f"{said} in {self.zone[:64]!r} is no day: write 2026-12-01, and a zone of IANA"
-            ) from None
-
-    def needed(self, name: str, what: str) -> str:
-        """What was written there. Raises RegistryError for nothing."""
-        said = self.text(name)
-        if said is None:
-            raise RegistryError(f"Say {what}.")
-        return said
 
 
 def _add(it: Asked) -> str:
@@ -101,7 +61,7 @@ def _put(it: Asked, plan: str | None = None, began: datetime | None = None) -> s
         engine, namespace, it.customer_id, name=it.text("name"), currency=currency, time_zone=it.text("time_zone"),
         email=it.text("email"), reference=it.text("reference"), plan=plan, valid_from=began, now=it.visit.clock(),
     )  # fmt: skip
-    return "Saved." if plan is None else f"{it.customer_id} is on the plan {plan}{_from(began, it.zone)}."
+    return "Saved." if plan is None else f"{it.customer_id} is on the plan {plan}{since(began, it.zone)}."
 
 
 def _cancel(it: Asked) -> str:
@@ -111,7 +71,7 @@ def _cancel(it: Asked) -> str:
         raise RegistryError("Say when it ends.")
     end = cancelling.end_of(engine, namespace, it.customer_id, at)
     registry.end_contract(engine, namespace, it.customer_id, at, who=it.who, why=it.why, now=it.visit.clock())
-    return f"The contract ends{_from(end, it.zone)}."
+    return f"The contract ends{since(end, it.zone)}."
 
 
 def _withdraw(it: Asked) -> str:
@@ -129,7 +89,7 @@ def _driver(it: Asked) -> str:
         it.visit.engine, it.visit.namespace, it.customer_id, it.needed("driver", "how it is billed"),
         valid_from=it.moment("valid_from"), who=it.who, why=it.why, now=it.visit.clock(),
     )  # fmt: skip
-    return f"It is billed by {made.driver}{_from(made.valid_from, it.zone)}."
+    return f"It is billed by {made.driver}{since(made.valid_from, it.zone)}."
 
 
 def _pause(it: Asked) -> str:
@@ -178,32 +138,20 @@ def _revoke(it: Asked) -> str:
     return "The key is revoked."
 
 
-@dataclass(frozen=True)
-class Verb:
-    """A change: how it is made, and whether it is about what a customer pays."""
-
-    make: Callable[[Asked], str]
-    fields: tuple[str, ...]
-    pays: Callable[[Mapping[str, str]], bool] = lambda _: False
-
-
-def _always(_form: Mapping[str, str]) -> bool:
-    return True
-
-
 VERBS: Final[Mapping[str, Verb]] = {
     "add": Verb(
         _add, ("name", "currency", "time_zone", "email", "reference", "plan", "valid_from"), lambda it: "plan" in it
     ),
     "edit": Verb(_edit, ("name", "currency", "time_zone", "email", "reference"), lambda it: "currency" in it),
-    "plan": Verb(_plan, ("plan", "valid_from"), _always),
-    "cancel": Verb(_cancel, ("at",), _always),
-    "withdraw": Verb(_withdraw, ("valid_from",), _always),
-    "driver": Verb(_driver, ("driver", "valid_from"), _always),
+    "plan": Verb(_plan, ("plan", "valid_from"), always),
+    "cancel": Verb(_cancel, ("at",), always),
+    "withdraw": Verb(_withdraw, ("valid_from",), always),
+    "driver": Verb(_driver, ("driver", "valid_from"), always),
     "pause": Verb(_pause, ("agent",)),
     "unpause": Verb(_unpause, ("agent",)),
     "key": Verb(_key, ("name",)),
     "revoke": Verb(_revoke, ("key",)),
+    **operator_agreements.VERBS,
 }
 
 
@@ -238,6 +186,7 @@ def show_customer(visit: OperatorVisit, problem: str = "", said: str = "", key: 
         driver=drivers.driver_at(drivers.drivers(engine, namespace), name, visit.clock()),
         drivers=drivers.DRIVERS, keys=_keys_of(visit, name), pauses=budgets.pauses(engine, namespace, name),
         changes=operator_changes.latest(engine, namespace, ROWS, customer_id=name), words=words,
+        **operator_agreements.shown(visit, found),
         now=visit.clock(), next_month=month_of(visit.clock(), found.time_zone).end,
         two_persons=publishing.two_persons(engine, namespace),
     )  # fmt: skip
@@ -251,17 +200,18 @@ def change(visit: OperatorVisit) -> Response:
     act, adds = visit.form["act"], visit.form["act"] == "add"
     if not adds and registry.customer(visit.engine, visit.namespace, name) is None:
         raise NotShown(name)
-    form = _told(visit, verb, name)
-    asked = Asked(visit, name, form, visit.visitor.email, visit.why)
-    kept: dict[str, Any] = {"who": asked.who, "why": asked.why, "now": visit.clock()}
+    why = visit.why
+    kept: dict[str, Any] = {"who": visit.visitor.email, "why": why, "now": visit.clock()}
     show = show_customers if adds else show_customer
     try:
+        form = _told(visit, verb, name)
+        asked = Asked(visit, name, form, visit.visitor.email, why)
         if verb.pays(form) and publishing.two_persons(visit.engine, visit.namespace):
             operator_changes.keep(visit.engine, visit.namespace, name, act, form, **kept)
             return show(visit, said="It waits for another operator, who finds it under Customers.")
         with audit.acting(asked.who):
             said = verb.make(asked)
-    except (RegistryError, PlanRefused, BillingError, PeriodError) as wrong:
+    except REFUSED as wrong:
         return show(visit, str(wrong))
     if act == "key":
         operator_changes.keep(visit.engine, visit.namespace, name, act, form, outcome="made", **kept)
@@ -284,7 +234,7 @@ def decide(visit: OperatorVisit) -> Response:
         if act == "approve":
             with audit.acting(found.who):
                 outcome = VERBS[found.what].make(Asked(visit, found.customer_id, found.form, found.who, found.why))
-    except (RegistryError, PlanRefused, BillingError, PeriodError) as wrong:
+    except REFUSED as wrong:
         return show_customers(visit, str(wrong))
     operator_changes.decide(visit.engine, found, outcome, who=who, why=why, now=visit.clock())
     return RedirectResponse("/operator/customers", 303)
@@ -295,18 +245,20 @@ PAGES: Final = (
     OperatorPage("GET", "/operator/customer", lambda visit: show_customer(visit)),
     OperatorPage("POST", "/operator/customers", change),
     OperatorPage("POST", "/operator/changes", decide),
+    *operator_agreements.PAGES,
 )
 
 
 def words(change: operator_changes.Change) -> str:
     """A change in words: `plan: plan pro, valid from 2026-12-01`."""
-    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in change.form.items())
+    # A price that is written out stands below, line by line.
+    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in change.form.items() if name != "text")
     return f"{change.what}: {told}" if told else change.what
 
 
 def _told(visit: OperatorVisit, verb: Verb, customer_id: str) -> dict[str, str]:
     """What was written in the verb's fields, without what is so already."""
-    said = {name: visit.form[name].strip()[:500] for name in verb.fields if visit.form.get(name, "").strip()}
+    said = verb.told(visit.form)
     found = registry.customer(visit.engine, visit.namespace, customer_id)
     if found is not None and verb is VERBS["edit"]:
         said = {name: text for name, text in said.items() if text != (getattr(found, name) or "")}
@@ -341,11 +293,3 @@ def _agents(visit: OperatorVisit, customer_id: str) -> list[tuple[str, str, int,
     except NoWarehouse:
         return None
     return [(name, called, int(events), last.replace(tzinfo=UTC)) for name, called, events, last in rows]
-
-
-def _from(moment: datetime | None, zone: str) -> str:
-    if moment is None or moment == ALWAYS:
-        return ""
-    there = moment.astimezone(ZoneInfo(zone))
-    shown = there.strftime("%Y-%m-%d") if there.strftime("%H:%M:%S") == "00:00:00" else there.strftime("%Y-%m-%d %H:%M")
-    return f" from {shown} ({zone}) on"

@@ -2,20 +2,14 @@
 
 import getpass
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from meterhouse_rating.command_line import Data, Json, engine_of, existing, fail, print_json, refusals
-
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from meterhouse_rating.book import Book, Plan
-    from meterhouse_store.settings import Settings
 
 contracts = typer.Typer(
     help="Add-ons, own prices, discounts and quantities of customers.", no_args_is_help=True, add_completion=False
@@ -36,21 +30,17 @@ def contracts_addon(
     data: Data = None,
 ) -> None:
     """Add an add-on to a customer's plan. May be repeated: the same again changes nothing."""
-    from meterhouse_store import agreements
+    from meterhouse_rating import agreeing
 
     with refusals(), _explained():
         settings = existing(data)
-        engine, began = engine_of(settings), _moment(since)
-        book, _ = _terms(engine, settings, customer, began)
-        if name not in book.addons:
-            fail(f"The price book has no add-on {name} (it has {', '.join(book.addons) or 'none'}).")
-        made = agreements.add_addon(
-            engine,
+        made = agreeing.add_on(
+            engine_of(settings),
             settings.namespace,
             customer,
             name,
-            quantity=_number(quantity),
-            valid_from=began,
+            _number(quantity),
+            valid_from=_moment(since),
             valid_until=_end(until),
         )
         print(f"{customer} has {_plain(made.quantity)} of the add-on {name} {_span(made)} ({made.agreement_id[:12]}).")
@@ -66,21 +56,20 @@ def contracts_price(
     data: Data = None,
 ) -> None:
     """Give a customer a price of its own for one component. It prices months that begin while it holds."""
-    from meterhouse_rating.book import check_component
+    from meterhouse_rating import agreeing
     from meterhouse_rating.price_commands import read_text
-    from meterhouse_store import agreements
 
     with refusals("; nothing was recorded"), _explained():
         settings = existing(data)
-        engine, began = engine_of(settings), _moment(since)
-        book, plan = _terms(engine, settings, customer, began)
-        if component not in {part.name for part in plan.components}:
-            known = ", ".join(part.name for part in plan.components)
-            fail(f"The plan {plan.name} of {customer} has no component {component} (it has {known}).")
         text = read_text(file)
-        check_component(component, text, book, plan)
-        made = agreements.add_override(
-            engine, settings.namespace, customer, component, text, valid_from=began, valid_until=_end(until)
+        made = agreeing.own_price(
+            engine_of(settings),
+            settings.namespace,
+            customer,
+            component,
+            text,
+            valid_from=_moment(since),
+            valid_until=_end(until),
         )
         print(f"{customer} has a price of its own for {component} {_span(made)} ({made.agreement_id[:12]}).")
 
@@ -106,27 +95,21 @@ def contracts_discount(
 
     Discounts apply one after the other as they begin, after the minimum commitment if nothing else is said.
     """
-    from meterhouse_store import agreements
+    from meterhouse_rating import agreeing
 
     with refusals(), _explained():
         settings = existing(data)
-        engine, began = engine_of(settings), _moment(since)
-        _, plan = _terms(engine, settings, customer, began)
-        known = {part.name for part in plan.components}
-        for one in component or ():
-            if one not in known and "." not in one:
-                fail(f"The plan {plan.name} of {customer} has no component {one} (it has {', '.join(sorted(known))}).")
-        made = agreements.add_discount(
-            engine,
+        made = agreeing.discount(
+            engine_of(settings),
             settings.namespace,
             customer,
             name,
             percent=None if percent is None else _number(percent),
             amount=None if amount is None else _number(amount),
-            components=component,
+            components=component or (),
             months=months,
             before_minimum=before_minimum,
-            valid_from=began,
+            valid_from=_moment(since),
             valid_until=_end(until),
         )
         print(f"{customer} has the discount {name} {_span(made)} ({made.agreement_id[:12]}).")
@@ -227,6 +210,7 @@ def contracts_cancel(
 @contracts.command("show")
 def contracts_show(customer: Customer, data: Data = None, as_json: Json = False) -> None:
     """List what a customer agreed to beside its plan, what has ended too. Times are UTC."""
+    from meterhouse_rating.agreeing import words
     from meterhouse_rating.layout import table
     from meterhouse_store import agreements
 
@@ -239,34 +223,9 @@ def contracts_show(customer: Customer, data: Data = None, as_json: Json = False)
             print_json([_json(it) for it in found])
         elif found:
             rows = [("id", "what", "name", "terms", "holds")]
-            print(table(rows + [(it.agreement_id[:12], *_words(it), _span(it)) for it in found]))
+            print(table(rows + [(it.agreement_id[:12], *words(it), _span(it)) for it in found]))
         else:
             print(f"{customer} agreed to nothing beside its plan.")
-
-
-def _terms(engine: "Engine", settings: "Settings", customer: str, moment: datetime) -> "tuple[Book, Plan]":
-    """The price book and the customer's plan in the month that begins then, or is under way."""
-    from meterhouse_rating.periods import Period
-    from meterhouse_rating.settled import contract_in_force
-    from meterhouse_rating.versions import NotThere, in_force, versions
-    from meterhouse_store import registry
-
-    period = Period(moment, moment + timedelta(days=31))
-    version = in_force(versions(engine, settings.namespace), period)
-    if version is None:
-        raise NotThere("no price book is published: `meterhouse prices publish FILE`")
-    known = [it for it in registry.contracts(engine, settings.namespace) if it.customer_id == customer]
-    contract = contract_in_force(known, period)
-    if contract is None:
-        fail(f"{customer} has no plan: `meterhouse customers add {customer} --plan PLAN`")
-    if contract.plan == registry.ENDED:
-        fail(
-            f"the contract of {customer} ended at {_short(contract.valid_from)}: `meterhouse customers add` begins anew"
-        )
-    plan = version.book.plans.get(contract.plan)
-    if plan is None:
-        fail(f"{customer} is on the plan {contract.plan}, which price book version {version.version} does not have.")
-    return version.book, plan
 
 
 class _explained:
@@ -316,19 +275,6 @@ def _short(moment: datetime) -> str:
 def _span(record: Any) -> str:
     until = getattr(record, "valid_until", None)
     return f"from {_short(record.valid_from)} on" if until is None else f"{_short(record.valid_from)}..{_short(until)}"
-
-
-def _words(record: Any) -> tuple[str, str, str]:
-    if hasattr(record, "addon"):
-        return "add-on", record.addon, _plain(record.quantity)
-    if hasattr(record, "source"):
-        return "price", record.component, record.source.strip().partition("\n")[0]
-    if hasattr(record, "percent"):
-        off = f"{_plain(record.percent)} %" if record.percent is not None else _plain(record.amount)
-        of = f" of {', '.join(record.components)}" if record.components else ""
-        months = "" if record.months is None else f", {record.months} months"
-        return "discount", record.name, f"{off}{of}{months}{', before the minimum' if record.before_minimum else ''}"
-    return "quantity", record.name, _plain(record.quantity)
 
 
 def _json(record: Any) -> dict[str, Any]:

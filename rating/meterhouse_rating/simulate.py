@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from meterhouse_rating import known, periods
+from meterhouse_rating.agreements import Agreement, Override
 from meterhouse_rating.book import check
 from meterhouse_rating.engine import RatedLine
 from meterhouse_rating.margin import costs_by_customer, nothing_known
@@ -139,7 +140,26 @@ def simulate(
     """
     old = known.terms(world)
     new = other_terms(world, old, text)
-    made = Simulation(tuple(months), new.book(new.versions[0]).name)
+    return _compared(world, old, new, Simulation(tuple(months), new.book(new.versions[0]).name), only, costs=costs)
+
+
+def simulate_own_price(
+    world: World, customer_id: str, component: str, text: str, months: Sequence[str], *, costs: bool = True
+) -> Simulation:
+    """The customer's months with a price of its own for a component of its plan, beside what they come to as it is.
+
+    Raises as `simulate`.
+    """
+    old = known.terms(world, only=customer_id)
+    agreed = old.agreements.get(customer_id, Agreement())
+    kept = [it for it in agreed.overrides if it.component != component]
+    own = Override("simulation", component, text, ALWAYS, None)
+    new = replace(old, agreements={**old.agreements, customer_id: replace(agreed, overrides=(*kept, own))})
+    return _compared(world, old, new, Simulation(tuple(months), component), customer_id, costs=costs)
+
+
+def _compared(world: World, old: Terms, new: Terms, made: Simulation, only: str | None, *, costs: bool) -> Simulation:
+    months = made.months
     histories: tuple[History, History] = {}, {}
     now, users = world.now(), set[str]()
     for month in months:

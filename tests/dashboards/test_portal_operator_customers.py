@@ -137,7 +137,7 @@ def test_where_prices_take_two_persons_so_does_what_a_customer_pays(world, anna)
 
 # ---- nobody else gets in --------------------------------------------------------------------------------------------
 
-OBJECTS = {"/operator/customer": "?id=acme"}
+OBJECTS = {"/operator/customer": "?id=acme", "/operator/price": "?customer=acme&component=input"}
 WITHOUT_OBJECT = {
     "/operator", "/operator/customers", "/operator/questions", "/operator/suspense", "/operator/prices",
     "/operator/draft", "/operator/record", "/operator/changes", "/operator/invoices/{id}",
@@ -161,7 +161,7 @@ def test_every_route_of_operators_is_in_the_matrix_of_roles_and_objects(world):
         for it in pages.routes()
         if isinstance(it, Route) and it.name == "operator"
     ]
-    assert len(routes) >= 15
+    assert len(routes) >= 17
     for _, path in routes:
         assert path in WITHOUT_OBJECT or path in OBJECTS, f"{path} is in no matrix: add it here"
     with visiting(world) as nobody:
@@ -184,5 +184,9 @@ def test_every_route_of_operators_is_in_the_matrix_of_roles_and_objects(world):
                 assert anna.post(path, data={"act": "approve", "why": "x"}).status_code == 403, path
                 absent = anna.post(path, data={"form": token, "act": "no such act", "why": "x", "customer": "nobody"})
                 assert absent.status_code in (404, 422), path
-        for path in ("/operator/customer?id=nobody", "/operator/customer"):
+        for path in (
+            "/operator/customer?id=nobody",
+            "/operator/customer",
+            "/operator/price?customer=nobody&component=input",
+        ):
             assert anna.get(path).status_code == 404

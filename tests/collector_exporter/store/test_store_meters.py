@@ -27,6 +27,19 @@ def test_an_own_file_adds_meters(tmp_path):
     assert "llm.requests" in found
 
 
+def test_an_own_file_that_was_changed_is_read_anew_and_nobody_changes_what_others_are_told(tmp_path):
+    file, entry = tmp_path / "own.yaml", '  {}: {{unit: "1", counts: x, values: integer, step: 1}}\n'
+    settings = Settings(data=tmp_path, meters_file=file)
+    file.write_text("meters:\n" + entry.format("pages.read"))
+    first = declared(settings)
+    del first["pages.read"], first["llm.requests"]
+    assert {"pages.read", "llm.requests"} <= set(declared(settings))
+    parse(file.read_text(), "own.yaml").clear()
+    assert set(parse(file.read_text(), "own.yaml")) == {"pages.read"}
+    file.write_text("meters:\n" + entry.format("pages.written"))
+    assert "pages.written" in declared(settings) and "pages.read" not in declared(settings)
+
+
 def test_all_mistakes_are_told_each_with_its_line():
     text = """meters:
   pages.read:
