@@ -46,12 +46,6 @@ _CHECKPOINT: Final = """
     FROM checkpoints FINAL WHERE collector_id = {collector_id:String}
 """
 
-_TOUCHED: Final = f"""
-    SELECT {conflicts.IDENTITY} FROM events
-    WHERE reason = '' AND received_at BETWEEN
-        fromUnixTimestamp64Nano({{from_ns:Int64}}, 'UTC') AND fromUnixTimestamp64Nano({{through_ns:Int64}}, 'UTC')
-"""  # noqa: S608 - fixed parts
-
 
 class Inbox:
     """A `projector.Store` in the database of a client."""
@@ -90,8 +84,7 @@ class Inbox:
 
         Decisions that waited for rows of it are applied, too: nobody may rely on a watermark without them.
         """
-        parameters = {"from_ns": from_ns, "through_ns": through_ns}
-        _ask(lambda: conflicts.mark(self._client, _TOUCHED, parameters=parameters, settings=_DURABLE))
+        _ask(lambda: conflicts.mark_received(self._client, from_ns, through_ns, _DURABLE))
         _ask(lambda: decided.apply_mirrored(self._client))
 
     def settle_spans(self, from_ns: int, through_ns: int) -> None:

@@ -112,7 +112,7 @@ _MENDING: Final[dict[str, Any]] = {
 _ALWAYS_NS: Final = 2**63 - 1
 _FINAL: Final[dict[str, Any]] = {"do_not_merge_across_partitions_select_final": 1}
 _STORED: Final = (
-    *("events", "segment_totals", "conflicts", "cumulative_points", "spans"),
+    *("events", "identities", "segment_totals", "conflicts", "cumulative_points", "spans"),
     *("counted_increases", "sequence_counts", "sequence_ends"),
 )
 

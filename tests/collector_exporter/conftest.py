@@ -60,7 +60,7 @@ def only_database(collector_warehouse):
 def database(only_database):
     """A client whose database is empty."""
     tables = "events conflicts checkpoints mirror_decisions assigned_claims cumulative_points decided_increases spans"
-    tables += " segment_totals refusals counted_increases sequence_counts sequence_ends"
+    tables += " identities segment_totals refusals counted_increases sequence_counts sequence_ends"
     tables += " usage_rolled usage_touches usage_days usage_hours usage_conversations usage_delays usage_receipts"
     for table in tables.split():
         only_database.command(f"TRUNCATE TABLE {table}")

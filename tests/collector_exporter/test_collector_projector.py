@@ -1,7 +1,8 @@
 """The projector: whatever stops it, every event is in `usage` exactly once, and nothing waits behind a bad record."""
 
 import pytest
-from collector_samples import RECEIVED_NS, event, record, request_of
+from collector_samples import DAY_NS, RECEIVED_NS, add_sum, event, record, request_of
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from meterhouse_collector.inbox import Inbox
 from meterhouse_collector.journal import Horizon
@@ -210,3 +211,53 @@ def test_one_journal_through_many_small_ranges_gives_the_same_rows(database):
         pass
     assert usage(database) == [("a", 7), ("b", 5)]
     assert suspended(database) == [("conflict", 9)]
+
+
+def rows_read(database, work):
+    """How many stored rows the engine reads for it; nothing else runs there."""
+    query = "SELECT sum(value) FROM system.events WHERE event = 'SelectedRows'"
+    before = database.query(query).first_row[0]
+    work()
+    return database.query(query).first_row[0] - before
+
+
+def stored(database, records):
+    """These records in `events` and checked, in one part of each table."""
+    Inbox(database).post(b"".join(records))
+    for table in ("events", "identities"):
+        database.command(f"OPTIMIZE TABLE {table} FINAL")
+
+
+@pytest.mark.parametrize("extra", [{}, {"meterhouse.once": "true"}], ids=["imported with one time", "once"])
+def test_what_came_before_at_the_same_moment_is_not_read_again_for_each_range(database, extra):
+    number, each = 60, 1000
+    stored(
+        database,
+        [record(request_of(*(event(1, f"{n:04}-{i:04}", extra=extra) for i in range(each))), n) for n in range(number)],
+    )
+    later = RECEIVED_NS + 10**9
+    new = [event(1, f"{n:04}-new", extra=extra) for n in range(0, number, 6)]
+    Inbox(database).post(record(request_of(*new, event(2, "0030-0500", extra=extra)), 9999, received_ns=later))
+    first = rows_read(database, lambda: Inbox(database).mark_conflicts(later, later))
+    assert suspended(database) == [("conflict", 2)]
+    # Eleven events; looked up among all that has their moment it would be more than the 60,000.
+    assert first < number * each / 2
+    Inbox(database).post(record(request_of(event(1, "9999-0000", extra=extra)), 10000, received_ns=later + 1))
+    assert rows_read(database, lambda: Inbox(database).mark_conflicts(later + 1, later + 1)) < 2_000
+
+
+def test_what_many_customers_used_before_is_not_read_again_for_each_range(database):
+    customers, each = 400, 100
+    now = RECEIVED_NS + 20 * DAY_NS  # all in one month
+    times = [*(RECEIVED_NS + n * DAY_NS // 5 for n in range(each - 1)), now + 2]
+    requests = []
+    for n in range(customers):
+        events = [event(1, f"{n:04}-{i:04}", time_ns=at) for i, at in enumerate(times)]
+        request = request_of(*events, point={"customer.id": f"customer-{n:04}"})
+        requests.append(record(request, n, received_ns=now))
+    stored(database, requests)
+    new = ExportMetricsServiceRequest()
+    for n in range(customers):
+        add_sum(new, [event(1, f"{n:04}-new", time_ns=now + 1)], point={"customer.id": f"customer-{n:04}"})
+    Inbox(database).post(record(new, 9999, received_ns=now + 1))
+    assert rows_read(database, lambda: Inbox(database).mark_conflicts(now + 1, now + 1)) < 5 * customers

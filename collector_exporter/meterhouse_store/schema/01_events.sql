@@ -57,9 +57,10 @@ CREATE TABLE IF NOT EXISTS {database}.events
 ENGINE = ReplacingMergeTree(first)
 PARTITION BY toYYYYMM(event_time)
 ORDER BY (namespace, customer_id, meter, event_time, event_id, quantity)
--- The default keeps written parts in the page cache: after a power cut acknowledged inserts would be gone. Below 128 MB
--- a part is one file of all columns: to fsync a few files instead of several per column halves the time to write it.
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 134217728;
+-- The default keeps written parts in the page cache: after a power cut acknowledged inserts would be gone. What is inserted
+-- is one file of all columns: to fsync a few files instead of several per column halves the time to write it. What is
+-- merged has a file per column, because only such parts are merged column by column, at half the cost.
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_bytes_for_wide_part = 10485760, min_level_for_wide_part = 1;
 
 -- For a table that was made before the columns were.
 ALTER TABLE {database}.events
@@ -75,6 +76,9 @@ ALTER TABLE {database}.events
 -- it takes half as long or less. Late events make one more part, which waits another six hours.
 ALTER TABLE {database}.events
     MODIFY SETTING min_age_to_force_merge_seconds = 21600, min_age_to_force_merge_on_partition_only = 1;
+-- Also for a table that was made before it was so. Statistics of columns help no query here, and cost at each merge.
+ALTER TABLE {database}.events
+    MODIFY SETTING min_bytes_for_wide_part = 10485760, min_level_for_wide_part = 1, auto_statistics_types = '';
 
 -- Under which claimed customers there are rows that a decision bills to another one: what `usage` looks through for them.
 CREATE TABLE IF NOT EXISTS {database}.assigned_claims
@@ -136,6 +140,31 @@ CREATE TABLE IF NOT EXISTS {database}.conflicts
 ENGINE = ReplacingMergeTree(first)
 ORDER BY (namespace, customer_id, meter, event_time, event_id)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;
+
+-- Every identity with each quantity that came for it, in the order of time: where a range is checked for conflicts, copies
+-- of its events are found here, beside whatever happened at their moments, and not among all that `events` has of their
+-- customers. Small granules, because an import may bring millions of events of one moment: an id among them costs one
+-- granule. `identity` is a hash that only has to tell nearly all apart; whoever finds two quantities looks at `events`.
+CREATE TABLE IF NOT EXISTS {database}.identities
+(
+    event_time DateTime64(9, 'UTC') CODEC(Delta, LZ4),
+    identity UInt64 CODEC(NONE),
+    quantity Decimal(38, 9)
+)
+ENGINE = MergeTree
+PARTITION BY toYYYYMM(event_time)
+ORDER BY (event_time, identity)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 512, auto_statistics_types = '';
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.identify TO {database}.identities AS
+SELECT event_time, cityHash64(namespace, customer_id, meter, event_id) AS identity, quantity
+FROM {database}.events;
+
+-- Only for a database of before version 6: what is there was not identified.
+INSERT INTO {database}.identities
+SELECT event_time, cityHash64(namespace, customer_id, meter, event_id) AS identity, quantity
+FROM {database}.events
+SETTINGS max_partitions_per_insert_block = 0;
 
 -- How far each collector's journal is in `events`. `step` grows with every write of one collector.
 CREATE TABLE IF NOT EXISTS {database}.checkpoints

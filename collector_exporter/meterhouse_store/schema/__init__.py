@@ -33,11 +33,12 @@ __all__ = [
     "scripts",
 ]
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raised whenever an older Meterhouse must not write to the database any more: it refuses a higher one than its own.
 
 1 was all that came before there was a table of migrations; since 3 increases of running totals are stored; since 4
-what is inserted touches its day; since 5 delays and receipts are summed, too.
+what is inserted touches its day; since 5 delays and receipts are summed, too; since 6 it is
+identified.
 """
 
 _HERE: Final = Path(__file__).parent

@@ -79,6 +79,21 @@ def test_a_database_from_before_there_were_migrations_is_taken_over_with_its_row
     assert admin.query("SELECT event_id, quantity FROM older.usage").result_rows == [("x", 7)]
 
 
+def test_a_database_of_before_version_6_finds_the_copies_of_what_it_has(admin):
+    schema.migrate(admin, "older")
+    admin.command("DROP VIEW older.identify SYNC")
+    admin.command("DROP TABLE older.identities SYNC")
+    columns = "(namespace, customer_id, meter, event_id, quantity, event_time, received_at)"
+    rows = ", ".join(f"('a', 'b', 'c', 'x{n}', 7, toDateTime64('2026-{n:02}-01', 9, 'UTC'), now64(9))" for n in (1, 2))
+    admin.command(f"INSERT INTO older.events {columns} VALUES {rows}")
+    admin.command("TRUNCATE TABLE older.schema_migrations")
+    admin.command("INSERT INTO older.schema_migrations VALUES ('01_events.sql', 'earlier', 5, '0.1', '', now64(6))")
+    assert schema.migrate(admin, "older").before == 5
+    admin.command(f"INSERT INTO older.events {columns} VALUES {rows.replace('7,', '8,')}")
+    query = "SELECT count() FROM (SELECT event_time, identity FROM older.identities GROUP BY ALL HAVING count() = 2)"
+    assert admin.query(query).first_row == (2,)
+
+
 def test_a_database_of_a_newer_version_is_refused_and_stays_as_it_is(admin):
     schema.migrate(admin, "newer")
     admin.command("INSERT INTO newer.schema_migrations VALUES ('03_views.sql', 'later', 99, '9.1', '', now64(6) + 1)")
