@@ -22,7 +22,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA, NumberDataPoint
 
 from meterhouse import vocabulary as v
-from meterhouse_store.meters import how_to_declare
+from meterhouse_store.meters import counted_whole, how_to_declare
 from meterhouse_store.numbers import D, plain
 
 POINT_COLUMNS: Final = {
@@ -142,7 +142,11 @@ def _mistakes(row: Mapping[str, str], meters: Mapping[str, Any], now: datetime) 
     meter = given.get("meter", "").removeprefix(v.METRIC_PREFIX)
     if meter and meter not in meters:
         found.append(f"meter: {meter} is not declared: {how_to_declare(meter)}")
-    for name, read in (("event_time", lambda text: _time_ns(text, now)), ("quantity", _quantity)):
+    readers: tuple[tuple[str, Callable[[str], object]], ...] = (
+        ("event_time", lambda text: _time_ns(text, now)),
+        ("quantity", lambda text: _quantity(text, meter)),
+    )
+    for name, read in readers:
         try:
             if name in given:
                 read(given[name])
@@ -156,7 +160,7 @@ def _mistakes(row: Mapping[str, str], meters: Mapping[str, Any], now: datetime) 
 def _event(row: Mapping[str, str], now: datetime, told: Mapping[str, str], alike: Counter[str]) -> Event:
     """The event of a row without mistakes."""
     meter = row["meter"].removeprefix(v.METRIC_PREFIX)
-    time_ns, quantity = _time_ns(row["event_time"], now), _quantity(row["quantity"])
+    time_ns, quantity = _time_ns(row["event_time"], now), _quantity(row["quantity"], meter)
     point = {key: row[name] for name, key in POINT_COLUMNS.items() if row.get(name)}
     own = {name.removeprefix(_OWN): value for name, value in row.items() if name.startswith(_OWN) and value}
     exemplar = {key: row[name] for name, key in EVENT_COLUMNS.items() if row.get(name)} | own | dict(told)
@@ -180,7 +184,7 @@ def _time_ns(text: str, now: datetime) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
 
 
-def _quantity(text: str) -> Decimal:
+def _quantity(text: str, meter: str) -> Decimal:
     try:
         found = D(text.strip())
     except ValueError:
@@ -188,6 +192,8 @@ def _quantity(text: str) -> Decimal:
     exact = found == found.to_integral_value() or Decimal(repr(float(found))) == found
     if found < 0 or found > _MAX_QUANTITY or found != round(found, 9) or not exact:
         raise ValueError(f"quantity: {text} is not from 0 to 10^15 with at most nine decimals that a double can hold")
+    if meter in counted_whole() and found != found.to_integral_value():
+        raise ValueError(f"quantity: {text} is part of a unit, and {meter} counts whole ones")
     return found
 
 
@@ -244,7 +250,7 @@ def totals(events: Sequence[Event]) -> list[tuple[str, str, int, Decimal, int, i
 
 def amended(row: Mapping[str, Any], quantity: str) -> Event:
     """The copy of a row of `usage` (with `key_ns`) with another quantity. Raises ValueError where that cannot be."""
-    number = _quantity(quantity)
+    number = _quantity(quantity, row["meter"])
     problems: dict[str, Callable[[], bool]] = {
         "its quantity is that already": lambda: row["quantity"] == number,
         f"it came from {row['source']}, whose quantities are worked out: retract it, and import what is true": lambda: (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Literal, cast
 
@@ -31,19 +31,31 @@ class MetersError(ValueError):
     """A file of meters has mistakes; the text lists all of them, each with its line."""
 
 
+def built_in() -> dict[str, Meter]:
+    """The meters of meters.yaml by name."""
+    return parse((files("meterhouse_store") / "meters.yaml").read_text(encoding="utf-8"), "meters.yaml")
+
+
+@cache
+def counted_whole() -> frozenset[str]:
+    """The built-in meters of integers: a part of a unit is suspended. Own ones may be declared otherwise tomorrow, and
+    what is decided of a record has to be the same then."""
+    return frozenset(meter.name for meter in built_in().values() if meter.values == "integer")
+
+
 def declared(settings: Settings) -> dict[str, Meter]:
     """All declared meters by name. Raises MetersError for mistakes in the own file, OSError if it cannot be read."""
-    built_in = parse((files("meterhouse_store") / "meters.yaml").read_text(encoding="utf-8"), "meters.yaml")
+    found = built_in()
     if settings.meters_file is None:
-        return built_in
+        return found
     file = settings.meters_file
     if file.stat().st_size > MAX_BYTES:
         raise MetersError(f"{file}: a file of meters has at most {MAX_BYTES} bytes")
     own = parse(file.read_text(encoding="utf-8"), str(file))
-    taken = sorted(set(own) & set(built_in))
+    taken = sorted(set(own) & set(found))
     if taken:
         raise MetersError("\n".join(f"{file}: {name} is a built-in meter: choose another name" for name in taken))
-    return built_in | own
+    return found | own
 
 
 def how_to_declare(meter: str) -> str:

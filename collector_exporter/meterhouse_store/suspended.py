@@ -49,6 +49,8 @@ _WHY_NOT: Final = {
     words.REASON_OVERFLOW: "its series had lost its customer: `suspense assign CUSTOMER` says whose it is",
     words.REASON_BAD_QUANTITY: "what was sent is no quantity, so nothing of it could count: discard it, and let the "
     "sender report the true one as a new event",
+    words.REASON_FRACTION: "its meter counts whole ones, as of tokens or calls: discard it, and let the sender report "
+    "whole ones, or under a meter of yours with `values: decimal`",
     words.REASON_SOURCE_UNSUPPORTED: "what its number means is not known (a running total, a distribution?): map the "
     "metric to a meter for what comes from now on, and discard this",
     words.REASON_UNREADABLE: "its bytes cannot be decoded; they are kept in raw_value",

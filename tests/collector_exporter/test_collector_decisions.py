@@ -365,6 +365,16 @@ def test_rows_of_another_namespace_are_neither_found_nor_decided_about(desk):
     assert desk.suspense() == [("a", "customer_missing", 7)]
 
 
+def test_a_decision_of_another_namespace_or_without_a_name_is_not_undone(desk):
+    desk.receive(nobodys(7, "a"))
+    desk.assign("acme")
+    (made,) = decisions.latest(desk.engine, "live", 10)
+    for namespace, name in (("test", made.decision_id), ("live", "")):
+        with pytest.raises(LookupError, match=f"there is no decision '{name}' in namespace {namespace}"):
+            decisions.with_its_command(desk.engine, namespace, name, whole=False)
+    assert decisions.with_its_command(desk.engine, "live", made.decision_id, whole=False) == [made]
+
+
 def test_a_decision_whose_row_came_while_it_was_being_applied_is_not_taken_for_applied(desk, monkeypatch):
     desk.receive(nobodys(7, "a"))
     desk.assign("acme", apply=False)

@@ -131,6 +131,7 @@ def test_json_lines_say_the_same_as_the_table(file, tmp_path):
         ("a,none,1,2026-10-01,,", "line 2: meter: none is not declared"),
         ("a,agent.seconds,-1,2026-10-01,,", "line 2: quantity: -1 is not from 0"),
         ("a,agent.seconds,0.1234567891,2026-10-01,,", "line 2: quantity: 0.1234567891 is not from 0"),
+        ("a,llm.tokens.input,12.5,2026-10-01,,", "quantity: 12.5 is part of a unit, and llm.tokens.input counts whole"),
         ("a,agent.seconds,123456789012345.123456789,2026-10-01,,", "that a double can hold"),
         ("a,agent.seconds,many,2026-10-01,,", "line 2: quantity: 'many' is no number"),
         ("a,agent.seconds,1,yesterday,,", "line 2: event_time: 'yesterday' is no time"),
@@ -224,6 +225,13 @@ def test_what_is_retracted_after_a_revert_leaves_no_other_copy_to_count(desk, fi
     ],
 )
 def test_what_cannot_be_amended_is_refused_with_what_to_do(change, problem):
-    row = {"event_id": "e", "quantity": Decimal(200), "source": "meterhouse", "customer_id": "acme", "key_ns": 1}
+    row = {
+        "event_id": "e",
+        "meter": "llm.tokens.input",
+        "quantity": Decimal(200),
+        "source": "meterhouse",
+        "customer_id": "acme",
+        "key_ns": 1,
+    }
     with pytest.raises(ValueError, match=problem):
         backfill.amended(row | {"billed_customer_id": "acme"} | change, "250")

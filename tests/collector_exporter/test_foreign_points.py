@@ -29,6 +29,21 @@ def one(request, *columns, **more):
 # ---- delta sums -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("llm.tokens.input", 12.5, "fractional_quantity"),
+        ("llm.tokens.input", 12.0, ""),
+        ("agent.seconds", 12.5, ""),
+        ("pages.read", 12.5, ""),
+    ],
+)
+def test_part_of_a_unit_of_a_meter_of_whole_ones_is_suspended(name, value, reason):
+    (row,) = rows_of(metrics_record(sum_of((10, value), name=name))).events
+    assert (row.meter, row.quantity, row.reason) == (name, Decimal(str(value)), reason)
+    assert row.raw_value == ("12.5" if reason else "")
+
+
 def test_a_delta_sum_with_a_customer_counts_under_its_own_name():
     request = sum_of((10, 7), **{"gen_ai.agent.name": "support", "region": "eu", "seats": 3})
     (row,) = rows_of(metrics_record(request)).events

@@ -112,6 +112,10 @@ def test_a_call_without_usage_is_one_request_of_which_nothing_was_reported():
         (call(12.0, 2**63 - 1), {"llm.tokens.input": (12, ""), "llm.tokens.output": (0, "bad_quantity")}),
         (call(0, 3), {"llm.tokens.output": (3, "")}),
         (
+            call(12.5, 3),
+            {"llm.tokens.input": (Decimal("12.5"), "fractional_quantity"), "llm.tokens.output": (3, "")},
+        ),
+        (
             call(30, 3) | {"gen_ai.usage.cache_read.input_tokens": 60},  # more than the whole
             {"llm.tokens.cache_read": (60, ""), "llm.tokens.input": (30, "bad_quantity"), "llm.tokens.output": (3, "")},
         ),

@@ -120,8 +120,42 @@ def test_an_event_keeps_every_field_that_the_contract_names(database):
     ],
 )
 def test_a_quantity_is_stored_exactly_as_it_is_written(database, quantity, stored):
-    post(database, record(request_of(event(quantity))))
-    assert used(database) == [("acme", "llm.tokens.input", "event-1", Decimal(stored))]
+    post(database, record(request_of(event(quantity), name="meterhouse.agent.seconds")))
+    assert used(database) == [("acme", "agent.seconds", "event-1", Decimal(stored))]
+
+
+def test_part_of_a_token_is_suspended_and_part_of_a_second_counts(database):
+    post(
+        database,
+        record(request_of(event(12.5), event(3.0, "event-2"))),
+        record(request_of(event(12.5, "event-3"), name="meterhouse.agent.seconds"), 2),
+        record(request_of(event(0.5, "event-4"), name="meterhouse.pages.of.ours"), 3),
+    )
+    assert held(database) == [("fractional_quantity", "acme", Decimal("12.5"), "12.5")]
+    assert sorted(used(database)) == [
+        ("acme", "agent.seconds", "event-3", Decimal("12.5")),
+        ("acme", "llm.tokens.input", "event-2", Decimal(3)),
+        ("acme", "pages.of.ours", "event-4", Decimal("0.5")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "is_once", "reason"),
+    [
+        ("true", True, ""),
+        (True, True, ""),
+        ("false", False, ""),
+        (False, False, ""),
+        ("True", False, "bad_identifier"),
+        ("yes", False, "bad_identifier"),
+        (1, False, "bad_identifier"),
+        (0.5, False, "bad_identifier"),
+    ],
+)
+def test_whether_an_event_counts_once_is_a_truth_or_it_is_suspended(database, told, is_once, reason):
+    post(database, record(request_of(event(5, extra={"meterhouse.once": told}))))
+    query = "SELECT event_time = toDateTime64(0, 9, 'UTC'), reason, attributes FROM events"
+    assert database.query(query).result_rows == [(is_once, reason, {})]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +286,8 @@ def test_a_point_whose_exemplars_do_not_add_up_leaves_the_difference_in_suspense
 
 
 def test_doubles_that_add_up_but_for_rounding_leave_no_difference(database):
-    post(database, record(request_of(*(event(0.1, f"event-{i}") for i in range(10)))))
+    tenths = (event(0.1, f"event-{i}") for i in range(10))
+    post(database, record(request_of(*tenths, name="meterhouse.agent.seconds")))
     assert held(database) == []
     assert database.query("SELECT count(), sum(quantity) FROM usage").result_rows == [(10, Decimal(1))]
 

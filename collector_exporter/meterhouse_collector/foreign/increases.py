@@ -12,7 +12,8 @@ from decimal import ROUND_DOWN, Context, Decimal
 from itertools import groupby
 from typing import Any, Final
 
-from meterhouse.vocabulary import REASON_CUMULATIVE_CONFLICT, REASON_CUMULATIVE_FALL
+from meterhouse.vocabulary import REASON_CUMULATIVE_CONFLICT, REASON_CUMULATIVE_FALL, REASON_FRACTION
+from meterhouse_collector.foreign.numbers import is_fraction
 from meterhouse_collector.foreign.rows import CumulativePoint, Event
 from meterhouse_store.numbers import plain
 
@@ -105,10 +106,13 @@ def _row(end: End | None, point: CumulativePoint, standing: CumulativePoint, ver
         seen = f"{plain(value)} after {plain(end.highest)}"
     else:
         increase, seen = _WIDE.subtract(value, end.highest), ""
+    quantity = _WIDE.multiply(increase, point.factor).quantize(_NANO, ROUND_DOWN, _WIDE)
+    if not why and is_fraction(point.meter, quantity):
+        why, raw_value = REASON_FRACTION, plain(quantity)
     own = why in (REASON_CUMULATIVE_FALL, REASON_CUMULATIVE_CONFLICT)
     columns: dict[str, Any] = {name: getattr(point, name) for name in _COPIED} | {
         "event_id": event_id,
-        "quantity": _WIDE.multiply(increase, point.factor).quantize(_NANO, ROUND_DOWN, _WIDE),
+        "quantity": quantity,
         "raw_value": seen if own else raw_value,
         "reason": why,
     }

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from typing import Any, Final
 
+from meterhouse_store.meters import counted_whole
+
 LIMIT: Final = Decimal(10**15)
 """The largest quantity: beyond it a double is no longer exact to the unit."""
 _NANO: Final = Decimal("1e-9")
@@ -55,6 +57,11 @@ def of_point(point: Any) -> Number:
     if kind is None or point.flags & 1:  # DATA_POINT_FLAGS_NO_RECORDED_VALUE_MASK
         return NONE
     return of_integer(point.as_int) if kind == "as_int" else of_double(point.as_double)
+
+
+def is_fraction(meter: str, quantity: Decimal | None) -> bool:
+    """Whether it is no whole number of what the meter counts in whole ones only."""
+    return bool(quantity and meter in counted_whole() and quantity % 1)
 
 
 def times(number: Number, scale: Decimal) -> Number:

@@ -13,6 +13,7 @@ from meterhouse.vocabulary import (
     REASON_BAD_IDENTIFIER,
     REASON_BAD_QUANTITY,
     REASON_EXEMPLARS_MISSING,
+    REASON_FRACTION,
     REASON_OVERFLOW,
     REASON_SOURCE_UNSUPPORTED,
     REASON_TIME_OUT_OF_RANGE,
@@ -23,7 +24,7 @@ from meterhouse_collector.foreign.columns import OF_POINTS, Origin, origin_of
 from meterhouse_collector.foreign.detection import CUMULATIVE, DELTA, is_ours
 from meterhouse_collector.foreign.judging import Judge
 from meterhouse_collector.foreign.mapping import Mapping, Rule
-from meterhouse_collector.foreign.numbers import Number
+from meterhouse_collector.foreign.numbers import Number, is_fraction
 from meterhouse_collector.foreign.rows import CumulativePoint, Event, Rows
 from meterhouse_collector.records import Record
 from meterhouse_store.decisions import POINT
@@ -129,6 +130,8 @@ class _Point:
         orderable = self._time_fits and self._point.start_time_unix_nano <= self._time_ns
         if not reason and number.value is None:
             reason = REASON_BAD_QUANTITY
+        elif not reason and not self._is_total and self._has_fraction(number):
+            reason = REASON_FRACTION
         elif not reason and not (orderable if self._is_total else self._time_fits):
             reason = REASON_TIME_OUT_OF_RANGE
         common |= {"reason": reason, "first": self._judge.first(reason), "raw_value": self._raw(number, reason)}
@@ -139,6 +142,10 @@ class _Point:
                 # A running total that cannot be put in order says nothing: the next point covers its increase.
                 quantity = _NOUGHT if self._is_total or number.value is None else sign * number.value
                 found.events.append(Event(meter=meter, quantity=quantity, **common))
+
+    def _has_fraction(self, number: Number) -> bool:
+        """Whether it is part of a unit of a meter that has whole ones only; of a total its increases may be."""
+        return any(is_fraction(meter, number.value) for meter, _ in self._target.parts)
 
     def _total(self, common: dict[str, Any], meter: str, part: int, value: Decimal, factor: Decimal) -> CumulativePoint:
         start_ns = self._point.start_time_unix_nano

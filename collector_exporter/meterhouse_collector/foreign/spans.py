@@ -17,6 +17,7 @@ from meterhouse.vocabulary import (
     OK,
     REASON_BAD_IDENTIFIER,
     REASON_BAD_QUANTITY,
+    REASON_FRACTION,
     REASON_SOURCE_UNSUPPORTED,
     REASON_TIME_OUT_OF_RANGE,
     REPORTED,
@@ -118,7 +119,7 @@ def _add(record: Record, judge: Judge, mapping: Mapping, origin: Origin, span: A
     }
     late = "" if judge.time_fits(time_ns) else REASON_TIME_OUT_OF_RANGE
     for meter, quantity, raw, bad in _quantities(attributes):
-        why = reason or bad or late
+        why = reason or bad or (REASON_FRACTION if numbers.is_fraction(meter, quantity) else late)
         found.events.append(
             Event(
                 meter=meter,

@@ -1,5 +1,5 @@
 -- Journal records arrive here as Protobuf (rec.proto), unchanged; nothing is stored in this table. `{attributes}` is the
--- type of an attribute map, see __init__.py.
+-- type of an attribute map, `{whole_meters}` are the built-in meters of integers, see __init__.py.
 
 CREATE TABLE IF NOT EXISTS {database}.inbox
 (
@@ -231,10 +231,14 @@ WITH
             *,
             texts['meterhouse.event.id'] AS given_event_id,
             match(given_event_id, '^[A-Za-z0-9_-]{1,64}$') AS has_event_id,
-            texts['meterhouse.once'] = 'true' AS is_once,
+            texts['meterhouse.once'] AS once,
+            once = 'true' AS is_once,
             toInt64(if(time_fits, time_ns, received_ns)) AS told_ns,
+            -- The one that is no identifier may be a boolean, too. Anything else is nobody's to guess.
             NOT is_plain AND (length(keys) != arrayUniq(keys)
-                OR arrayExists((s, named) -> named AND is_bad_identifier(s), strings, is_named)) AS event_is_bad,
+                OR arrayExists(
+                    (k, s, named) -> named AND k != 'meterhouse.once' AND is_bad_identifier(s), keys, strings, is_named)
+            ) OR once NOT IN ('', 'true', 'false') AS event_is_bad,
             arrayMap((s, named) -> isNotNull(s) AND NOT named, strings, is_named) AS is_other,
             arraySlice(arrayConcat(
                 arrayFilter((k, other) -> other, keys, is_other), point_other_keys), 1, 32) AS other_keys,
@@ -253,6 +257,7 @@ WITH
                 time_ns > granted_until_ns, 'grant_expired',
                 NOT has_event_id, 'event_id_missing',
                 NOT number_fits, 'bad_quantity',
+                ifNull(as_double != trunc(as_double), false) AND meter IN ({whole_meters}), 'fractional_quantity',
                 NOT time_fits, 'time_out_of_range',
                 '') AS reason
         FROM named_events

@@ -16,6 +16,7 @@ from typing import Final
 from clickhouse_connect.driver.client import Client
 
 from meterhouse_store.currencies import minor_units
+from meterhouse_store.meters import counted_whole
 from meterhouse_store.schema import cluster as cluster_schema
 from meterhouse_store.schema.cluster import on_cluster
 
@@ -198,6 +199,7 @@ def _checked(what: str, name: str) -> None:
 
 def _rendered(statement: str, database: str) -> str:
     filled = statement.replace("{database}", database).replace("{attributes}", _ATTRIBUTES)
+    filled = filled.replace("{whole_meters}", ", ".join(f"'{meter}'" for meter in sorted(counted_whole())))
     return _MINOR_UNITS.sub(lambda found: minor_units(found[1]), filled)
 
 
