@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +22,7 @@ from meterhouse_rating.evidence_check.main import Result, verify
 from meterhouse_rating.evidence_ledger import ledger_of
 from meterhouse_rating.evidence_readme import readme
 from meterhouse_rating.periods import Period
-from meterhouse_rating.queries import WOUND_BACK, events_query, window_parameters
-from meterhouse_rating.told import Told, event_of, moment, standing_in, tell
+from meterhouse_rating.told import Told, events_of, moment, standing_in, tell
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import plain
@@ -168,22 +167,12 @@ def _write_events(world: World, customer_id: str, told: Sequence[Told], out: Pat
     with out.open("wb") as file, gzip.GzipFile("", "wb", mtime=0, fileobj=file) as packed:
         buffered = io.BufferedWriter(packed, _READ)
         for it in told:
-            for event in events_of(world, customer_id, it):
+            for event in events_of(world, it):
                 line = (_compact(event) + "\n").encode()
                 buffered.write(line)
                 size, written = size + len(line), written + 1
         buffered.flush()
     return size, written
-
-
-def events_of(world: World, customer_id: str, told: Told) -> Iterator[dict[str, Any]]:
-    """The events of a rating, one after the other, as they were known when it was made."""
-    period, as_of = told.standing.period, told.standing.as_of
-    query = events_query(told.dimensions, tasks=told.tasks, source=WOUND_BACK)
-    parameters = window_parameters(world.namespace, period, told.dimensions, as_of=as_of, customers=[customer_id])
-    with world.client.query_rows_stream(query, parameters=parameters) as rows:
-        for row in rows:
-            yield event_of(row, customer_id, told.dimensions)
 
 
 def _checker() -> list[tuple[str, str]]:

@@ -16,16 +16,17 @@ from meterhouse_rating.engine import CORRECTION
 from meterhouse_rating.evidence_check.findings import Findings, number, shown
 from meterhouse_rating.evidence_check.lines import BOOK, CREDITS, DISCOUNTS, QUANTITIES, ROUNDED, check_line
 from meterhouse_rating.evidence_check.prices import Prices, prices_of
-from meterhouse_rating.evidence_check.usage import Counted, Group, count
+from meterhouse_rating.evidence_check.usage import Counted, Group, count, groups_of
 from meterhouse_rating.evidence_check.yaml_subset import Unreadable
 from meterhouse_rating.layout import counted, table
 from meterhouse_rating.layout import number as spelled
+from meterhouse_rating.metrics import LATEST, MAX, TIME_WEIGHTED
 from meterhouse_rating.periods import Period, instant
 from meterhouse_rating.queries import EPOCH, WOUND_BACK, events_query, window_parameters
 from meterhouse_rating.recorrect import notes
 from meterhouse_rating.results import Row
 from meterhouse_rating.settled import Standing, lines_of, standings
-from meterhouse_rating.told import COST_DIMENSIONS, Told, earlier_in_month, event_of, groups, tell
+from meterhouse_rating.told import COST_DIMENSIONS, Told, earlier_in_month, event_of, events_of, groups, tell
 from meterhouse_rating.usage import Found, gather, largest
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World
@@ -125,13 +126,15 @@ def behind(world: World, line: Row, limit: int) -> Behind:
 
 def _usage(world: World, told: Told, prices: Prices | str, line: Row) -> list[Group]:
     """The rating's usage by all that its prices, and what they count, depend on."""
+    how = None if isinstance(prices, str) or line["metric"] is None else prices.aggregate(line["metric"])
+    if how in (LATEST, TIME_WEIGHTED):  # when each of them came decides, and what held before
+        return groups_of(events_of(world, told, told.facts["leveled"]), [told.facts], Findings())[0]
     wanted, standing = told.wanted, told.standing
     where = (world.client, world.namespace, _billed_span(told), wanted)
     as_known: dict[str, Any] = {"as_of": standing.as_of, "source": WOUND_BACK}
     found = gather(*where, customers=[standing.customer_id], **as_known).get(standing.customer_id, Found())
     trial = tuple(row for row in told.usage if row.trial)
-    maximum = not isinstance(prices, str) and line["metric"] is not None and prices.aggregate(line["metric"]) == "max"
-    most = largest(*where, standing.customer_id, **as_known) if maximum else ()
+    most = largest(*where, standing.customer_id, **as_known) if how == MAX else ()
     return groups((*trial, *found.rows), most)
 
 

@@ -113,20 +113,26 @@ EVENT_COLUMNS: Final = ("event_id", "trace_id", "call_id", "task_id", "model", "
 
 
 def events_query(
-    dimensions: Sequence[str], *, tasks: bool, source: str = USAGE, by: Sequence[str] | None = None
+    dimensions: Sequence[str],
+    *,
+    tasks: bool,
+    source: str = USAGE,
+    by: Sequence[str] | None = None,
+    some: bool = False,
 ) -> str:
     """The events of a period of one customer, in order: time, when it was known, meter, quantity, status, how its task
     ended (empty without `tasks`), the customer as claimed, EVENT_COLUMNS, then the dimensions.
 
     With `by`, some of the dimensions: those of a meter, status, task and values of `by` that are among the parameter
-    `groups` (all text), and no more than `limit`. Raises ValueError for a dimension that is none.
+    `groups` (all text), and no more than `limit`. `some`: of the parameter `meters` alone. Raises ValueError for a
+    dimension that is none.
     """
     columns, task = columns_of(dimensions), task_column(source) if tasks else "''"
-    among = limit = ""
+    among, limit = " AND meter IN {meters:Array(String)}" if some else "", ""
     if by is not None:
         chosen = ["meter", "status", task, *(columns[list(dimensions).index(name)] for name in by)]
         kinds = ", ".join(["String"] * len(chosen))
-        among = f" AND ({', '.join(chosen)}) IN {{groups:Array(Tuple({kinds}))}}"
+        among += f" AND ({', '.join(chosen)}) IN {{groups:Array(Tuple({kinds}))}}"
         limit = " LIMIT {limit:UInt64}"
     told = ", ".join([*EVENT_COLUMNS, *columns])
     return (

@@ -3,7 +3,7 @@
 Times are text with nine digits after the point, in UTC, so that they compare as they are; numbers are text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -27,7 +27,14 @@ from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.facts import at
 from meterhouse_rating.metrics import LATEST, TIME_WEIGHTED
 from meterhouse_rating.periods import Period, month_of
-from meterhouse_rating.queries import EVENT_COLUMNS, LOOK_BACK, WOUND_BACK, levels_query, window_parameters
+from meterhouse_rating.queries import (
+    EVENT_COLUMNS,
+    LOOK_BACK,
+    WOUND_BACK,
+    events_query,
+    levels_query,
+    window_parameters,
+)
 from meterhouse_rating.settled import CLOSED, Standing, contract_in_force, lines_of, standings
 from meterhouse_rating.sorting import Measurement
 from meterhouse_rating.terms import Terms
@@ -144,6 +151,17 @@ def _levels(
             event = event_of(row, standing.customer_id, told.dimensions)
             found[event["time"] + event["id"] + event["meter"]] = event
     return [found[key] for key in sorted(found)]
+
+
+def events_of(world: World, told: Told, meters: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a rating, one after the other, as they were known when it was made; of these meters alone."""
+    standing = told.standing
+    query = events_query(told.dimensions, tasks=told.tasks, source=WOUND_BACK, some=meters is not None)
+    known: dict[str, Any] = {"as_of": standing.as_of, "customers": [standing.customer_id]}
+    parameters = window_parameters(world.namespace, standing.period, told.dimensions, **known)
+    with world.client.query_rows_stream(query, parameters=parameters | {"meters": list(meters or ())}) as rows:
+        for row in rows:
+            yield event_of(row, standing.customer_id, told.dimensions)
 
 
 def event_of(row: Sequence[Any], customer_id: str, dimensions: Sequence[str]) -> dict[str, Any]:

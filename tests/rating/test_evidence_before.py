@@ -8,8 +8,10 @@ from decimal import Decimal
 import pytest
 from rating_samples import at
 from test_evidence import written
+from typer.testing import CliRunner
 
 from meterhouse_rating import credit_changes
+from meterhouse_rating.commands import rate
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.evidence import make
 from meterhouse_rating.evidence_check.container import EVENTS
@@ -99,6 +101,14 @@ def test_credits_levels_and_caps_are_recomputed_and_nothing_of_them_is_only_carr
         "other ledger transactions of the customer: their causes are not in the pack",
         "seals of other customers between those of the pack (a pack made with anchors has them)",
     }
+
+
+def test_explaining_a_line_of_levels_reads_those_that_go_on_into_the_month(pack, sqlite_house, command_environment):
+    _, result = pack
+    for line in result.ratings[0]["lines"]:
+        done = CliRunner().invoke(rate, ["explain", line["line_id"], "--json"], env=command_environment(sqlite_house))
+        assert done.exit_code == 0, (line["description"], done.output)
+        assert json.loads(done.output)["behind"]["problems"] == []
 
 
 def _grants(**changed):
