@@ -60,9 +60,9 @@ def differences(client):
 
 
 def point_of_a_record(second, value, record, reason):
-    """What was received at one time was judged by one mapping."""
+    """What was received at one time was judged by one mapping; of suspended rows two nanoseconds are one time."""
     customer, factor = ("acme", "1") if record % 2 else ("globex", "-0.5")
-    return point(second, value, customer=customer, factor=factor, received=record, reason=reason)
+    return point(second, value, customer=customer, factor=factor, received=2 * record, reason=reason)
 
 
 points_of_a_sequence = st.lists(
