@@ -19,6 +19,7 @@ from meterhouse_collector.inbox import Inbox
 from meterhouse_collector.journal import Horizon
 from meterhouse_collector.projection import projection_lock
 from meterhouse_collector.projector import Projector
+from meterhouse_collector.seekable import NotSeekable
 from meterhouse_collector.segments import START
 from meterhouse_store import decided, mirror, schema
 from meterhouse_store.numbers import plain
@@ -163,7 +164,7 @@ def _rebuild(
             )
         # Without a checkpoint nothing of this journal is in the live database, so nothing is known to be durable.
         goal = Horizon(found.position, found.through_ns) if found else Horizon(segments.end(directory), 0)
-        while projector.step():
+        while _step(projector):
             if projector.done:
                 say(f"replayed up to {projector.done.position.segment}:{projector.done.position.offset}")
 
@@ -185,6 +186,16 @@ def _rebuild(
         on_cluster = schema.on_cluster(schema.cluster_of(client, database))
         client.command(f"DROP DATABASE {shadow}{on_cluster} SYNC")
     return result
+
+
+def _step(projector: Projector) -> bool:
+    try:
+        return projector.step()
+    except NotSeekable as problem:
+        raise CannotRebuild(
+            f"a segment of the journal is damaged: {problem}. Move it away and have its copy brought back with "
+            "`meterhouse journal fetch`, or take it from a backup"
+        ) from None
 
 
 def _check_journal(directory: Path, client: Client) -> str:

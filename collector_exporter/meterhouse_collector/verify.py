@@ -17,11 +17,12 @@ from typing import Any, Final, Protocol
 from clickhouse_connect.driver.client import Client
 
 from meterhouse_collector import segments
-from meterhouse_collector.foreign import counting
+from meterhouse_collector.foreign import counting, storing
 from meterhouse_collector.inbox import Inbox
 from meterhouse_collector.journal import Horizon
 from meterhouse_collector.projection import projection_lock
 from meterhouse_collector.projector import Checkpoint, Projector
+from meterhouse_collector.seekable import NotSeekable
 from meterhouse_collector.segments import START, Position
 from meterhouse_store import conflicts, decided, rollups, schema
 
@@ -40,14 +41,15 @@ _MISSING: Final = f"""
     ) AS live ON {_BY_KEY}
     WHERE live.first < told.first OR live.first = told.first AND live.reason != told.reason
 """  # noqa: S608 - names of our own
-# What running totals and spans are worked out from has no versions: it is there or not.
+# What conflicts are found by, and running totals and spans worked out from, has no versions: it is there or not.
+_IDENTITIES: Final = "event_time, identity, quantity"
 _POINTS: Final = "namespace, series, part, start_time, event_time, value"
 _SPANS: Final = "namespace, trace_id, span_id, parent_id, event_time, customer_id, is_call, has_usage, response_id"
 _ABSENT: Final = " UNION ALL ".join(
     f"SELECT count() AS n FROM (SELECT DISTINCT {key} FROM %(scratch)s.{table}) "  # noqa: S608 - names of our own
     f"WHERE ({key}) NOT IN ("
     f"SELECT {key} FROM %(live)s.{table} WHERE ({key}) IN (SELECT {key} FROM %(scratch)s.{table}))"
-    for table, key in (("cumulative_points", _POINTS), ("spans", _SPANS))
+    for table, key in (("identities", _IDENTITIES), ("cumulative_points", _POINTS), ("spans", _SPANS))
 )
 _SURPLUS: Final = f"""
     SELECT count() FROM %(live)s.events FINAL
@@ -117,6 +119,19 @@ _STORED: Final = (
 )
 
 
+# What follows from several records is asked of all that is stored: which copy stands, and which span is the call.
+_RECEIVED: Final = """
+    SELECT toUnixTimestamp64Nano(min(received_at)), toUnixTimestamp64Nano(max(received_at)), count() FROM (
+        SELECT received_at FROM %(scratch)s.events UNION ALL SELECT received_at FROM %(scratch)s.spans)
+"""
+_UNMARKED: Final = f"""
+    SELECT count() FROM %(scratch)s.conflicts FINAL
+    WHERE ({conflicts.IDENTITY}, standing_quantity) NOT IN (
+        SELECT {conflicts.IDENTITY}, standing_quantity FROM %(live)s.conflicts FINAL
+        WHERE ({conflicts.IDENTITY}) IN (SELECT {conflicts.IDENTITY} FROM %(scratch)s.conflicts))
+"""  # noqa: S608 - names of our own
+
+
 class CannotVerify(RuntimeError):
     """There is no journal here that the warehouse could be compared with, or not this segment."""
 
@@ -154,7 +169,7 @@ class Verified:
     """What was compared and what differed.
 
     `lost_decisions` were recorded and are not in their rows; `wrong_increases` are not what the points give, and the
-    sums of `wrong_days` not those of their usage.
+    sums of `wrong_days` not those of their usage. `unreadable` says of segments why they could not be compared.
     """
 
     ranges: int = 0
@@ -166,12 +181,14 @@ class Verified:
     increases_mended: bool = False
     wrong_days: int = 0
     days_mended: bool = False
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def is_wrong(self) -> bool:
         """Whether something differs now."""
         return (
             any(not one.mended for one in self.differences)
+            or bool(self.unreadable)
             or (self.lost_decisions > 0 and not self.decisions_mended)
             or (self.wrong_increases > 0 and not self.increases_mended)
             or (self.wrong_days > 0 and not self.days_mended)
@@ -180,9 +197,11 @@ class Verified:
     def verdict(self) -> str:
         """The result in a sentence."""
         found = f"{self.ranges} ranges, {self.bytes / 2**20:.1f} MB of the journal read"
-        lost = ""
+        lost = "".join(f"; a segment is damaged: {problem}" for problem in self.unreadable)
+        if self.unreadable:
+            lost += " (`meterhouse journal fetch` brings its copy back where it is moved away)"
         if self.lost_decisions:
-            lost = f"; {self.lost_decisions} decisions were not in their rows"
+            lost += f"; {self.lost_decisions} decisions were not in their rows"
             lost += " and are applied again" if self.decisions_mended else ""
         if self.wrong_increases:
             lost += f"; {self.wrong_increases} increases of running totals were not what their points give"
@@ -203,6 +222,7 @@ class Verified:
             "ranges": self.ranges,
             "bytes": self.bytes,
             "differences": [{name: getattr(one, name) for name in names} for one in self.differences],
+            "unreadable": self.unreadable,
             "lost_decisions": self.lost_decisions,
             "decisions_mended": self.decisions_mended,
             "wrong_increases": self.wrong_increases,
@@ -312,7 +332,11 @@ class _Verification:
         while True:
             for table in _STORED:
                 self._scratch.command(f"TRUNCATE TABLE {table}")
-            end = self._project(self._scratch, start, until)
+            try:
+                end = self._project(self._scratch, start, until)
+            except NotSeekable as problem:
+                result.unreadable.append(str(problem))
+                return
             if end.segment != name or end == start:
                 return
             result.ranges += 1
@@ -361,4 +385,17 @@ class _Verification:
             sum(int(row[0]) for row in self._live.query(query % self._names, settings=_FINAL).result_rows)
             for query in (_MISSING, _ABSENT, _SURPLUS, _TOTALS)
         )
+        if self._undecided():
+            with projection_lock(self._directory, wait=True):  # nothing comes now that is not decided yet
+                missing += self._undecided()
         return missing + absent, surplus, totals
+
+    def _undecided(self) -> int:
+        """How many rows of the range do not have what follows from others: a conflict, or a verdict about a span."""
+        touched = f"SELECT {conflicts.IDENTITY} FROM {self._scratch.database}.events"  # noqa: S608 - names of our own
+        self._scratch.command("TRUNCATE TABLE conflicts")
+        into = f"{self._scratch.database}.conflicts"
+        conflicts.mark(self._live, touched, parameters={}, settings=_MENDING, into=into)
+        unmarked = int(self._live.query(_UNMARKED % self._names, settings=_FINAL).result_rows[0][0])
+        from_ns, through_ns, rows = self._live.query(_RECEIVED % self._names).result_rows[0]
+        return unmarked + (storing.unsettled(self._live, from_ns, through_ns) if rows else 0)

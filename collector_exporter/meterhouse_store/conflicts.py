@@ -11,7 +11,7 @@ IDENTITY: Final = "namespace, customer_id, meter, event_time, event_id"
 # which superseded versions are merged away. `first` grows with what can change the answer: earlier copies, decisions.
 # Nearly all have one quantity: they are sorted out first, without FINAL.
 _MARK: Final = f"""
-    INSERT INTO conflicts ({IDENTITY}, standing_quantity, first)
+    INSERT INTO %s ({IDENTITY}, standing_quantity, first)
     SELECT {IDENTITY},
         if(countIf(by_decision) > 0,
             argMaxIf(quantity, first, by_decision),
@@ -48,9 +48,14 @@ _SEVERAL: Final = f"""
 _TOUCHED: Final = f"SELECT {IDENTITY} FROM events WHERE {_RECEIVED} AND ({_HASHED}) IN ({_SEVERAL})"  # noqa: S608
 
 
-def mark(client: Client, touched: str, *, parameters: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Decide about the identities that the query `touched` gives (its columns are IDENTITY). Repeatable."""
-    client.command(_MARK % touched, parameters=parameters, settings=settings)
+def mark(
+    client: Client, touched: str, *, parameters: dict[str, Any], settings: dict[str, Any], into: str = "conflicts"
+) -> None:
+    """Decide about the identities that the query `touched` gives (its columns are IDENTITY). Repeatable.
+
+    `into`: another table of the same columns, to see what would be decided.
+    """
+    client.command(_MARK % (into, touched), parameters=parameters, settings=settings)
 
 
 def mark_received(client: Client, from_ns: int, through_ns: int, settings: dict[str, Any]) -> None:

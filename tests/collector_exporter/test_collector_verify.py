@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 from collector_samples import RECEIVED_NS, event, record, request_of
-from foreign_samples import metrics_record, total_of
+from foreign_samples import call, metrics_record, span, total_of, traces_record
 
 from meterhouse_collector import segments
 from meterhouse_collector.foreign import rows_of
@@ -90,6 +90,52 @@ def test_what_was_taken_from_the_warehouse_is_told_and_mended(live, check, asked
         conservation = "SELECT toInt64(sum(received)), toInt64(sum(duplicates)) FROM conservation"
         assert live.query(conservation).result_rows == [(6, 1)], damage
     assert asked == "told" or not check().differences
+
+
+def test_a_conflict_that_was_lost_is_told_and_mended(live, check):
+    live.command("TRUNCATE TABLE conflicts")
+    assert usage(live) == [("a", 7), ("b", 5), ("b", 9), ("c", 3)]
+    assert check().is_wrong
+    assert not check(repair=True).is_wrong
+    assert usage(live) == [("a", 7), ("b", 5), ("c", 3)]
+    assert not check().differences
+
+
+def test_what_conflicts_are_found_by_is_told_and_mended(live, check):
+    live.command("TRUNCATE TABLE identities")
+    assert check().is_wrong
+    assert not check(repair=True).is_wrong
+    assert not check().differences
+
+
+def test_a_verdict_about_a_span_that_was_lost_is_told_and_mended(journal, check, live):
+    spans = [encode(traces_record(span(1, more=call(9)), 6)), encode(traces_record(span(2, parent=1, more=call(8)), 7))]
+    with open(journal / SECOND, "ab") as file:
+        file.write(b"".join(spans))
+    projector = Projector(
+        ID,
+        Inbox(live),
+        horizon=lambda: Horizon(segments.end(journal), RECEIVED_NS + 9),
+        read=lambda position, until, limit: segments.read(journal, position, until, limit),
+    )
+    while projector.step():
+        pass
+    of_spans = "SELECT toInt64(quantity) FROM usage WHERE source = 'otel.span' AND meter = 'llm.tokens.input'"
+    assert live.query(of_spans).result_rows == [(8,)]
+    assert not check().is_wrong
+    live.command("DELETE FROM events WHERE reason = 'twin'", settings={"mutations_sync": 2})
+    assert check().is_wrong
+    assert not check(repair=True).is_wrong
+    assert live.query(of_spans).result_rows == [(8,)]
+
+
+def test_a_segment_that_cannot_be_read_is_told_and_the_others_are_compared(live, check, journal):
+    (journal / FIRST).unlink()
+    (journal / f"{FIRST}.zst").write_bytes(b"no table of blocks")
+    live.command("DELETE FROM events WHERE event_id = 'c'", settings={"mutations_sync": 2})
+    found = check(repair=True)
+    assert found.is_wrong and FIRST in found.verdict() and "is damaged" in found.verdict()
+    assert [(one.segment, one.mended) for one in found.differences] == [(SECOND, True)]
 
 
 def test_it_says_where_and_how_much(live, check):

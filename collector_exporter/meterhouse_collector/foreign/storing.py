@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
@@ -56,12 +56,7 @@ _METERED: Final = f"""
                 WHERE is_call AND response_id != '' AND (namespace, trace_id) IN ({_TOUCHED})))
         )
 """  # noqa: S608
-# The same rows with another reason, as later versions of them.
-_SUPERSEDE: Final = """
-    INSERT INTO events
-    SELECT * REPLACE (
-        {why:String} AS reason, {version:UInt64} AS first,
-        if(events.first < {lowest:UInt64}, events.reason, original_reason) AS original_reason)
+_WITHOUT: Final = """
     FROM events FINAL
     WHERE source = 'otel.span' AND events.first < {version:UInt64}
         AND (namespace, customer_id, meter, event_time, event_id) IN (
@@ -70,6 +65,15 @@ _SUPERSEDE: Final = """
             WHERE namespace = {namespace:String} AND trace_id IN {traces:Array(String)}
                 AND concat(trace_id, '-', span_id) IN {ids:Array(String)}
         )
+"""
+_LACKING: Final = f"SELECT count() {_WITHOUT}"
+# The same rows with another reason, as later versions of them.
+_SUPERSEDE: Final = f"""
+    INSERT INTO events
+    SELECT * REPLACE (
+        {{why:String}} AS reason, {{version:UInt64}} AS first,
+        if(events.first < {{lowest:UInt64}}, events.reason, original_reason) AS original_reason)
+    {_WITHOUT}
 """
 
 
@@ -99,6 +103,18 @@ def settle_spans(client: Client, from_ns: int, through_ns: int, settings: dict[s
 
     Where there are no spans at all this is one query that reads nothing.
     """
+    for parameters in _verdicts(client, from_ns, through_ns):
+        client.command(_SUPERSEDE, parameters=parameters, settings=settings | _ANY_MONTH)
+
+
+def unsettled(client: Client, from_ns: int, through_ns: int) -> int:
+    """How many rows lack the verdict that `settle_spans` would give them."""
+    found = (client.query(_LACKING, parameters=told).result_rows for told in _verdicts(client, from_ns, through_ns))
+    return sum(int(rows[0][0]) for rows in found)
+
+
+def _verdicts(client: Client, from_ns: int, through_ns: int) -> Iterator[dict[str, Any]]:
+    """What was received in this time comes to, as the parameters of queries about the rows."""
     if not client.query("SELECT 1 FROM spans LIMIT 1").result_rows:
         return
     parameters = {"from_ns": from_ns, "through_ns": through_ns}
@@ -116,12 +132,10 @@ def settle_spans(client: Client, from_ns: int, through_ns: int, settings: dict[s
         (verdicts.metered, REASON_TWIN),
     )
     for rank, (keys, why) in enumerate(ranks):
-        _supersede(client, keys, why, AMBIGUOUS_VERSION + rank, settings)
+        yield from _in_parts(keys, why, AMBIGUOUS_VERSION + rank)
 
 
-def _supersede(
-    client: Client, keys: Iterable[tuple[str, str, str]], why: str, version: int, settings: dict[str, Any]
-) -> None:
+def _in_parts(keys: Iterable[tuple[str, str, str]], why: str, version: int) -> Iterator[dict[str, Any]]:
     namespaces: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for namespace, trace_id, span_id in sorted(keys):
         if _ID.fullmatch(f"{trace_id}-{span_id}"):
@@ -129,7 +143,7 @@ def _supersede(
     for namespace, ids in namespaces.items():
         for at in range(0, len(ids), _IDS_PER_QUERY):
             some = ids[at : at + _IDS_PER_QUERY]
-            parameters = {
+            yield {
                 "why": why,
                 "version": version,
                 "lowest": AMBIGUOUS_VERSION,
@@ -138,4 +152,3 @@ def _supersede(
                 "traces": sorted({trace_id for trace_id, _ in some}),
                 "ids": [f"{trace_id}-{span_id}" for trace_id, span_id in some],
             }
-            client.command(_SUPERSEDE, parameters=parameters, settings=settings | _ANY_MONTH)
