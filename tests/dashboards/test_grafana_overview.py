@@ -21,7 +21,7 @@ VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"][
 # The chosen range: 2026-11-10 00:00 to 2026-11-11 00:00 UTC, five minutes to a point.
 FROM_S, TO_S, INTERVAL_S = 1_794_268_800, 1_794_355_200, 300
 VIEWS = {"usage", "usage_by_day", "usage_by_hour", "suspense", "watermark"}
-VIEWS |= {"rated_lines", "ledger_entries", "invoices", "payments"}
+VIEWS |= {"rated_lines", "ledger_entries", "invoices", "payments", "received", "usage_delays_by_hour"}
 
 
 def expand(sql: str, **chosen: list[str] | None) -> str:

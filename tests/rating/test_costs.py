@@ -234,7 +234,7 @@ def test_a_price_by_the_clock_and_a_minimum_per_request_are_kept(sqlite_house: A
     house.event("acme", "llm.audio.seconds", "36", "2026-10-21T01:00:00", **whisper)
     # 0.111 an hour: 4 seconds count for 10, which is 0.000308333...; 36 are a hundredth of an hour.
     assert amounts(house) == [
-        "0.135 USD", "0.27 USD", "0.27 USD", "0.135 USD", "0.000308333333333333 USD", "0.00111 USD",
+        "0.135 USD", "0.27 USD", "0.27 USD", "0.135 USD", "0.0003083333333333333333333333333 USD", "0.00111 USD",
     ]  # fmt: skip
 
 

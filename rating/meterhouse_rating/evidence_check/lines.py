@@ -121,7 +121,7 @@ class _Bill:
     left: list[int] = field(default_factory=list)
     parts: dict[str, Fraction] = field(default_factory=dict)
     seen: set[Key] = field(default_factory=set)
-    above: dict[str, int] = field(init=False, default_factory=dict)
+    above: dict[str, caps.Above] = field(init=False, default_factory=dict)
     """What is not billed because of caps, in minor units, by the name of the discount; `uncapped`: why nobody knows."""
     uncapped: str | None = field(init=False, default=None)
 
@@ -132,7 +132,7 @@ class _Bill:
             self.uncapped = "what is above caps, in packs that do not say which caps hold"
             return
         try:
-            self.above = {it.name: it.minor for it in caps.above(self.prices, self.groups, self.rating)}
+            self.above = {it.name: it for it in caps.above(self.prices, self.groups, self.rating)}
         except Carried as why:
             self.uncapped = f"{why}"
 
@@ -168,9 +168,25 @@ class _Bill:
         for key, counted in self.counted.items():
             if key not in self.seen and not given_up.intersection(counted.meters):
                 self.findings.wrong(f"the events of {key[0]} ({key[1]}) are priced by the book and on no line")
-        for minor in self.above.values():
-            told = money.show(minor, self.rating["currency"])
-            self.findings.wrong(f"{told} {self.rating['currency']} are above a cap, and no line takes them off")
+        self._passed_over("")
+
+    def _passed_over(self, following: str) -> None:
+        """What caps before the `following` one would take off, and no line does, for nothing of it was left."""
+        for name in list(self.above):
+            if name == following:
+                return
+            cap, currency = self.above.pop(name), self.rating["currency"]
+            if self._open(cap.components):
+                told = f"{money.show(cap.minor, currency)} {currency}"
+                self.findings.wrong(f"{told} are above a cap, and no line takes them off")
+
+    def _open(self, components: Collection[str]) -> list[int]:
+        """What is left of each line, as far as it is of these components (none: all of them)."""
+        found = [
+            left if left > 0 and (not components or it["component"] in components) else 0
+            for it, left in zip(self.lines, self.left, strict=True)
+        ]
+        return found if any(found) else []
 
     def _charge(self, name: str, line: Mapping[str, Any], exact: Fraction, amount: int) -> None:
         explanation, currency = line["explanation"], self.rating["currency"]
@@ -345,10 +361,8 @@ class _Bill:
             return
         if isinstance(self.prices, str):
             return
-        base = [
-            left if left > 0 and (not said["components"] or it["component"] in said["components"]) else 0
-            for it, left in zip(self.lines, self.left, strict=True)
-        ]
+        self._passed_over(said["id"])
+        base = self._open(said["components"])
         if "cap" in said:
             self._cap(name, line, said)
         exact = (
@@ -379,7 +393,7 @@ class _Bill:
         identity = ["line", rating["rating_id"], "discount", "discounts", None, [["discount", said["id"]]]]
         if self.findings.equal(f"{name}: the name of the line", line["line_id"], sha256(identity)) and known:
             self.findings.done("caps, by the names of their lines that the ledger seals")
-        over = self.above.pop(said["id"], 0)
+        over = self.above.pop(said["id"]).minor if said["id"] in self.above else 0
         if self.uncapped is not None:
             self.findings.carry(self.uncapped)
         elif self.findings.equal(f"{name}: what is above the cap", number(said["amount"]), money.major(over, currency)):
