@@ -126,6 +126,54 @@ def test_a_cap_takes_nothing_off_where_a_part_was_taken_out_of_what_has_not_arri
     assert above_caps(BY_MODEL, inputs(parse_book(BY_MODEL), *rows), {"one": 50}) == []
 
 
+FEE = """
+book: fee
+currency: USD
+metrics: {one: {unit: unit, meters: [llm.tokens.input]}, two: {unit: unit, meters: [tool.calls]}}
+plans:
+  sample:
+    components:
+      one: {model: flat, price: 1, included: {one: 1}, overage: {one: {per: 1, tiers: [{price: 0.01}]}}}
+      two: {model: per_unit, metric: two, price: 0.01}
+      support: {model: percentage, of: [one, two], percent: 50}
+"""
+
+
+def test_a_percentage_of_a_fee_stays_where_the_usage_beside_the_fee_is_capped():
+    # 101 units: 1.00 and 100 above it, 1.00; half of 2.00 on top. At the cap of 1: 1.00 and 0.50 on top, 1.50 less.
+    row = used("llm.tokens.input", "101", model="a")
+    assert above_caps(FEE, inputs(parse_book(FEE), row), {"one": 1}) == [("one,two", 150)]
+
+
+def test_a_percentage_of_what_two_caps_ended_is_of_both():
+    # One unit above the fee 0.01, a call 0.01, and both again on top. Each cap takes off its own with what is on top.
+    rows = [used("llm.tokens.input", "2", model="a"), used("tool.calls", "1", model="a")]
+    book = FEE.replace("percent: 50", "percent: 100")
+    limits = {"one": 1, "tool.calls": 0}
+    assert above_caps(book, inputs(parse_book(book), *rows), limits) == [("one,two", 2), ("one,two", 2)]
+
+
+TAKEN = """
+book: taken
+currency: USD
+metrics: {one: {unit: unit, meters: [llm.tokens.input]}, two: {unit: unit, meters: [tool.calls]}}
+plans:
+  sample:
+    components:
+      one: {model: per_unit, metric: one, price: 0.0003}
+      two: {model: per_unit, metric: two, price: 0.0003}
+      support: {model: percentage, of: [one, two], percent: 26}
+"""
+
+
+def test_a_cap_has_no_line_where_another_one_took_all_that_it_is_above():
+    # 17 of each at 0.0003: 0.0051, which is 0.01; 26 % of both is 0.0052, another 0.01. The first cap takes off 0.01 of
+    # one and the 0.01 on top, which no line of one has: it comes off two, and nothing is left there for the second cap.
+    rows = [used("llm.tokens.input", "17", model="a"), used("tool.calls", "17", model="a")]
+    taken = above_caps(TAKEN, inputs(parse_book(TAKEN), *rows), {"one": 1, "two": 1})
+    assert taken == [("one,two", 2), ("two", 1)]
+
+
 def above_caps(text, plain_inputs, limits):
     """What rating takes off because of the caps, by the components, after the verifier has come to the same."""
     held = [Cap(f"cap of {of}", of, Decimal(it), {}, frozenset(), at("2026-01-01")) for of, it in limits.items()]

@@ -37,11 +37,13 @@ def above(prices: Prices, groups: Sequence[Group], rating: Mapping[str, Any]) ->
     metered = tuple(told["metered"])
     usage, now = list(groups), _stated(rating)
     found: list[Above] = []
+    touched: set[str] = set()
     for cap in sorted(told["held"], key=lambda it: (not it["of"], it["name"])):
         limit = number(cap["limit"])
         if cap["of"]:
-            usage, touched = _ended_at(prices, usage, cap["of"], limit, told["by"])
-            less = _priced(prices, usage, touched, now, rating) if touched else now
+            usage, meters = _ended_at(prices, usage, cap["of"], limit, told["by"])
+            touched |= meters  # what is a percentage of several is of all that ended
+            less = _priced(prices, usage, touched, now, rating) if meters else now
             over, now = _by_component(_sums(now), _sums(less), metered), less
         else:
             used = sum(minor for (_, kind), minor in now.items() if kind == "usage")
@@ -107,7 +109,8 @@ def _priced(prices: Prices, groups: list[Group], touched: set[str], now: Amounts
     """What the lines come to with less usage of some meters; those of others stay. Raises Carried."""
     counted, _ = count(prices, groups, rating["left"])
     found = dict(now)
-    money_of = _in_plan(prices, rating)
+    money_of = _in_plan(prices, rating["lines"])
+    fees = _in_plan(prices, [it for it in rating["lines"] if it["kind"] != "usage"])
     changed = {
         name
         for name, part in prices.parts.items()
@@ -119,7 +122,7 @@ def _priced(prices: Prices, groups: list[Group], touched: set[str], now: Amounts
             raise Carried(f"{_CARRIED} of units whose costs are marked up")
         lines = [it for it in rating["lines"] if it["component"] == name and it["kind"] == "usage"]
         minor = 0
-        money_of[name] = Fraction(0)
+        money_of[name] = fees.get(name, Fraction(0))
         for line in lines:
             if any(key in it for it in line["explanation"]["steps"] for key in _WENT_ON):
                 raise Carried(f"{_CARRIED}, where usage goes on from an earlier rating")
@@ -159,10 +162,10 @@ def _percentage(
     return {(name, "flat"): _minor(prices, exact, line, rating)}
 
 
-def _in_plan(prices: Prices, rating: Mapping[str, Any]) -> dict[str, Fraction]:
-    """What components come to on their lines, in the plan's currency."""
+def _in_plan(prices: Prices, lines: Sequence[Mapping[str, Any]]) -> dict[str, Fraction]:
+    """What components come to on these lines, in the plan's currency."""
     found: dict[str, Fraction] = {}
-    for line in rating["lines"]:
+    for line in lines:
         part = prices.parts.get(line["component"])
         if part is not None:
             conversion = line["explanation"].get("conversion")

@@ -168,14 +168,13 @@ class _Bill:
         for key, counted in self.counted.items():
             if key not in self.seen and not given_up.intersection(counted.meters):
                 self.findings.wrong(f"the events of {key[0]} ({key[1]}) are priced by the book and on no line")
-        self._passed_over("")
+        self._end_caps()
 
-    def _passed_over(self, following: str) -> None:
-        """What caps before the `following` one would take off, and no line does, for nothing of it was left."""
-        for name in list(self.above):
-            if name == following:
-                return
-            cap, currency = self.above.pop(name), self.rating["currency"]
+    def _end_caps(self) -> None:
+        """All lines of caps are there: one that has none had nothing left to take off."""
+        missing, self.above = list(self.above.values()), {}
+        for cap in missing:
+            currency = self.rating["currency"]
             if self._open(cap.components):
                 told = f"{money.show(cap.minor, currency)} {currency}"
                 self.findings.wrong(f"{told} are above a cap, and no line takes them off")
@@ -361,10 +360,11 @@ class _Bill:
             return
         if isinstance(self.prices, str):
             return
-        self._passed_over(said["id"])
-        base = self._open(said["components"])
         if "cap" in said:
             self._cap(name, line, said)
+        else:
+            self._end_caps()
+        base = self._open(said["components"])
         exact = (
             money.major(sum(base), currency) * number(said["percent"]) / 100
             if said["percent"] is not None
