@@ -42,7 +42,7 @@ def collect(world: World) -> Iterator[str]:
         if row["payment_intent"] not in moved and not behind(world.engine, world.namespace, row):
             continue
         at = world.on(row["stripe_account"])
-        payment = at.gateway.call(partial(_payment, intent=row["payment_intent"]))
+        payment = at.gateway.payment(row["payment_intent"])
         beside = row["credited_minor"] - row["refunded_minor"]
         for said in settle(at, row["customer_id"], row["currency"], payment, beside, row["total_minor"]):
             yield f"{row['customer_id']}: {said}"
@@ -165,10 +165,6 @@ def _posted(connection: Connection, namespace: str, intent: str) -> int:
 
 def _kept(namespace: str, intent: str) -> str:
     return ledger.transaction_id(namespace, fee_records.KIND, fee_records.source(intent))
-
-
-def _payment(client: stripe.StripeClient, intent: str) -> dict[str, Any]:
-    return client.v1.payment_intents.retrieve(intent, {"expand": ["latest_charge"]}).to_dict()
 
 
 def _fee(client: stripe.StripeClient, name: str) -> dict[str, Any]:

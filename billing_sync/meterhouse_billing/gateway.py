@@ -248,6 +248,14 @@ class Gateway:
         customer = self._call(lambda: self._client.v1.customers.retrieve(stripe_customer_id)).to_dict()
         return int(customer.get("balance") or 0)
 
+    def payment(self, payment_intent: str) -> dict[str, Any]:
+        """A payment as Stripe shows it now, with its `latest_charge`."""
+
+        def one() -> stripe.PaymentIntent:
+            return self._client.v1.payment_intents.retrieve(payment_intent, {"expand": ["latest_charge"]})
+
+        return self._call(one).to_dict()
+
     def refunds(self, since: datetime) -> list[dict[str, Any]]:
         """All refunds that were created since then."""
 

@@ -110,7 +110,7 @@ def _settle(world: World, row: RowMapping) -> str:
         purchases.change(world.engine, row["purchase_id"], payment_intent=intent)
     if intent is None:
         return "nothing new"  # a charge that nobody sent yet
-    payment = world.gateway.call(lambda client: _payment(client, intent))
+    payment = world.gateway.payment(intent)
     if payment["status"] == "succeeded":
         steps = [*_paid(world, row, payment), *_taken_back(world, row["purchase_id"], payment)]
         return "; ".join(steps) or "nothing new"
@@ -133,10 +133,6 @@ def fail(world: World, row: Mapping[Any, Any], why: str) -> str:
 def amount_of(row: Mapping[Any, Any]) -> str:
     """For people."""
     return f"{show(row['amount_minor'], row['currency'])} {row['currency']}"
-
-
-def _payment(client: stripe.StripeClient, intent: str) -> dict[str, Any]:
-    return client.v1.payment_intents.retrieve(intent, {"expand": ["latest_charge"]}).to_dict()
 
 
 def _paid(world: World, row: RowMapping, payment: Mapping[str, Any]) -> Iterator[str]:

@@ -40,16 +40,20 @@ def journal(tmp_path):
     return directory
 
 
-@pytest.fixture
-def live(database, journal):
+def project(client, journal):
     projector = Projector(
         ID,
-        Inbox(database),
+        Inbox(client),
         horizon=lambda: Horizon(segments.end(journal), RECEIVED_NS + 9),
         read=lambda position, until, limit: segments.read(journal, position, until, limit),
     )
     while projector.step():
         pass
+
+
+@pytest.fixture
+def live(database, journal):
+    project(database, journal)
     return database
 
 
@@ -112,14 +116,7 @@ def test_a_verdict_about_a_span_that_was_lost_is_told_and_mended(journal, check,
     spans = [encode(traces_record(span(1, more=call(9)), 6)), encode(traces_record(span(2, parent=1, more=call(8)), 7))]
     with open(journal / SECOND, "ab") as file:
         file.write(b"".join(spans))
-    projector = Projector(
-        ID,
-        Inbox(live),
-        horizon=lambda: Horizon(segments.end(journal), RECEIVED_NS + 9),
-        read=lambda position, until, limit: segments.read(journal, position, until, limit),
-    )
-    while projector.step():
-        pass
+    project(live, journal)
     of_spans = "SELECT toInt64(quantity) FROM usage WHERE source = 'otel.span' AND meter = 'llm.tokens.input'"
     assert live.query(of_spans).result_rows == [(8,)]
     assert not check().is_wrong
