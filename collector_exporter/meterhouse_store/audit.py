@@ -92,10 +92,33 @@ def paused(connection: Connection) -> Iterator[None]:
         connection.execution_options(**{_CHANGES: options.get(_CHANGES)})
 
 
+def note(
+    connection: Connection,
+    namespace: str,
+    what: str,
+    *,
+    subject: str,
+    who: str,
+    why: str,
+    at: datetime,
+    added: Mapping[str, Any],
+    role: str = "",
+) -> None:
+    """Write in a `begin_write` what has no table of its own; `added`: what there is to say, for JSON.
+
+    `role`: who may do it; raises roles.NotAllowed where it is somebody else's.
+    """
+    if role:
+        roles.require(connection, namespace, role, who)
+    changes: list[Change] = connection.get_execution_options()[_CHANGES]
+    changes.append(Change(namespace, "", what, subject, who, why, at, _json({ADDED: dict(added)})))
+
+
 def seal(connection: Connection) -> None:
     """Put what was changed in this transaction at the end of its namespaces' chains.
 
-    The last thing that a transaction does: writers of one namespace wait for each other here until they commit.
+    The last thing that a transaction does, if it does not hold the row of the namespace: writers of one namespace wait
+    for each other here until they commit.
     """
     changes: list[Change] = connection.get_execution_options().get(_CHANGES) or []
     connection.execution_options(**{_CHANGES: []})
@@ -234,8 +257,8 @@ def _altered(connection: Connection, table: Table, rule: Rule, old: Row, new: Ro
 
 
 def _is_said(rule: Rule, row: Row) -> bool:
-    """Whether the row only tells what somebody said or tried: a question, a refused attempt."""
-    return row.get("what") == "refused" or (rule.why == "answer" and not row.get("outcome"))
+    """Whether the row only tells what somebody said: a question."""
+    return rule.why == "answer" and not row.get("outcome")
 
 
 def _whose(connection: Connection, rule: Rule, row: Row) -> tuple[str, str]:

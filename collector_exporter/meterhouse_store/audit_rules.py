@@ -55,7 +55,6 @@ RULES: Final[dict[str, Rule]] = {
     ),
     # Prices and costs
     "price_books": Rule("price book", "version", who="author", hidden="source", role="pricing", kept=True),
-    "price_audit": Rule("price decision", "what", role="pricing", kept=True),
     "cost_catalogues": Rule("cost catalogue", "version", hidden="snapshot catalogue_id", role="pricing", kept=True),
     "cost_entries": Rule("cost", "meter", hidden="entry_id", role="pricing", kept=True),
     "cost_retractions": Rule("cost taken back", "retracted_id", role="pricing", kept=True),
@@ -88,3 +87,6 @@ RULES: Final[dict[str, Rule]] = {
     "pause_changes": Rule("pause", "reason", kept=True),
 }
 """Name of a table -> its rule."""
+
+PRICE_DECISION: Final = "price decision"
+"""What was decided about proposals of prices: it has no table of its own and stands in the log (`audit.note`)."""

@@ -61,6 +61,9 @@ def _insert_all(connection: Connection, lines: Iterator[Any]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for head, rows in _chunks(lines):
         table = metadata.tables.get(head["table"])
+        if table is None and head["table"] in sql_migrations.FORMER:
+            table = sql_migrations.FORMER[head["table"]]
+            table.create(connection, checkfirst=True)
         if table is None or not set(head["columns"]) <= set(table.columns.keys()):
             raise BackupRefused(f"the backup's table {head['table']} is not one that this Meterhouse has")
         columns = [table.columns[name] for name in head["columns"]]

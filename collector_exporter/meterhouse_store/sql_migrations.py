@@ -8,13 +8,16 @@ What SQL cannot say is a function: it is called with the connection, after the t
 what an older backup brings. So it may be repeated.
 """
 
+import json
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, inspect, select, text
 
+from meterhouse_store import audit
+from meterhouse_store.audit_rules import PRICE_DECISION
 from meterhouse_store.ledger_chain import seal_unsealed
-from meterhouse_store.tables import metadata
+from meterhouse_store.tables import UtcTime, audit_log, metadata
 
 MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     # 1 is the first release's.
@@ -30,6 +33,7 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
         ),
     ),
     (7, ()),  # FILLED
+    (8, ()),  # FILLED
 )
 
 
@@ -39,9 +43,54 @@ def _disputes_name_invoices(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE disputes ADD COLUMN stripe_invoice_id VARCHAR(64)"))
 
 
+_price_audit = Table(
+    "price_audit",
+    MetaData(),
+    Column("namespace", String(64), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("what", String(16), nullable=False),
+    Column("proposal_id", String(64)),
+    Column("version", Integer),
+    Column("who", String(128), nullable=False),
+    Column("account", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+)
+FORMER: Final = {_price_audit.name: _price_audit}
+"""Tables that older backups bring and nothing has today: what is in FILLED moves their rows and drops them."""
+
+
+def _price_decisions_are_in_the_log(connection: Connection) -> None:
+    for index in audit_log.indexes:
+        index.create(connection, checkfirst=True)
+    table = _price_audit
+    if not inspect(connection).has_table(table.name):
+        return
+    # Since there is the audit log it was told of each row as well.
+    query = select(audit_log.c.namespace, audit_log.c.details).where(audit_log.c.what == PRICE_DECISION)
+    said = {(row.namespace, json.loads(row.details)[audit.ADDED]["position"]) for row in connection.execute(query)}
+    for row in connection.execute(select(table).order_by(table.c.namespace, table.c.position)).mappings().all():
+        if (row["namespace"], row["position"]) not in said:
+            audit.note(
+                connection,
+                row["namespace"],
+                PRICE_DECISION,
+                subject=row["what"],
+                who=row["who"],
+                why=row["why"],
+                at=row["recorded_at"],
+                added={name: row[name] for name in ("position", "what", "proposal_id", "version", "account")},
+            )
+    table.drop(connection)
+    if connection.dialect.name == "postgresql":  # on SQLite the triggers are all there is of the rules
+        for rule in ("kept", "there"):
+            connection.execute(text(f"DROP FUNCTION IF EXISTS {table.name}_{rule}()"))
+
+
 FILLED: Final[tuple[tuple[int, Callable[[Connection], None]], ...]] = (
     (3, seal_unsealed),  # the ledger's hash chain
     (7, _disputes_name_invoices),
+    (8, _price_decisions_are_in_the_log),
 )
 
 VERSION: Final = MIGRATIONS[-1][0]

@@ -1,12 +1,18 @@
-"""The record of who did what about price-book proposals, and the rule that it tells: one person publishes, or two."""
+"""Who did what about price-book proposals, and the rule that it tells: one person publishes, or two.
 
+It stands in the audit log and nowhere else, as "price decision".
+"""
+
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, select
 
-from meterhouse_store.tables import price_audit
+from meterhouse_store import audit
+from meterhouse_store.audit_rules import PRICE_DECISION
+from meterhouse_store.tables import audit_log
 
 PROPOSED: Final = "proposed"
 APPROVED: Final = "approved"
@@ -19,7 +25,10 @@ ONE_PERSON: Final = "one_person"
 
 @dataclass(frozen=True)
 class Entry:
-    """One act: `who` is the name that was given, `account` that of the system; `why` of a refusal is what was said."""
+    """One act: `who` is the name that was given, `account` that of the system; `why` of a refusal is what was said.
+
+    `position` counts the acts of a namespace from 1.
+    """
 
     position: int
     recorded_at: datetime
@@ -43,24 +52,46 @@ def record(
     version: int | None = None,
     now: datetime,
 ) -> None:
-    """Append an act, in a transaction that holds the namespace."""
-    table = price_audit
-    last = connection.execute(select(func.max(table.c.position)).where(table.c.namespace == namespace)).scalar_one()
-    entry = Entry((last or 0) + 1, now, what, proposal_id, version, who, account, why[:500])
-    connection.execute(insert(table).values(namespace=namespace, **vars(entry)))
+    """Put an act in the audit log, where it can be read at once, in a transaction that holds the namespace.
+
+    Raises roles.NotAllowed where others have the role of pricing; a refused attempt is noted of everybody.
+    """
+    before = entries(connection, namespace)
+    position = before[-1].position + 1 if before else 1
+    audit.note(
+        connection,
+        namespace,
+        PRICE_DECISION,
+        subject=what,
+        who=who,
+        why=why[:500],
+        at=now,
+        added={
+            "position": position,
+            "what": what,
+            "proposal_id": proposal_id,
+            "version": version,
+            "account": account,
+        },
+        role="" if what == REFUSED else "pricing",
+    )
+    audit.seal(connection)
 
 
 def entries(connection: Connection, namespace: str) -> list[Entry]:
     """All acts of a namespace, oldest first."""
-    table = price_audit
-    columns = [column for column in table.columns if column.name != "namespace"]
-    query = select(*columns).where(table.c.namespace == namespace).order_by(table.c.position)
-    return [Entry(**row) for row in connection.execute(query).mappings()]
+    table = audit_log
+    query = select(table.c.changed_at, table.c.who, table.c.why, table.c.details)
+    query = query.where(table.c.namespace == namespace, table.c.what == PRICE_DECISION)
+    found = [
+        Entry(recorded_at=row.changed_at, who=row.who, why=row.why, **json.loads(row.details)[audit.ADDED])
+        for row in connection.execute(query)
+    ]
+    # What was decided before there was the log came into it after what was decided since.
+    return sorted(found, key=lambda it: it.position)
 
 
 def two_persons(connection: Connection, namespace: str) -> bool:
     """Whether a price book takes two persons; where nobody ever said so, one is enough."""
-    table = price_audit
-    rules = table.c.what.in_((TWO_PERSONS, ONE_PERSON))
-    query = select(table.c.what).where(table.c.namespace == namespace, rules).order_by(table.c.position.desc()).limit(1)
-    return connection.execute(query).scalar_one_or_none() == TWO_PERSONS
+    rules = [it.what for it in entries(connection, namespace) if it.what in (TWO_PERSONS, ONE_PERSON)]
+    return rules[-1:] == [TWO_PERSONS]

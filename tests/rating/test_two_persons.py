@@ -1,19 +1,22 @@
 """Two persons: one proposes a price book, another one puts it in force, and neither can do both."""
 
+import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import Column, Integer, MetaData, String, Table, inspect, text, update
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from meterhouse_rating import publishing, versions
 from meterhouse_rating.commands import prices
 from meterhouse_rating.publishing import Person, PublishingRefused
+from meterhouse_store import audit, audit_book, ledger_rules, privacy, registry, roles, sql_dump
+from meterhouse_store.audit_book import Anchor
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
-from meterhouse_store.tables import price_proposals
+from meterhouse_store.tables import UtcTime, price_proposals
 
 BOOK = """
 book: own
@@ -147,6 +150,9 @@ def test_ending_the_rule_takes_two_persons_as_well(engine):
     assert approve(engine, ending.sha256)[1] is None
     assert not publishing.two_persons(engine, "test")
     assert versions.publish(engine, "test", DEARER, METERS, author="ann", now=NOW)[0].version == 2
+    assert [(it.position, it.what) for it in publishing.audit(engine, "test")] == [
+        (1, "two_persons"), (2, "proposed"), (3, "refused"), (4, "approved"), (5, "one_person"),
+    ]  # fmt: skip
     # Asked for again, it holds again, and the first end of it counts no more.
     publishing.ask_for_two(engine, "test", by=BOB, why="audit", now=NOW)
     assert publishing.propose_one(engine, "test", by=ANN, why="again", now=NOW)[1]
@@ -157,6 +163,140 @@ def test_a_meter_that_is_no_longer_declared_is_seen_when_it_is_approved(engine):
     propose(engine)
     with pytest.raises(PublishingRefused, match="has mistakes by the meters of now"):
         publishing.approve(engine, "test", "2", {"tool.calls": "{call}"}, by=BOB, why="read it", now=NOW)
+
+
+def test_a_refused_attempt_is_on_record_of_whom_has_no_role_as_well(engine):
+    propose(engine)
+    with begin_write(engine) as connection:
+        roles.change(connection, "test", "pricing", "bob", granted=True, who="bob", why="audit", now=NOW)
+    assert "another person has to approve it" in refused(engine, "2", ANN)
+    with pytest.raises(roles.NotAllowed, match="eve may not change this"):
+        publishing.reject(engine, "test", "2", by=EVE, why="too dear", now=NOW)
+    assert acts(engine)[1:] == [("proposed", "ann"), ("refused", "ann")]
+    assert len(versions.versions(engine, "test")) == 1
+
+
+def test_a_customer_that_is_called_like_a_decision_may_be_erased_and_the_decision_stands(engine):
+    registry.add_customer(engine, "test", "two_persons", now=NOW)
+    erasure = privacy.begin(engine, "e1", "test", "two_persons", who="anna", why="asked", now=NOW)
+    privacy.rename(engine, erasure, "p-1", {})
+    privacy.finish(engine, erasure, "p-1", NOW)
+    assert publishing.two_persons(engine, "test") and acts(engine) == [("two_persons", "ann")]
+
+
+# ---- databases and backups of version 7, which had a table beside the audit log
+
+LATER = NOW + timedelta(minutes=5)
+FORMER = Table(
+    "price_audit",
+    MetaData(),
+    Column("namespace", String(64), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("recorded_at", UtcTime, nullable=False),
+    Column("what", String(16), nullable=False),
+    Column("proposal_id", String(64)),
+    Column("version", Integer),
+    Column("who", String(128), nullable=False),
+    Column("account", String(128), nullable=False),
+    Column("why", String(500), nullable=False),
+)
+ledger_rules.append_only(FORMER, "namespace position recorded_at what proposal_id version")
+HASH = "ab" * 32
+BEFORE_THE_LOG = [(1, NOW, "two_persons", None, None, "ann", "root", "audit"),
+                  (2, NOW, "proposed", HASH, None, "ann", "root", "")]  # fmt: skip
+IN_BOTH = [(3, LATER, "approved", HASH, 1, "bob", "daemon", "read it"),
+           (4, LATER, "one_person", HASH, None, "bob", "daemon", "read it")]  # fmt: skip
+AFTER = [(5, LATER, "two_persons", None, None, "eve", "root", "audit of 2026")]
+NAMES = ("position", "recorded_at", "what", "proposal_id", "version", "who", "account", "why")
+
+
+@pytest.fixture
+def former(sql_url, tmp_path):
+    """A database of version 7: five acts, of which the audit log, younger than the table, knows the last three."""
+    settings = Settings(data=tmp_path, sql_url=sql_url)
+    made = open_engine(settings)
+    for namespace in ("live", "test"):
+        registry.ensure_namespace(made, namespace, now=NOW)
+    with begin_write(made) as connection:
+        FORMER.create(connection)
+        for row in [*BEFORE_THE_LOG, *IN_BOTH, *AFTER]:
+            connection.execute(FORMER.insert().values(namespace="test", **dict(zip(NAMES, row, strict=True))))
+        connection.execute(FORMER.insert().values(namespace="live", **dict(zip(NAMES, AFTER[0], strict=True))))
+    with begin_write(made) as connection:  # as version 7 told its log of what was inserted
+        for position, at, what, proposal, version, who, account, why in [*IN_BOTH, *AFTER]:
+            audit.note(
+                connection, "test", "price decision", subject=what, who=who, why=why, at=at,
+                added={"position": position, "what": what, "proposal_id": proposal, "version": version,
+                       "account": account},
+            )  # fmt: skip
+    with begin_write(made) as connection:
+        connection.execute(text("DROP INDEX audit_log_by_what"))
+        connection.execute(text("UPDATE schema_version SET version = 7"))
+    yield made, settings
+    made.dispose()
+
+
+def told(engine, namespace="test"):
+    return [tuple(getattr(it, name) for name in NAMES) for it in publishing.audit(engine, namespace)]
+
+
+def check_moved(engine, anchor):
+    """All acts are there once, with who and when, in a log that follows the one of before; the rule holds."""
+    assert told(engine) == [*BEFORE_THE_LOG, *IN_BOTH, *AFTER]
+    assert told(engine, "live") == AFTER
+    proof = audit_book.verify(engine, "test", [anchor])
+    assert (proof.sequence, proof.problems) == (anchor.sequence + 2, [])
+    assert audit_book.verify(engine, "live").problems == []
+    moved = audit_book.entries(engine, "test", limit=2)
+    assert [(it.what, it.subject, it.who, it.changed_at) for it in reversed(moved)] == [
+        ("price decision", "two_persons", "ann", NOW), ("price decision", "proposed", "ann", NOW),
+    ]  # fmt: skip
+    found = inspect(engine)
+    assert not found.has_table("price_audit")
+    assert "audit_log_by_what" in {it["name"] for it in found.get_indexes("audit_log")}
+    assert publishing.two_persons(engine, "test")
+    with pytest.raises(versions.SecondPersonNeeded):
+        versions.publish(engine, "test", BOOK, METERS, author="ann", now=LATER)
+    proposal = publishing.propose(engine, "test", BOOK, METERS, by=ANN, valid_from=None, now=LATER)[0]
+    assert "another person" in refused(engine, proposal.sha256, ANN)
+    assert approve(engine, proposal.sha256)[1].version == 1
+    assert [it.position for it in publishing.audit(engine, "test")] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def anchor_of(engine):
+    proof = audit_book.verify(engine, "test")
+    assert proof.problems == []
+    return Anchor("test", proof.sequence, proof.hash)
+
+
+def test_a_database_of_version_7_has_its_price_decisions_in_the_audit_log(former):
+    engine, settings = former
+    anchor = anchor_of(engine)
+    again = open_engine(settings)
+    check_moved(again, anchor)
+    if engine.dialect.name == "postgresql":
+        with again.connect() as connection:
+            left = "SELECT count(*) FROM pg_proc WHERE proname LIKE 'price_audit%'"
+            assert connection.execute(text(left)).scalar_one() == 0
+    again.dispose()
+    open_engine(settings).dispose()  # once more changes nothing
+    assert len(told(engine)) == 8
+
+
+def test_a_backup_of_version_7_is_restored_with_its_price_decisions_in_the_audit_log(former, tmp_path):
+    engine, _ = former
+    anchor = anchor_of(engine)
+    with engine.connect() as connection:
+        rows = connection.execute(FORMER.select().order_by(FORMER.c.namespace, FORMER.c.position)).all()
+    out = io.BytesIO()
+    counts = sql_dump.dump(engine, out) | {"price_audit": len(rows)}
+    lines = [json.dumps({"schema_version": 7}), *out.getvalue().decode().splitlines()[1:]]
+    lines.append(json.dumps({"table": "price_audit", "columns": [column.name for column in FORMER.columns]}))
+    lines += [json.dumps(list(row), default=lambda it: it.isoformat()) for row in rows]
+    other = open_engine(Settings(data=tmp_path / "other"))
+    sql_dump.load(other, io.BytesIO("\n".join(lines).encode()), counts, lambda _: None)
+    check_moved(other, anchor)
+    other.dispose()
 
 
 def test_the_commands_tell_who_does_what(tmp_path, monkeypatch):

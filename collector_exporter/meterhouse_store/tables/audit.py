@@ -23,5 +23,6 @@ audit_log = Table(
     Column("previous_hash", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
     Index("audit_log_by_customer", "namespace", "customer_id"),
+    Index("audit_log_by_what", "namespace", "what"),
 )
 ledger_rules.chained(audit_log, "namespace sequence changed_at what personal_sha256 previous_hash hash")

@@ -39,22 +39,6 @@ ledger_rules.append_only(
     price_proposals, "proposal_id namespace kind sha256 source valid_from base_version author account recorded_at"
 )
 
-# Who did what about proposals and the rule, refused attempts too; the latest *_person(s) is the rule that holds.
-price_audit = Table(
-    "price_audit",
-    metadata,
-    Column("namespace", String(64), primary_key=True),
-    Column("position", Integer, primary_key=True, autoincrement=False),  # 1, 2, 3, ...
-    Column("recorded_at", UtcTime, nullable=False),
-    Column("what", String(16), nullable=False),  # proposed | approved | rejected | refused | two_persons | one_person
-    Column("proposal_id", String(64)),
-    Column("version", Integer),  # what an approval made
-    Column("who", String(128), nullable=False),
-    Column("account", String(128), nullable=False),
-    Column("why", String(500), nullable=False),
-)
-ledger_rules.append_only(price_audit, "namespace position recorded_at what proposal_id version")
-
 ratings = Table(
     "ratings",
     metadata,
