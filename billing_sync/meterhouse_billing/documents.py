@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 from meterhouse_billing import taxes
 from meterhouse_billing.amounts import to_stripe
 from meterhouse_billing.items import Item, items
-from meterhouse_billing.taxes import Tax
+from meterhouse_billing.lines import UNSAID, Line, Tax
 from meterhouse_rating import periods
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period
@@ -28,29 +27,6 @@ COMPLETENESS = "meterhouse_completeness"
 MAX_METADATA = 500
 """Characters of a value: https://docs.stripe.com/api/metadata"""
 KIND, METRIC, QUANTITY, UNIT = "kind", "metric", "quantity", "unit"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A rated line as it goes on the invoice; `amount_minor` in ISO 4217 minor units, `amount_exact` in major ones.
-
-    `included`: some of its quantity is within what the plan includes. `off`: of a negative line, descriptions of those
-    that it is taken off and how much of each, 0 where that is in proportion.
-    """
-
-    line_id: str
-    position: int
-    kind: str
-    component: str
-    metric: str
-    description: str
-    quantity: Decimal
-    unit: str
-    amount_minor: int
-    amount_exact: Decimal
-    included: bool
-    tax: Tax = taxes.UNSAID
-    off: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,7 +129,7 @@ class Draft:
 
 
 def _is_taxed(item: Item) -> bool:
-    return item.amount_minor >= 0 and item.tax != taxes.UNSAID
+    return item.amount_minor >= 0 and item.tax != UNSAID
 
 
 @dataclass(frozen=True)

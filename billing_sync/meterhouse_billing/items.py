@@ -11,14 +11,12 @@ first line of each. Which line is in which item is kept beside the lines; the st
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from meterhouse_billing.taxes import UNSAID, Netted, Tax
+from meterhouse_billing.lines import UNSAID, Line, Tax
+from meterhouse_billing.taxes import Netted
 from meterhouse_rating.ids import digest
 from meterhouse_rating.layout import money, number, unit
-
-if TYPE_CHECKING:
-    from meterhouse_billing.documents import Line
 
 GROUP_ABOVE: Final = 200
 
@@ -55,7 +53,7 @@ class Item:
         return said if self.lines == 1 else f"{said} ({self.lines} lines, see the statement)"
 
 
-_KEYS: Final[tuple[Callable[["Line"], tuple[Any, ...]], ...]] = (
+_KEYS: Final[tuple[Callable[[Line], tuple[Any, ...]], ...]] = (
     lambda line: (line.line_id,),
     lambda line: (line.kind, line.tax, line.component, line.metric, line.unit),
     lambda line: (line.kind, line.tax, line.metric, line.unit),
@@ -63,7 +61,7 @@ _KEYS: Final[tuple[Callable[["Line"], tuple[Any, ...]], ...]] = (
 )
 
 
-def items(lines: Sequence["Line"], currency: str = "", netted: Netted | None = None) -> tuple[Item, ...]:
+def items(lines: Sequence[Line], currency: str = "", netted: Netted | None = None) -> tuple[Item, ...]:
     """The lines as few enough items, which are the lines' sums; `netted`: with what is negative taken off."""
     shown = [line for line in lines if netted is None or line.line_id in netted.left]
     groups: dict[tuple[Any, ...], list[Line]] = {}
@@ -76,7 +74,7 @@ def items(lines: Sequence["Line"], currency: str = "", netted: Netted | None = N
     return tuple(_item(group, currency, netted) for group in groups.values())
 
 
-def _item(group: Sequence["Line"], currency: str, netted: Netted | None) -> Item:
+def _item(group: Sequence[Line], currency: str, netted: Netted | None) -> Item:
     first = group[0]
     ids = tuple(line.line_id for line in group)
     if len(group) == 1:

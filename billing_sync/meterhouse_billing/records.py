@@ -9,7 +9,8 @@ from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, ins
 
 from meterhouse_billing import drivers, history, issues, policies, postings, states, tax_records, taxes
 from meterhouse_billing.amounts import from_stripe
-from meterhouse_billing.documents import INVOICE_ID, LINE_ID, NAMESPACE, Draft, Line, StripeInvoice, StripeLine, text
+from meterhouse_billing.documents import INVOICE_ID, LINE_ID, NAMESPACE, Draft, StripeInvoice, StripeLine, text
+from meterhouse_billing.lines import Line
 from meterhouse_rating import ledger, periods
 from meterhouse_rating.ledger import Posting
 from meterhouse_store import tables

@@ -16,9 +16,9 @@ from meterhouse_billing.amounts import NotPayable, to_stripe
 from meterhouse_billing.documents import LINE_ID, Draft, StripeInvoice, StripeLine, differences
 from meterhouse_billing.gateway import BillingError, StripeRefused, StripeUnavailable
 from meterhouse_billing.invoice_notices import NoticeSettings, look_until
+from meterhouse_billing.lines import Tax
 from meterhouse_billing.outbox import Outbox
 from meterhouse_billing.policies import Policy
-from meterhouse_billing.taxes import Tax
 from meterhouse_billing.world import World
 from meterhouse_rating.ids import digest
 from meterhouse_rating.layout import counted

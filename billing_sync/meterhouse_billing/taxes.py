@@ -8,16 +8,14 @@ are sold, so what they pay is not taxed again.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from meterhouse_billing.amounts import NotPayable, from_stripe
+from meterhouse_billing.lines import Line, Tax
 from meterhouse_rating.credit_lines import minor
 from meterhouse_rating.discounts import share_out
 from meterhouse_rating.layout import money
 from meterhouse_rating.money import quantum
-
-if TYPE_CHECKING:
-    from meterhouse_billing.documents import Line
 
 EXCLUSIVE: Final = "exclusive"
 INCLUSIVE: Final = "inclusive"
@@ -25,22 +23,6 @@ INCLUSIVE: Final = "inclusive"
 
 class NotTaxable(NotPayable):
     """An invoice that tax cannot be computed on automatically."""
-
-
-@dataclass(frozen=True)
-class Tax:
-    """What the book says of a line: whether tax is in its price, and the product's tax code; '' where it does not."""
-
-    behaviour: str = ""
-    code: str = ""
-
-    @property
-    def product(self) -> str:
-        """The product in Stripe that carries the code; one for each code, not one for each line."""
-        return f"meterhouse_{self.code or 'usage'}"
-
-
-UNSAID: Final = Tax()
 
 
 @dataclass(frozen=True)
@@ -88,7 +70,7 @@ def in_minor(found: Charged, currency: str) -> tuple[int, int]:
     return from_stripe(found.added, currency), from_stripe(found.contained, currency)
 
 
-def net(lines: Sequence["Line"], currency: str) -> Netted:
+def net(lines: Sequence[Line], currency: str) -> Netted:
     """The lines with what is negative taken off them: first off what it is about, never below zero.
 
     A discount goes off the lines that it was computed from, in proportion; credits off those that they pay, as they pay
@@ -120,7 +102,7 @@ def net(lines: Sequence["Line"], currency: str) -> Netted:
     return Netted(left, hosts)
 
 
-def _check_behaviours(lines: Sequence["Line"]) -> None:
+def _check_behaviours(lines: Sequence[Line]) -> None:
     said = {line.tax.behaviour for line in lines if line.amount_minor > 0}
     if not said <= {EXCLUSIVE, INCLUSIVE}:
         unsaid = next(it for it in lines if it.amount_minor > 0 and it.tax.behaviour not in (EXCLUSIVE, INCLUSIVE))
@@ -135,7 +117,7 @@ def _check_behaviours(lines: Sequence["Line"]) -> None:
         )
 
 
-def _targets(line: "Line", lines: Sequence["Line"]) -> Iterator[tuple[list[str], int]]:
+def _targets(line: Line, lines: Sequence[Line]) -> Iterator[tuple[list[str], int]]:
     """Lines that a negative one is taken off, the nearest first, each group with what at most."""
     everything = -line.amount_minor
     for description, amount in line.off:

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from meterhouse_billing import approvals, history, news, policies, records, reviews
 from meterhouse_billing.commands import bill as commands
-from meterhouse_billing.documents import Draft, Line
+from meterhouse_billing.documents import Draft
 from meterhouse_billing.findings import Evidence, assess
 from meterhouse_billing.gateway import BillingError
+from meterhouse_billing.lines import Line
 from meterhouse_billing.policies import Policy
 from meterhouse_billing.run import bill
 from meterhouse_billing.states import NotNow

@@ -7,10 +7,10 @@ import pytest
 from sqlalchemy import update
 
 from meterhouse_billing import approvals, policies, records, taxes
-from meterhouse_billing.documents import Line
+from meterhouse_billing.lines import Line, Tax
 from meterhouse_billing.reconcile import reconcile
 from meterhouse_billing.run import bill
-from meterhouse_billing.taxes import NotTaxable, Tax
+from meterhouse_billing.taxes import NotTaxable
 from meterhouse_store import tables
 from meterhouse_store.sql import begin_write
 
