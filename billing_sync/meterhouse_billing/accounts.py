@@ -1,7 +1,7 @@
 """What each customer owes, here and in Stripe, and what Stripe has of a customer that nothing here accounts for.
 
 ledger's receivable = open in Stripe + Stripe's balance + closed, not finalised - credit notes not there yet
-                      + adjusted by hand + taken back by banks (disputes)
+                      + adjusted by hand + taken back by banks (disputes) - billed ahead of a month under way
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,6 +49,7 @@ class Account:
     notes_waiting_minor: int
     adjusted_minor: int
     disputed_minor: int
+    ahead_minor: int
     differences: tuple[Difference, ...]
 
 
@@ -92,6 +93,7 @@ def _account(
         "notes_waiting_minor": sum(note.total_minor for note in notes if note.currency == currency),
         "adjusted_minor": sums.get(ADJUSTMENT, 0),
         "disputed_minor": sums.get(postings.DISPUTE, 0) + sums.get(postings.DISPUTE_WON, 0),
+        "ahead_minor": sum(row.ahead_minor for row in rows),
     }
     found: list[Difference] = [
         Difference(f"{'refund' if isinstance(one, Refund) else 'dispute'}_behind", str(one), POLL, waits=True)
@@ -114,6 +116,7 @@ def _account(
         - account["notes_waiting_minor"]
         + account["adjusted_minor"]
         + account["disputed_minor"]
+        - account["ahead_minor"]
     )
     if account["ledger_minor"] != expected:
         found.append(_unequal(account["ledger_minor"], expected, currency, rows))

@@ -14,7 +14,8 @@ from meterhouse_billing.amounts import from_stripe
 from meterhouse_store.tables import disputes as table
 from meterhouse_store.tables import invoices, metered_invoices
 
-DECIDED: Final = ("won", "lost", "prevented", "warning_closed")
+LOST: Final = "lost"
+DECIDED: Final = ("won", LOST, "prevented", "warning_closed")
 """States of a dispute after which it stays as it is."""
 
 _NOTHING_TAKEN: Final = ("won", "prevented", "warning_needs_response", "warning_under_review", "warning_closed")
@@ -82,6 +83,15 @@ def listed(engine: Engine, namespace: str, customer_id: str | None = None) -> Se
         query = query.where(table.c.customer_id == customer_id)
     with engine.connect() as connection:
         return connection.execute(query.order_by(table.c.disputed_at.desc(), table.c.dispute_id)).mappings().all()
+
+
+def lost_minor(engine: Engine, namespace: str, payment_intent: str) -> int:
+    """How much of a payment banks kept for good."""
+    query = select(func.coalesce(func.sum(table.c.amount_minor), 0)).where(
+        table.c.namespace == namespace, table.c.payment_intent == payment_intent, table.c.status == LOST
+    )
+    with engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
 
 
 def going_on(engine: Engine, namespace: str) -> Sequence[RowMapping]:

@@ -5,6 +5,7 @@ that came in; the platform's revenue is the same amount, seen from the other sid
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Engine, RowMapping, func, insert, select, update
@@ -51,7 +52,21 @@ def of_draft(draft: Draft, policy: Policy) -> int:
     return policy.fee.of(draft.total_minor, draft.currency) if policy.stripe_account else 0
 
 
-def collect(world: World) -> Iterator[str]:
+@dataclass(frozen=True)
+class Kept:
+    """What the platform kept of the payment of an invoice; `is_refunded`: money of it went back already."""
+
+    customer_id: str
+    currency: str
+    amount_minor: int
+    payment_intent: str | None
+    is_refunded: bool
+
+    def __str__(self) -> str:
+        return f"{self.customer_id}: the platform kept {show(self.amount_minor, self.currency)} {self.currency}"
+
+
+def collect(world: World) -> Iterator[Kept]:
     """Post the fees of invoices that are paid, as Stripe shows them; says which. Repeatable."""
     query = (
         select(table)
@@ -61,13 +76,14 @@ def collect(world: World) -> Iterator[str]:
     with world.engine.connect() as connection:
         rows = connection.execute(query.order_by(table.c.stripe_invoice_id)).mappings().all()
     for row in rows:
-        intent, amount = world.on(row["stripe_account"]).gateway.fee_of(row["stripe_invoice_id"])
-        taken = from_stripe(amount, row["currency"])
+        payment = world.on(row["stripe_account"]).gateway.payment_of(row["stripe_invoice_id"]) or {}
+        intent, charge = payment.get("id"), payment.get("latest_charge") or {}
+        taken = from_stripe(payment.get("application_fee_amount") or 0, row["currency"])
         post(world, row["customer_id"], row["currency"], intent or row["stripe_invoice_id"], taken)
         with begin_write(world.engine) as connection:
             is_it = table.c.stripe_invoice_id == row["stripe_invoice_id"]
             connection.execute(update(table).where(is_it).values(taken_minor=taken, payment_intent=intent))
-        yield f"{row['customer_id']}: the platform kept {show(taken, row['currency'])} {row['currency']}"
+        yield Kept(row["customer_id"], row["currency"], taken, intent, bool(charge.get("amount_refunded")))
 
 
 def post(world: World, customer_id: str, currency: str, payment: str, amount_minor: int) -> None:

@@ -1,19 +1,22 @@
 """What the platform gives back of its fees when money of a payment goes back, or less is owed of an invoice.
 
-The part of the fee that goes back is the part of the invoice that was credited or refunded, of all of it at once and
-rounded half up once: so many small refunds give back what one large one does, and a whole one the whole fee. Stripe's
-fee and charge say what was given back so far, so any order and any repetition end the same, a fee that somebody gave
-back by hand included. https://docs.stripe.com/api/fee_refunds/create
+The part of the fee that goes back is the part of the invoice that was credited, refunded or lost in disputes, of all of
+it at once and rounded half up once: so many small refunds give back what one large one does, and a whole one the whole
+fee. Stripe's fee and charge say what was given back so far, so any order and any repetition end the same, a fee that
+somebody gave back by hand included. https://docs.stripe.com/api/fee_refunds/create
+
+Stripe gives nothing of a fee back by itself, neither for a refund nor for a dispute: a bank takes the money from the
+connected account (https://docs.stripe.com/disputes/connect). While that is not decided nothing is given back.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import stripe
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 
-from meterhouse_billing import application_fees, fee_records, policies, records, refunds
+from meterhouse_billing import application_fees, disputes, fee_records, policies, records, refunds
 from meterhouse_billing.amounts import from_stripe, to_stripe
 from meterhouse_billing.credit_records import ISSUED
 from meterhouse_billing.gateway import BillingError, StripeUnavailable
@@ -32,14 +35,22 @@ NAME: Final = "meterhouse_fee_refund"
 """Metadata by which what was given back is found again."""
 
 
-def collect(world: World) -> Iterator[str]:
-    """Give back, and post, what is to be given back of invoices' fees; says which. Repeatable."""
-    rows = _rows(world.engine, world.namespace)
-    accounts = policies.accounts(world.engine, world.namespace) if rows else []
+def poll(world: World) -> Iterator[str]:
+    """`collect` for all payments of which Stripe lists a refund."""
+    accounts = policies.accounts(world.engine, world.namespace) if _rows(world.engine, world.namespace) else []
     since = world.now() - refunds.LOOKED_BACK
-    moved = {one["payment_intent"] for account in accounts for one in world.on(account).gateway.refunds(since)}
-    for row in rows:
-        if row["payment_intent"] not in moved and not behind(world.engine, world.namespace, row):
+    yield from collect(
+        world, {one["payment_intent"] for account in accounts for one in world.on(account).gateway.refunds(since)}
+    )
+
+
+def collect(world: World, refunded: Collection[str]) -> Iterator[str]:
+    """Give back, and post, what is to be given back of invoices' fees; says which. Repeatable.
+
+    Looks at the payments that were `refunded`, and at those of which credit notes or disputes ask for more.
+    """
+    for row in _rows(world.engine, world.namespace):
+        if row["payment_intent"] not in refunded and not behind(world.engine, world.namespace, row):
             continue
         at = world.on(row["stripe_account"])
         payment = at.gateway.payment(row["payment_intent"])
@@ -53,7 +64,7 @@ def settle(
 ) -> Iterator[str]:
     """Bring the fee of a payment to what went back of it; says what changed.
 
-    `payment` is Stripe's with its `latest_charge`; `beside_minor` was taken off the total without a refund of it.
+    `payment` is Stripe's with its `latest_charge`; `beside_minor` credit notes took off the total without a refund.
     """
     fee_id, intent = payment["latest_charge"].get("application_fee"), payment["id"]
     if fee_id is None:
@@ -61,7 +72,8 @@ def settle(
     platform = world.on("")
     fee = platform.gateway.call(partial(_fee, name=fee_id))
     taken, returned = (from_stripe(fee[name], currency) for name in ("amount", "amount_refunded"))
-    back = beside_minor + from_stripe(payment["latest_charge"]["amount_refunded"], currency)
+    lost = disputes.lost_minor(world.engine, world.namespace, intent)
+    back = beside_minor + lost + from_stripe(payment["latest_charge"]["amount_refunded"], currency)
     wanted = application_fees.given_back(taken, back, total_minor)
     if wanted > returned:
         try:
@@ -77,8 +89,9 @@ def settle(
 
 
 def behind(engine: Engine, namespace: str, row: Mapping[Any, Any]) -> bool:
-    """Whether less of a fee (a row of `of_invoice`) was given back than our own credit notes ask for."""
-    wanted = application_fees.given_back(row["taken_minor"], row["credited_minor"], row["total_minor"])
+    """Whether less of a fee (a row of `of_invoice`) was given back than credit notes and lost disputes ask for."""
+    back = row["credited_minor"] + disputes.lost_minor(engine, namespace, row["payment_intent"])
+    wanted = application_fees.given_back(row["taken_minor"], back, row["total_minor"])
     with engine.connect() as connection:
         return _posted(connection, namespace, row["payment_intent"]) < wanted
 

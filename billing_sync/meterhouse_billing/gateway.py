@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -271,16 +270,12 @@ class Gateway:
         found = self._call(lambda: self._client.v1.invoice_payments.list({"payment": payment, "limit": 1})).data
         return str(found[0].to_dict()["invoice"]) if found else None
 
-    def fee_of(self, stripe_invoice_id: str) -> tuple[str | None, int]:
-        """The payment of an invoice, and what the platform kept of it in Stripe's unit; None and 0: paid elsewhere."""
+    def payment_of(self, stripe_invoice_id: str) -> dict[str, Any] | None:
+        """The payment of an invoice, with its `latest_charge`; None where it was paid elsewhere."""
         asked: Any = {"invoice": stripe_invoice_id, "status": "paid", "limit": PAGE}
         paid = self._call(lambda: self._client.v1.invoice_payments.list(asked)).data
-        for one in paid:
-            intent = one.to_dict()["payment"].get("payment_intent")
-            if intent is not None:
-                shown = self.call(partial(_payment, intent=str(intent)))
-                return str(intent), int(shown.get("application_fee_amount") or 0)
-        return None, 0
+        intents = (one.to_dict()["payment"].get("payment_intent") for one in paid)
+        return next((self.payment(intent) for intent in intents if intent is not None), None)
 
     def find_customer(self, metadata: Mapping[str, str]) -> dict[str, Any] | None:
         """The customer that carries the metadata. Stripe's search lags behind by about a minute."""
@@ -351,10 +346,6 @@ def asked_to_wait_s(problem: stripe.StripeError) -> float:
 def sentence(problem: stripe.StripeError) -> str:
     request = f" (request {problem.request_id})" if problem.request_id else ""
     return f"Stripe refused: {problem.user_message or problem}{request}"
-
-
-def _payment(client: stripe.StripeClient, intent: str) -> dict[str, Any]:
-    return client.v1.payment_intents.retrieve(intent).to_dict()
 
 
 def _quoted(value: str) -> str:

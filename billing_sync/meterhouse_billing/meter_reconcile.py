@@ -1,7 +1,8 @@
 """`bill reconcile` of months on Stripe's meters: rated = in the ledger = on Stripe's invoices of subscriptions = paid.
 
 A line of Stripe's counts in the month that it is of: a fee is on the invoice before its month, usage on the one after.
-Months are those of UTC, as set-up asks for.
+What Stripe has of a month that is under way is billed ahead, and compared when the month is over. Months are those of
+UTC, as set-up asks for.
 """
 
 from collections import defaultdict
@@ -13,7 +14,7 @@ from sqlalchemy import select
 
 from meterhouse_billing import meter_invoices, meter_records, postings, records, states
 from meterhouse_billing.amounts import from_stripe
-from meterhouse_billing.documents import Draft, StripeInvoice
+from meterhouse_billing.documents import Draft, StripeInvoice, StripeLine
 from meterhouse_billing.reconcile import POLL, Difference, Row
 from meterhouse_billing.world import World
 from meterhouse_rating import ledger
@@ -52,16 +53,16 @@ def _months(
 ) -> Iterator[Row]:
     rated: dict[datetime, list[Draft]] = defaultdict(list)
     made: dict[datetime, list[StripeInvoice]] = defaultdict(list)
-    lines: dict[datetime, int] = defaultdict(int)
+    lines: dict[datetime, list[StripeLine]] = defaultdict(list)
     for draft in drafts:
         rated[_month(draft.period_start)].append(draft)
     for shown in invoices:
         made[_month(shown.period_start)].append(shown)
         for line in world.gateway.lines(shown.stripe_invoice_id):
-            lines[_month(line.period_start)] += from_stripe(line.amount, line.currency)
+            lines[_month(line.period_start)].append(line)
     for month in sorted({*rated, *(made if every else ()), *(lines if every else ())}):
-        row = _row(world, customer_id, month, rated[month], made[month], lines.get(month))
-        if rated[month] or row.stripe_minor or row.stripe_paid_minor:
+        row = _row(world, customer_id, month, rated[month], made[month], lines[month])
+        if rated[month] or row.stripe_minor or row.stripe_paid_minor or row.remaining_minor:
             yield row
 
 
@@ -76,21 +77,25 @@ def _row(
     month: datetime,
     drafts: Sequence[Draft],
     invoices: Sequence[StripeInvoice],
-    lines_minor: int | None,
+    lines: Sequence[StripeLine],
 ) -> Row:
-    currency = drafts[0].currency if drafts else invoices[0].currency
+    currency = next(it.currency for group in (drafts, invoices, lines) for it in group)
+    lines_minor = sum(from_stripe(line.amount, line.currency) for line in lines) if lines else None
     rated = sum(draft.total_minor for draft in drafts)
     posted = sum(records.receivable(world.engine, draft) for draft in drafts)
     paid = sum(_paid(world, shown) for shown in invoices)
     paid_there = sum(from_stripe(it.amount_paid, currency) for it in invoices if it.status == "paid")
     owed = [it for it in invoices if it.status in ("open", "uncollectible")]
     last = invoices[-1] if invoices else None
+    is_over = world.now() >= month_of(month, UTC_ZONE).end
+    ahead = 0 if drafts or is_over else lines_minor or 0
     units: dict[str, Decimal] = defaultdict(Decimal)
     for draft in drafts:
         for item in draft.items:
             if item.kind == "usage":
                 units[item.metric] += item.quantity
-    found = list(_differences(world, month, currency, bool(drafts), rated, posted, lines_minor, invoices))
+    found = [] if ahead else list(_of_month(month, currency, bool(drafts), rated, posted, lines_minor))
+    found += _of_states(world, invoices)
     if paid != paid_there:
         cause = f"{money(paid_there, currency)} are paid in Stripe, {money(paid, currency)} are recorded here"
         step = POLL if paid < paid_there else "`meterhouse ledger entries` shows ours"
@@ -111,18 +116,12 @@ def _row(
         rated_units=dict(units),
         stripe_units={},
         differences=tuple(found),
+        ahead_minor=ahead,
     )
 
 
-def _differences(
-    world: World,
-    month: datetime,
-    currency: str,
-    is_closed: bool,
-    rated: int,
-    posted: int,
-    lines_minor: int | None,
-    invoices: Sequence[StripeInvoice],
+def _of_month(
+    month: datetime, currency: str, is_closed: bool, rated: int, posted: int, lines_minor: int | None
 ) -> Iterator[Difference]:
     asked = f"{month:%Y-%m}"
     if posted != rated:
@@ -132,7 +131,7 @@ def _differences(
         cause = f"Stripe has no invoice of {asked} yet, rated are {money(rated, currency)} {currency}"
         yield Difference("not_invoiced", cause, "Stripe makes it in the hours after the month; look again then", True)
     elif not is_closed and lines_minor:
-        cause = f"Stripe invoiced {money(lines_minor, currency)} {currency} for {asked}, which is not closed"
+        cause = f"Stripe invoiced {money(lines_minor, currency)} {currency} for {asked}, which is over and not closed"
         yield Difference("not_closed", cause, f"`meterhouse rate close --period {asked}`", waits=True)
     elif (lines_minor or 0) != rated:
         cause = (
@@ -141,6 +140,9 @@ def _differences(
         )
         step = "`meterhouse bill meters` names it; credit or charge it in Stripe, or `meterhouse ledger adjust`"
         yield Difference("metered_differs", cause, step)
+
+
+def _of_states(world: World, invoices: Sequence[StripeInvoice]) -> Iterator[Difference]:
     with world.engine.connect() as connection:
         kept = {it.stripe_invoice_id: meter_invoices.state(connection, it.stripe_invoice_id) for it in invoices}
     for shown in invoices:

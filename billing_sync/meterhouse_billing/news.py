@@ -28,6 +28,8 @@ from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import webhook_inbox
 
 BATCH = 100
+REFUNDS = ("refund.", "charge.refund")
+"""How the types of events about refunds begin."""
 THIN = "v2.core.event"
 """Events that carry no data: https://docs.stripe.com/event-destinations#thin-payload"""
 
@@ -85,7 +87,7 @@ def process(world: World) -> list[str]:
     )
     with world.engine.connect() as connection:
         events = connection.execute(query).mappings().all()
-    done = []
+    done, refunded = [], {}
     for event in events:
         outcome, told = "ignored", json.loads(event["payload"])
         # What an event is about is asked for in its own account: nobody else's objects can be named by it.
@@ -96,18 +98,32 @@ def process(world: World) -> list[str]:
             outcome = meter_reports.take(there, event["event_id"])
         elif event["type"].startswith(top_up_news.EVENTS):
             outcome = _money(there, event["type"], told["data"]["object"])
-        is_it = webhook_inbox.c.event_id == event["event_id"]
-        with begin_write(world.engine) as connection:
-            values = {"processed_at": world.now(), "outcome": outcome[:256]}
-            connection.execute(update(webhook_inbox).where(is_it).values(**values))
         done.append(f"{event['type']} {event['object_id']}: {outcome}")
-    return [*done, *fee_records.collect(world), *fee_refunds.collect(world)] if done else []
+        if event["type"].startswith(REFUNDS) and isinstance(told["data"]["object"].get("payment_intent"), str):
+            # Done when the fee is settled, too: nothing but this event says that there is something to give back.
+            refunded[event["event_id"]] = (outcome, told["data"]["object"]["payment_intent"])
+        else:
+            _done(world, event["event_id"], outcome)
+    if done:
+        kept = list(fee_records.collect(world))
+        payments = {intent for _, intent in refunded.values()}
+        payments |= {it.payment_intent for it in kept if it.is_refunded and it.payment_intent is not None}
+        done += [*map(str, kept), *fee_refunds.collect(world, payments)]
+    for event_id, (outcome, _) in refunded.items():
+        _done(world, event_id, outcome)
+    return done
+
+
+def _done(world: World, event_id: str, outcome: str) -> None:
+    values = {"processed_at": world.now(), "outcome": outcome[:256]}
+    with begin_write(world.engine) as connection:
+        connection.execute(update(webhook_inbox).where(webhook_inbox.c.event_id == event_id).values(**values))
 
 
 def _money(world: World, kind: str, about: dict[str, Any]) -> str:
     """Payments, refunds and disputes: of a top-up, or of an invoice, of which the payment itself says nothing new."""
     outcome = top_up_news.look(world, about)
-    if outcome is None and kind.startswith(("refund.", "charge.refund")):
+    if outcome is None and kind.startswith(REFUNDS):
         outcome = "; ".join(refunds.record(world)) or "nothing new"
     elif outcome is None and kind.startswith(invoice_disputes.EVENTS):
         outcome = invoice_disputes.look(world, about["id"])
@@ -126,7 +142,7 @@ def poll(world: World) -> list[str]:
             found.append(f"{row['customer_id']} {row['stripe_invoice_id']}: {outcome}")
     for account in policies.accounts(world.engine, world.namespace):
         found += [*refunds.record(world.on(account)), *invoice_disputes.record(world.on(account))]
-    found += [*meter_payments.poll(world), *fee_records.collect(world), *fee_refunds.collect(world)]
+    found += [*meter_payments.poll(world), *map(str, fee_records.collect(world)), *fee_refunds.poll(world)]
     return [*found, *top_up_news.poll(world)]
 
 

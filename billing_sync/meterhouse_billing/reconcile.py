@@ -59,6 +59,8 @@ class Row:
     rated_units: dict[str, Decimal]
     stripe_units: dict[str, Decimal]
     differences: tuple[Difference, ...]
+    ahead_minor: int = 0
+    """What Stripe billed ahead of a month that is under way, and that is in no ledger before the month is closed."""
 
 
 def reconcile(world: World, drafts: Iterable[Draft]) -> list[Row]:
@@ -157,7 +159,7 @@ def _of_fee(world: World, row: RowMapping) -> Iterator[Difference]:
         yield Difference("fee_differs", cause, step)
     kept = fee_refunds.of_invoice(world.engine, world.namespace, row["stripe_invoice_id"])
     if kept is not None and fee_refunds.behind(world.engine, world.namespace, kept):
-        cause = "what credit notes ask the platform to give back of its fee is not given back yet"
+        cause = "what credit notes or lost disputes ask the platform to give back of its fee is not given back yet"
         yield Difference("fee_refund_behind", cause, POLL, waits=True)
 
 

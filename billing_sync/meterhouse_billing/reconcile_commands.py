@@ -111,9 +111,8 @@ def _print(
         _print_invoices(rows)
     if compared:
         print("\nWhat customers owe")
-        table: list[tuple[str, ...]] = [
-            ("customer", "currency", "ledger", "open", "balance", "not final", "notes", "by hand", "disputed", "")
-        ]
+        sums = ("ledger", "open", "balance", "not final", "notes", "by hand", "disputed", "ahead")
+        table: list[tuple[str, ...]] = [("customer", "currency", *sums, "")]
         for one in compared:
             amounts = [
                 one.ledger_minor,
@@ -123,10 +122,11 @@ def _print(
                 -one.notes_waiting_minor,
                 one.adjusted_minor,
                 one.disputed_minor,
+                -one.ahead_minor,
             ]
             shown = [money(amount, one.currency) for amount in amounts]
             table.append((one.customer_id, one.currency, *shown, "differs" if one.differences else "equal"))
-        print_table(table, right=(2, 3, 4, 5, 6, 7, 8))
+        print_table(table, right=(2, 3, 4, 5, 6, 7, 8, 9))
     for customer_id, difference in found:
         print(f"{customer_id}: {difference.cause}\n  -> {difference.next_step}")
 
@@ -140,5 +140,6 @@ def _print_invoices(rows: list["Row"]) -> None:
     for row in rows:
         amounts = [row.rated_minor, row.ledger_minor, row.stripe_minor, row.credited_minor, row.stripe_paid_minor]
         shown = ["-" if amount is None else money(amount, row.currency) for amount in amounts]
-        table.append((row.customer_id, row.state, row.currency, *shown, "differs" if row.differences else "equal"))
+        quiet = "billed ahead" if row.ahead_minor else "equal"
+        table.append((row.customer_id, row.state, row.currency, *shown, "differs" if row.differences else quiet))
     print_table(table, right=(3, 4, 5, 6, 7))

@@ -3,6 +3,7 @@
 As far as metered billing needs them: monthly, anchored at an instant in UTC, without proration, trials or discounts.
 https://docs.stripe.com/billing/subscriptions/billing-cycle. An invoice is made when a period is over, and takes up what
 the meters received until it is finalised an hour later; what comes for that period afterwards is on no invoice.
+Fees are billed ahead: of the period that begins, and none of the one that a subscription begins within.
 """
 
 from datetime import UTC, datetime
@@ -161,14 +162,16 @@ def _billed(
     context: Context, subscription: Given, start: int, end: int
 ) -> list[tuple[Given, str, Decimal, int, int, int]]:
     found = []
+    is_last = bool(subscription.get("cancel_at")) and end >= subscription["cancel_at"]
     for item in subscription["items"]["data"]:
         price = item["price"]
         if price["recurring"]["usage_type"] == "metered":
             meter = context.find("billing.meter", price["recurring"]["meter"])
             quantity = meters.total(context, meter, subscription["customer"], start, end) or Decimal(0)
-        else:
-            quantity = Decimal(item["quantity"])
-        found += [(price, *line, start, end) for line in prices.lines(price, quantity)]
+            found += [(price, *line, start, end) for line in prices.lines(price, quantity)]
+        elif not is_last:
+            ahead = prices.lines(price, Decimal(item["quantity"]))
+            found += [(price, *line, end, _month_later(end)) for line in ahead]
     return found
 
 

@@ -8,10 +8,19 @@ import pytest
 import stripe
 from sqlalchemy import func, select
 
-from meterhouse_billing import accounts, credit_records, fee_records, news, policies, records, top_ups
+from meterhouse_billing import (
+    accounts,
+    credit_records,
+    fee_records,
+    invoice_disputes,
+    news,
+    policies,
+    records,
+    top_ups,
+)
 from meterhouse_billing.application_fees import given_back, read_fee
 from meterhouse_billing.credit_run import credit
-from meterhouse_billing.gateway import BillingError
+from meterhouse_billing.gateway import BillingError, Gateway, StripeUnavailable
 from meterhouse_billing.reconcile import reconcile
 from meterhouse_billing.run import bill
 from meterhouse_store import registry, tables
@@ -192,6 +201,137 @@ def test_what_the_platform_gave_back_by_hand_counts_and_a_lost_answer_is_not_giv
     assert balances(books)["application_fees"] == 13
 
 
+def post(sandbox, path):
+    with urllib.request.urlopen(f"{sandbox.url}/_sandbox/{path}?account={SHOP}", data=b"") as reply:
+        return json.loads(reply.read())
+
+
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("told_by", ["poll", "webhook"])
+@pytest.mark.parametrize(("decision", "back"), [("lost", 26), ("won", 0), ("warning_closed", 0), ("under_review", 0)])
+def test_a_dispute_gives_the_fee_back_when_it_is_lost_and_once(books, world, sandbox, told_by, decision, back):
+    world, _, intent = sold(books, world, sandbox, "refund")
+
+    def look(kind, dispute):
+        about = {"object": "dispute", "id": dispute, "payment_intent": intent}
+        if told_by == "poll":
+            return news.poll(world)
+        tell(books, world, f"charge.dispute.{kind}", about)
+        return news.process(world)
+
+    dispute = post(sandbox, f"dispute/{intent}")["id"]
+    assert not any("gave" in line for line in look("created", dispute))
+    assert fee_in_stripe(world, intent) == (26, 0, [])  # nobody knows yet how it ends
+    post(sandbox, f"dispute/{dispute}/{decision}")
+    said = "acme: the platform gave 0.26 USD of its fee back"
+    assert (said in look("closed", dispute)) == bool(back)
+    assert fee_in_stripe(world, intent)[1] == back
+    assert balances(books).get("application_fees", 0) == 26 - back
+    look("closed", dispute)
+    assert fee_in_stripe(world, intent) == (26, back, [back] if back else [])
+    rows = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [row.differences for row in rows] == [()]
+    assert [it.differences for it in accounts.compare(world, rows)] == [()]
+
+
+def test_a_refund_before_the_rest_is_lost_in_a_dispute_brings_the_whole_fee_back(books, world, sandbox):
+    world, _, intent = sold(books, world, sandbox, "refund")
+    world.gateway.call(lambda client: client.v1.refunds.create(refund_of(intent, 340)))  # a third: 8.67 of 26
+    news.poll(world)
+    dispute = post(sandbox, f"dispute/{intent}")["id"]  # of the other 680
+    post(sandbox, f"dispute/{dispute}/lost")
+    news.poll(world)
+    assert fee_in_stripe(world, intent) == (26, 26, [9, 17])
+
+
+def test_what_a_lost_dispute_asks_for_is_a_difference_until_it_is_given_back(books, world, sandbox):
+    world, _, intent = sold(books, world, sandbox, "refund")
+    dispute = post(sandbox, f"dispute/{intent}")["id"]
+    post(sandbox, f"dispute/{dispute}/lost")
+    list(invoice_disputes.record(world))
+    [row] = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [it.code for it in row.differences] == ["fee_refund_behind"]
+    assert news.poll(world) == ["acme: the platform gave 0.26 USD of its fee back"]
+    [row] = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert row.differences == ()
+
+
+def tell(books, world, kind, about):
+    number = len(books.rows(tables.webhook_inbox))
+    event = {"id": f"evt_{number}", "type": kind, "created": 1_793_620_800 + number, "account": SHOP}
+    assert news.receive(books.engine, "test", json.dumps(event | {"data": {"object": about}}), world.now())
+
+
+class Listed:
+    """Counts the lists of refunds that are asked for; a look at a payment fails while it `is_down`."""
+
+    def __init__(self, monkeypatch):
+        self.lists, self.is_down = 0, False
+        lists, payment = Gateway.refunds, Gateway.payment
+
+        def counted(gateway, since):
+            self.lists += 1
+            return lists(gateway, since)
+
+        def looked(gateway, intent):
+            if self.is_down:
+                raise StripeUnavailable("no answer")
+            return payment(gateway, intent)
+
+        monkeypatch.setattr(Gateway, "refunds", counted)
+        monkeypatch.setattr(Gateway, "payment", looked)
+
+
+def test_webhooks_ask_stripe_for_its_refunds_only_where_one_of_them_is_about_a_refund(
+    books, world, sandbox, monkeypatch
+):
+    world, _, intent = sold(books, world, sandbox, "refund")
+    asked = Listed(monkeypatch)
+    [invoice] = invoices(sandbox, SHOP)
+    tell(books, world, "invoice.updated", {"id": invoice.id})
+    tell(books, world, "charge.updated", {"id": "ch_1", "object": "charge", "payment_intent": intent})
+    assert len(news.process(world)) == 2 and asked.lists == 0
+    refund = world.gateway.call(lambda client: client.v1.refunds.create(refund_of(intent, 510)))
+    tell(books, world, "refund.created", {"id": refund.id, "object": "refund", "payment_intent": intent})
+    assert news.process(world)[-1] == "acme: the platform gave 0.13 USD of its fee back"
+    assert asked.lists == 1  # for the ledger, which knows of no refund by its event alone
+    assert fee_in_stripe(world, intent) == (26, 13, [13])
+
+
+def test_a_refund_whose_fee_could_not_be_looked_at_is_told_of_again(books, world, sandbox, monkeypatch):
+    world, _, intent = sold(books, world, sandbox, "refund")
+    asked = Listed(monkeypatch)
+    refund = world.gateway.call(lambda client: client.v1.refunds.create(refund_of(intent, 510)))
+    tell(books, world, "refund.created", {"id": refund.id, "object": "refund", "payment_intent": intent})
+    asked.is_down = True
+    with pytest.raises(StripeUnavailable):
+        news.process(world)
+    asked.is_down = False
+    assert news.process(world)[-1] == "acme: the platform gave 0.13 USD of its fee back"
+    assert news.process(world) == [] and fee_in_stripe(world, intent) == (26, 13, [13])
+
+
+def test_a_refund_that_is_told_of_before_the_payment_takes_its_part_of_the_fee_all_the_same(books, world, sandbox):
+    put(world, stripe_account=SHOP, application_fee="2.5%")
+    world = world.of("")
+    books.rating("acme", [("usage", "input", "10", 1020)])
+    run(world)
+    [invoice] = invoices(sandbox, SHOP)
+    pay(sandbox, invoice.id, SHOP)
+    asked = {"invoice": invoice.id, "status": "paid"}
+    [paid] = world.gateway.call(lambda client: client.v1.invoice_payments.list(asked)).data
+    intent = paid.payment.payment_intent
+    refund = world.gateway.call(lambda client: client.v1.refunds.create(refund_of(intent, 510)))
+    tell(books, world, "refund.created", {"id": refund.id, "object": "refund", "payment_intent": intent})
+    news.process(world)
+    assert fee_in_stripe(world, intent) == (26, 0, [])  # nobody knows here that it was paid
+    tell(books, world, "invoice.paid", {"id": invoice.id})
+    assert news.process(world)[1:] == [
+        "acme: the platform kept 0.26 USD", "acme: the platform gave 0.13 USD of its fee back",
+    ]  # fmt: skip
+    assert fee_in_stripe(world, intent) == (26, 13, [13])
+
+
 def test_customers_with_accounts_of_their_own_are_billed_there(books, world, sandbox):
     for name, account in (("acme", SHOP), ("globex", OTHER), ("initech", None)):
         books.rating(name, [("usage", "input", "10", 5000)])
@@ -284,6 +424,12 @@ def test_a_top_up_is_paid_to_the_connected_account_less_the_fee(books, world, sa
     ]
     # a fifth of the payment went back, and so a fifth of the fee
     assert balances(books) == {"application_fees": 400, "cash": 3600, "deferred_credits": -4000}
+    assert news.poll(world) == []
+    dispute = post(sandbox, f"dispute/{row['payment_intent']}")["id"]  # of the other 40.00
+    assert news.poll(world) == ["acme: 40.00 USD of a top-up were disputed (fraudulent)"]
+    post(sandbox, f"dispute/{dispute}/lost")
+    assert news.poll(world) == ["acme: the platform gave 4.00 USD of its fee back"]
+    assert balances(books) == {}
     assert news.poll(world) == []
 
 

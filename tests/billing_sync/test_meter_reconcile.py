@@ -2,14 +2,16 @@
 
 import json
 import urllib.request
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from metered import NOVEMBER, OCTOBER, Metered
+from metered import BOOK, NOVEMBER, OCTOBER, Metered
 from typer.testing import CliRunner
 
-from meterhouse_billing import accounts, drivers, meter_reconcile, news, records
+from meterhouse_billing import accounts, drivers, meter_reconcile, news, reconcile_commands, records
 from meterhouse_billing import reconcile as comparison
+from meterhouse_billing.command_line import world_of
 from meterhouse_billing.commands import bill as commands
 from meterhouse_billing.run import bill
 from meterhouse_store import registry
@@ -17,6 +19,7 @@ from meterhouse_store import registry
 HOUR = timedelta(hours=1)
 DECEMBER = NOVEMBER + timedelta(days=30)
 USED = [("usage", "documents", "250", 500)]
+WITH_FEE = BOOK + "      base: {model: flat, price: 49.00}\n"
 
 
 @pytest.fixture
@@ -106,15 +109,52 @@ def test_who_goes_over_to_meters_is_compared_in_the_months_of_both(books, sandbo
     assert (account.ledger_minor, account.open_minor) == (700, 700)
 
 
-def test_the_command_compares_both_and_names_the_next_step(books, metered, monkeypatch):
-    books.rating("acme", [("usage", "documents", "260", 520)])
+@pytest.mark.parametrize("is_paid", [False, True])
+def test_a_fee_that_stripe_bills_ahead_of_its_month_is_named_and_no_difference(books, sandbox, monkeypatch, is_paid):
+    metered = Metered(books.engine, sandbox.url, book=WITH_FEE)
+    registry.add_customer(books.engine, "test", "acme", plan="pay", currency="USD", now=OCTOBER)
+    metered.switch("acme", "meters", NOVEMBER)
+    assert [step.text for step in metered.setup() if step.failed] == []
+    metered.at(NOVEMBER + 2 * HOUR)  # 49.00 for November, at its beginning
+    if is_paid:
+        pay(metered)
     news.poll(metered.world)
+    assert codes(metered) == []
+    [october, row], [account] = compared(metered)  # the invoice is October's, its line November's
+    assert (october.stripe_minor, october.remaining_minor) == (0, 0 if is_paid else 4900)
+    assert (row.rated_minor, row.stripe_minor, row.ahead_minor) == (0, 4900, 4900)
+    assert account.ahead_minor == 4900
+    assert (account.ledger_minor, account.open_minor) == ((-4900, 0) if is_paid else (0, 4900))
+    done = reconcile(books, metered, monkeypatch)
+    assert (done.exit_code, "billed ahead" in done.stdout) == (0, True)
+    metered.truth.use("acme", "documents", NOVEMBER, 100)
+    metered.sync()
+    metered.at(DECEMBER + 2 * HOUR)  # 2.00 of November's usage, and 49.00 for December
+    news.poll(metered.world)
+    assert codes(metered) == ["not_closed", "account_differs"]
+    books.rating("acme", [("flat", "base", "1", 4900), ("usage", "documents", "100", 200)], month=11)
+    assert codes(metered) == []
+    _, november, december = compared(metered)[0]
+    assert (november.rated_minor, november.stripe_minor, november.ahead_minor) == (5100, 5100, 0)
+    assert (december.rated_minor, december.stripe_minor, december.ahead_minor) == (0, 4900, 4900)
+
+
+def reconcile(books, metered, monkeypatch, *arguments):
+    """The command, at the time of the metered world."""
     for name, value in (("DATA", str(books.settings.data)), ("NAMESPACE", "test"), ("STRIPE_URL", metered.url)):
         monkeypatch.setenv(f"METERHOUSE_{name}", value)
     monkeypatch.setenv("STRIPE_API_KEY", "sk_test_1")
-    done = CliRunner().invoke(commands, ["reconcile"])
+    now = metered.world.now
+    monkeypatch.setattr(reconcile_commands, "world_of", lambda *about: replace(world_of(*about), now=now))
+    return CliRunner().invoke(commands, ["reconcile", *arguments])
+
+
+def test_the_command_compares_both_and_names_the_next_step(books, metered, monkeypatch):
+    books.rating("acme", [("usage", "documents", "260", 520)])
+    news.poll(metered.world)
+    done = reconcile(books, metered, monkeypatch)
     assert done.exit_code == 3
     assert "acme: Stripe invoiced 5.00 USD for 2026-10, rated are 5.20" in done.stdout
-    done = CliRunner().invoke(commands, ["reconcile", "--period", "2026-10", "--json"])
+    done = reconcile(books, metered, monkeypatch, "--period", "2026-10", "--json")
     [row] = json.loads(done.stdout)["invoices"]
     assert (row["rated_minor"], row["stripe_minor"]) == (520, 500)
