@@ -191,7 +191,7 @@ def apply_decisions(settings: "Settings", engine: "Engine", client: "Client") ->
     from meterhouse_collector.service import journal_directory
     from meterhouse_store import decided, schema
 
-    schema.migrate(client, settings.warehouse_database)
+    schema.ensure(client, settings.warehouse_database)
     directory = journal_directory(settings.data)
     if not directory.exists():
         return decided.apply(engine, client)

@@ -34,28 +34,22 @@ _MARK: Final = f"""
     SETTINGS do_not_merge_across_partitions_select_final = 1
 """  # noqa: S608 - fixed parts
 
-_RECEIVED: Final = (
-    "reason = '' AND received_at BETWEEN fromUnixTimestamp64Nano({from_ns:Int64}, 'UTC') "
-    "AND fromUnixTimestamp64Nano({through_ns:Int64}, 'UTC')"
-)
 # As the view `identify` has it (schema/01_events.sql).
 _HASHED: Final = "event_time, cityHash64(namespace, customer_id, meter, event_id)"
 _SEVERAL: Final = f"""
-    SELECT event_time, identity FROM identities
-    WHERE (event_time, identity) IN (SELECT {_HASHED} FROM events WHERE {_RECEIVED})
+    SELECT event_time, identity FROM identities WHERE (event_time, identity) IN (SELECT {_HASHED} FROM %(rows)s)
     GROUP BY event_time, identity HAVING min(quantity) != max(quantity)
 """  # noqa: S608 - fixed parts
-_TOUCHED: Final = f"SELECT {IDENTITY} FROM events WHERE {_RECEIVED} AND ({_HASHED}) IN ({_SEVERAL})"  # noqa: S608
+_TOUCHED: Final = f"SELECT {IDENTITY} FROM %(rows)s AND ({_HASHED}) IN ({_SEVERAL})"  # noqa: S608
+_RECEIVED: Final = (
+    "events WHERE reason = '' AND received_at BETWEEN fromUnixTimestamp64Nano({from_ns:Int64}, 'UTC') "
+    "AND fromUnixTimestamp64Nano({through_ns:Int64}, 'UTC')"
+)
 
 
-def mark(
-    client: Client, touched: str, *, parameters: dict[str, Any], settings: dict[str, Any], into: str = "conflicts"
-) -> None:
-    """Decide about the identities that the query `touched` gives (its columns are IDENTITY). Repeatable.
-
-    `into`: another table of the same columns, to see what would be decided.
-    """
-    client.command(_MARK % (into, touched), parameters=parameters, settings=settings)
+def mark(client: Client, touched: str, *, parameters: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Decide about the identities that the query `touched` gives (its columns are IDENTITY). Repeatable."""
+    client.command(_MARK % ("conflicts", touched), parameters=parameters, settings=settings)
 
 
 def mark_received(client: Client, from_ns: int, through_ns: int, settings: dict[str, Any]) -> None:
@@ -64,7 +58,21 @@ def mark_received(client: Client, from_ns: int, through_ns: int, settings: dict[
     Where nothing came with two quantities, as nearly always, that is one query for it, whose cost follows from how much
     was received and not from how much is stored.
     """
-    parameters = {"from_ns": from_ns, "through_ns": through_ns}
-    several = client.query(f"{_SEVERAL} LIMIT 1", parameters=parameters, settings={"max_threads": 1}).result_rows
-    if several:
-        mark(client, _TOUCHED, parameters=parameters, settings=settings)
+    _mark_several(client, _RECEIVED, {"from_ns": from_ns, "through_ns": through_ns}, settings, "conflicts")
+
+
+def mark_again(client: Client, scratch: str, settings: dict[str, Any]) -> bool:
+    """Decide about the events of the database `scratch`, by what this one has, into the `conflicts` of `scratch`.
+
+    Tells whether any of them came with two quantities; the cost is that of `mark_received`.
+    """
+    return _mark_several(client, f"{scratch}.events WHERE true", {}, settings, f"{scratch}.conflicts")
+
+
+def _mark_several(client: Client, rows: str, parameters: dict[str, Any], settings: dict[str, Any], into: str) -> bool:
+    """`rows` goes after FROM and ends with a condition."""
+    several = _SEVERAL % {"rows": rows}
+    found = client.query(f"{several} LIMIT 1", parameters=parameters, settings={"max_threads": 1}).result_rows
+    if found:
+        client.command(_MARK % (into, _TOUCHED % {"rows": rows}), parameters=parameters, settings=settings)
+    return bool(found)

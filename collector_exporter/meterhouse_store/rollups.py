@@ -127,12 +127,14 @@ def roll_up(client: Client, *, settled_s: int = SETTLED_S) -> Rolled:
 
 def wrong_days(client: Client) -> list[Day]:
     """The days whose sums count and are not what `usage` gives. Reads all that is summed."""
+    if not _rolled(client):
+        return []
     found: set[Day] = set()
     for table, sums in _TABLES.items():
         query = _WRONG.format(table=table, summed=_summed(sums, _WHERE_SUMMED))
         found |= {(namespace, day) for namespace, day in client.query(query, settings=_LARGE).result_rows}
     # What was touched meanwhile is right to differ.
-    return sorted(found & {(namespace, day) for namespace, day in client.query(_ROLLED).result_rows})
+    return sorted(found & _rolled(client))
 
 
 def distrust(client: Client, days: list[Day]) -> None:
@@ -162,6 +164,10 @@ def _roll(client: Client, namespace: str, days: list[tuple[date, int]]) -> None:
         column_type_names=["LowCardinality(String)", "Date", "UInt64", "UInt64"],
         settings={"async_insert": 0, "distributed_foreground_insert": 1},
     )
+
+
+def _rolled(client: Client) -> set[Day]:
+    return {(namespace, day) for namespace, day in client.query(_ROLLED).result_rows}
 
 
 def _summed(sums: _Sums, where: str) -> str:

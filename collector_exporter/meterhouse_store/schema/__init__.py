@@ -28,6 +28,8 @@ __all__ = [
     "Script",
     "cluster_of",
     "create_database",
+    "create_scratch",
+    "ensure",
     "exchange",
     "migrate",
     "on_cluster",
@@ -54,6 +56,8 @@ _ATTRIBUTES: Final = (
 )
 
 _MATERIALIZED: Final = re.compile(r"\bCREATE MATERIALIZED VIEW IF NOT EXISTS (\S+)( ON CLUSTER \S+)? TO \S+ AS\s")
+_MADE: Final = re.compile(r"^CREATE (?:OR REPLACE )?(?:\w+ )*?(?:TABLE|VIEW) (?:IF NOT EXISTS )?\w+\.(\w+)", re.M)
+_VIEW: Final = re.compile(r"^CREATE OR REPLACE VIEW ", re.M)
 _CHANGED: Final = re.compile(r"ALTER TABLE (\S+)( ON CLUSTER \S+)? MODIFY QUERY\s")
 _MINOR_UNITS: Final = re.compile(r"\{minor_units:([a-z_.]+)\}")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -68,6 +72,8 @@ _SUMS: Final = (
     "usage_receipts",
 )
 """Made of the others, in the order in which they are emptied: without the first nothing reads the others."""
+_PROJECTED: Final = ("01_events.sql", "02_foreign.sql", "02_inbox.sql", "02_increases.sql", "mirrors.sql")
+"""What a projector asks for and writes to; the last for decisions that wait for their rows."""
 _KEPT: Final = (_HISTORY, "refusals", *_SUMS)
 """Tables that an exchange leaves where they are: no journal gives them again, or they are made anew."""
 
@@ -78,7 +84,7 @@ class SchemaRefused(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One file of the schema: its statements as they are run, and the hash of the file."""
+    """One file of the schema: its statements as they are run, and the hash of the file with what is filled in."""
 
     name: str
     sha256: str
@@ -107,8 +113,8 @@ def scripts(database: str, cluster: str = "") -> list[Script]:
     found = []
     stored: set[str] = set()
     for file in sorted(_HERE.glob("*.sql")):
-        source = file.read_text(encoding="utf-8")
-        plain = [_rendered(statement, database) for statement in _split(source)]
+        source = _filled(file.read_text(encoding="utf-8"))
+        plain = [statement.replace("{database}", database) for statement in _split(source)]
         own = cluster_schema.render(plain, database, cluster, stored) if cluster else plain
         found.append(Script(file.name, hashlib.sha256(source.encode()).hexdigest(), tuple(_with_changes(own))))
     return found
@@ -149,6 +155,32 @@ def migrate(client: Client, database: str, *, cluster: str = "", now: datetime |
         _record(client, database, cluster, applied, now or datetime.now(UTC))
     created = sorted(_tables(client, database) - existing)
     return Migrated(database, cluster, before or (1 if existing else 0), tuple(created), _names(applied))
+
+
+def ensure(client: Client, database: str) -> None:
+    """`migrate`, where this Meterhouse has not done it: a database to which it has applied all, and in which no table
+    or view is missing, is left as it is. Raises as `migrate`.
+
+    To do all of it again takes two seconds of a core, each time that a process starts.
+    """
+    known, own = _history(client, database), scripts(database)
+    applied = {name: (sha256, version, cluster) for name, (sha256, version, _, cluster) in known.items()}
+    made = {name for script in own for statement in script.statements for name in _MADE.findall(statement)}
+    if applied != {script.name: (script.sha256, VERSION, "") for script in own} or made - _tables(client, database):
+        migrate(client, database)
+
+
+def create_scratch(client: Client, database: str) -> None:
+    """Make a new, empty database that a projector can project into, on this server alone.
+
+    It has none of the views: they are half of the work, and nobody reads it but who made it. Raises as `migrate`.
+    """
+    client.command(create_database(database), use_database=False)
+    for script in scripts(database):
+        if script.name in _PROJECTED:
+            for statement in script.statements:
+                if _is_due(statement, VERSION) and not (_CHANGED.match(statement) or _VIEW.search(statement)):
+                    client.command(statement, use_database=False)
 
 
 def cluster_of(client: Client, database: str) -> str:
@@ -197,8 +229,8 @@ def _checked(what: str, name: str) -> None:
         raise ValueError(f"a {what} is named by letters, digits and _, not {name!r}")
 
 
-def _rendered(statement: str, database: str) -> str:
-    filled = statement.replace("{database}", database).replace("{attributes}", _ATTRIBUTES)
+def _filled(source: str) -> str:
+    filled = source.replace("{attributes}", _ATTRIBUTES)
     filled = filled.replace("{whole_meters}", ", ".join(f"'{meter}'" for meter in sorted(counted_whole())))
     return _MINOR_UNITS.sub(lambda found: minor_units(found[1]), filled)
 

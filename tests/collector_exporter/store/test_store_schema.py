@@ -67,6 +67,37 @@ def test_a_migration_says_what_it_made_and_notes_what_it_applied(admin):
     assert admin.query("SELECT count() FROM fresh.schema_migrations").first_row == (len(own),)
 
 
+def test_a_process_that_starts_runs_no_statement_where_all_is_applied_and_there(admin, monkeypatch):
+    ran = []
+    command = admin.command
+    monkeypatch.setattr(admin, "command", lambda text, **how: (ran.append(text), command(text, **how)))
+    schema.ensure(admin, "fresh")
+    assert ran
+    ran.clear()
+    schema.ensure(admin, "fresh")
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP VIEW fresh.usage SYNC",
+        "DROP VIEW fresh.explode SYNC",
+        "INSERT INTO fresh.schema_migrations VALUES ('03_views.sql', 'of another', {version}, '9.1', '', now64(6) + 1)",
+        "INSERT INTO fresh.schema_migrations VALUES ('03_views.sql', '{sha256}', 5, '0.1', '', now64(6) + 1)",
+    ],
+)
+def test_a_process_that_starts_brings_up_to_date_what_is_missing_or_of_another_version(admin, change):
+    schema.migrate(admin, "fresh")
+    sha256 = next(script.sha256 for script in schema.scripts("fresh") if script.name == "03_views.sql")
+    admin.command("CREATE OR REPLACE VIEW fresh.watermark AS SELECT 'of another' AS segment")
+    admin.command(change.format(version=schema.VERSION, sha256=sha256))
+    schema.ensure(admin, "fresh")
+    assert admin.query("SELECT segment FROM fresh.watermark").result_rows == []
+    for view in ("usage", "explode"):
+        assert admin.query(f"EXISTS VIEW fresh.{view}").first_row == (1,)
+
+
 def test_a_database_from_before_there_were_migrations_is_taken_over_with_its_rows(admin):
     schema.migrate(admin, "older")
     admin.command("INSERT INTO older.events (namespace, event_id, quantity, event_time) VALUES ('a', 'x', 7, now64(9))")
