@@ -21,7 +21,11 @@ from meterhouse_store import decided, schema, sql, warehouse
 from meterhouse_store.settings import Settings
 
 HEARTBEAT_S: Final = 0.5
-"""Between two steps when nothing comes."""
+"""Between two steps when nothing comes, at first: who sent something waits for the time after it to be projected."""
+QUIET_S: Final = 10.0
+QUIET_HEARTBEAT_S: Final = 2.0
+"""Between two steps when nothing has come for QUIET_S: each writes a checkpoint, which two hundredths of a second of a
+core go into."""
 GATHER_S: Final = 0.2
 """Between two steps that caught up: what comes meanwhile is one insert, not one for each request."""
 BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
@@ -66,6 +70,7 @@ class Projection:
         self._problem: str | None = None
         self.failures = 0
         self._started_at = time.time()
+        self._moved_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
 
     def start(self) -> None:
@@ -120,8 +125,9 @@ class Projection:
                 self._wait_for_more()
 
     def _wait_for_more(self) -> None:
+        quiet = time.monotonic() - self._moved_at > QUIET_S
         if not self._stop.wait(GATHER_S):
-            self._journal.appended.wait(HEARTBEAT_S - GATHER_S)
+            self._journal.appended.wait((QUIET_HEARTBEAT_S if quiet else HEARTBEAT_S) - GATHER_S)
         self._journal.appended.clear()
 
     def _step(self) -> bool:
@@ -137,6 +143,8 @@ class Projection:
             more = self._projector.step()
             if self._stop.is_set() or time.monotonic() - self._beside_at > BESIDE_S:
                 self._write_beside()
+        if more:
+            self._moved_at = time.monotonic()
         if self._projector.done is not None:
             self._through_ns = self._projector.done.through_ns
             self._position = self._projector.done.position
@@ -154,7 +162,7 @@ class Projection:
     def _connect(self) -> Projector:
         database = self._settings.warehouse_database
         client = warehouse.connect(self._settings, timeout_s=CONNECT_S, database="default")
-        schema.migrate(client, database)
+        schema.ensure(client, database)
         client.close()
         client = warehouse.connect(self._settings, timeout_s=CONNECT_S)
         directory = self._journal.directory

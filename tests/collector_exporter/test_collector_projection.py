@@ -45,6 +45,16 @@ def test_many_small_requests_are_gathered_into_five_steps_a_second_at_most(stepp
     assert 2 <= len(steps) <= 6
 
 
+def test_where_nothing_has_come_for_ten_seconds_a_step_is_taken_every_two_seconds_and_no_more():
+    waited = []
+    journal = SimpleNamespace(appended=SimpleNamespace(wait=waited.append, clear=lambda: None))
+    projection = Projection(Settings(), journal)
+    for ago_s in (0, 8, 12):
+        projection._moved_at = time.monotonic() - ago_s
+        projection._wait_for_more()
+    assert waited == pytest.approx([0.3, 0.3, 1.8])
+
+
 def test_a_stop_waits_neither_for_a_heartbeat_nor_for_a_write(monkeypatch):
     monkeypatch.setattr(projections, "HEARTBEAT_S", 60.0)
     projection = Projection(Settings(), SimpleNamespace(appended=threading.Event()))
