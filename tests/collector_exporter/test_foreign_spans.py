@@ -457,12 +457,12 @@ def test_calls_in_a_circle_wait_in_suspense_once_whatever_the_order_and_the_rang
     columns = "span_id, reason, original_reason, toString(first)"
     query = f"SELECT {columns} FROM events FINAL WHERE meter = 'llm.tokens.input' ORDER BY ALL"
     found = [(int(span_id, 16), *rest) for span_id, *rest in database.query(query).result_rows]
-    version = str(2**64 - 2**60 + 1)
+    version, suspended = str(2**64 - 2**60 + 1), str(2**63 - 2**59 + 2)
     assert [row for row in found if row[0] != 4] == [
         (1, "span_ambiguous", "", version),
         (2, "span_ambiguous", "", version),
-        (5, "span_ambiguous", "customer_missing", version),
-        (6, "span_ambiguous", "customer_missing", version),
+        (5, "span_ambiguous", "customer_missing", suspended),
+        (6, "span_ambiguous", "customer_missing", suspended),
     ]
     assert used(database) == [("otel.span", 4, 7)]
     assert reasons(database, "suspense") == [(number, "span_ambiguous") for number in (1, 2, 5, 6)]
@@ -482,6 +482,26 @@ def test_a_row_that_changes_its_verdict_keeps_how_it_came(database):
         database.command(f"TRUNCATE TABLE {table}")
     project(database, records)
     assert one_by_one == database.query(query).result_rows == [("twin", "")]
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]])
+def test_a_twin_is_made_of_the_first_copy_that_counts_wherever_the_ranges_are_cut(database, cuts):
+    told = span(1, more=call(150))
+    records = [
+        encode(traces_record(told, 1, allowed=["globex"])),
+        encode(traces_record(span(2, parent=1, more=call(100)), 2, received_ns=RECEIVED_NS + 1000)),
+        encode(traces_record(told, 3, received_ns=RECEIVED_NS + 2000)),
+        encode(traces_record(told, 4, received_ns=RECEIVED_NS + 3000, allowed=["globex"])),
+    ]
+    project(database, records, cuts)
+    columns = "reason, original_reason, record_id, toUnixTimestamp64Nano(received_at)"
+    query = f"SELECT {columns} FROM set_aside WHERE meter = 'llm.tokens.input'"
+    assert database.query(query).result_rows == [("twin", "", f"{3:032x}", RECEIVED_NS + 2000)]
+    assert used(database) == [("otel.span", 2, 100)]
+    received = "SELECT toInt64(sum(received)), toInt64(sum(duplicates)), toInt64(sum(suspended)) FROM conservation"
+    ((came, twice, _),) = database.query(received).result_rows
+    meters = len({row.meter for row in rows_of(traces_record(told)).events})
+    assert (came, twice) == (4 * meters, 2 * meters)
 
 
 def test_a_forbidden_event_leaves_no_span_out(database):

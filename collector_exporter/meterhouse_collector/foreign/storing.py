@@ -16,6 +16,9 @@ from meterhouse_collector.foreign.twins import DAY_NS, Call, Metered, judge
 
 AMBIGUOUS_VERSION: Final = 2**64 - 2**60 - 1
 """Of rows: it supersedes every copy of its row. Those of higher verdicts follow it, decisions are far above."""
+SUSPENDED_AMBIGUOUS_VERSION: Final = 2**63 - 2**59
+"""The same of rows of which all copies are suspended: it supersedes them, and a copy that counts supersedes it. So what
+the verdict is about is the earliest copy that counts, wherever the ranges were cut and whichever copy came first."""
 _IDS_PER_QUERY: Final = 300
 _ANY_MONTH: Final[dict[str, Any]] = {"max_partitions_per_insert_block": 0}
 _ID: Final = re.compile("[0-9a-f]{32}-[0-9a-f]{16}")
@@ -58,7 +61,8 @@ _METERED: Final = f"""
 """  # noqa: S608
 _WITHOUT: Final = """
     FROM events FINAL
-    WHERE source = 'otel.span' AND events.first < {version:UInt64}
+    WHERE source = 'otel.span'
+        AND events.first < if(events.first < 9223372036854775808, {suspended:UInt64}, {version:UInt64})
         AND (namespace, customer_id, meter, event_time, event_id) IN (
             SELECT namespace, customer_id, arrayJoin({meters:Array(String)}), event_time, concat(trace_id, '-', span_id)
             FROM spans
@@ -71,8 +75,9 @@ _LACKING: Final = f"SELECT count() {_WITHOUT}"
 _SUPERSEDE: Final = f"""
     INSERT INTO events
     SELECT * REPLACE (
-        {{why:String}} AS reason, {{version:UInt64}} AS first,
-        if(events.first < {{lowest:UInt64}}, events.reason, original_reason) AS original_reason)
+        {{why:String}} AS reason,
+        if(events.first < 9223372036854775808, {{suspended:UInt64}}, {{version:UInt64}}) AS first,
+        if(events.reason IN {{verdicts:Array(String)}}, original_reason, events.reason) AS original_reason)
     {_WITHOUT}
 """
 
@@ -132,10 +137,10 @@ def _verdicts(client: Client, from_ns: int, through_ns: int) -> Iterator[dict[st
         (verdicts.metered, REASON_TWIN),
     )
     for rank, (keys, why) in enumerate(ranks):
-        yield from _in_parts(keys, why, AMBIGUOUS_VERSION + rank)
+        yield from _in_parts(keys, why, rank)
 
 
-def _in_parts(keys: Iterable[tuple[str, str, str]], why: str, version: int) -> Iterator[dict[str, Any]]:
+def _in_parts(keys: Iterable[tuple[str, str, str]], why: str, rank: int) -> Iterator[dict[str, Any]]:
     namespaces: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for namespace, trace_id, span_id in sorted(keys):
         if _ID.fullmatch(f"{trace_id}-{span_id}"):
@@ -145,8 +150,9 @@ def _in_parts(keys: Iterable[tuple[str, str, str]], why: str, version: int) -> I
             some = ids[at : at + _IDS_PER_QUERY]
             yield {
                 "why": why,
-                "version": version,
-                "lowest": AMBIGUOUS_VERSION,
+                "version": AMBIGUOUS_VERSION + rank,
+                "suspended": SUSPENDED_AMBIGUOUS_VERSION + rank,
+                "verdicts": [REASON_SPAN_AMBIGUOUS, REASON_TWIN],
                 "meters": list(METERS),
                 "namespace": namespace,
                 "traces": sorted({trace_id for trace_id, _ in some}),

@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS {database}.events
     record_id String,
     -- The largest survives: the earliest copy, and never a suspended copy before one that counts. Versions from
     -- 2^64 - 2^60 - 1 on supersede every copy: the first four are verdicts about spans (meterhouse_collector/foreign),
-    -- above are decisions, by 256 times decided_at in us.
+    -- above are decisions, by 256 times decided_at in us. From 2^63 - 2^59 to 2^63 are verdicts about suspended copies.
     first UInt64,
     -- Whom the row is billed to by a decision; '': the customer as claimed.
     billed_customer_id String,
@@ -121,7 +121,7 @@ FROM (
         any(segment) AS segment_, any(received_at) AS received,
         count() AS rows_of_reason, sum(quantity) AS quantity_of_reason
     FROM {database}.events
-    WHERE first < 17293822569102704639
+    WHERE first < 8646911284551352320 OR first BETWEEN 9223372036854775808 AND 17293822569102704638
     GROUP BY record_id, source, reason
 )
 GROUP BY record_id, source;
