@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 
@@ -12,6 +13,24 @@ LOOK_S: Final = 5.0
 """How often the files are looked at. A connection that is open goes on with the certificate it began with."""
 
 log = logging.getLogger(__name__)
+
+
+class _Listener(ssl.SSLContext):
+    """Has each handshake done by the latest context, from its first byte on.
+
+    A context forgets no CA, and no session: a client that resumes one of TLS 1.2 is not asked for its certificate
+    again, so a new context must know none of those that began with the one before it.
+    """
+
+    def __new__(cls, _latest: Callable[[], ssl.SSLContext]) -> Self:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, latest: Callable[[], ssl.SSLContext]) -> None:
+        self._latest = latest
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """What the event loops call for each connection."""
+        return self._latest().wrap_bio(*args, **kwargs)
 
 
 class ServerTls:
@@ -24,9 +43,8 @@ class ServerTls:
         self._files = [certificate, key, *([client_ca] if client_ca else [])]
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._latest = self._new_context()
-        self.context = self._new_context()
-        """Of the HTTP door's listener. Each handshake goes on with the latest one: a context forgets no CA."""
-        self.context.sni_callback = self._with_latest
+        self.context = _Listener(lambda: self._latest)
+        """Of the HTTP door's listener."""
         self._grpc = self._grpc_configuration()
         self._seen = self._stamp()
 
@@ -56,10 +74,6 @@ class ServerTls:
             return
         log.info("the TLS files changed and were read again")
 
-    def _with_latest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        # Called in every handshake, with a name or without.
-        connection.context = self._latest
-
     def _stamp(self) -> list[tuple[int, int]]:
         return [(found.st_mtime_ns, found.st_ino) for found in (file.stat() for file in self._files)]
 
@@ -71,7 +85,8 @@ class ServerTls:
         if self._client_ca is not None:
             context.load_verify_locations(self._client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-            context.num_tickets = 0  # a session that is resumed would not be asked for its certificate again
+            # Tickets would be taken by whichever context can read them; sessions of TLS 1.2 are in this one alone.
+            context.num_tickets = 0
             context.options |= ssl.OP_NO_TICKET
         return context
 

@@ -19,10 +19,10 @@ class Authority:
         self.file = directory / f"{name}.pem"
         self.file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name):
+    def issue(self, name, *, expired=False):
         """(certificate, key): PEM files for 127.0.0.1, localhost or a client; written over those of that name."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._signed(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key)
+        certificate = self._signed(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, expired=expired)
         files = self._directory / f"{name}.crt", self._directory / f"{name}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(
@@ -32,8 +32,8 @@ class Authority:
         )
         return files
 
-    def _signed(self, subject, key, *, authority=False):
-        now = datetime.now(UTC)
+    def _signed(self, subject, key, *, authority=False, expired=False):
+        now = datetime.now(UTC) - timedelta(days=3 if expired else 0)
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         builder = (
             x509.CertificateBuilder()

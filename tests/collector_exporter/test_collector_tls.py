@@ -160,6 +160,38 @@ def test_a_client_of_a_ca_that_was_taken_out_is_refused_without_a_restart(author
         assert result_of(exporter(doors, authority, of_new)) is MetricExportResult.SUCCESS
 
 
+def test_a_session_of_a_client_of_a_ca_that_was_taken_out_is_not_resumed(authority, tmp_path):
+    old, clients = Authority(tmp_path, "old"), tmp_path / "clients.pem"
+    clients.write_bytes(old.file.read_bytes())
+    client = ssl.create_default_context(cafile=authority.file)
+    client.load_cert_chain(*old.issue("of-old"))
+    client.maximum_version = ssl.TLSVersion.TLSv1_2  # of 1.3 there are no sessions here
+
+    def connected(doors, session=None):
+        plain = socket.create_connection(doors.http[:2], timeout=10)
+        return client.wrap_socket(plain, server_hostname="localhost", session=session)
+
+    tls = ServerTls(*authority.issue("server-of-sessions"), clients)
+    with running(tmp_path, tls=tls) as doors, connected(doors) as open_one:
+        open_one.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"200 OK" in open_one.recv(1000)
+        clients.write_bytes(authority.file.read_bytes())
+        tls.look()
+        with pytest.raises(OSError, match=r"EOF|alert|reset"):
+            connected(doors, open_one.session)
+
+
+@pytest.mark.parametrize("exporter", [http_exporter, grpc_exporter])
+def test_a_certificate_that_has_expired_is_refused_from_either_side(mutual_doors, authority, tmp_path, exporter):
+    before = len(mutual_doors.reported)
+    expired = authority.issue("expired-client", expired=True)
+    assert result_of(exporter(mutual_doors, authority, expired)) is MetricExportResult.FAILURE
+    assert len(mutual_doors.reported) == before
+    with running(tmp_path, tls=ServerTls(*authority.issue("expired-server", expired=True), None)) as doors:
+        assert result_of(exporter(doors, authority)) is MetricExportResult.FAILURE
+        assert doors.reported == []
+
+
 AGENT = """
 import meterhouse
 from meterhouse.metric_exporter import MeterhouseMetricExporter
