@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Credentials:
-    """Credentials by the hash of each key that they have, with its end where it was rotated away.
+    """Credentials by the hash of each key that they have, with its end where it was rotated away or revoked.
 
     While the registry cannot be read, the last known ones hold. `note` is given when credentials were last used, in a
     thread, once a minute and at the end.
@@ -41,6 +41,8 @@ class Credentials:
         self._used: dict[str, datetime] = {}
         self._noted_at = time.monotonic()
         self._known: dict[str, tuple[Credential, datetime | None]] | None = None
+        self._names: dict[str, str] = {}
+        """The hash of each header that brought a valid key lately: to work it out again costs more than the rest."""
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
 
@@ -71,18 +73,14 @@ class Credentials:
 
     async def of(self, authorization: str | None) -> Credential:
         """The valid credential of an Authorization header. Raises Refused."""
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
-            raise Refused(UNAUTHENTICATED, "send the header `Authorization: Bearer mh_...` (METERHOUSE_API_KEY)")
-        name = hash_key(key.strip())
+        name = self._names.get(authorization or "") or _name(authorization or "")
         if self._known is None or name not in self._known:
             await self._read_since(time.monotonic())
         if self._known is None:
             raise Refused(OVERLOADED, "the registry of keys cannot be read yet: send it again in a second")
         found, until = self._known.get(name, (None, None))
         now = datetime.now(UTC)
-        ends = [end for end in (until, found.revoked_at if found else None) if end is not None]
-        if found is None or found.valid_from > now or any(end <= now for end in ends):
+        if found is None or found.valid_from > now or (until is not None and until <= now):
             raise Refused(
                 UNAUTHENTICATED, "this key is unknown or was revoked: `meterhouse keys create NAME` makes one"
             )
@@ -91,6 +89,7 @@ class Credentials:
                 UNAUTHENTICATED,
                 f"this key is for {found.role}: `meterhouse keys create NAME` makes one that reports usage",
             )
+        self._names[authorization or ""] = name
         self._used[found.credential_id] = now
         return found
 
@@ -106,5 +105,18 @@ class Credentials:
             except SQLAlchemyError as problem:
                 log.warning("the registry cannot be read, the keys known so far hold: %s", problem)
                 return
-            retired = {name: (credential, until) for credential in found for name, until in credential.retired}
-            self._known = retired | {credential.key_sha256: (credential, None) for credential in found}
+            retired = {
+                name: (credential, min(until, credential.revoked_at or until))
+                for credential in found
+                for name, until in credential.retired
+            }
+            self._known = retired | {credential.key_sha256: (credential, credential.revoked_at) for credential in found}
+            self._names = {}
+
+
+def _name(authorization: str) -> str:
+    """The hash of the key in an Authorization header. Raises Refused."""
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise Refused(UNAUTHENTICATED, "send the header `Authorization: Bearer mh_...` (METERHOUSE_API_KEY)")
+    return hash_key(key.strip())

@@ -55,13 +55,7 @@ def check_metrics(request: bytes) -> tuple[Any, "Extent"]:
         extent.number_of(resource.resource.attributes)
         for scope in extent.items(resource.scope_metrics):
             for metric in extent.items(scope.metrics):
-                for point in extent.items(points(metric)):
-                    extent.rows += 1
-                    exemplars = extent.items(getattr(point, "exemplars", ()))  # a summary's points have none
-                    extent.number_of(point.attributes)
-                    extent.events += max(len(exemplars), 1)
-                    for exemplar in exemplars:
-                        extent.number_of(exemplar.filtered_attributes)
+                extent.count(points(metric))
     # No attributes are larger than the request: most need no look at each.
     if extent.events * len(request) > _unfolded_limit(len(request)):
         check_unfolded(_unfolded(message), len(request))
@@ -166,9 +160,26 @@ class Extent:
         return found
 
     def number_of(self, attributes: Any) -> None:
-        number = len(attributes)
-        self._attributes += number
-        if number > ATTRIBUTES:
+        self._take(len(attributes), len(attributes))
+
+    def count(self, points: Any) -> None:
+        """The points of one metric with their exemplars: most of the work of a request, so in few calls."""
+        self.rows += len(self.items(points))
+        for point in points:
+            most = taken = len(point.attributes)
+            exemplars = getattr(point, "exemplars", ())  # a summary's points have none
+            if exemplars:
+                self.events += len(self.items(exemplars))
+                numbers = [len(exemplar.filtered_attributes) for exemplar in exemplars]
+                most, taken = max(most, *numbers), taken + sum(numbers)
+            else:
+                self.events += 1
+            self._take(most, taken)
+
+    def _take(self, most: int, all_of_them: int) -> None:
+        """Attributes: `most` of any one, `all_of_them` together."""
+        self._attributes += all_of_them
+        if most > ATTRIBUTES:
             raise Refused(TOO_LARGE, f"a resource, a point, an exemplar or a span has at most {ATTRIBUTES} attributes")
         if self._attributes > REQUEST_ATTRIBUTES:
             raise Refused(TOO_LARGE, f"a request has at most {REQUEST_ATTRIBUTES} attributes: send smaller batches")

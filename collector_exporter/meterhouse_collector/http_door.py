@@ -78,14 +78,13 @@ class HttpDoor:
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        route = self._routes.get(scope["path"])
+        if route is not None and scope["method"] == route[0]:
+            return await route[1](scope, receive)
         with self._intake.refusals_counted():
-            route = self._routes.get(scope["path"])
             if route is None:
                 raise Refused(NOT_FOUND, NO_LOGS if scope["path"] == LOGS_PATH else ADDRESSES)
-            method, handler = route
-            if scope["method"] != method:
-                raise Refused(METHOD, f"{scope['path']} takes {method}")
-        return await handler(scope, receive)
+            raise Refused(METHOD, f"{scope['path']} takes {route[0]}")
 
     async def _export(self, signal: Signal, scope: Scope, receive: Receive) -> Response:
         headers = _headers(scope)

@@ -77,7 +77,9 @@ class PlainHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._address: str | None = None  # set while it holds a slot
-        self._deadline: asyncio.TimerHandle | None = None
+        # One timer for all deadlines of a connection: a later one is only noted, or each request would make two timers.
+        self._timer: asyncio.TimerHandle | None = None
+        self._due: tuple[float, str] | None = None
         self._in_head, self._heard = True, False
         self._fed = self._body = self._discarded = 0
 
@@ -94,6 +96,8 @@ class PlainHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._disarm()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._address is not None:
             self.slots.leave(self._address)
             self._address = None
@@ -166,10 +170,25 @@ class PlainHttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _within(self, seconds: float, what: str) -> None:
-        self._disarm()
-        self._deadline = self.loop.call_later(seconds, self._too_late, f"{what} longer than {seconds:g} s")
+        due = self.loop.time() + seconds
+        self._due = due, f"{what} longer than {seconds:g} s"
+        if self._timer is None or self._timer.when() > due:
+            self._set_timer(due)
 
-    def _too_late(self, why: str) -> None:
+    def _set_timer(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_at(due, self._look)
+
+    def _look(self) -> None:
+        """The timer has run out: maybe too late, maybe for a deadline that was met."""
+        self._timer = None
+        if self._due is None:
+            return
+        due, why = self._due
+        if due > self.loop.time():
+            self._set_timer(due)
+            return
         self._tell(TIMEOUT)
         self._end(HTTPStatus.REQUEST_TIMEOUT, why)
 
@@ -179,9 +198,7 @@ class PlainHttpProtocol(HttpToolsProtocol):
             self.turned_away(kind)
 
     def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._due = None
 
     def _end(self, status: HTTPStatus, why: str) -> None:
         """Answer where no answer has begun, and close."""

@@ -240,7 +240,7 @@ class Journal:
                 namespace=entry.namespace,
                 allowed_customers=entry.allowed_customers,
                 received_at_ns=self._last_ns,
-                record_id=uuid.uuid4().hex,
+                record_id=os.urandom(16).hex(),
                 segment=self._durable.segment,
                 metrics=entry.metrics,
                 grants=entry.grants,

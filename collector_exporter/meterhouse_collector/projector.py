@@ -204,7 +204,7 @@ def _record(data: bytes, frame: Frame) -> Record | None:
     if not frame.intact:
         return None
     try:
-        return decode(data[frame.body : frame.end])
+        return decode(data[frame.body : frame.end], intact=True)
     except Damaged:
         return None
 
