@@ -126,16 +126,28 @@ def behind(world: World, line: Row, limit: int) -> Behind:
 
 def _usage(world: World, told: Told, prices: Prices | str, line: Row) -> list[Group]:
     """The rating's usage by all that its prices, and what they count, depend on."""
-    how = None if isinstance(prices, str) or line["metric"] is None else prices.aggregate(line["metric"])
-    if how in (LATEST, TIME_WEIGHTED):  # when each of them came decides, and what held before
-        return groups_of(events_of(world, told, told.facts["leveled"]), [told.facts], Findings())[0]
+    how = _aggregates(prices, line)
     wanted, standing = told.wanted, told.standing
     where = (world.client, world.namespace, _billed_span(told), wanted)
     as_known: dict[str, Any] = {"as_of": standing.as_of, "source": WOUND_BACK}
     found = gather(*where, customers=[standing.customer_id], **as_known).get(standing.customer_id, Found())
     trial = tuple(row for row in told.usage if row.trial)
-    most = largest(*where, standing.customer_id, **as_known) if how == MAX else ()
-    return groups((*trial, *found.rows), most)
+    most = largest(*where, standing.customer_id, **as_known) if MAX in how else ()
+    alike = groups((*trial, *found.rows), most)
+    if not how & {LATEST, TIME_WEIGHTED}:
+        return alike
+    # Of levels it decides when each event came, and what held before.
+    leveled = told.facts["leveled"]
+    levels = groups_of(events_of(world, told, leveled), [told.facts], Findings())[0]
+    return [it for it in alike if it.meter not in leveled] + levels
+
+
+def _aggregates(prices: Prices | str, line: Row) -> set[str]:
+    """How what the line's component charges for is counted: a formula has one line for all its metrics."""
+    if isinstance(prices, str) or line["metric"] is None:
+        return set()
+    part = prices.parts.get(line["component"])
+    return {prices.aggregate(it) for it in ([line["metric"]] if part is None else part.metrics())}
 
 
 def _correction(

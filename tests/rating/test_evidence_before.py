@@ -131,6 +131,45 @@ FORGERIES = [
 ]
 
 
+def test_explaining_a_formula_reads_levels_sums_and_the_largest_for_its_inputs(
+    sqlite_house, tmp_path, command_environment
+):
+    """October: 3,000 tokens at 0.001 3.00; at its end 7 GB stored 0.70; held 10 for 744 hours 7.44; the largest 20."""
+    house = sqlite_house
+    house.at(at("2026-11-05"))
+    parts = BOOK.partition("      in: {")[0].replace("  stored:", _LARGEST + "  stored:")
+    house.publish(parts + _FORMULA, now=at("2026-08-01"))
+    house.customer("acme", now=at("2026-09-30"))
+    for meter, quantity, when in (
+        ("llm.pages", "7", "2026-09-30T10:00:00"),
+        ("llm.images", "10", "2026-09-30T10:00:00"),
+        ("llm.tokens.input", "3000", "2026-10-10T00:00:00"),
+        ("llm.tokens.output", "20", "2026-10-10T00:00:00"),
+        ("llm.tokens.output", "15", "2026-10-11T00:00:00"),
+    ):
+        house.event("acme", meter, quantity, when, attributes={"volume": "a"})
+    house.collected("2026-11-05T00:00:00")
+    house.close("2026-10")
+    result = make(house.world, "acme", parse("2026-10", "UTC"), tmp_path / "acme.zip")
+    assert result.verified, result.as_text()
+    (line,) = result.ratings[0]["lines"]
+    assert (line["description"], line["amount_minor"]) == ("all", 300 + 70 + 744 + 2000)
+    done = CliRunner().invoke(rate, ["explain", line["line_id"], "--json"], env=command_environment(house))
+    assert done.exit_code == 0, done.output
+    behind = json.loads(done.output)["behind"]
+    assert behind["checked"] == ["the events add up to the quantity", "the arithmetic gives the amount"]
+    assert behind["events"]["count"] == 3, "those of October"
+
+
+_LARGEST = "  largest: {unit: token, meters: [llm.tokens.output], aggregate: max}\n"
+_FORMULA = """
+      all:
+        model: formula
+        inputs: {tokens: input, stored: stored, held: held, largest: largest}
+        amount: tokens * 0.001 + stored * 0.1 + held * 0.001 + largest
+"""
+
+
 def test_what_began_before_cannot_be_forged(pack, tmp_path):
     for name, change, told in FORGERIES:
         with zipfile.ZipFile(pack[0]) as archive:
