@@ -13,7 +13,7 @@ from meterhouse_rating.corrections import Closed, correct, total
 from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, RatedLine, UsageRow
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period, overlaps
-from meterhouse_rating.settled import CLOSED, OPEN, Standing, lines_of
+from meterhouse_rating.settled import CLOSED, OPEN, Past, Standing, lines_of
 from meterhouse_store.numbers import D, plain
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import accounted_usage, correction_policies, credit_notes, rated_lines, ratings
@@ -68,7 +68,7 @@ def corrected(
     namespace: str,
     customer_id: str,
     period: Period,
-    standing: Sequence[Standing],
+    past: Past,
     restated: "Sequence[Restated]",
     rerate: "Callable[[Connection, Restated], Inputs | None]",
 ) -> tuple[Corrected, ...]:
@@ -76,10 +76,8 @@ def corrected(
     policy = policy_of(connection, namespace, customer_id) if restated else NONE
     if policy == NONE:
         return ()
-    others = [it.rating_id for it in standing if it.state == OPEN and not overlaps(it.period, period)]
-    carried = {
-        line["explanation"]["corrects"]["rating"] for line in lines_of(connection, others) if line["kind"] in _KINDS
-    }
+    others = [it.rating_id for it in past.standing if it.state == OPEN and not overlaps(it.period, period)]
+    carried = {line["explanation"]["corrects"]["rating"] for line in _corrections_on(connection, others, past)}
     found = []
     for it in sorted(restated, key=lambda it: it.standing.period):
         closed = it.standing
@@ -90,7 +88,7 @@ def corrected(
             continue
         lines = [dict(row) for row in lines_of(connection, [closed.rating_id])]
         made = correct(
-            Closed(closed.rating_id, closed.period, closed.currency, lines, _so_far(connection, standing, closed)),
+            Closed(closed.rating_id, closed.period, closed.currency, lines, _so_far(connection, past, closed)),
             inputs,
         )
         noted = policy == CREDIT_NOTE and total(made) < 0
@@ -166,16 +164,24 @@ def notes(connection: Connection, namespace: str, customer_id: str | None = None
     return [dict(row) for row in connection.execute(ordered).mappings()]
 
 
-def _so_far(connection: Connection, standing: Sequence[Standing], closed: Standing) -> list[Mapping[str, Any]]:
+def _so_far(connection: Connection, past: Past, closed: Standing) -> list[Mapping[str, Any]]:
     """The corrections of a rating that are final: on closed ratings and credit notes."""
-    later = [it.rating_id for it in standing if it.state == CLOSED and it.rating_id != closed.rating_id]
-    query = select(rated_lines).where(rated_lines.c.rating_id.in_(later), rated_lines.c.kind.in_(_KINDS))
+    later = [it.rating_id for it in past.standing if it.state == CLOSED and it.rating_id != closed.rating_id]
     found: list[Mapping[str, Any]] = [
         dict(row)
-        for row in connection.execute(query.order_by(rated_lines.c.line_id)).mappings()
+        for row in _corrections_on(connection, later, past)
         if row["explanation"]["corrects"]["rating"] == closed.rating_id
     ]
     noted = select(credit_notes.c.lines).where(credit_notes.c.rating_id == closed.rating_id)
     for lines in connection.execute(noted.order_by(credit_notes.c.recorded_at)).scalars():
         found += [{**line, "quantity": D(line["quantity"]), "amount_exact": D(line["amount_exact"])} for line in lines]
     return found
+
+
+def _corrections_on(connection: Connection, rating_ids: Sequence[str], past: Past) -> list[Mapping[Any, Any]]:
+    """The lines of ratings that correct others: as the past has them, where it does, or else as they are stored."""
+    known = [line for name in rating_ids for line in past.lines.get(name, ()) if line["kind"] in _KINDS]
+    unknown = [name for name in rating_ids if name not in past.lines]
+    query = select(rated_lines).where(rated_lines.c.rating_id.in_(unknown), rated_lines.c.kind.in_(_KINDS))
+    stored = connection.execute(query).mappings().all() if unknown else []
+    return sorted([*known, *stored], key=lambda line: line["line_id"])

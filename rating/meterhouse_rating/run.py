@@ -22,7 +22,7 @@ from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, PeriodError
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, Restated, WatermarkWentBack, settle
-from meterhouse_rating.settled import CLOSED, pasts, standings
+from meterhouse_rating.settled import CLOSED, Unwritten, pasts, standings
 from meterhouse_rating.sorting import ConservationError
 from meterhouse_rating.statements import Statements
 from meterhouse_rating.terms import Terms
@@ -30,7 +30,7 @@ from meterhouse_rating.usage import Found, Watermark, watermark
 from meterhouse_rating.world import World
 from meterhouse_store import decided, decisions, registry
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import customers, rating_statements
+from meterhouse_store.tables import customers, rated_lines, rating_statements, ratings
 
 BATCH: Final = 200
 """So many customers are settled in one transaction: a run that is stopped leaves each of them whole, old or new."""
@@ -50,6 +50,8 @@ class Request:
     dry_run: bool = False
     new: bool = False
     """Only what came since the last such request, of the months under way."""
+    beside: bool = False
+    """Of a period that overlaps closed ones, what lies beside them; else it is refused."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class _Run:
     mark: Watermark
     close: bool = False
     restated: Mapping[str, Sequence[Restated]] = field(default_factory=dict)
+    dry: Unwritten = field(default_factory=Unwritten)
+    """What a dry run has made so far: later periods go on from that."""
 
     @property
     def moment(self) -> Moment:
@@ -99,7 +103,7 @@ def run(world: World, request: Request) -> Iterator[Step]:
         yield from _new(it, moment)
         return
     it.restated = restated.changed(world, request.customer, moment.as_of)
-    asked = windows.asked_for(world, request.period, request.customer, it.terms, moment.as_of)
+    asked = windows.asked_for(world, request.period, request.customer, it.terms, moment.as_of, beside=request.beside)
     yield _watermark_step(it, moment)
     for window in asked:
         yield from _settle_window(it, window, moment)
@@ -270,7 +274,11 @@ def _settle_all(
     world, mark, names = it.world, it.mark, sorted(used)
     if it.request.dry_run:
         with world.engine.connect() as connection:
-            return _settle_on(connection, it, period, used, moment, mark, Changes(world.namespace))
+            changes = Changes(world.namespace)
+            outcomes = _settle_on(connection, it, period, used, moment, mark, changes)
+        gone, made = changes.gone.get(ratings.c.rating_id, ()), changes.rows
+        it.dry.add(gone, made.get(ratings, ()), made.get(rated_lines, ()))
+        return outcomes
     stated = stating.of(names)
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -313,6 +321,8 @@ def _settle_on(
     terms = it.terms
     zones = {name: terms.customers[name].time_zone if name in terms.customers else "UTC" for name in used}
     before = pasts(connection, terms.namespace, zones, period, for_long=terms.reaches_back(period))
+    if it.request.dry_run:
+        before = {name: past.after(name, it.dry) for name, past in before.items()}
     return [
         settle(
             connection,

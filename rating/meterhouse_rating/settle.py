@@ -122,7 +122,7 @@ def settle(
         changes.remove_open(replaced)
         what = "unrated" if usage else "rated" if changed else "nothing"
         return Outcome(what, customer_id, period, leftovers=left, usage=usage)
-    corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, standing, restated, rerate)
+    corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, past, restated, rerate)
     lines = tuple(line for it in corrected for line in it.on_rating)
     inputs = _inputs(terms, basis, period, found, standing, past.lines, past.credits, lines)
     rated = engine.rate(inputs)

@@ -1,7 +1,7 @@
 """What is settled already: a customer's ratings in SQL, and what they mean for the next one."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -28,7 +28,10 @@ _OF_ANOTHER_MONTH = ("correction", "credit_restored")
 
 @dataclass(frozen=True)
 class Standing:
-    """A rating that is stored; `watermark` as it was recorded with it."""
+    """A rating that is stored, or that a dry run would store; `watermark` as it was recorded with it.
+
+    `closed_at`: when its lines were posted to the ledger.
+    """
 
     rating_id: str
     customer_id: str
@@ -68,6 +71,26 @@ def standings(
     ]
 
 
+@dataclass
+class Unwritten:
+    """What a dry run would have done to ratings so far: ids of those that are gone, and what came, with its lines."""
+
+    gone: set[str] = field(default_factory=set)
+    standing: dict[str, list[Standing]] = field(default_factory=dict)
+    lines: dict[str, list[Row]] = field(default_factory=dict)
+
+    def add(self, gone: Iterable[str], came: Iterable[Row], lines: Iterable[Row]) -> None:
+        """Rows of `ratings` and `rated_lines`."""
+        self.gone.update(gone)
+        for row in came:
+            # Whatever its state, none of its lines is in the ledger.
+            told = {name: row[name] for name in _STANDING} | {"closed_at": None}
+            made = Standing(period=Period(row["period_start"], row["period_end"]), **told)
+            self.standing.setdefault(made.customer_id, []).append(made)
+        for line in lines:
+            self.lines.setdefault(line["rating_id"], []).append(line)
+
+
 @dataclass(frozen=True)
 class Past:
     """What SQL has of one customer that a rating depends on.
@@ -80,6 +103,13 @@ class Past:
     lines: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     credits: Credits = field(default_factory=Credits)
     unrated: Sequence[Row] = ()
+
+    def after(self, customer_id: str, dry: Unwritten) -> "Past":
+        """With what a dry run would have stored, in the place of what it would have removed."""
+        came = dry.standing.get(customer_id, [])
+        kept = [it for it in self.standing if it.rating_id not in dry.gone]
+        lines = {it.rating_id: dry.lines.get(it.rating_id, []) for it in came}
+        return replace(self, standing=sorted([*kept, *came], key=lambda it: it.period), lines={**self.lines, **lines})
 
 
 def pasts(
@@ -135,7 +165,8 @@ def settled_before(
     carried: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, Before], dict[str, Decimal], list[Row]]:
     """Per component what earlier ratings settled and what those of this month come to, in major units of the plan's
-    currency, and the lines of open ones, which use credits that are not posted yet. `lines` are by rating.
+    currency, and the lines of what is not in the ledger: they use credits that are not posted yet. `lines` are by
+    rating.
 
     Closed ratings count, and open ones of earlier periods, as if they were closed as they are. Of the `carried` metrics
     counts what the month's earlier plans rated, too.
@@ -145,7 +176,7 @@ def settled_before(
     this_month = {it.rating_id for it in counted if overlaps(it.period, month) and it.period.start >= month.start}
     known = [line for it in counted for line in lines.get(it.rating_id, ())]
     before, earlier = remembered(known, this_month, contract, plan, carried)
-    pending = [line for it in counted if it.state == OPEN for line in lines.get(it.rating_id, ())]
+    pending = [line for it in counted if it.closed_at is None for line in lines.get(it.rating_id, ())]
     return before, earlier, pending
 
 

@@ -92,7 +92,8 @@ def state(world: World, customer: Customer, text: str, period: Period) -> Statem
     stored = report.stored(world.engine, world.namespace, text, name)
     closed = [it for it in stored.ratings if it["state"] == CLOSED]
     spans = {it["period_start"] for it in closed}
-    steps = [it.outcome for it in run(world, Request(text, name, dry_run=True)) if it.outcome is not None]
+    request = Request(text, name, dry_run=True, beside=True)
+    steps = [it.outcome for it in run(world, request) if it.outcome is not None]
     open_now = report.imagined(world.namespace, steps, Moment(now, {}, now), ())
     left = [it for it in stored.unrated if it["period_start"] in spans]
     left += [it for it in open_now.unrated if it["period_start"] not in spans]

@@ -38,26 +38,33 @@ class Window:
         return sorted(name for name in names if only is None or name == only)
 
 
-def asked_for(world: World, text: str | None, only: str | None, terms: Terms, as_of: datetime) -> list[Window]:
+def asked_for(
+    world: World, text: str | None, only: str | None, terms: Terms, as_of: datetime, *, beside: bool = False
+) -> list[Window]:
     """The windows of a period as written, or, for None, of all that is due up to now; in order of time.
 
-    Raises PeriodError for text that is no period, and for a period that overlaps a closed one.
+    Raises PeriodError for text that is no period, and for a period that overlaps a closed one, unless what lies
+    `beside` it is meant.
     """
     members = terms.customers if only is None else {k: v for k, v in terms.customers.items() if k == only}
     if only is not None and not members and text is None:
         raise PeriodError(f"{only} is not registered: name a --period, or `meterhouse customers add {only}`.")
-    found = _of_text(world, text, members, terms) if text else _due(world, only, members, terms, as_of)
+    found = _of_text(world, text, members, terms, beside=beside) if text else _due(world, only, members, terms, as_of)
     return sorted(found, key=lambda window: window.period)
 
 
-def _of_text(world: World, text: str, members: Iterable[str], terms: Terms) -> list[Window]:
+def _of_text(world: World, text: str, members: Iterable[str], terms: Terms, *, beside: bool) -> list[Window]:
     registered = frozenset(terms.customers)
     strangers = periods.parse(text, _STRANGERS_ZONE)
     found = {strangers: Window(strangers, set(), True, registered)}
     closed = _closed(world)
     for name in members:
         period = periods.parse(text, terms.customers[name].time_zone)
-        for part in terms.parts(name, period, closed.get(name, ())):
+        settled = closed.get(name, ())
+        parts = terms.parts(name, period, settled)
+        if beside:
+            parts = [rest for it in parts for rest in ([it] if it in settled else periods.without(it, settled))]
+        for part in parts:
             found.setdefault(part, Window(part, registered=registered)).members.add(name)
     # What was listed as unrated is looked at again even when its usage is gone.
     found[strangers].members |= _listed(world, strangers) - registered

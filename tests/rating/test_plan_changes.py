@@ -102,6 +102,20 @@ def test_where_the_book_says_so_the_new_plans_included_usage_goes_on_from_the_ol
     assert parts(house)[1] == ("big", "11-01", [("fee", 4200), ("tokens", 10000)])
 
 
+def test_a_dry_run_of_a_month_in_parts_says_what_the_run_makes_of_it(sqlite_house):
+    house = sqlite_house
+    house.publish(BOOK.replace("at_once}", "at_once, usage: carry_on}"))
+    moved(house)
+    used(house, "150", "2026-10-05")
+    used(house, "1050", "2026-10-20")
+    said = [it.outcome.rated.total_minor for it in house.run(dry_run=True) if it.outcome]
+    assert said == [1000 + 5000, 4200 + 10000]
+    house.run("2026-10")
+    used(house, "10", "2026-10-06")  # what is stored is not what the first part comes to any more
+    said = [it.outcome.rated.total_minor for it in house.run(dry_run=True) if it.outcome]
+    assert said == [1000 + 6000, 4200 + 10500]
+
+
 def test_a_downgrade_is_the_same_the_other_way_round(sqlite_house):
     house = sqlite_house
     house.publish(BOOK)

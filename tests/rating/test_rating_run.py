@@ -421,6 +421,49 @@ def test_a_dry_run_of_closing_says_that_nothing_was_closed(house):
     assert house.rows(tables.ratings) == []
 
 
+@pytest.mark.parametrize("open_first", [False, True])
+def test_a_dry_run_of_closing_months_goes_on_from_one_to_the_next(sqlite_house, open_first):
+    house = sqlite_house
+    house.publish(BOOK, now=at("2026-08-01"))
+    house.customer("acme", plan="prepaid", now=at("2026-09-01"), valid_from=at("2026-09-01"))
+    house.collected()
+    for when in ("2026-09-02", "2026-10-02"):
+        house.event("acme", "llm.tokens.input", "8000", f"{when}T00:00:00")
+    if open_first:
+        house.run(None)
+    steps = house.close(None, dry_run=True)
+    # A pack of 10.00 is bought once and gives 12.00; usage is 16.00 each month: 10.00 + 4.00, then all of it.
+    told = [str(it) for it in steps if it.outcome]
+    assert told == [
+        "would close acme 14.00 USD 2026-09-01..2026-10-01 (dry run)",
+        "would close acme 16.00 USD 2026-10-01..2026-11-01 (dry run)",
+    ]
+    assert [it.name for it in house.close(None) if it.outcome] == ["closed", "closed"]
+    assert totals_by_month(house) | {"2026-11": 0} == {"2026-09": 1400, "2026-10": 1600, "2026-11": 0}
+
+
+@pytest.mark.parametrize("what", ["run", "close"])
+def test_a_dry_run_corrects_a_closed_period_once(sqlite_house, what):
+    house = sqlite_house
+    house.publish(BOOK, now=at("2026-07-01"))
+    house.customer("acme", now=at("2026-08-01"), valid_from=at("2026-08-01"))
+    for when in ("2026-08-02", "2026-09-02", "2026-10-02"):
+        house.event("acme", "llm.tokens.input", "1000", f"{when}T00:00:00")
+    house.at(at("2026-09-03"))
+    house.collected("2026-09-03T00:00:00")
+    house.close("2026-08")
+    house.at(at("2026-11-21"))
+    house.collected("2026-11-21T00:00:00", position=2000)
+    house.event("acme", "llm.tokens.input", "500", "2026-08-03T00:00:00", received="2026-11-01T00:00:00")
+    steps = getattr(house, what)(None, dry_run=True)
+    told = {
+        it.outcome.period.start.month: it.outcome.rated.total_minor for it in steps if it.outcome and it.outcome.rated
+    }
+    assert told == {9: 200 + 100, 10: 200}  # 2.00 each, and 1.00 for the 500 of August
+    getattr(house, what)(None)
+    assert {k: v for k, v in totals_by_month(house).items() if v} == {"2026-08": 200, "2026-09": 300, "2026-10": 200}
+
+
 def test_a_period_that_is_none_is_refused_before_anything_is_printed(house):
     house.publish(BOOK)
     house.collected()

@@ -78,6 +78,26 @@ def test_an_open_period_is_itemised_by_all_that_is_known_and_nothing_is_written(
     assert house.rows(tables.ratings) == [] and house.rows(tables.unrated_usage) == []
 
 
+def test_a_month_of_which_a_part_is_closed_is_that_part_and_what_lies_beside_it(house):
+    house.publish(BOOK.replace("      fee: {model: recurring, price: 31.00}\n", ""), now=at("2026-09-01"))
+    house.customer("acme", now=at("2026-10-01"), valid_from=at("2026-10-01"))
+    for day in ("05", "12", "25"):
+        house.event("acme", "llm.tokens.input", "600", f"2026-10-{day}T00:00:00")
+    house.at(at("2026-10-28"))
+    house.collected("2026-10-28T00:00:00")
+    house.close("2026-10-10..2026-10-20")
+    made = stated(house)
+    assert [(str(it["period_start"])[8:10], it["state"], it["total_minor"]) for it in made.ratings] == [
+        ("01", "open", 500),  # beyond the 600 that are closed: 400 at 0.01, 200 at 0.005
+        ("10", "closed", 600),
+        ("20", "open", 300),  # 1,200 were before
+    ]
+    # It says what `rate run --due` comes to.
+    house.run(None)
+    october = [it for it in house.rows(tables.ratings) if it["period_start"] < at("2026-11-01")]
+    assert made.totals == {"USD": sum(it["total_minor"] for it in october)}
+
+
 @pytest.fixture(scope="module")
 def closed(new_house, tmp_path_factory):
     """For looking only."""
