@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, insert, select
 
@@ -14,12 +14,11 @@ from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, RatedL
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period, overlaps
 from meterhouse_rating.settled import CLOSED, OPEN, Past, Standing, lines_of
+from meterhouse_rating.terms import Terms
+from meterhouse_rating.usage import Found
 from meterhouse_store.numbers import D, plain
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import accounted_usage, correction_policies, credit_notes, rated_lines, ratings
-
-if TYPE_CHECKING:
-    from meterhouse_rating.settle import Restated
 
 NEXT_INVOICE: Final = "next_invoice"
 CREDIT_NOTE: Final = "credit_note"
@@ -30,10 +29,19 @@ _KINDS: Final = (CORRECTION, CREDIT_RESTORED)
 
 
 @dataclass(frozen=True)
+class Restated:
+    """A closed rating whose usage is not what it was: what it is now, and the terms that its closing knew."""
+
+    standing: Standing
+    terms: Terms
+    found: Found
+
+
+@dataclass(frozen=True)
 class Corrected:
     """A closed rating with its inputs of today, and its corrections: those on the rating that is made, or on a note."""
 
-    restated: "Restated"
+    restated: Restated
     inputs: Inputs
     on_rating: tuple[RatedLine, ...]
     on_note: tuple[RatedLine, ...]
@@ -69,8 +77,8 @@ def corrected(
     customer_id: str,
     period: Period,
     past: Past,
-    restated: "Sequence[Restated]",
-    rerate: "Callable[[Connection, Restated], Inputs | None]",
+    restated: Sequence[Restated],
+    rerate: Callable[[Connection, Restated], Inputs | None],
 ) -> tuple[Corrected, ...]:
     """The corrections that belong on the rating of a period: of closed ones before it, each on one open rating only."""
     policy = policy_of(connection, namespace, customer_id) if restated else NONE
@@ -131,7 +139,7 @@ def accounted(
 
 
 def note_of(
-    namespace: str, customer_id: str, it: Corrected, with_rating: str, moment: "results.Moment"
+    namespace: str, customer_id: str, it: Corrected, with_rating: str, moment: results.Moment
 ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """The credit note of a correction that the closing of a rating makes: its row of `credit_notes`, and its lines as
     rows of `rated_lines`, from which they are posted; None where there is none.

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from meterhouse_rating import known, recorrect, usage
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import LOOK_BACK
-from meterhouse_rating.settle import Restated
+from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import D

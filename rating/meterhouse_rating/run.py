@@ -20,8 +20,9 @@ from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, PeriodError
+from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.results import Moment
-from meterhouse_rating.settle import Outcome, Restated, WatermarkWentBack, settle
+from meterhouse_rating.settle import Outcome, WatermarkWentBack, settle
 from meterhouse_rating.settled import CLOSED, Unwritten, pasts, standings
 from meterhouse_rating.sorting import ConservationError
 from meterhouse_rating.statements import Statements

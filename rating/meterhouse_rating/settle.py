@@ -13,6 +13,7 @@ from meterhouse_rating.credit_book import Credits
 from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
 from meterhouse_rating.ledger import Upto
 from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
+from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import (
     CLOSED,
@@ -39,15 +40,6 @@ class WatermarkWentBack(RuntimeError):
             f"{', '.join(collectors)} went backwards. Was a journal or the warehouse restored from an older copy? "
             "Bring the journal back and run `meterhouse warehouse rebuild`"
         )
-
-
-@dataclass(frozen=True)
-class Restated:
-    """A closed rating whose usage is not what it was: what it is now, and the terms that its closing knew."""
-
-    standing: Standing
-    terms: Terms
-    found: Found
 
 
 @dataclass(frozen=True)
