@@ -9,12 +9,19 @@ import pwd
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from quick_stores import WarehouseServer
+
+sys.path.insert(0, str(Path(__file__).parent))  # for quick_stores
 
 LACKS = "this machine lacks "
 
@@ -118,14 +125,52 @@ def postgres_server() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
     """The SQLAlchemy URL of a new, empty PostgreSQL database for this one test."""
+    return _new_database(postgres_server, "template1")
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> str:
+    """The name of a PostgreSQL database with the schema, that nobody is connected to."""
+    from meterhouse_store.settings import Settings
+    from meterhouse_store.sql import open_engine
+
+    url = _new_database(postgres_server, "template1")
+    open_engine(Settings(sql_url=url)).dispose()
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+@pytest.fixture
+def postgres_schema_url(postgres_server: str, postgres_template: str) -> str:
+    """The SQLAlchemy URL of a new PostgreSQL database with the schema, as a copy of one."""
+    return _new_database(postgres_server, postgres_template)
+
+
+def _new_database(server: str, template: str) -> str:
     import sqlalchemy
 
     name = f"t_{secrets.token_hex(6)}"
-    engine = sqlalchemy.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     engine.dispose()
-    return sqlalchemy.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+    return sqlalchemy.make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def warehouse_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[WarehouseServer]":
+    """One embedded warehouse for all tests of a worker; the tests of a folder have databases of their own in it."""
+    from quick_stores import warehouse_server
+
+    with warehouse_server(tmp_path_factory.mktemp("warehouse")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sqlite_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Makes a SQLite database with the schema at a path, and returns its URL."""
+    from quick_stores import sqlite_copies
+
+    return sqlite_copies(tmp_path_factory.mktemp("schema"))
 
 
 def _postgres_programs() -> Path | None:

@@ -255,10 +255,13 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def books(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Books]:
+def books(request: pytest.FixtureRequest, sqlite_copy: Callable[[Path], str], tmp_path: Path) -> Iterator[Books]:
     """On SQLite; `@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)`: on both."""
-    more = {"sql_url": request.getfixturevalue("postgres_url")} if getattr(request, "param", "") == "postgres" else {}
-    settings = Settings(data=tmp_path / "data", namespace="test", **more)
+    if getattr(request, "param", "") == "postgres":
+        url = request.getfixturevalue("postgres_schema_url")
+    else:
+        url = sqlite_copy(tmp_path / "data" / "meterhouse.db")
+    settings = Settings(data=tmp_path / "data", namespace="test", sql_url=url)
     engine = open_engine(settings)
     registry.ensure_namespace(engine, "test", now=OCTOBER)
     yield Books(settings, engine)

@@ -1,12 +1,10 @@
 """`meterhouse bill driver, setup, sync, meters, link` from outside: a real warehouse, the real SDK, the sandbox."""
 
 import json
-import socket
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import pytest
+from quick_stores import empty
 from typer.testing import CliRunner
 
 from meterhouse_billing.commands import bill
@@ -14,12 +12,6 @@ from meterhouse_rating import versions
 from meterhouse_store import registry, schema, warehouse
 from meterhouse_store.meters import declared
 
-SERVE = """
-import sys
-from pathlib import Path
-from meterhouse_store.embedded import serve
-serve(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), {"admin": "secret", "reader": "read"})
-"""
 BOOK = """
 book: b
 currency: USD
@@ -52,23 +44,17 @@ def call(books, sandbox, monkeypatch):
 
 
 @pytest.fixture
-def client(books, tmp_path, monkeypatch):
+def client(books, warehouse_server, monkeypatch):
     """The warehouse, empty."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = tmp_path / "warehouse"
-    home.mkdir()
-    served = subprocess.Popen([sys.executable, "-c", SERVE, str(home), str(port)], cwd=home)
-    url = f"http://admin:secret@127.0.0.1:{port}"
-    settings = books.settings.model_copy(update={"warehouse_url": url})
+    where = {"warehouse_url": warehouse_server.url(), "warehouse_database": "billing_tests"}
+    settings = books.settings.model_copy(update=where)
     schema.migrate(warehouse.connect(settings, database="default"), settings.warehouse_database)
-    monkeypatch.setenv("METERHOUSE_WAREHOUSE_URL", url)
+    for name, value in where.items():
+        monkeypatch.setenv(f"METERHOUSE_{name.upper()}", value)
     found = warehouse.connect(settings)
+    empty(found)
     yield found
     found.close()
-    served.kill()
-    served.wait()
 
 
 def use(client, meter, quantity, event_id, status="ok", now=None):

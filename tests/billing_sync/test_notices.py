@@ -39,8 +39,10 @@ PAUSED = {"agent_id": "", "reason": "operator", "since": "2026-11-02T07:59:00+00
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def engine(request, tmp_path):
-    url = f"sqlite:///{tmp_path}/m.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+def engine(request, sqlite_copy, tmp_path):
+    url = (
+        sqlite_copy(tmp_path / "m.db") if request.param == "sqlite" else request.getfixturevalue("postgres_schema_url")
+    )
     made = open_engine(Settings(data=tmp_path, namespace="test", sql_url=url))
     registry.ensure_namespace(made, "test", now=NOW)
     registry.add_customer(made, "test", "acme", email="olga@acme.example", now=NOW)

@@ -1,7 +1,5 @@
 """A real warehouse behind its HTTP port, in a process of its own."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,34 +8,22 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for collector_samples
 
 import collector_samples as samples
+from quick_stores import empty
 
 from meterhouse_store import schema, warehouse
 from meterhouse_store.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def collector_warehouse_data(tmp_path_factory):
+def collector_warehouse_data(warehouse_server):
     """Where the embedded warehouse has its files."""
-    return tmp_path_factory.mktemp("warehouse")
+    return warehouse_server.data
 
 
 @pytest.fixture(scope="session")
-def collector_warehouse(collector_warehouse_data):
+def collector_warehouse(warehouse_server):
     """The URL of an embedded warehouse, with the admin's name and password."""
-    data = collector_warehouse_data
-    port = samples.free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("METERHOUSE_")} | {
-        "METERHOUSE_WAREHOUSE_ADMIN_PASSWORD": samples.ADMIN,
-        "METERHOUSE_WAREHOUSE_READER_PASSWORD": "reader-password-of-the-tests",
-    }
-    command = [sys.executable, "-c", samples.MAIN, "warehouse", "serve", "--data", str(data), "--port", str(port)]
-    with (data / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=data, env=environment, stdout=log, stderr=log)
-    try:
-        yield f"http://admin:{samples.ADMIN}@127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
+    return warehouse_server.url()
 
 
 def migrated(url, name):
@@ -59,10 +45,7 @@ def only_database(collector_warehouse):
 @pytest.fixture
 def database(only_database):
     """A client whose database is empty."""
-    # Of some dozens of tables few have rows, and to empty one takes some milliseconds.
-    with_rows = "SELECT name FROM system.tables WHERE database = currentDatabase() AND total_rows > 0"
-    for (table,) in only_database.query(f"{with_rows} AND name != 'schema_migrations'").result_rows:
-        only_database.command(f"TRUNCATE TABLE {table}")
+    empty(only_database)
     return only_database
 
 

@@ -1,8 +1,6 @@
 """The embedded engine for tests of this folder: behind its HTTP port, in a process of its own, as users reach it."""
 
-import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from quick_stores import PASSWORDS, empty
 
 from meterhouse_sandbox.stripe_server import application
 from meterhouse_store import warehouse
@@ -18,30 +17,14 @@ from meterhouse_store.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # for portal_samples
 
-PASSWORDS = {"admin": "admin-password-of-the-tests", "reader": "reader-password-of-the-tests"}
-FILLED = ("events", "conflicts", "checkpoints", "mirror_ratings", "mirror_rated_lines")
-SERVE = "import sys; from pathlib import Path; from meterhouse_store.embedded import serve; "
-
 
 @pytest.fixture(scope="session")
-def warehouse_address(tmp_path_factory):
-    """host:port of a running warehouse."""
-    data = tmp_path_factory.mktemp("warehouse")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = SERVE + f"serve(Path({str(data)!r}), '127.0.0.1', {port}, {PASSWORDS!r})"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("METERHOUSE_")}
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=data, env=environment)
-    try:
-        address = f"127.0.0.1:{port}"
-        client = connect(address, "admin", database="default")
-        migrate(client, "meterhouse")
-        client.close()
-        yield address
-    finally:
-        process.terminate()
-        process.wait(30)
+def warehouse_address(warehouse_server):
+    """host:port of a running warehouse with the schema."""
+    client = connect(warehouse_server.address, "admin", database="default")
+    migrate(client, "meterhouse")
+    client.close()
+    return warehouse_server.address
 
 
 def connect(address: str, user: str, database: str = "meterhouse"):
@@ -54,8 +37,7 @@ def connect(address: str, user: str, database: str = "meterhouse"):
 def warehouse_client(warehouse_address):
     """A client that may do everything, on empty tables."""
     client = connect(warehouse_address, "admin")
-    for table in FILLED:
-        client.command(f"TRUNCATE TABLE {table}")
+    empty(client)
     yield client
     client.close()
 

@@ -4,6 +4,7 @@ import re
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+from quick_stores import empty
 from starlette.testclient import TestClient
 
 from meterhouse_portal import app, members
@@ -68,8 +69,7 @@ def portal_world(warehouse_address, data, book=BOOK, events=None):
         return Settings(data=data, warehouse_url=f"http://{user}:{passwords[user]}@{warehouse_address}")
 
     client = warehouse.connect(settings("admin"), timeout_s=30)
-    for table in ("events", "conflicts", "checkpoints", "mirror_ratings", "mirror_rated_lines", "cost_rates"):
-        client.command(f"TRUNCATE TABLE {table}")
+    empty(client)
     client.command(
         f"INSERT INTO events ({COLUMNS}) VALUES " + ", ".join(row(n, it) for n, it in enumerate(events or EVENTS))
     )

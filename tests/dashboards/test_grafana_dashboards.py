@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from quick_stores import empty
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "dashboards" / "grafana"
@@ -29,10 +30,6 @@ VIEWS |= {"finance_entries", "finance_unbilled", "finance_invoices", "finance_re
 # The panels of the pipeline that need to know what is stored, not only what came.
 KEPT = {"Rows counted", "What became of the rows", "Keys", "From the event to the warehouse"}
 UNITS = {"short", "s", "h", "percentunit"}
-TABLES = (
-    "usage_rolled events conflicts checkpoints segment_totals refusals cost_rates mirror_ratings mirror_rated_lines "
-)
-TABLES += "mirror_ledger_entries mirror_invoices mirror_payments mirror_budgets mirror_pauses mirror_notices_due"
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
@@ -116,8 +113,7 @@ def ask(warehouse_address):
         return warehouse.connect(Settings(warehouse_url=url), timeout_s=120, database="meterhouse")
 
     admin, reader = client("admin"), client("reader")
-    for table in TABLES.split():
-        admin.command(f"TRUNCATE TABLE {table}")
+    empty(admin)
     at = NOW - timedelta(minutes=10)
     call = {"meter": "llm.requests", "quantity": Decimal(1), "model": "gpt-5", "agent_name": "helper"}
     rows = [
@@ -346,8 +342,6 @@ def test_alerts_fire_on_what_is_wrong_here_and_not_on_what_is_well(ask):
 
 
 def test_with_nothing_in_the_warehouse_no_alert_fires(warehouse_client, reader_client):
-    for table in TABLES.split():
-        warehouse_client.command(f"TRUNCATE TABLE {table}")
     for rule in RULES:
         ((value,),) = reader_client.query(rule["data"][0]["model"]["rawSql"]).result_rows
         assert not value, rule["uid"]

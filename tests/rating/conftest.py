@@ -1,8 +1,6 @@
 """A real warehouse (the embedded engine behind its HTTP front) and real SQL databases for the rating tests."""
 
 import os
-import socket
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick_stores import WarehouseServer, empty
 from sqlalchemy import select
 
 from meterhouse_rating import versions
@@ -27,44 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent))  # for rating_samples
 
 NOW = datetime.fromisoformat("2026-11-21T12:00:00+00:00")
 
-WRITTEN = (
-    "usage_rolled",
-    "events",
-    "checkpoints",
-    "conflicts",
-    "mirror_decisions",
-    "assigned_claims",
-    "mirror_ratings",
-    "mirror_rated_lines",
-    "mirror_ledger_entries",
-    "cost_rates",
-    "mirror_invoices",
-    "mirror_payments",
-    "mirror_budgets",
-    "mirror_pauses",
-    "mirror_notices_due",
-)
-
-SERVE = """
-import sys
-from pathlib import Path
-from meterhouse_store.embedded import serve
-serve(Path(sys.argv[1]), "127.0.0.1", int(sys.argv[2]), {"admin": "secret", "reader": "read"})
-"""
-
 
 @pytest.fixture(scope="session")
-def warehouse_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def warehouse_url(warehouse_server: WarehouseServer) -> str:
     """The URL of an embedded warehouse that lives as long as the test run."""
-    home = tmp_path_factory.mktemp("warehouse")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (home / "log").open("wb") as log:
-        served = subprocess.Popen([sys.executable, "-c", SERVE, str(home), str(port)], cwd=home, stdout=log, stderr=log)
-    yield f"http://admin:secret@127.0.0.1:{port}"
-    served.kill()  # nothing in it is needed any more
-    served.wait()
+    return warehouse_server.url()
 
 
 @pytest.fixture(scope="session")
@@ -78,11 +44,11 @@ def warehouse_database(warehouse_url: str) -> str:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def sql_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def sql_url(request: pytest.FixtureRequest, sqlite_copy: Callable[[Path], str], tmp_path: Path) -> str:
     """An empty SQL database: SQLite always, PostgreSQL where the machine has it."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'meterhouse.db'}"
-    return str(request.getfixturevalue("postgres_url"))
+        return sqlite_copy(tmp_path / "meterhouse.db")
+    return str(request.getfixturevalue("postgres_schema_url"))
 
 
 @dataclass
@@ -163,20 +129,22 @@ def house(warehouse_url: str, warehouse_database: str, sql_url: str, tmp_path: P
 
 
 @pytest.fixture
-def sqlite_house(warehouse_url: str, warehouse_database: str, tmp_path: Path) -> Iterator[House]:
+def sqlite_house(
+    warehouse_url: str, warehouse_database: str, sqlite_copy: Callable[[Path], str], tmp_path: Path
+) -> Iterator[House]:
     """The same on SQLite only, for what does not depend on the database."""
-    yield from _house(warehouse_url, warehouse_database, f"sqlite:///{tmp_path / 'meterhouse.db'}", tmp_path)
+    yield from _house(warehouse_url, warehouse_database, sqlite_copy(tmp_path / "meterhouse.db"), tmp_path)
 
 
 @pytest.fixture(scope="session")
-def new_house(warehouse_url: str) -> Callable[[str, Path], Iterator[House]]:
+def new_house(warehouse_url: str, sqlite_copy: Callable[[Path], str]) -> Callable[[str, Path], Iterator[House]]:
     """Makes a Meterhouse on SQLite in a warehouse database of that name: for what a whole module may look at."""
 
     def make(database: str, data: Path) -> Iterator[House]:
         client = warehouse.connect(Settings(warehouse_url=warehouse_url), database="default")
         schema.migrate(client, database)
         client.close()
-        return _house(warehouse_url, database, f"sqlite:///{data / 'meterhouse.db'}", data)
+        return _house(warehouse_url, database, sqlite_copy(data / "meterhouse.db"), data)
 
     return make
 
@@ -186,8 +154,7 @@ def _house(warehouse_url: str, database: str, sql_url: str, data: Path) -> Itera
         data=data, namespace="test", warehouse_url=warehouse_url, warehouse_database=database, sql_url=sql_url
     )
     client = warehouse.connect(settings)
-    for table in WRITTEN:
-        client.command(f"TRUNCATE TABLE {table}")
+    empty(client)
     engine = open_engine(settings)
     registry.ensure_namespace(engine, "test")
     yield House(World(engine, client, "test", declared(settings), lambda: NOW, lambda _s: None), settings)

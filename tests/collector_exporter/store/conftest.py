@@ -30,6 +30,7 @@ def free_port() -> int:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Of a database that has no schema yet."""
     if request.param == "sqlite":
         return Settings(data=tmp_path)
     return Settings(data=tmp_path, sql_url=request.getfixturevalue("postgres_url"))
