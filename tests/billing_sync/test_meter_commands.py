@@ -48,7 +48,7 @@ def client(books, warehouse_server, monkeypatch):
     """The warehouse, empty."""
     where = {"warehouse_url": warehouse_server.url(), "warehouse_database": "billing_tests"}
     settings = books.settings.model_copy(update=where)
-    schema.migrate(warehouse.connect(settings, database="default"), settings.warehouse_database)
+    schema.ensure(warehouse.connect(settings, database="default"), settings.warehouse_database)
     for name, value in where.items():
         monkeypatch.setenv(f"METERHOUSE_{name.upper()}", value)
     found = warehouse.connect(settings)
