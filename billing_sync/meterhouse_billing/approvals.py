@@ -33,12 +33,13 @@ def approve(world: World, draft: Draft, why: str) -> Iterator[Step]:
     _state(world, draft, states.PENDING, "approve")
     if not why and (held := reviews.on_hold(world, draft.invoice_id)) is not None:
         raise BillingError(f"it is on hold ({held['why']}): say --why it goes out, which is kept with the approval")
-    yield from prepare(world, draft)
+    policy = reviews.policy_of(world, draft.customer_id)
+    yield from prepare(world, draft, policy)
     row = _state(world, draft, states.PENDING, "approve")
     if row["state"] == states.APPROVED:
         yield Step(draft.customer_id, "is approved already")
         return
-    found = reviews.look(world, draft, reviews.policy_of(world, draft.customer_id))
+    found = reviews.look(world, draft, policy)
     told = "; ".join(one.sentence for one in found)
     if told and not why:
         raise BillingError(f"there is something to look at ({told}): say --why it goes out all the same")
@@ -66,13 +67,13 @@ def finalise_approved(world: World, draft: Draft, why: str) -> Iterator[Step]:
     policy = reviews.policy_of(world, draft.customer_id)
     if (refusal := reviews.second_person(world, row, policy)) is not None:
         raise BillingError(refusal)
-    yield from prepare(world, draft)
+    yield from prepare(world, draft, policy)
     row = _row(world, draft)
     if row["state"] in (states.FINALISED, states.PAID):
         return
     if row["state"] != states.APPROVED:
         raise BillingError(f"its draft was made again and is {row['state']} now: look at it, and approve it")
-    yield finalise(world, draft, row["stripe_invoice_id"], why=why)
+    yield finalise(world, draft, policy, row["stripe_invoice_id"], why=why)
 
 
 def void(world: World, draft: Draft, why: str, *, reissue: bool) -> Iterator[Step]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from meterhouse_billing import taxes
@@ -60,23 +61,23 @@ class Draft:
         """The period as `--period` takes it."""
         return periods.asked(Period(self.period_start, self.period_end), self.time_zone)
 
-    @property
+    @cached_property
     def invoice_id(self) -> str:
         return digest(["invoice", self.rating_id])
 
-    @property
+    @cached_property
     def items(self) -> tuple[Item, ...]:
         """The lines as they are put on Stripe's invoice. Raises NotTaxable where automatic tax cannot be computed."""
         if not self.automatic_tax:
             return items(self.lines)
         return items(self.lines, self.currency, taxes.net(self.lines, self.currency))
 
-    @property
+    @cached_property
     def products(self) -> tuple[Tax, ...]:
         """The tax of the items that say any: their products have to be in Stripe."""
         return tuple(sorted({item.tax for item in self.items if _is_taxed(item)}, key=lambda tax: tax.product))
 
-    @property
+    @cached_property
     def content_sha256(self) -> str:
         """What the invoice says: another one after the period was rated anew."""
         lines = [

@@ -6,11 +6,12 @@ that came in; the platform's revenue is the same amount, seen from the other sid
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Engine, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
 
-from meterhouse_billing import policies, states
+from meterhouse_billing import states
 from meterhouse_billing.amounts import from_stripe
 from meterhouse_billing.documents import Draft
 from meterhouse_billing.policies import Policy
@@ -26,25 +27,31 @@ from meterhouse_store.tables import invoices, ledger_entries, ledger_transaction
 KIND: Final = "application_fee"
 
 
-def asked(world: World, draft: Draft, stripe_invoice_id: str, request: Mapping[str, Any]) -> None:
+def asked(
+    connection: Connection,
+    draft: Draft,
+    policy: Policy,
+    stripe_invoice_id: str,
+    request: Mapping[str, Any],
+    now: datetime,
+) -> None:
     """Remember what was asked for with a draft (`request` as it was sent); nothing for none. Repeatable."""
     amount = from_stripe(request.get("params", {}).get("application_fee_amount", 0), draft.currency)
     if not amount:
         return
-    with begin_write(world.engine) as connection:
-        if connection.execute(select(table).where(table.c.stripe_invoice_id == stripe_invoice_id)).first() is not None:
-            return
-        row = {
-            "stripe_invoice_id": stripe_invoice_id,
-            "namespace": world.namespace,
-            "invoice_id": draft.invoice_id,
-            "customer_id": draft.customer_id,
-            "stripe_account": policies.load(world.engine, world.namespace, draft.customer_id).stripe_account,
-            "currency": draft.currency,
-            "asked_minor": amount,
-            "recorded_at": world.now(),
-        }
-        connection.execute(insert(table).values(**row))
+    if connection.execute(select(table).where(table.c.stripe_invoice_id == stripe_invoice_id)).first() is not None:
+        return
+    row = {
+        "stripe_invoice_id": stripe_invoice_id,
+        "namespace": draft.namespace,
+        "invoice_id": draft.invoice_id,
+        "customer_id": draft.customer_id,
+        "stripe_account": policy.stripe_account,
+        "currency": draft.currency,
+        "asked_minor": amount,
+        "recorded_at": now,
+    }
+    connection.execute(insert(table).values(**row))
 
 
 def of_draft(draft: Draft, policy: Policy) -> int:

@@ -34,8 +34,8 @@ def decide(connection: Connection, invoice_id: str, wanted: str, *, who: str, wh
 
 
 def begin(connection: Connection, invoice_id: str, *, who: str, why: str, now: datetime) -> None:
-    """The first row: the period is closed, there is a draft."""
-    _add(connection, invoice_id, states.OPEN, states.DRAFT, who=who, why=why, now=now)
+    """The first row of an invoice that was just made: the period is closed, there is a draft."""
+    _insert(connection, invoice_id, 0, states.OPEN, states.DRAFT, who=who, why=why, now=now)
 
 
 def of(engine: Engine, invoice_id: str) -> Sequence[RowMapping]:
@@ -63,6 +63,13 @@ def _add(
     count, latest = connection.execute(query).one()
     if latest is not None:  # in their order, whatever the clock does
         now = max(now, latest + timedelta(microseconds=1))
+    _insert(connection, invoice_id, count, before, after, who=who, why=why, now=now)
+    connection.execute(update(invoices).where(invoices.c.invoice_id == invoice_id).values(state=after))
+
+
+def _insert(
+    connection: Connection, invoice_id: str, count: int, before: str, after: str, *, who: str, why: str, now: datetime
+) -> None:
     row = {
         "transition_id": digest([invoice_id, count, before, after]),
         "invoice_id": invoice_id,
@@ -73,4 +80,3 @@ def _add(
         "changed_at": now,
     }
     connection.execute(insert(table).values(**row))
-    connection.execute(update(invoices).where(invoices.c.invoice_id == invoice_id).values(state=after))

@@ -23,6 +23,7 @@ from meterhouse_rating.periods import month_of
 from meterhouse_store.tables import ledger_entries
 
 UTC_ZONE = "UTC"
+VOID = "void"
 
 
 def reconcile(world: World, drafts: Sequence[Draft], customer_id: str | None = None, *, every: bool) -> list[Row]:
@@ -43,9 +44,9 @@ def reconcile(world: World, drafts: Sequence[Draft], customer_id: str | None = N
 
 
 def _invoices(world: World, stripe_customer_id: str, subscriptions: set[str]) -> list[StripeInvoice]:
-    """The customer's invoices of subscriptions that are owed or paid; the earliest first."""
+    """The customer's finalised invoices of subscriptions; the earliest first."""
     there = [it for it in world.gateway.invoices_of(stripe_customer_id) if it.subscription in subscriptions]
-    return [it for it in reversed(there) if it.status not in ("draft", "void")]
+    return [it for it in reversed(there) if it.status != "draft"]
 
 
 def _months(
@@ -58,7 +59,7 @@ def _months(
         rated[_month(draft.period_start)].append(draft)
     for shown in invoices:
         made[_month(shown.period_start)].append(shown)
-        for line in world.gateway.lines(shown.stripe_invoice_id):
+        for line in world.gateway.lines(shown.stripe_invoice_id) if shown.status != VOID else ():
             lines[_month(line.period_start)].append(line)
     for month in sorted({*rated, *(made if every else ()), *(lines if every else ())}):
         row = _row(world, customer_id, month, rated[month], made[month], lines[month])
@@ -86,7 +87,7 @@ def _row(
     paid = sum(_paid(world, shown) for shown in invoices)
     paid_there = sum(from_stripe(it.amount_paid, currency) for it in invoices if it.status == "paid")
     owed = [it for it in invoices if it.status in ("open", "uncollectible")]
-    last = invoices[-1] if invoices else None
+    last = next((it for it in reversed(invoices) if it.status != VOID), invoices[-1] if invoices else None)
     is_over = world.now() >= month_of(month, UTC_ZONE).end
     ahead = 0 if drafts or is_over else lines_minor or 0
     units: dict[str, Decimal] = defaultdict(Decimal)
@@ -94,7 +95,7 @@ def _row(
         for item in draft.items:
             if item.kind == "usage":
                 units[item.metric] += item.quantity
-    found = [] if ahead else list(_of_month(month, currency, bool(drafts), rated, posted, lines_minor))
+    found = [] if ahead else list(_of_month(month, currency, bool(drafts), rated, posted, lines_minor, last))
     found += _of_states(world, invoices)
     if paid != paid_there:
         cause = f"{money(paid_there, currency)} are paid in Stripe, {money(paid, currency)} are recorded here"
@@ -121,13 +122,24 @@ def _row(
 
 
 def _of_month(
-    month: datetime, currency: str, is_closed: bool, rated: int, posted: int, lines_minor: int | None
+    month: datetime,
+    currency: str,
+    is_closed: bool,
+    rated: int,
+    posted: int,
+    lines_minor: int | None,
+    last: StripeInvoice | None,
 ) -> Iterator[Difference]:
     asked = f"{month:%Y-%m}"
     if posted != rated:
         cause = f"the ledger's receivable is {money(posted, currency)}, rated {money(rated, currency)}"
         yield Difference("ledger_differs", cause, "`meterhouse ledger verify` names the posting")
-    if lines_minor is None and rated:
+    if last is not None and last.status == VOID and rated:
+        name = last.number or last.stripe_invoice_id
+        cause = f"{name} of {asked} is void in Stripe, rated are {money(rated, currency)} {currency}"
+        step = "make another one in Stripe by hand, or take it off what is owed (`meterhouse ledger adjust`)"
+        yield Difference("metered_void", cause, step)
+    elif lines_minor is None and rated:
         cause = f"Stripe has no invoice of {asked} yet, rated are {money(rated, currency)} {currency}"
         yield Difference("not_invoiced", cause, "Stripe makes it in the hours after the month; look again then", True)
     elif not is_closed and lines_minor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from meterhouse_billing.gateway import BillingError, Gateway, StripeRefused, StripeUnavailable
 from meterhouse_rating.ids import digest
@@ -25,7 +25,19 @@ PENDING, DONE, FAILED = "pending", "done", "failed"
 _KEPT: Final = ("id", "object", "status", "currency", "total", "number", "hosted_invoice_url", "url")
 
 Find = Callable[[], Mapping[str, Any] | None]
+Then = Callable[[Connection, Mapping[str, Any], Mapping[str, Any]], None]
+"""What is written with an answer: (connection, the request as it was sent, the answer)."""
 Row = Mapping[str, Any]
+
+# Built once: these run four times or more for each invoice, and building a statement takes longer than SQLite does.
+_OF_CALL: Final = (
+    (outbox.c.namespace == bindparam("namespace"))
+    & (outbox.c.operation == bindparam("operation"))
+    & (outbox.c.subject_id == bindparam("subject_id"))
+)
+_ROWS: Final = select(outbox).where(_OF_CALL)
+_ADD: Final = insert(outbox)
+_CHANGE: Final = update(outbox).where(outbox.c.idempotency_key == bindparam("key"))
 
 
 @dataclass(frozen=True)
@@ -38,9 +50,19 @@ class Outbox:
     now: Callable[[], datetime]
 
     def call(
-        self, operation: str, subject_id: str, request: Mapping[str, Any], find: Find, *, unique: bool = False
+        self,
+        operation: str,
+        subject_id: str,
+        request: Mapping[str, Any],
+        find: Find,
+        *,
+        unique: bool = False,
+        then: Then | None = None,
     ) -> Mapping[str, Any]:
         """The answer to the call: all of it where it came just now, else what is kept of it (id, status, total, ...).
+
+        `then` writes what follows from the answer, in the transaction that stores it; repeatable, since it is called
+        with an answer that was stored before, too.
 
         `find` looks for the call's effect in Stripe, None where there is none. A call that Stripe refused is sent
         anew, with a new key, since its cause may have been mended; so is a `unique` one after a 500 that Stripe keeps,
@@ -49,13 +71,17 @@ class Outbox:
         """
         row, unsure = self._claim(operation, subject_id, request)
         if row["state"] == DONE:
-            return dict(row["response"])
+            answer = dict(row["response"])
+            if then is not None:
+                with begin_write(self.engine) as connection:
+                    then(connection, row["request"], answer)
+            return answer
         if unsure:
             found = find()
             if found is not None:
-                return self._done(row["idempotency_key"], found)
+                return self._done(row, found, then)
             self._set(row["idempotency_key"], attempts=row["attempts"] + 1)
-        return self._send(row, unique)
+        return self._send(row, unique, then)
 
     def _claim(self, operation: str, subject_id: str, request: Mapping[str, Any]) -> tuple[Row, bool]:
         """The call's latest row, a new one where there is none or the latest was refused; and whether Stripe may have
@@ -65,7 +91,7 @@ class Outbox:
         off while a run is under way.
         """
         with begin_write(self.engine) as connection:
-            rows = connection.execute(select(outbox).where(self._is(operation, subject_id))).mappings().all()
+            rows = connection.execute(_ROWS, self._named(operation, subject_id)).mappings().all()
             current: Row | None = next((dict(row) for row in rows if row["state"] != FAILED), None)
             if current is not None and current["state"] == DONE:
                 return current, False
@@ -81,9 +107,9 @@ class Outbox:
                 unsure = any(row["state"] == FAILED for row in rows) or _restored(changes)
             tried = int(not unsure)
             if current is not None:
-                is_it = outbox.c.idempotency_key == current["idempotency_key"]
                 if tried:
-                    connection.execute(update(outbox).where(is_it).values(attempts=current["attempts"] + 1))
+                    more = {"key": current["idempotency_key"], "attempts": current["attempts"] + 1}
+                    connection.execute(_CHANGE, more)
                 return current, unsure
             row = {
                 "idempotency_key": f"meterhouse-{digest([self.namespace, operation, subject_id, len(rows)])}",
@@ -95,7 +121,7 @@ class Outbox:
                 "attempts": tried,
                 "created_at": self.now(),
             }
-            connection.execute(insert(outbox).values(**row))
+            connection.execute(_ADD, row)
         return row, unsure
 
     def answered(self, operation: str, subject_id: str) -> bool:
@@ -104,9 +130,9 @@ class Outbox:
 
     def request_of(self, operation: str, subject_id: str) -> Mapping[str, Any] | None:
         """What the call was stored with, unless Stripe refused it; None where there is no call."""
-        query = select(outbox.c.request).where(self._is(operation, subject_id), outbox.c.state != FAILED)
+        query = select(outbox.c.request).where(_OF_CALL, outbox.c.state != FAILED)
         with self.engine.connect() as connection:
-            return connection.execute(query).scalar_one_or_none()
+            return connection.execute(query, self._named(operation, subject_id)).scalar_one_or_none()
 
     def done_on(self, operation: str, on: str) -> list[Mapping[str, Any]]:
         """The requests of an operation on one of Stripe's objects that were answered, in their order."""
@@ -120,18 +146,14 @@ class Outbox:
         return self._any(operation, subject_id, PENDING)
 
     def _any(self, operation: str, subject_id: str, state: str) -> bool:
-        query = select(outbox.c.state).where(self._is(operation, subject_id), outbox.c.state == state)
+        query = select(outbox.c.state).where(_OF_CALL, outbox.c.state == state)
         with self.engine.connect() as connection:
-            return connection.execute(query).first() is not None
+            return connection.execute(query, self._named(operation, subject_id)).first() is not None
 
-    def _is(self, operation: str, subject_id: str) -> ColumnElement[bool]:
-        return (
-            (outbox.c.namespace == self.namespace)
-            & (outbox.c.operation == operation)
-            & (outbox.c.subject_id == subject_id)
-        )
+    def _named(self, operation: str, subject_id: str) -> dict[str, str]:
+        return {"namespace": self.namespace, "operation": operation, "subject_id": subject_id}
 
-    def _send(self, row: Row, unique: bool) -> Mapping[str, Any]:
+    def _send(self, row: Row, unique: bool, then: Then | None) -> Mapping[str, Any]:
         key = row["idempotency_key"]
         try:
             answer = self.gateway.send(row["operation"], row["request"], key)
@@ -141,16 +163,20 @@ class Outbox:
         except StripeUnavailable as problem:
             self._set(key, last_error=str(problem), state=FAILED if unique and problem.kept else PENDING)
             raise
-        return self._done(key, answer)
+        return self._done(row, answer, then)
 
-    def _done(self, key: str, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _done(self, row: Row, answer: Mapping[str, Any], then: Then | None) -> Mapping[str, Any]:
         kept = {name: answer[name] for name in _KEPT if name in answer}
-        self._set(key, state=DONE, response=kept, last_error=None, done_at=self.now())
+        values = {"state": DONE, "response": kept, "last_error": None, "done_at": self.now()}
+        with begin_write(self.engine) as connection:
+            connection.execute(_CHANGE, {"key": row["idempotency_key"], **values})
+            if then is not None:
+                then(connection, row["request"], answer)
         return answer
 
     def _set(self, key: str, **values: Any) -> None:
         with begin_write(self.engine) as connection:
-            connection.execute(update(outbox).where(outbox.c.idempotency_key == key).values(**values))
+            connection.execute(_CHANGE, {"key": key, **values})
 
 
 def _restored(changes: Sequence[switches.Change]) -> bool:

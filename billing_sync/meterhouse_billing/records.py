@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, select, update
 
 from meterhouse_billing import drivers, history, issues, policies, postings, states, tax_records, taxes
 from meterhouse_billing.amounts import from_stripe
@@ -180,15 +180,13 @@ def record(engine: Engine, draft: Draft, *, who: str, now: datetime) -> bool:
                 created_at=now,
             )
         )
-        write_lines(connection, draft)
+        _write_lines(connection, draft)
         issues.begin(connection, draft, 1, now)
         history.begin(connection, draft.invoice_id, who=who, why="the period was closed", now=now)
     return True
 
 
-def write_lines(connection: Connection, draft: Draft) -> None:
-    """The lines in the place of those that were there."""
-    connection.execute(delete(invoice_lines).where(invoice_lines.c.invoice_id == draft.invoice_id))
+def _write_lines(connection: Connection, draft: Draft) -> None:
     rows = [
         {
             "invoice_id": draft.invoice_id,
@@ -216,25 +214,25 @@ def start_again(connection: Connection, draft: Draft, how: str, *, who: str, why
     issues.begin(connection, draft, issue + 1, now)
     blank = ("stripe_invoice_id", "stripe_total_minor", "number", "hosted_url", "finalised_at", "paid_at")
     _update(connection, draft.invoice_id, total_minor=draft.total_minor, **dict.fromkeys(blank))
-    write_lines(connection, draft)
+    connection.execute(delete(invoice_lines).where(invoice_lines.c.invoice_id == draft.invoice_id))
+    _write_lines(connection, draft)
 
 
-def set_stripe_id(engine: Engine, draft: Draft, stripe_invoice_id: str, now: datetime) -> None:
-    """Remember which of Stripe's invoices this is, and whether tax is computed on it."""
-    with begin_write(engine) as connection:
-        _update(connection, draft.invoice_id, stripe_invoice_id=stripe_invoice_id)
-        issues.name(connection, draft.invoice_id, stripe_invoice_id)
-        tax_records.begin(connection, draft, stripe_invoice_id, now)
+def set_stripe_id(connection: Connection, draft: Draft, stripe_invoice_id: str, now: datetime) -> None:
+    """Remember which of Stripe's invoices this is, and whether tax is computed on it; repeatable."""
+    _update(connection, draft.invoice_id, stripe_invoice_id=stripe_invoice_id)
+    issues.name(connection, draft.invoice_id, stripe_invoice_id)
+    tax_records.begin(connection, draft, stripe_invoice_id, now)
 
 
 def compared(engine: Engine, draft: Draft, shown: StripeInvoice, lines: Sequence[StripeLine]) -> None:
     """Remember Stripe's total and, for credit notes, the names of its lines."""
     names = {line.metadata[LINE_ID]: line.line_item_id for line in lines}
+    named = [{"line": it, "stripe_item_id": names[item.item_id]} for item in draft.items for it in item.line_ids]
+    is_it = (invoice_lines.c.invoice_id == draft.invoice_id) & (invoice_lines.c.line_id == bindparam("line"))
     with begin_write(engine) as connection:
         _update(connection, draft.invoice_id, stripe_total_minor=from_stripe(shown.total, draft.currency))
-        for item in draft.items:
-            is_it = (invoice_lines.c.invoice_id == draft.invoice_id) & invoice_lines.c.line_id.in_(item.line_ids)
-            connection.execute(update(invoice_lines).where(is_it).values(stripe_item_id=names[item.item_id]))
+        connection.execute(update(invoice_lines).where(is_it), named)
 
 
 def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str, why: str, now: datetime) -> str:
@@ -265,7 +263,8 @@ def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str,
             finalised_at=shown.finalised_at,
             paid_at=shown.paid_at,
         )
-        issues.name(connection, row["invoice_id"], shown.stripe_invoice_id)
+        if row["stripe_invoice_id"] is None:
+            issues.name(connection, row["invoice_id"], shown.stripe_invoice_id)
         moved = history.follow(connection, row["invoice_id"], wanted, who=who, why=why, now=now)
         if wanted == states.PAID:
             _pay(connection, row, shown, now)
@@ -339,15 +338,20 @@ def _post(
 
 def receivable(engine: Engine, draft: Draft) -> int:
     """What the rated lines of a draft posted to `receivable`, in minor units."""
+    with engine.connect() as connection:
+        return receivable_in(connection, draft)
+
+
+def receivable_in(connection: Connection, draft: Draft) -> int:
+    """`receivable` within a transaction."""
     names = [ledger.transaction_id(draft.namespace, line.kind, line.line_id) for line in draft.lines]
     query = select(func.coalesce(func.sum(ledger_entries.c.amount_minor), 0)).where(
         ledger_entries.c.account == ledger.RECEIVABLE, ledger_entries.c.currency == draft.currency
     )
     posted = 0
-    with engine.connect() as connection:
-        for start in range(0, len(names), _CHUNK):
-            chunk = ledger_entries.c.transaction_id.in_(names[start : start + _CHUNK])
-            posted += int(connection.execute(query.where(chunk)).scalar_one())
+    for start in range(0, len(names), _CHUNK):
+        chunk = ledger_entries.c.transaction_id.in_(names[start : start + _CHUNK])
+        posted += int(connection.execute(query.where(chunk)).scalar_one())
     return posted
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, func, insert, select
+from sqlalchemy import Connection, Engine, RowMapping, func, insert, select
 
 from meterhouse_billing import credit_records, history, policies, records, states
 from meterhouse_billing.crediting import Note
@@ -42,12 +42,15 @@ class Review:
 
 def look(world: World, draft: Draft, policy: Policy, in_stripe: Sequence[str] = ()) -> list[Finding]:
     """What there is to look at before the invoice goes out; kept where it differs from what was found last."""
-    found = assess(_evidence(world, draft, policy, in_stripe))
-    if found != latest(world.engine, draft.invoice_id):
+    with world.engine.connect() as connection:
+        evidence = _evidence(connection, draft, policy, in_stripe)
+        before = _latest(connection, draft.invoice_id)
+    found = assess(evidence)
+    if found != before:
         table, now = invoice_findings, world.now()
         with begin_write(world.engine) as connection:
-            before = select(func.max(table.c.recorded_at)).where(table.c.invoice_id == draft.invoice_id)
-            latest_at = connection.execute(before).scalar_one()
+            last = select(func.max(table.c.recorded_at)).where(table.c.invoice_id == draft.invoice_id)
+            latest_at = connection.execute(last).scalar_one()
             if latest_at is not None:  # in their order, whatever the clock does
                 now = max(now, latest_at + timedelta(microseconds=1))
             row = {"invoice_id": draft.invoice_id, "recorded_at": now, "findings": [vars(one) for one in found]}
@@ -57,11 +60,15 @@ def look(world: World, draft: Draft, policy: Policy, in_stripe: Sequence[str] = 
 
 def latest(engine: Engine, invoice_id: str) -> list[Finding]:
     """What was found last."""
-    table = invoice_findings
-    query = select(table.c.findings).where(table.c.invoice_id == invoice_id)
     with engine.connect() as connection:
-        rows = connection.execute(query.order_by(table.c.recorded_at)).scalars().all()
-    return [Finding(**one) for one in rows[-1]] if rows else []
+        return _latest(connection, invoice_id)
+
+
+def _latest(connection: Connection, invoice_id: str) -> list[Finding]:
+    table = invoice_findings
+    query = select(table.c.findings).where(table.c.invoice_id == invoice_id).order_by(table.c.recorded_at.desc())
+    found: list[dict[str, str]] | None = connection.execute(query.limit(1)).scalar_one_or_none()
+    return [Finding(**one) for one in found or ()]
 
 
 def waiting(engine: Engine, namespace: str) -> list[Review]:
@@ -112,7 +119,7 @@ def second_person(world: World, row: RowMapping, policy: Policy) -> str | None:
     return None
 
 
-def _evidence(world: World, draft: Draft, policy: Policy, in_stripe: Sequence[str]) -> Evidence:
+def _evidence(connection: Connection, draft: Draft, policy: Policy, in_stripe: Sequence[str]) -> Evidence:
     stated = select(rating_statements.c.statement).where(rating_statements.c.rating_id == draft.rating_id)
     table = unrated_usage
     unrated = select(table).where(
@@ -133,16 +140,15 @@ def _evidence(world: World, draft: Draft, policy: Policy, in_stripe: Sequence[st
         .order_by(invoices.c.period_start.desc())
         .limit(HISTORY)
     )
-    with world.engine.connect() as connection:
-        statement: dict[str, Any] | None = connection.execute(stated).scalar_one_or_none()
-        rows = [dict(row) for row in connection.execute(unrated.order_by(table.c.unrated_id)).mappings()]
-        totals = [int(amount) for amount in connection.execute(earlier).scalars()]
+    statement: dict[str, Any] | None = connection.execute(stated).scalar_one_or_none()
+    rows = [dict(row) for row in connection.execute(unrated.order_by(table.c.unrated_id)).mappings()]
+    totals = [int(amount) for amount in connection.execute(earlier).scalars()]
     return Evidence(
         draft=draft,
         policy=policy,
         statement=statement,
         unrated=[row for row in rows if not row["reason"].startswith(BY_CHOICE)],
-        posted_minor=records.receivable(world.engine, draft),
+        posted_minor=records.receivable_in(connection, draft),
         earlier_minor=totals,
         in_stripe=in_stripe,
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from meterhouse_billing import fee_records, history, issues, records, reviews, states, stripe_customers
 from meterhouse_billing.amounts import NotPayable, to_stripe
@@ -62,12 +62,12 @@ def bill(world: World, drafts: list[Draft], *, approve: bool) -> Iterator[Step]:
             yield Step(draft.customer_id, str(problem), failed=True)
 
 
-def prepare(world: World, draft: Draft) -> Iterator[Step]:
+def prepare(world: World, draft: Draft, policy: Policy) -> Iterator[Step]:
     """Make the draft in Stripe as it is rated now, and compare it; what is found decides whether it waits in review.
 
-    Raises NotAsRated where Stripe's draft is another one, and leaves that in review.
+    `policy` is the customer's. Raises NotAsRated where Stripe's draft is another one, and leaves that in review.
     """
-    world = world.of(draft.customer_id)
+    world = world.on(policy.stripe_account)
     period, shown_total = draft.period, f"{show(draft.total_minor, draft.currency)} {draft.currency}"
     lines = draft.stripe_lines()  # before anything is written: amounts that Stripe cannot take stop here
     if records.record(world.engine, draft, who=world.who, now=world.now()):
@@ -85,7 +85,7 @@ def prepare(world: World, draft: Draft) -> Iterator[Step]:
             yield Step(draft.customer_id, f"customer {customer['stripe_customer_id']} in Stripe")
         stripe_id = row["stripe_invoice_id"]
         if stripe_id is None:
-            stripe_id = _create(world, draft, customer, issue["issue"])
+            stripe_id = _create(world, draft, policy, customer, issue["issue"])
             yield Step(draft.customer_id, f"draft {stripe_id} in Stripe")
         if issue["content_sha256"] != draft.content_sha256:
             yield _replace(world, draft, stripe_id, issue["issue"])
@@ -94,7 +94,7 @@ def prepare(world: World, draft: Draft) -> Iterator[Step]:
             if row["stripe_total_minor"] is None:
                 yield from _fill(world, draft, stripe_id, lines, issue["issue"])
             # Also where an earlier run approved it and was stopped: somebody may have changed the draft since.
-            shown = _compare(world, draft, stripe_id)
+            shown = _compare(world, draft, policy, stripe_id)
         except StripeRefused as refused:
             if not refused.missing:
                 raise
@@ -117,19 +117,19 @@ def prepare(world: World, draft: Draft) -> Iterator[Step]:
 
 
 def _one(world: World, draft: Draft, *, approve: bool) -> Iterator[Step]:
-    yield from prepare(world, draft)
+    policy = reviews.policy_of(world, draft.customer_id)
+    yield from prepare(world, draft, policy)
     row = _invoice(world, draft)
     if row["state"] not in states.PENDING:
         return
-    policy = reviews.policy_of(world, draft.customer_id)
     if row["state"] != states.APPROVED:
         yield from _judge(world, draft, row, policy, approve=approve)
-        row = _invoice(world, draft)
+        row = _invoice(world, draft)  # a person may have put it on hold meanwhile
     if row["state"] == states.APPROVED:
         if (refusal := reviews.second_person(world, row, policy)) is not None:
             yield Step(draft.customer_id, f"approved, and waits: {refusal}")
         else:
-            yield finalise(world, draft, row["stripe_invoice_id"], why="bill run")
+            yield finalise(world, draft, policy, row["stripe_invoice_id"], why="bill run")
 
 
 def _judge(world: World, draft: Draft, row: RowMapping, policy: Policy, *, approve: bool) -> Iterator[Step]:
@@ -204,7 +204,7 @@ def _invoice(world: World, draft: Draft) -> RowMapping:
     return row
 
 
-def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int) -> str:
+def _create(world: World, draft: Draft, policy: Policy, customer: Mapping[str, Any], issue: int) -> str:
     params: dict[str, Any] = {
         "customer": customer["stripe_customer_id"],
         "currency": draft.currency.lower(),
@@ -214,7 +214,6 @@ def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int)
     }
     if draft.automatic_tax:
         params["automatic_tax"] = {"enabled": True}
-    policy = reviews.policy_of(world, draft.customer_id)
     if fee := fee_records.of_draft(draft, policy):
         params["application_fee_amount"] = to_stripe(fee, draft.currency)
     # Stripe refuses to make an invoice for sending where the customer has no e-mail address. The other method does not
@@ -224,17 +223,21 @@ def _create(world: World, draft: Draft, customer: Mapping[str, Any], issue: int)
     else:
         params |= {"collection_method": "charge_automatically"}
     subject = issues.subject(draft.invoice_id, issue)
+
+    def keep(connection: Connection, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        stripe_id = str(answer["id"])
+        records.set_stripe_id(connection, draft, stripe_id, world.now())
+        fee_records.asked(connection, draft, policy, stripe_id, request, world.now())
+
     answer = outbox_of(world).call(
         "invoice.create",
         subject,
         {"params": params},
         lambda: world.gateway.find_invoice(customer["stripe_customer_id"], draft.metadata(issue)),
         unique=True,
+        then=keep,
     )
-    stripe_id = str(answer["id"])
-    fee_records.asked(world, draft, stripe_id, outbox_of(world).request_of("invoice.create", subject) or {})
-    records.set_stripe_id(world.engine, draft, stripe_id, world.now())
-    return stripe_id
+    return str(answer["id"])
 
 
 def _fill(world: World, draft: Draft, stripe_id: str, lines: list[dict[str, Any]], issue: int) -> Iterator[Step]:
@@ -267,14 +270,14 @@ def _ensure_product(outbox: Outbox, tax: Tax) -> None:
             raise
 
 
-def _compare(world: World, draft: Draft, stripe_id: str) -> StripeInvoice:
+def _compare(world: World, draft: Draft, policy: Policy, stripe_id: str) -> StripeInvoice:
     """Read everything back; nothing is approved that differs in any line. Raises NotAsRated, StripeRefused."""
     shown, lines = _with_tax(world, draft, stripe_id)
     found = differences(draft, shown, lines)
     if not found:
         records.compared(world.engine, draft, shown, lines)
         return shown
-    reviews.look(world, draft, reviews.policy_of(world, draft.customer_id), found)
+    reviews.look(world, draft, policy, found)
     if shown.status != "draft":
         why = "found finalised in Stripe"
         records.take_over(world.engine, world.namespace, shown, who=history.STRIPE, why=why, now=world.now())
@@ -300,14 +303,14 @@ def _with_tax(world: World, draft: Draft, stripe_id: str) -> tuple[StripeInvoice
     return world.gateway.whole(stripe_id)
 
 
-def finalise(world: World, draft: Draft, stripe_id: str, *, why: str) -> Step:
+def finalise(world: World, draft: Draft, policy: Policy, stripe_id: str, *, why: str) -> Step:
     """Finalise what is approved and was compared. Raises NotAsRated where it was changed in between."""
 
     def find() -> Mapping[str, Any] | None:
         shown = world.gateway.invoice(stripe_id)
         return None if shown.status == "draft" else {"id": stripe_id, "status": shown.status}
 
-    world = world.of(draft.customer_id)
+    world = world.on(policy.stripe_account)
     subject = issues.subject(draft.invoice_id, issues.current(world.engine, draft.invoice_id)["issue"])
     request = {"on": stripe_id, "params": {"auto_advance": False}}
     answer = outbox_of(world).call("invoice.finalise", subject, request, find, unique=True)

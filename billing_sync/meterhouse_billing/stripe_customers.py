@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from meterhouse_billing.documents import CUSTOMER_ID, NAMESPACE
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.outbox import Outbox
 from meterhouse_billing.world import World
 from meterhouse_rating.ids import digest
-from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import customers
 
 
@@ -33,13 +32,16 @@ def ensure(world: World, customer: Mapping[str, Any]) -> Mapping[str, Any]:
     params = {"name": customer["name"], "metadata": metadata}
     if customer["email"]:
         params["email"] = customer["email"]
+
+    def keep(connection: Connection, _request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        is_it = (customers.c.namespace == world.namespace) & (customers.c.customer_id == name)
+        connection.execute(update(customers).where(is_it).values(stripe_customer_id=answer["id"]))
+
     answer = Outbox(world.engine, world.gateway, world.namespace, world.now).call(
         "customer.create",
         digest(["customer", world.namespace, name]),
         {"params": params},
         lambda: world.gateway.find_customer(metadata),
+        then=keep,
     )
-    is_it = (customers.c.namespace == world.namespace) & (customers.c.customer_id == name)
-    with begin_write(world.engine) as connection:
-        connection.execute(update(customers).where(is_it).values(stripe_customer_id=answer["id"]))
     return {**customer, "stripe_customer_id": answer["id"]}

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 import stripe
-from sqlalchemy import insert
+from sqlalchemy import event, insert, update
 
-from meterhouse_billing import records
+from meterhouse_billing import approvals, records
 from meterhouse_billing.gateway import StripeUnavailable
 from meterhouse_billing.run import bill
 from meterhouse_store import registry, tables
@@ -358,11 +358,11 @@ def test_a_crash_between_the_answer_and_storing_it_repeats_the_call_and_gets_the
     books.rating("acme", USAGE)
     store, calls = Outbox._done, []
 
-    def crashing(self, key, answer):
-        calls.append(key)
+    def crashing(self, row, answer, then):
+        calls.append(row["idempotency_key"])
         if len(calls) == crash:
             raise KeyboardInterrupt
-        return store(self, key, answer)
+        return store(self, row, answer, then)
 
     monkeypatch.setattr(Outbox, "_done", crashing)
     with pytest.raises(KeyboardInterrupt):
@@ -372,6 +372,49 @@ def test_a_crash_between_the_answer_and_storing_it_repeats_the_call_and_gets_the
     invoice, lines = the_invoice(sandbox)
     assert (invoice.status, invoice.total, len(lines)) == ("open", 5000, 5)
     assert len(sandbox.client.v1.customers.list().data) == 1
+
+
+def test_an_answer_that_was_stored_without_what_follows_from_it_is_made_good(books, sandbox, world):
+    # As an earlier version left it that was killed between the two.
+    books.rating("acme", USAGE)
+    run(world, approve=False)
+    [made] = books.rows(tables.invoices)
+    with begin_write(books.engine) as connection:
+        connection.execute(update(tables.invoices).values(stripe_invoice_id=None, stripe_total_minor=None))
+        connection.execute(update(tables.invoice_issues).values(stripe_invoice_id=None))
+        connection.execute(update(tables.customers).values(stripe_customer_id=None))
+    run(world)
+    invoice, _ = the_invoice(sandbox)
+    assert (invoice.id, invoice.status) == (made["stripe_invoice_id"], "open")
+    [row], [issue] = books.rows(tables.invoices), books.rows(tables.invoice_issues)
+    assert (row["stripe_invoice_id"], issue["stripe_invoice_id"]) == (invoice.id, invoice.id)
+    assert [one.id for one in sandbox.client.v1.customers.list().data] == [invoice.customer]
+    assert [one["stripe_customer_id"] for one in books.rows(tables.customers)] == [invoice.customer]
+
+
+def test_what_a_person_holds_just_after_its_approval_is_not_finalised(books, sandbox, world):
+    books.rating("acme", USAGE)
+    drafts = records.drafts(books.engine, "test")
+    steps = []
+    for step in bill(world, drafts, approve=True):
+        steps.append(step.text)
+        if step.text == "approved":
+            list(approvals.hold(world, drafts[0], "ticket 41"))
+    assert steps[-1] == "approved"
+    invoice, _ = the_invoice(sandbox)
+    assert (invoice.status, books.rows(tables.invoices)[0]["state"]) == ("draft", "in review")
+
+
+def test_an_invoice_takes_a_bounded_number_of_statements_however_many_lines_it_has(books, sandbox, world):
+    counted, found = [], []
+    event.listen(books.engine, "before_cursor_execute", lambda *about: counted.append(about[2]))
+    for name, lines in (("few", 3), ("many", 90)):
+        books.rating(name, [("usage", f"metric-{number}", "1", 100) for number in range(lines)])
+        drafts = records.drafts(books.engine, "test", customer_id=name)
+        counted.clear()
+        assert not [step for step in bill(world, drafts, approve=True) if step.failed]
+        found.append(len(counted))
+    assert found[0] == found[1] <= 94, Counter(counted).most_common(5)
 
 
 def test_the_idempotency_key_of_a_call_never_changes(books, world):

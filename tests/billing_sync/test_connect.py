@@ -3,6 +3,7 @@
 import json
 import urllib.request
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import stripe
@@ -101,6 +102,31 @@ def test_an_invoice_of_a_connected_account_is_there_alone_and_its_fee_is_posted_
     assert [row.differences for row in rows] == [()]
     assert [it.differences for it in accounts.compare(world, rows)] == [()]
     assert fee_records.sums(books.engine, "test") == [("acme", "USD", 26)]
+
+
+def test_the_fee_is_remembered_with_stripes_invoice_or_neither_is(books, world, sandbox, monkeypatch):
+    put(world, stripe_account=SHOP, application_fee="2.5%")
+    world = world.of("")
+    books.rating("acme", [("usage", "input", "10", 1020)])
+    asked = fee_records.asked
+
+    def killed(*_about):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fee_records, "asked", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(world)
+    [row] = books.rows(tables.invoices)
+    assert row["stripe_invoice_id"] is None
+    monkeypatch.setattr(fee_records, "asked", asked)
+    later = world.now() + timedelta(hours=1)
+    put(replace(world, now=lambda: later), application_fee="10%")  # what was sent with the draft holds
+    run(world)
+    [invoice] = invoices(sandbox, SHOP)
+    [fee] = books.rows(tables.application_fees)
+    assert (fee["stripe_invoice_id"], fee["asked_minor"]) == (invoice.id, 26)
+    pay(sandbox, invoice.id, SHOP)
+    assert news.poll(world)[-1] == "acme: the platform kept 0.26 USD"
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,35 @@ def reconcile(books, metered, monkeypatch, *arguments):
     return CliRunner().invoke(commands, ["reconcile", *arguments])
 
 
+def credited(v1, invoice):
+    used = next(line for line in invoice.lines.data if line.amount)
+    line = {"type": "invoice_line_item", "amount": 7, "invoice_line_item": used.id}
+    v1.credit_notes.create({"invoice": invoice.id, "lines": [line]})
+
+
+@pytest.mark.parametrize(
+    ("plant", "found", "told"),
+    [
+        (lambda v1, it: v1.invoices.create({"customer": it.customer}), ["foreign_invoice"], None),
+        (lambda v1, it: v1.invoice_items.create({"customer": it.customer, "amount": 5}), ["orphan_item"], None),
+        (credited, ["account_differs"], None),
+        (lambda v1, it: v1.invoices.void_invoice(it.id), ["metered_void", "account_differs"], "is void in Stripe"),
+        (lambda v1, it: v1.invoices.pay(it.id, {"paid_out_of_band": True}), [], None),
+    ],
+)
+def test_what_somebody_did_in_stripe_to_a_metered_customer_is_found_and_named(books, metered, plant, found, told):
+    books.rating("acme", USED)
+    news.poll(metered.world)
+    v1 = metered.client.v1
+    [invoice] = v1.invoices.list().data
+    plant(v1, invoice)
+    news.poll(metered.world)
+    assert codes(metered) == found
+    if told:
+        [row], _ = compared(metered)
+        assert told in row.differences[0].cause and row.stripe_minor is None
+
+
 def test_the_command_compares_both_and_names_the_next_step(books, metered, monkeypatch):
     books.rating("acme", [("usage", "documents", "260", 520)])
     news.poll(metered.world)
