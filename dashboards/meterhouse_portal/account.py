@@ -4,7 +4,7 @@ Columns that a visitor may choose come from closed lists; everything else is bou
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -17,13 +17,16 @@ from sqlalchemy import Engine, select
 from meterhouse_billing import budget_round
 from meterhouse_billing.budget_round import Round
 from meterhouse_portal.chart import Bars
-from meterhouse_rating import credit_book, outlook, periods, report
+from meterhouse_rating import credit_book, outlook, periods, report, sums
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.outlook import Outlook
 from meterhouse_rating.periods import Period
 from meterhouse_rating.price_api import reading
 from meterhouse_rating.queries import nanoseconds
+from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.settled import contract_in_force, lines_of
+from meterhouse_rating.sums import By, Sum, Sums
+from meterhouse_rating.versions import NotThere
 from meterhouse_rating.world import World
 from meterhouse_reports import documents
 from meterhouse_reports.documents import Document, NoDocument
@@ -85,33 +88,31 @@ class Account:
         """The month under way: so far, and to its end. Raises NotThere without a price book."""
         return outlook.look(self.world(), self.customer_id)
 
+    def sums(self, period: Period, *more: By) -> Sums:
+        """What was used in a period, by each of `more`."""
+        edges = [period.start, period.end]
+        return sums.ask(self.client, self.namespace, self.customer_id, edges, as_of=self.now, more=more)
+
     def totals(self, period: Period) -> list[tuple[str, Decimal, int]]:
         """Meter, quantity and events of the period."""
         rows = self.ask(f"SELECT meter, sum(quantity), count() FROM usage WHERE {MINE} GROUP BY meter", period)
         return sorted((str(meter), quantity, int(events)) for meter, quantity, events in rows)
 
-    def daily(self, by: str, period: Period, zone: str) -> Days:
-        """What was used by the days of the zone, by meter and by one of GROUPS."""
-        column = GROUPS[by]
-        rows = self.ask(
-            f"SELECT toDate(event_time, {{zone:String}}) AS day, meter, {column}, sum(quantity), count() FROM usage "
-            f"WHERE {MINE} GROUP BY day, meter, {column}",
-            period,
-            zone=zone,
-        )
-        days = tuple(_days(period, zone))
-        place = {day: at for at, day in enumerate(days)}
-        found: dict[str, dict[str, list[Decimal]]] = defaultdict(lambda: defaultdict(lambda: [Decimal(0)] * len(days)))
-        totals: dict[str, tuple[Decimal, int]] = {}
-        for day, meter, name, quantity, events in rows:
-            so_far = totals.get(meter, (Decimal(0), 0))
-            totals[meter] = (so_far[0] + quantity, so_far[1] + int(events))
-            if day in place:
-                found[meter][str(name) or "(none)"][place[day]] += max(quantity, Decimal(0))
-        bars = {
-            meter: Bars([day.isoformat() for day in days], sorted(series.items())) for meter, series in found.items()
-        }
-        return Days(bars, sorted((meter, *sums) for meter, sums in totals.items()))
+    def under_way(self, by: str, month: Period, zone: str) -> tuple[Days, Outlook | None, str]:
+        """The month of now by the days of the zone, by meter and one of GROUPS; what it comes to, or why that is not
+        known. Asked for at once.
+        """
+        daily = By(("toDate(event_time, {zone:String})", "meter", GROUPS[by]), {"zone": zone})
+        try:
+            begun = outlook.begin(self.world(), self.customer_id)
+        except NotThere:
+            return _by_day(self.sums(month, daily).by(daily, month), month, zone), None, "There are no prices yet."
+        told = begun.ask(daily)
+        days = _by_day(told.by(daily, month), month, zone)
+        try:
+            return days, begun.outlook(told), ""
+        except WatermarkWentBack:
+            return days, None, "The warehouse is being brought up to date: amounts come back when it is."
 
     def ratings(self) -> list[dict[str, Any]]:
         """Its rated periods, latest first, each with its invoice where there is one."""
@@ -225,6 +226,24 @@ class Account:
 def month(text: str | None, zone: str, now: datetime) -> Period:
     """The month as written, or the one of now. Raises PeriodError."""
     return periods.month_of(now, zone) if text is None else periods.parse(text, zone)
+
+
+def _by_day(told: Iterable[Sum], period: Period, zone: str) -> Days:
+    days = tuple(_days(period, zone))
+    place = {day: at for at, day in enumerate(days)}
+    quantities: dict[tuple[str, str, date], Decimal] = defaultdict(Decimal)
+    totals: dict[str, tuple[Decimal, int]] = {}
+    for it in told:
+        day, meter, name = it.values
+        so_far = totals.get(meter, (Decimal(0), 0))
+        totals[meter] = (so_far[0] + it.quantity, so_far[1] + it.events)
+        quantities[meter, str(name) or "(none)", day] += it.quantity
+    found: dict[str, dict[str, list[Decimal]]] = defaultdict(lambda: defaultdict(lambda: [Decimal(0)] * len(days)))
+    for (meter, name, day), quantity in quantities.items():
+        if day in place:
+            found[meter][name][place[day]] = max(quantity, Decimal(0))
+    bars = {meter: Bars([day.isoformat() for day in days], sorted(series.items())) for meter, series in found.items()}
+    return Days(bars, sorted((meter, *sums) for meter, sums in totals.items()))
 
 
 def _days(period: Period, zone: str) -> Iterator[date]:

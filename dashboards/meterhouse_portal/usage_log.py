@@ -8,8 +8,9 @@ from decimal import Decimal
 from typing import Any, Final
 
 from meterhouse_portal.account import GROUPS, MINE, Account
-from meterhouse_portal.use_prices import Prices, Use, UsePrice, prices_of, summed
+from meterhouse_portal.use_prices import Prices, Pricing, Use, UsePrice, prices_of, pricing, summed
 from meterhouse_rating.periods import Period
+from meterhouse_rating.sums import By
 from meterhouse_rating.together import together
 
 PAGE: Final = 50
@@ -24,8 +25,8 @@ CURSOR: Final = r"^[0-8]?[0-9]{1,18}-[^\x00-\x1f]{1,256}$"
 _ACTION: Final = "if(call_id != '', call_id, event_id)"
 _FIRST_SPAN: Final = timedelta(hours=2)
 _WIDER: Final = 8
-_FEW: Final = 50_000
-"""So many events are sorted as fast as the question is planned."""
+_FEW: Final = 20_000
+"""So many events are looked through as fast as the question is planned."""
 
 _EXPORTED: Final = (
     "event_time", "meter", "quantity", "status", "agent_id", "agent_name", "provider", "model", "operation", "tool",
@@ -85,65 +86,71 @@ class _Place:
         return whole + timedelta(microseconds=self.at_ns % 10**9 // 1000)
 
 
-def choices(mine: Account, period: Period) -> Choices:
-    """Values that the log can be narrowed to: of each of these filters at most 100."""
-    columns = ("meter", "model", "agent", "tool", "status")
-    parts = ", ".join(f"arraySort(groupUniqArray(100)({FILTERS[name]}))" for name in columns)
-    ((*row, events),) = mine.ask(f"SELECT {parts}, count() FROM usage WHERE {MINE}", period)
-    found = {name: [value for value in values if value] for name, values in zip(columns, row, strict=True)}
-    return Choices(found, int(events))
+_CHOICES: Final = {name: By((FILTERS[name],), some=True) for name in ("meter", "model", "agent", "tool", "status")}
+_MOST_CHOICES: Final = 100
 
 
 def with_choices(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None) -> tuple[Choices, Log]:
     """A page of the usage log, and what it can be narrowed to. Raises ValueError."""
-    place = _place(after)
-    prices, found = together(lambda: prices_of(mine, period), lambda: choices(mine, period))
-    return found, _page(mine, period, wanted, place, prices, found.events)
+    place, priced = _place(after), pricing(mine, period)
+    told, rows = together(lambda: priced.ask(*_CHOICES.values()), lambda: _latest(mine, period, wanted, place, priced))
+    assert told is not None, "choices were asked for"
+    values = {name: {str(it.values[0]) for it in told.by(by, period)} - {""} for name, by in _CHOICES.items()}
+    found = Choices(
+        {name: sorted(them)[:_MOST_CHOICES] for name, them in values.items()},
+        sum(it.events for it in told.by(_CHOICES["status"], period)),
+    )
+    return found, _log(rows, priced.prices(told))
 
 
 def page(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None) -> Log:
     """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError."""
-    place = _place(after)
-    return _page(mine, period, wanted, place, prices_of(mine, period), None)
+    place, priced = _place(after), pricing(mine, period)
+    told, rows = together(priced.ask, lambda: _latest(mine, period, wanted, place, priced))
+    return _log(rows, priced.prices(told))
 
 
-def _page(
-    mine: Account,
-    period: Period,
-    wanted: Mapping[str, str],
-    place: _Place | None,
-    prices: Prices,
-    events: int | None,
-) -> Log:
-    """The page after a place.
+def _latest(
+    mine: Account, period: Period, wanted: Mapping[str, str], place: _Place | None, priced: Pricing
+) -> Sequence[Sequence[Any]]:
+    """The actions after a place, latest first: a page of them, and one more if there is one.
 
-    It looks back from where it stands over longer and longer spans: the latest actions are found at once, however
-    many there are in the period; where that has few `events`, all of it is looked through.
+    Where few events are left, all of them are looked through. Else it looks back from where it stands over longer and
+    longer spans: the latest actions are found at once, however many there are in the period.
     """
     end = period.end if place is None else min(period.end, place.at + timedelta(microseconds=1))
     narrowed, bound = _narrowed(wanted)
-    bound |= prices.bound
-    before = ""
+    bound |= priced.bound
     if place is not None:
-        before = " HAVING (toUnixTimestamp64Nano(at), action) < ({cursor_ns:Int64}, {cursor_id:String})"
+        narrowed += f" AND (toUnixTimestamp64Nano(event_time), {_ACTION}) < ({{cursor_ns:Int64}}, {{cursor_id:String}})"
         bound |= {"cursor_ns": place.at_ns, "cursor_id": place.action}
-    query = (
-        f"SELECT event_time AS at, {_ACTION} AS action, any(agent_name), any(agent_id), any(model), any(tool), "
-        "any(operation), if(has(groupUniqArray(status), 'failed'), 'failed', any(status)), any(conversation_id), "
-        f"any(task_id), any(trace_id), groupArray(tuple({prices.columns})), toUnixTimestamp64Nano(at) "
-        f"FROM usage WHERE {MINE}{narrowed} GROUP BY at, action{before} "
-        f"ORDER BY at DESC, action DESC LIMIT {PAGE + 1}"
-    )
-    span = period.end - period.start if events is not None and events <= _FEW else _FIRST_SPAN
+
+    def asked(start: datetime, limit: str) -> Sequence[Sequence[Any]]:
+        query = (
+            "SELECT at, action, any(agent_name), any(agent_id), any(model), any(tool), any(operation), "
+            "if(countIf(status = 'failed') > 0, 'failed', any(status)), any(conversation_id), any(task_id), "
+            "any(trace_id), groupArray(told), toUnixTimestamp64Nano(at), sum(count()) OVER () FROM ("
+            f"SELECT event_time AS at, {_ACTION} AS action, agent_name, agent_id, model, tool, operation, status, "
+            f"conversation_id, task_id, trace_id, tuple({priced.columns}) AS told FROM usage "
+            f"WHERE {MINE}{narrowed}{limit}) GROUP BY at, action ORDER BY at DESC, action DESC LIMIT {PAGE + 1}"
+        )
+        return mine.ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
+
+    rows = asked(period.start, f" LIMIT {_FEW}")
+    if not rows or rows[0][13] < _FEW:
+        return rows
+    span = _FIRST_SPAN
     while True:
         start = max(period.start, min(end, mine.now + timedelta(days=1)) - span)
-        rows = mine.ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
+        rows = asked(start, "")
         if len(rows) > PAGE or start <= period.start:
-            break
+            return rows
         span *= _WIDER
+
+
+def _log(rows: Sequence[Sequence[Any]], prices: Prices) -> Log:
     actions = tuple(_action(row, prices) for row in rows[:PAGE])
-    more = f"{rows[PAGE - 1][12]}-{rows[PAGE - 1][1]}" if len(rows) > PAGE else None
-    return Log(actions, more)
+    return Log(actions, f"{rows[PAGE - 1][12]}-{rows[PAGE - 1][1]}" if len(rows) > PAGE else None)
 
 
 def events(mine: Account, action_id: str, at: datetime) -> list[dict[str, Any]]:
@@ -201,7 +208,7 @@ def _place(text: str | None) -> _Place | None:
 
 
 def _action(row: Sequence[Any], prices: Prices) -> Action:
-    at, action_id, name, agent, model, tool, operation, status, conversation, task, trace, parts, _ = row
+    at, action_id, name, agent, model, tool, operation, status, conversation, task, trace, parts, *_ = row
     uses: list[Use] = sorted((prices.use(_aware(at), part) for part in parts), key=lambda it: it.meter)
     sums: dict[str, Decimal] = {}
     for use in uses:

@@ -7,17 +7,12 @@ from urllib.parse import urlencode
 from starlette.responses import HTMLResponse, Response
 
 from meterhouse_portal import account, chart, usage_log
-from meterhouse_portal.account import Account
 from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import VIEWER
 from meterhouse_portal.visit import NotShown, Page, Refused, Visit
 from meterhouse_rating import shares
-from meterhouse_rating.outlook import Outlook
 from meterhouse_rating.periods import Period
 from meterhouse_rating.price_api.price_list import NotPriced
-from meterhouse_rating.settle import WatermarkWentBack
-from meterhouse_rating.together import together
-from meterhouse_rating.versions import NotThere
 
 _EXPORTS: Final = Exports()
 _MEDIA: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
@@ -30,7 +25,7 @@ def overview(visit: Visit) -> Response:
     month, by = account.month(None, zone, mine.now), query.get("by", "model")
     if by not in account.GROUPS:
         raise Refused(f"Usage is shown by {', '.join(account.GROUPS)}.")
-    (outlook, trouble), days = together(lambda: _outlook(mine), lambda: mine.daily(by, month, zone))
+    days, outlook, trouble = mine.under_way(by, month, zone)
     shown = [meter for meter, _, _ in days.totals]
     meter = query.get("meter") or ("llm.tokens.input" if "llm.tokens.input" in shown else next(iter(shown), ""))
     if meter and meter not in shown:
@@ -106,15 +101,6 @@ PAGES: Final = (
 
 def _title(visit: Visit, meter: str, by: str) -> str:
     return visit.language.say("%(meter)s by day and %(group)s", meter=meter, group=visit.language.translated(by))
-
-
-def _outlook(mine: Account) -> tuple[Outlook | None, str]:
-    try:
-        return mine.outlook(), ""
-    except NotThere:
-        return None, "There are no prices yet."
-    except WatermarkWentBack:
-        return None, "The warehouse is being brought up to date: amounts come back when it is."
 
 
 def _asked(visit: Visit, more: set[str]) -> tuple[Period, dict[str, str], dict[str, str]]:

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from meterhouse_portal.account import MINE, Account
 from meterhouse_rating.periods import Period
-from meterhouse_rating.priced_parts import parts_of
+from meterhouse_rating.priced_parts import Begun, begin
 from meterhouse_rating.queries import EPOCH, kind_columns, nanoseconds, window_parameters
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.shares import AVERAGE, DIGITS, EXACT, FREE, NOT_RATED, SHOWN, Kind, Part, UnitPrice
+from meterhouse_rating.sums import By, Sums
 from meterhouse_rating.usage import Wanted
 from meterhouse_rating.versions import NotThere
 
@@ -65,6 +66,8 @@ class Prices:
 
     parts: Sequence[Part]
     wanted: Wanted
+    columns: str
+    """What `use` has to be told of an event."""
     bound: Mapping[str, Any]
     """Parameters of `columns`."""
     _known: dict[Hashable, UnitPrice] = field(default_factory=dict, repr=False, compare=False)
@@ -72,11 +75,6 @@ class Prices:
     @property
     def _kind(self) -> list[str]:
         return ["meter", *kind_columns(self.wanted.dimensions, tasks=self.wanted.tasks)]
-
-    @property
-    def columns(self) -> str:
-        """What `use` has to be told of an event."""
-        return ", ".join(["quantity", "toUnixTimestamp64Nano(known_at)", *self._kind])
 
     def use(self, event_time: datetime, told: Sequence[Any]) -> Use:
         """The event of that time, of which `columns` were told."""
@@ -161,14 +159,55 @@ class Prices:
         return sorted(edges)
 
 
-def prices_of(mine: Account, period: Period) -> Prices:
-    """What the uses of a period cost; without a price book, or while the warehouse is being made anew: not known."""
+@dataclass(frozen=True)
+class Pricing:
+    """What the prices of a period depend on, before its usage is asked for; `begun` None: there is no price book."""
+
+    mine: Account
+    period: Period
+    begun: Begun | None
+    wanted: Wanted
+
+    @property
+    def columns(self) -> str:
+        """What `Prices.use` has to be told of an event."""
+        kind = ["meter", *kind_columns(self.wanted.dimensions, tasks=self.wanted.tasks)]
+        return ", ".join(["quantity", "toUnixTimestamp64Nano(known_at)", *kind])
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """Parameters of `columns`."""
+        own = window_parameters(self.mine.namespace, self.period, self.wanted.dimensions, as_of=self.mine.now)
+        return {name: it for name, it in own.items() if name not in self.mine.bound(self.period)}
+
+    def ask(self, *more: By) -> Sums | None:
+        """The usage that prices depend on, and sums of the period by `more`; None where there is nothing to ask for."""
+        if self.begun is not None:
+            return self.begun.ask(*more)
+        return self.mine.sums(self.period, *more) if more else None
+
+    def prices(self, told: Sums | None) -> Prices:
+        """What the uses cost; without a price book, or while the warehouse is being made anew: not known."""
+        try:
+            parts = [] if self.begun is None else self.begun.parts(told)
+        except WatermarkWentBack:
+            parts = []
+        return Prices(parts, self.wanted, self.columns, self.bound)
+
+
+def pricing(mine: Account, period: Period) -> Pricing:
+    """How the uses of a period are priced."""
     try:
-        parts, wanted = parts_of(mine.world(), mine.customer_id, period)
-    except (NotThere, WatermarkWentBack):
-        parts, wanted = [], Wanted()
-    bound = window_parameters(mine.namespace, period, wanted.dimensions, as_of=mine.now)
-    return Prices(parts, wanted, {name: it for name, it in bound.items() if name not in mine.bound(period)})
+        begun = begin(mine.world(), mine.customer_id, period)
+    except NotThere:
+        return Pricing(mine, period, None, Wanted())
+    return Pricing(mine, period, begun, begun.wanted)
+
+
+def prices_of(mine: Account, period: Period) -> Prices:
+    """What the uses of a period cost."""
+    made = pricing(mine, period)
+    return made.prices(made.ask())
 
 
 def summed(uses: Sequence[Use]) -> UsePrice:

@@ -7,6 +7,7 @@ from meterhouse_rating import costs_book, usage
 from meterhouse_rating.agreed import agreed_in
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import USAGE
+from meterhouse_rating.sums import Sums
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import NotThere, versions
@@ -53,15 +54,16 @@ def gather(
     only: list[str] | None,
     source: str = USAGE,
     finer: tuple[str, ...] = (),
+    sums: Sums | None = None,
 ) -> dict[str, Found]:
     """The usage of a period, that of trials marked; of customers whose trial ends in it, before and after that.
 
-    `source` as in usage.gather; `finer`: dimensions beside those that prices depend on.
+    `source` and `sums` as in usage.gather; `finer`: dimensions beside those that prices depend on.
     """
     client, namespace, wanted = world.client, world.namespace, found_by.wanted(period)
     if finer:
         wanted = replace(wanted, dimensions=tuple(sorted({*wanted.dimensions, *finer})))
-    found = usage.gather(client, namespace, period, wanted, as_of=as_of, customers=only, source=source)
+    found = usage.gather(client, namespace, period, wanted, as_of=as_of, customers=only, source=source, sums=sums)
     ends: dict[datetime, list[str]] = {}
     for name in found_by.customers if only is None else only:
         end = found_by.trial_end(name, period)
@@ -70,10 +72,14 @@ def gather(
     unmeasured = replace(wanted, measurements=())
     for end, names in sorted(ends.items()):
         first, rest = Period(period.start, end), Period(end, period.end)
-        trial = usage.gather(client, namespace, first, unmeasured, as_of=as_of, customers=names, source=source)
+        trial = usage.gather(
+            client, namespace, first, unmeasured, as_of=as_of, customers=names, source=source, sums=sums
+        )
         after = {}
         if rest.start < rest.end:
-            after = usage.gather(client, namespace, rest, wanted, as_of=as_of, customers=names, source=source)
+            after = usage.gather(
+                client, namespace, rest, wanted, as_of=as_of, customers=names, source=source, sums=sums
+            )
         for name in names:
             if name in trial or name in after:
                 found[name] = after.get(name, Found()).joined(trial.get(name, Found()))

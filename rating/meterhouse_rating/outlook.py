@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Final
 
-from meterhouse_rating import known, periods, usage
+from meterhouse_rating import known, periods, sums, usage
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.queries import nanoseconds
@@ -24,8 +24,8 @@ from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, settle
 from meterhouse_rating.settled import CLOSED, pasts, standings
 from meterhouse_rating.sorting import UsageRow
+from meterhouse_rating.sums import By, Sums
 from meterhouse_rating.terms import Terms
-from meterhouse_rating.together import together
 from meterhouse_rating.usage import Found, Watermark
 from meterhouse_rating.world import World
 
@@ -42,13 +42,8 @@ _QUANTUM: Final = Decimal("1e-9")
 Rater = Callable[[Found], Outcome]
 """Rates usage of one part of a customer's month."""
 
-# Whole days back from the end; what is before the first of `known_days` only says whether somebody is new.
-_DAILY: Final = (
-    "SELECT meter, intDiv({end_ns:Int64} - 1 - toUnixTimestamp64Nano(event_time), 86400000000000) AS back, "
-    "sum(quantity), min(event_time) FROM usage WHERE namespace = {namespace:String} "
-    "AND billed_customer_id = {customer:String} AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
-    "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC') GROUP BY meter, back"
-)
+_BACK: Final = "intDiv({now_ns:Int64} - 1 - toUnixTimestamp64Nano(event_time), 86400000000000)"
+"""Whole days back from now."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,59 @@ class _Recent:
     rows: tuple[UsageRow, ...]
 
 
-def look(world: World, customer_id: str) -> Outlook:
-    """The customer's month of now. Raises NotThere without a price book, WatermarkWentBack."""
+@dataclass(frozen=True)
+class Begun:
+    """A month under way of which all is known but the usage: its parts, and which of them is now."""
+
+    world: World
+    terms: Terms
+    customer_id: str
+    month: Period
+    parts: tuple[Period, ...]
+    moment: Moment
+    mark: Watermark
+
+    @property
+    def current(self) -> Period | None:
+        return next((part for part in self.parts if part.start <= self.moment.rated_at < part.end), None)
+
+    def ask(self, *more: By) -> Sums:
+        """The usage that the month is looked at by; and sums by `more` of all of it."""
+        end, current = self.moment.as_of, self.current
+        edges = {self.month.start, self.month.end, *edges_of(self.terms, self.customer_id, self.parts)}
+        if current is not None:
+            edges |= {end - 2 * BACK, end - BACK, end}
+        return sums.ask(
+            self.world.client,
+            self.world.namespace,
+            self.customer_id,
+            [*edges],
+            as_of=end,
+            dimensions=dimensions_of(self.terms, self.parts),
+            more=[*more, *([] if current is None else [_daily(end)])],
+        )
+
+    def outlook(self, told: Sums) -> Outlook:
+        """The month, by what `ask` told. Raises WatermarkWentBack."""
+        world, terms, customer_id, moment, current = self.world, self.terms, self.customer_id, self.moment, self.current
+        found = {part: found_now(world, terms, customer_id, part, moment.as_of, told) for part in self.parts}
+        rates = {part: rater(world, terms, customer_id, part, moment, self.mark) for part in self.parts}
+        outcomes = tuple(rates[part](found[part]) for part in self.parts)
+        recent = None if current is None else _recent(world, terms, customer_id, current, moment.as_of, told)
+        ahead = None
+        if current is not None and recent is not None:
+            ahead = _ahead(current, found[current], recent, moment.as_of, rates[current])
+            before = sum(
+                it.rated.total_minor
+                for part, it in zip(self.parts, outcomes, strict=True)
+                if part != current and it.rated is not None
+            )
+            ahead = None if ahead is None else _shifted(ahead, before)
+        return Outlook(self.month, moment.rated_at, outcomes, ahead)
+
+
+def begin(world: World, customer_id: str) -> Begun:
+    """The customer's month of now. Raises NotThere without a price book."""
     terms, mark = known.terms(world, only=customer_id), usage.watermark(world.client)
     now = world.now()
     moment = Moment(min(mark.as_of or now, now), mark.as_json(), now)
@@ -102,23 +148,25 @@ def look(world: World, customer_id: str) -> Outlook:
     with world.engine.connect() as connection:
         closed = [it.period for it in standings(connection, world.namespace, customer_id) if it.state == CLOSED]
     parts = [part for rest in periods.without(month, closed) for part in terms.parts(customer_id, rest, closed)]
-    current = next((part for part in parts if part.start <= now < part.end), None)
-    found, recent = together(
-        lambda: {part: found_now(world, terms, customer_id, part, moment.as_of) for part in parts},
-        lambda: None if current is None else _recent(world, terms, customer_id, current, moment.as_of),
-    )
-    rates = {part: rater(world, terms, customer_id, part, moment, mark) for part in parts}
-    outcomes = tuple(rates[part](found[part]) for part in parts)
-    ahead = None
-    if current is not None and recent is not None:
-        ahead = _ahead(current, found[current], recent, moment.as_of, rates[current])
-        before = sum(
-            it.rated.total_minor
-            for part, it in zip(parts, outcomes, strict=True)
-            if part != current and it.rated is not None
-        )
-        ahead = None if ahead is None else _shifted(ahead, before)
-    return Outlook(month, now, outcomes, ahead)
+    return Begun(world, terms, customer_id, month, tuple(parts), moment, mark)
+
+
+def look(world: World, customer_id: str) -> Outlook:
+    """The customer's month of now. Raises NotThere without a price book, WatermarkWentBack."""
+    begun = begin(world, customer_id)
+    return begun.outlook(begun.ask())
+
+
+def edges_of(terms: Terms, customer_id: str, parts: Iterable[Period]) -> set[datetime]:
+    """Between which moments the usage of parts of a month has to be known: their own, and the ends of trials."""
+    found = {moment for part in parts for moment in (part.start, part.end)}
+    trials = {part: terms.trial_end(customer_id, part) for part in parts}
+    return found | {min(end, part.end) for part, end in trials.items() if end is not None}
+
+
+def dimensions_of(terms: Terms, parts: Iterable[Period]) -> list[str]:
+    """What prices of any of the parts depend on."""
+    return sorted({name for part in parts for name in terms.wanted(part).dimensions})
 
 
 def going_on(
@@ -146,11 +194,11 @@ def factors_of(
     `daily`: the sums of whole days; `known_days`: of how many days the recent sum is.
     """
     found = {}
-    for meter, sums in daily.items():
-        total = sum(sums, Decimal(0))
+    for meter, days in daily.items():
+        total = sum(days, Decimal(0))
         factor = days_left / known_days
-        if z and total and len(sums) >= LEAST_DAYS:
-            spread = statistics.stdev(sums) * days_left.sqrt()
+        if z and total and len(days) >= LEAST_DAYS:
+            spread = statistics.stdev(days) * days_left.sqrt()
             factor += z * spread / total
         found[meter] = max(factor, Decimal(0))
     return found
@@ -174,31 +222,30 @@ def _ahead(part: Period, so_far: Found, recent: _Recent, as_of: datetime, rate: 
     return Range(expected, total(-_Z), total(_Z), recent.whole_days)
 
 
-def _recent(world: World, terms: Terms, customer_id: str, part: Period, end: datetime) -> _Recent | None:
+def _daily(end: datetime) -> By:
+    return By(("meter", _BACK), {"now_ns": nanoseconds(end)})
+
+
+def _recent(world: World, terms: Terms, customer_id: str, part: Period, end: datetime, told: Sums) -> _Recent | None:
     """What was used up to the end; None without any usage.
 
     That is 14 days back; for somebody new from the first event on, at least an hour. New is who used nothing in the 14
     days before those.
     """
-    parameters = {
-        "namespace": world.namespace,
-        "customer": customer_id,
-        "start_ns": nanoseconds(end - 2 * BACK),
-        "end_ns": nanoseconds(end),
-    }
-    days = world.client.query(_DAILY, parameters=parameters).result_rows
+    days = told.by(_daily(end), Period(end - 2 * BACK, end))
     if not days:
         return None
-    first = min(moment.replace(tzinfo=end.tzinfo) for *_, moment in days)
-    since = min(max(first, end - BACK), end - timedelta(hours=1))
+    since = min(max(min(it.first for it in days), end - BACK), end - timedelta(hours=1))
     whole = (end - since) // DAY
     daily: dict[str, list[Decimal]] = defaultdict(lambda: [Decimal(0)] * max(whole, 1))
-    for meter, back, quantity, _ in days:
+    for it in days:
+        meter, back = it.values
         if back < whole:
-            daily[meter][int(back)] += quantity
+            daily[meter][int(back)] += it.quantity
     wanted = replace(terms.wanted(part), measurements=())
+    # All of the 14 days: where `since` is later, nothing is before it.
     found = usage.gather(
-        world.client, world.namespace, Period(since, end), wanted, as_of=end, customers=[customer_id]
+        world.client, world.namespace, Period(end - BACK, end), wanted, as_of=end, customers=[customer_id], sums=told
     ).get(customer_id, Found())
     return _Recent(since, whole, dict(daily), found.rows)
 
@@ -207,9 +254,9 @@ def _in_days(span: timedelta) -> Decimal:
     return Decimal(span // timedelta(microseconds=1)) / Decimal(DAY // timedelta(microseconds=1))
 
 
-def found_now(world: World, terms: Terms, customer_id: str, part: Period, as_of: datetime) -> Found:
+def found_now(world: World, terms: Terms, customer_id: str, part: Period, as_of: datetime, told: Sums | None) -> Found:
     """The customer's usage of a part of a month, as far as it was known then."""
-    return known.gather(world, terms, part, as_of, [customer_id]).get(customer_id, Found())
+    return known.gather(world, terms, part, as_of, [customer_id], sums=told).get(customer_id, Found())
 
 
 def rater(world: World, terms: Terms, customer_id: str, part: Period, moment: Moment, mark: Watermark) -> Rater:

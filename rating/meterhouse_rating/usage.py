@@ -33,6 +33,7 @@ from meterhouse_rating.queries import (
     window_parameters,
 )
 from meterhouse_rating.sorting import Measure, Measurement, UsageRow
+from meterhouse_rating.sums import Sums
 
 __all__ = ["Found", "Wanted", "Watermark", "aggregates", "first_usage", "gather", "watermark"]
 
@@ -85,14 +86,15 @@ def gather(
     customers: Sequence[str] | None = None,
     source: str = USAGE,
     after: datetime = EPOCH,
+    sums: Sums | None = None,
 ) -> dict[str, Found]:
     """Usage per customer: rows, measures, and whose usage has too many groups to be rated by its dimensions.
 
     `source`: queries.USAGE, or WOUND_BACK for what it was at `as_of`: decisions of later are taken back. `after`: only
-    what became known after that.
+    what became known after that. `sums`: what is known already of the one customer; what it does not tell is asked.
     """
     found = _Gathered()
-    asked = _Asked(client, namespace, period, as_of, after, customers, source)
+    asked = _Asked(client, namespace, period, as_of, after, customers, source, sums)
     for customer, row in _rows(asked, wanted):
         found.rows.setdefault(customer, []).append(row)
     if wanted.costs is not None:
@@ -221,6 +223,7 @@ class _Asked:
     after: datetime = EPOCH
     customers: Sequence[str] | None = None
     source: str = USAGE
+    sums: Sums | None = None
 
     def window(self, dimensions: Sequence[str]) -> dict[str, Any]:
         """The parameters of its window."""
@@ -243,6 +246,11 @@ def _add_costed(found: _Gathered, asked: _Asked, wanted: Wanted, costing: Costin
 
 
 def _rows(asked: _Asked, wanted: Wanted, *, largest: bool = False) -> list[tuple[str, UsageRow]]:
+    if asked.sums is not None and not largest and (asked.source, asked.after) == (USAGE, EPOCH):
+        left_out = () if wanted.costs is None else wanted.costs.meters
+        told = asked.sums.rows(asked.period, asked.as_of, wanted.dimensions, left_out, tasks=wanted.tasks)
+        if told is not None:
+            return [(asked.sums.customer_id, row) for row in told]
     but, parameters = "", asked.window(wanted.dimensions)
     if wanted.costs is not None and not largest:
         but, parameters["cost_meters"] = NOT_OF_METERS, list(wanted.costs.meters)

@@ -11,6 +11,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from clickhouse_connect.driver.httpclient import HttpClient
 from portal_samples import COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of, visiting
 from sqlalchemy import Engine
 from sqlalchemy import event as event_hook
@@ -230,8 +231,10 @@ def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(worl
         assert "2026-10-31 23:30:00 CET" in october and "2026-11-01 00:30:00" not in october
 
 
-def test_pages_of_the_log_have_every_call_once(world, monkeypatch):
+@pytest.mark.parametrize("few", [20_000, 2])
+def test_pages_of_the_log_have_every_call_once(world, monkeypatch, few):
     monkeypatch.setattr("meterhouse_portal.usage_log.PAGE", 6)
+    monkeypatch.setattr("meterhouse_portal.usage_log._FEW", few)  # beyond which it looks back span by span
     with visiting(world, "vera@acme.example") as browser:
         seen, path = [], "/account/usage"
         while path:
@@ -241,6 +244,18 @@ def test_pages_of_the_log_have_every_call_once(world, monkeypatch):
             path = following and following.group(1).replace("&amp;", "&")
     # The tool call has no call id, so that it goes by its event's.
     assert seen == ["e24", *(f"c-{day}" for day in range(20, 1, -1)), "c-nov-0"]
+
+
+@pytest.mark.parametrize(("page", "most"), [("/account", 1), ("/account/usage", 2)])
+def test_a_page_asks_the_view_of_usage_as_seldom_as_it_can(world, monkeypatch, page, most):
+    asked, query = [], HttpClient.query
+    monkeypatch.setattr(
+        HttpClient, "query", lambda self, text, *more, **named: asked.append(text) or query(self, text, *more, **named)
+    )
+    with visiting(world, "vera@acme.example") as browser:
+        assert browser.get(page).status_code == 200
+    # The engine takes longer to plan a question of it than to answer it.
+    assert sum(text.count("FROM usage ") for text in asked) == most
 
 
 @pytest.mark.parametrize(
