@@ -76,6 +76,12 @@ class Language:
         there = moment.astimezone(ZoneInfo(zone))
         return there.strftime("%Y-%m-%d") if self.tag == ENGLISH else format_date(there, locale=self._locale)
 
+    def long_day(self, moment: datetime, zone: str) -> str:
+        """The day of a moment in the zone, its month in letters: 1 November 2026, in German 1. November 2026."""
+        # Not the format of `en`, which is that of the United States.
+        how = "d MMMM y" if self.code == ENGLISH else "long"
+        return format_date(moment.astimezone(ZoneInfo(zone)), how, locale=self._locale)
+
     def time(self, moment: datetime, zone: str, *, seconds: bool = False) -> str:
         """The moment in the zone, labelled with it: 2026-11-21 03:30 UTC."""
         there = moment.astimezone(ZoneInfo(zone))

@@ -6,36 +6,36 @@ from starlette.responses import Response
 
 from meterhouse_portal import access_keys, members
 from meterhouse_portal.members import OWNER
-from meterhouse_portal.visit import NotShown, Page, Visit
+from meterhouse_portal.visit import NotShown, Page, Visit, WrongField
 from meterhouse_store import audit
 from meterhouse_store.registry import RegistryError
 
 
-def show_members(visit: Visit, problem: str = "") -> Response:
+def show_members(visit: Visit, wrong: RegistryError | None = None) -> Response:
     """Who may sign in, and as what."""
     mine = visit.account
     found = members.members(mine.engine, mine.namespace, mine.customer_id)
-    return visit.page("members.html", problem=problem, members=found, roles=members.ROLES)
+    return visit.page("members.html", wrong=wrong, members=found, roles=members.ROLES)
 
 
 def change_member(visit: Visit) -> Response:
     """Give somebody a role, or take it away."""
-    mine, role = visit.account, visit.form.get("role", "")
+    mine, email, role = visit.account, visit.form.get("email", ""), visit.form.get("role", "")
     try:
+        address = _address(email)
         members.set_role(
-            mine.engine, mine.namespace, mine.customer_id, visit.form.get("email", ""), role or None,
-            who=visit.visitor.email, now=mine.now,
-        )  # fmt: skip
+            mine.engine, mine.namespace, mine.customer_id, address, role or None, who=visit.visitor.email, now=mine.now
+        )
     except RegistryError as wrong:
-        return show_members(visit, str(wrong))
+        return show_members(visit, wrong)
     return visit.to("/account/members")
 
 
-def show_keys(visit: Visit, problem: str = "", shown: str = "") -> Response:
+def show_keys(visit: Visit, wrong: RegistryError | None = None, shown: str = "") -> Response:
     """Keys for the API of the customer's own figures."""
     mine = visit.account
     found = access_keys.of_customer(mine.engine, mine.namespace, mine.customer_id)
-    return visit.page("keys.html", problem=problem, keys=found, shown=shown)
+    return visit.page("keys.html", wrong=wrong, keys=found, shown=shown)
 
 
 def change_key(visit: Visit) -> Response:
@@ -51,8 +51,15 @@ def change_key(visit: Visit) -> Response:
             mine.engine, mine.namespace, mine.customer_id, form.get("name", ""), who=visit.visitor.email, now=mine.now
         )
     except RegistryError as wrong:
-        return show_keys(visit, str(wrong))
+        return show_keys(visit, WrongField("name", str(wrong)))
     return show_keys(visit, shown=text)
+
+
+def _address(email: str) -> str:
+    try:
+        return members.normalised(email)
+    except RegistryError:
+        raise WrongField("email", "Write the address as name@example.com.") from None
 
 
 PAGES: Final = (

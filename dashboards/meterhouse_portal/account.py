@@ -31,6 +31,7 @@ from meterhouse_rating.world import World
 from meterhouse_reports import documents
 from meterhouse_reports.documents import Document, NoDocument
 from meterhouse_store import registry
+from meterhouse_store.language import Language
 from meterhouse_store.meters import Meter
 from meterhouse_store.tables import invoices, notices, payments, rated_lines, ratings
 
@@ -178,13 +179,13 @@ class Account:
         """What was corrected in closed periods."""
         return report.corrections(self.engine, self.namespace, self.customer_id)
 
-    def document(self, rating: Mapping[str, Any]) -> Document:
+    def document(self, rating: Mapping[str, Any], language: Language) -> Document:
         """The invoice of a rated period, or its usage statement where there is no invoice. Raises NoDocument."""
         span = f"{periods.short(rating['period_start'])}..{periods.short(rating['period_end'])}"
         try:
-            return documents.invoice(self.engine, self.namespace, self.customer_id, span)
+            return documents.invoice(self.engine, self.namespace, self.customer_id, span, language)
         except NoDocument:
-            return documents.statement(self.engine, self.namespace, self.customer_id, span)
+            return documents.statement(self.engine, self.namespace, self.customer_id, span, language)
 
     def prices(self) -> dict[str, Any] | None:
         """The price list of now, as `price_api` has it. Raises NotPriced."""

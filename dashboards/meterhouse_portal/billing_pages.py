@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from meterhouse_portal import questions
 from meterhouse_portal.members import BILLING
-from meterhouse_portal.visit import NotShown, Page, Visit
+from meterhouse_portal.visit import NotShown, Page, Visit, WrongField
 from meterhouse_rating import explain
 from meterhouse_reports import drawing
 from meterhouse_reports.documents import NoDocument
@@ -35,7 +35,7 @@ def pdf(visit: Visit) -> Response:
     if found is None:
         raise NotShown(visit.id)
     try:
-        document = visit.account.document(found[0])
+        document = visit.account.document(found[0], visit.language)
     except NoDocument:
         raise NotShown(visit.id) from None
     name = f"{document.title.lower().replace(' ', '-')}-{found[0]['period_start']:%Y-%m-%d}.pdf"
@@ -43,7 +43,7 @@ def pdf(visit: Visit) -> Response:
     return Response(drawing.draw(document, visit.drawn_by.brand), media_type="application/pdf", headers=headers)
 
 
-def line(visit: Visit, problem: str = "", text: str = "") -> Response:
+def line(visit: Visit, wrong: RegistryError | None = None) -> Response:
     """One line, explained, with what was asked about it."""
     found = visit.account.line(visit.id)
     if found is None:
@@ -51,7 +51,7 @@ def line(visit: Visit, problem: str = "", text: str = "") -> Response:
     mine = visit.account
     asked = questions.of_customer(mine.engine, mine.namespace, mine.customer_id)
     return visit.page(
-        "line.html", problem=problem, line=found, explanation=explain.sentences(found), text=text,
+        "line.html", wrong=wrong, line=found, explanation=explain.sentences(found, visit.language),
         questions=[it for it in asked if it.line_id == found["line_id"]],
     )  # fmt: skip
 
@@ -70,7 +70,7 @@ def ask(visit: Visit) -> Response:
     try:
         questions.ask(mine.engine, mine.namespace, mine.customer_id, found, text, who=visit.visitor.email, now=mine.now)
     except RegistryError as wrong:
-        return line(visit, str(wrong), text)
+        return line(visit, WrongField("question", str(wrong)))
     return visit.to(f"/account/lines/{found['line_id']}#questions")
 
 

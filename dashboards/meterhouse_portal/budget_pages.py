@@ -15,7 +15,7 @@ from starlette.responses import Response
 from meterhouse_billing import budget_round, notice_texts
 from meterhouse_billing.budget_state import State
 from meterhouse_portal.members import BILLING
-from meterhouse_portal.visit import NotShown, Page, Visit
+from meterhouse_portal.visit import NotShown, Page, Visit, WrongField
 from meterhouse_store import budgets
 from meterhouse_store.budgets import MONEY, Budget
 from meterhouse_store.registry import RegistryError
@@ -42,8 +42,8 @@ def change(visit: Visit) -> Response:
         if own is None and any(it.budget.name == OWN for it in mine.budgets().states):
             raise RegistryError("The operator has a budget of that name: ask for another one.")
         if act == "set":
-            thresholds = _thresholds(form.get("thresholds", ""))
             limit, stop = _amount(form.get("amount", "")), form.get("stop") == "yes"
+            thresholds = _thresholds(form.get("thresholds", ""))
             wanted = Budget(mine.customer_id, OWN, MONEY, limit, hard=stop, bill_over=True, thresholds=thresholds)
             budgets.set_budget(mine.engine, mine.namespace, wanted, who=who, why="portal", now=now)
         elif own is None:
@@ -51,7 +51,7 @@ def change(visit: Visit) -> Response:
         else:
             _act(visit, own, act, who, now)
     except RegistryError as wrong:
-        return _page(visit, str(wrong))
+        return _page(visit, wrong)
     budget_round.run(mine.world(), mine.customer_id)
     return visit.to("/account/budgets")
 
@@ -72,6 +72,8 @@ def _act(visit: Visit, own: State, act: str, who: str, now: datetime) -> None:
     engine, namespace = visit.account.engine, visit.account.namespace
     if act == "raise":
         limit = _amount(visit.form.get("amount", ""))
+        if limit <= own.limit:
+            raise WrongField("amount", "The limit of this month is that high already: write a larger amount.")
         budgets.raise_limit(engine, namespace, own.budget, limit, own.period.start, who=who, why="portal", now=now)
     elif act == "acknowledge":
         budgets.acknowledge(engine, namespace, own.budget, own.period.start, who=who, why="portal", now=now)
@@ -81,12 +83,12 @@ def _act(visit: Visit, own: State, act: str, who: str, now: datetime) -> None:
         raise NotShown(act)
 
 
-def _page(visit: Visit, problem: str = "") -> Response:
+def _page(visit: Visit, wrong: RegistryError | None = None) -> Response:
     mine = visit.account
     found = mine.budgets()
     own = _own(found.states)
     return visit.page(
-        "budgets.html", problem=problem, states=found.states, pauses=found.pauses, own=own,
+        "budgets.html", wrong=wrong, states=found.states, pauses=found.pauses, own=own,
         notices=[(it["created_at"], _told(visit, it)) for it in mine.notices()],
     )  # fmt: skip
 
@@ -97,18 +99,18 @@ def _told(visit: Visit, notice: Mapping[str, Any]) -> str:
 
 
 def _amount(text: str) -> Decimal:
-    """The amount as people write it; 1500,50 and 1.500 could be meant in two ways. Raises RegistryError."""
+    """The amount as people write it; 1500,50 and 1.500 could be meant in two ways. Raises WrongField."""
     said = text.strip()
     if not (_PLAIN.fullmatch(said) or _GROUPED.fullmatch(said)):
-        raise RegistryError("Write the amount as 1500, 1500.00 or 1,500.00.")
+        raise WrongField("amount", "Write the amount as 1500, 1500.00 or 1,500.00.")
     amount = Decimal(said.replace(",", ""))
     if not 0 < amount <= MAX_AMOUNT:
-        raise RegistryError("The amount is above 0.")
+        raise WrongField("amount", "The amount is above 0.")
     return amount
 
 
 def _thresholds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
-        raise RegistryError("Write the thresholds in per cent with commas between: 50, 80, 100.")
+        raise WrongField("thresholds", "Write the thresholds in per cent with commas between: 50, 80, 100.")
     return tuple(sorted({int(part) for part in parts})) or budgets.THRESHOLDS

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from math import ceil, log10
 from typing import Final
 
@@ -23,7 +24,7 @@ class Bars:
     columns: Sequence[str]
     series: Sequence[tuple[str, Sequence[Decimal]]]
 
-    @property
+    @cached_property
     def totals(self) -> list[Decimal]:
         """The height of each bar."""
         return [sum((values[at] for _, values in self.series), Decimal(0)) for at in range(len(self.columns))]

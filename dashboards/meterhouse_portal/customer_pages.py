@@ -116,7 +116,7 @@ class CustomerPages:
         try:
             address = members.normalised(email)
         except RegistryError:
-            told = {"problem": "Write the address as name@example.com.", "email": email[:320]}
+            told = {"problem": "Write the address as name@example.com.", "field": "email", "email": email[:320]}
             return self._page(request, "sign_in.html", 422, **told)
         client = request.client.host if request.client else ""
         answer = self._page(request, "sign_in_sent.html", email=address)
@@ -422,7 +422,8 @@ class CustomerPages:
         return self._draw[chosen]
 
     def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        values.setdefault("openid", self._openid.name if self._openid is not None else "")
+        told = {"openid": self._openid.name if self._openid is not None else "", "problem": "", "field": ""}
+        values = told | values
         return HTMLResponse(self._drawn(request).page(template, **values), status)
 
     def _message(

@@ -28,6 +28,8 @@ from meterhouse_store.registry import Customer, RegistryError
 OF: Final = "of-"
 """What the names of the boxes begin with that say which components a discount is off."""
 
+BEFORE_MINIMUM: Final = "before_minimum"
+
 _EVERY: Final = (agreements.addons, agreements.overrides, agreements.discounts, agreements.quantities)
 
 
@@ -61,7 +63,7 @@ def _discount(it: Asked) -> str:
         it.visit.engine, it.visit.namespace, it.customer_id, it.needed("title", "what stands on invoices"),
         percent=it.number("percent"), amount=it.number("amount"),
         components=[name.removeprefix(OF) for name in it.form if name.startswith(OF)],
-        months=None if months is None else int(months), before_minimum=it.text("before_minimum") is not None,
+        months=None if months is None else int(months), before_minimum=it.text(BEFORE_MINIMUM) is not None,
         valid_from=it.began(), valid_until=it.moment("valid_until"), now=it.visit.clock(),
     )  # fmt: skip
     return f"It has the discount {made.name}{_span(made, it.zone)}."
@@ -94,7 +96,7 @@ _SPAN: Final = ("valid_from", "valid_until")
 VERBS: Final[Mapping[str, Verb]] = {
     "add-on": Verb(_add_on, ("addon", "quantity", *_SPAN), always),
     "price": Verb(_price, ("component", "text", *_SPAN), always, longest=MAX_PRICE),
-    "discount": Verb(_discount, ("title", "percent", "amount", "months", "before_minimum", *_SPAN), always, more=OF),
+    "discount": Verb(_discount, ("title", "percent", "amount", "months", BEFORE_MINIMUM, *_SPAN), always, more=OF),
     "quantity": Verb(_quantity, ("counted", "quantity", "valid_from"), always),
     "end": Verb(_end, ("agreement", "at"), always),
 }
@@ -104,7 +106,7 @@ def shown(visit: OperatorVisit, customer: Customer) -> dict[str, Any]:
     """What the customer's page shows of it, the latest first, and what can be chosen in the forms."""
     zone, name = customer.time_zone, customer.customer_id
     agreed = sorted(_agreed(visit, name), key=lambda it: (it.valid_from, it.agreement_id), reverse=True)
-    rows = [(it.agreement_id, *agreeing.words(it), _span(it, zone).strip()) for it in agreed]
+    rows = [(*_words(it), _span(it, zone).strip()) for it in agreed]
     running = [
         (it.agreement_id, " ".join(agreeing.words(it)[:2]))
         for it in agreed
@@ -117,6 +119,12 @@ def shown(visit: OperatorVisit, customer: Customer) -> dict[str, Any]:
     except (NotThere, RegistryError):
         components, addons = [], []
     return {"agreed": rows, "running": running, "components": components, "addons": addons}
+
+
+def _words(record: Any) -> tuple[str, str, str]:
+    """Kind, name and terms; of a price of its own all that is written."""
+    kind, name, terms = agreeing.words(record)
+    return kind, name, record.source.strip() if isinstance(record, agreements.Override) else terms
 
 
 # ---- a price of its own ---------------------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
 """A change that an operator makes of a customer: what was written in its form, and the rules that all of them have."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from meterhouse_portal.operator_visit import OperatorVisit
-from meterhouse_rating.periods import instant
+from meterhouse_portal.stores import Rehearsed
+from meterhouse_portal.visit import WrongField
+from meterhouse_rating.periods import PeriodError, instant
 from meterhouse_store import registry
 from meterhouse_store.numbers import D
-from meterhouse_store.registry import ALWAYS, RegistryError
+from meterhouse_store.registry import ALWAYS
 
 MAX_FIELD: Final = 500
 MAX_PRICE: Final = 10_000
@@ -39,41 +42,44 @@ class Asked:
         return found.time_zone if found is not None else self.text("time_zone") or "UTC"
 
     def moment(self, name: str) -> datetime | None:
-        """A day as the beginning of it in the customer's zone, or an instant. Raises RegistryError."""
+        """A day as the beginning of it in the customer's zone, or an instant. Raises WrongField."""
         said = self.text(name)
         if said is None:
             return None
         try:
             day = date.fromisoformat(said)
         except ValueError:
-            return instant(said)
+            try:
+                return instant(said)
+            except PeriodError as wrong:
+                raise WrongField(name, str(wrong)) from None
         try:
             return datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(self.zone)).astimezone(UTC)
         except (ZoneInfoNotFoundError, ValueError, OSError, OverflowError):
-            raise RegistryError(
-                f"{said} in {self.zone[:64]!r} is no day: write 2026-12-01, and a zone of IANA"
+            raise WrongField(
+                name, f"{said} in {self.zone[:64]!r} is no day: write 2026-12-01, and a zone of IANA"
             ) from None
 
     def began(self) -> datetime:
-        """The day, or instant, from which on it is to hold. Raises RegistryError for nothing."""
+        """The day, or instant, from which on it is to hold. Raises WrongField for nothing."""
         found = self.moment("valid_from")
         if found is None:
-            raise RegistryError("Say from which day on.")
+            raise WrongField("valid_from", "Say from which day on.")
         return found
 
     def number(self, name: str) -> Decimal | None:
-        """A number that was written there; None for nothing. Raises RegistryError."""
+        """A number that was written there; None for nothing. Raises WrongField."""
         said = self.text(name)
         try:
             return None if said is None else D(said)
         except ValueError:
-            raise RegistryError(f"{said!r} is no number. Write digits and a point, such as 12.5.") from None
+            raise WrongField(name, f"{said!r} is no number. Write digits and a point, such as 12.5.") from None
 
     def needed(self, name: str, what: str) -> str:
-        """What was written there. Raises RegistryError for nothing."""
+        """What was written there. Raises WrongField for nothing."""
         said = self.text(name)
         if said is None:
-            raise RegistryError(f"Say {what}.")
+            raise WrongField(name, f"Say {what}.")
         return said
 
 
@@ -91,13 +97,22 @@ class Verb:
     longest: int = MAX_FIELD
 
     def told(self, form: Mapping[str, str]) -> dict[str, str]:
-        """What was written in its fields. Raises RegistryError for more than is taken."""
+        """What was written in its fields. Raises WrongField for more than is taken."""
         names = [*self.fields, *(it for it in sorted(form) if self.more is not None and it.startswith(self.more))]
         said = {name: form[name].strip() for name in names if form.get(name, "").strip()}
         for name, text in said.items():
             if len(text) > self.longest:
-                raise RegistryError(f"{name.replace('_', ' ').capitalize()} has at most {self.longest:,} characters.")
+                raise WrongField(
+                    name, f"{name.replace('_', ' ').capitalize()} has at most {self.longest:,} characters."
+                )
         return said
+
+
+def rehearse(verb: Verb, asked: Asked) -> None:
+    """See whether the change could be made now, and make none. Raises what the change would be refused by."""
+    visit = replace(asked.visit, stores=asked.visit.stores.rehearsing())
+    with suppress(Rehearsed):
+        verb.make(replace(asked, visit=visit))
 
 
 def always(_form: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from meterhouse_billing import budget_round, drivers
 from meterhouse_billing.gateway import BillingError
 from meterhouse_portal import operator_agreements
-from meterhouse_portal.operator_change import Asked, Verb, always, since
+from meterhouse_portal.operator_change import Asked, Verb, always, rehearse, since
 from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
 from meterhouse_portal.stores import NoWarehouse
 from meterhouse_portal.visit import NotShown
@@ -158,21 +158,21 @@ VERBS: Final[Mapping[str, Verb]] = {
 # ---- pages ----------------------------------------------------------------------------------------------------------
 
 
-def show_customers(visit: OperatorVisit, problem: str = "", said: str = "") -> Response:
+def show_customers(visit: OperatorVisit, refusal: Exception | None = None, said: str = "") -> Response:
     """The customers, those that a word is in, and changes that wait."""
     wanted = visit.request.query_params.get("q", "").strip().casefold()[:256]
     every = registry.customers(visit.engine, visit.namespace)
     found = [it for it in every if wanted in f"{it.customer_id} {it.name} {it.email or ''}".casefold()]
     on = _plans(visit)
     return visit.page(
-        "operator_customers.html", problem=problem, said=said, q=wanted, customers=found[:ROWS], total=len(found),
+        "operator_customers.html", refusal=refusal, said=said, q=wanted, customers=found[:ROWS], total=len(found),
         plan_of={it.customer_id: on.get(it.customer_id, "") for it in found[:ROWS]}, offered=_offered(visit),
         waiting=operator_changes.latest(visit.engine, visit.namespace, ROWS, waiting=True), form=visit.form,
         words=words,
     )  # fmt: skip
 
 
-def show_customer(visit: OperatorVisit, problem: str = "", said: str = "", key: str = "") -> Response:
+def show_customer(visit: OperatorVisit, refusal: Exception | None = None, said: str = "", key: str = "") -> Response:
     """One customer with all that can be changed of it."""
     name = visit.form.get("customer") or visit.request.query_params.get("id", "")
     found = registry.customer(visit.engine, visit.namespace, name)
@@ -181,7 +181,7 @@ def show_customer(visit: OperatorVisit, problem: str = "", said: str = "", key: 
     engine, namespace = visit.engine, visit.namespace
     contracts = registry.contracts(engine, namespace, name)
     return visit.page(
-        "operator_customer.html", problem=problem, said=said, key=key, customer=found, contracts=contracts[::-1],
+        "operator_customer.html", refusal=refusal, said=said, key=key, customer=found, contracts=contracts[::-1],
         ended=ENDED, always=ALWAYS, offered=_offered(visit), agents=_agents(visit, name),
         driver=drivers.driver_at(drivers.drivers(engine, namespace), name, visit.clock()),
         drivers=drivers.DRIVERS, keys=_keys_of(visit, name), pauses=budgets.pauses(engine, namespace, name),
@@ -207,12 +207,13 @@ def change(visit: OperatorVisit) -> Response:
         form = _told(visit, verb, name)
         asked = Asked(visit, name, form, visit.visitor.email, why)
         if verb.pays(form) and publishing.two_persons(visit.engine, visit.namespace):
+            rehearse(verb, asked)
             operator_changes.keep(visit.engine, visit.namespace, name, act, form, **kept)
             return show(visit, said="It waits for another operator, who finds it under Customers.")
         with audit.acting(asked.who):
             said = verb.make(asked)
     except REFUSED as wrong:
-        return show(visit, str(wrong))
+        return show(visit, wrong)
     if act == "key":
         operator_changes.keep(visit.engine, visit.namespace, name, act, form, outcome="made", **kept)
         return show_customer(visit, key=said)
@@ -235,7 +236,7 @@ def decide(visit: OperatorVisit) -> Response:
             with audit.acting(found.who):
                 outcome = VERBS[found.what].make(Asked(visit, found.customer_id, found.form, found.who, found.why))
     except REFUSED as wrong:
-        return show_customers(visit, str(wrong))
+        return show_customers(visit, wrong)
     operator_changes.decide(visit.engine, found, outcome, who=who, why=why, now=visit.clock())
     return RedirectResponse("/operator/customers", 303)
 
@@ -251,9 +252,16 @@ PAGES: Final = (
 
 def words(change: operator_changes.Change) -> str:
     """A change in words: `plan: plan pro, valid from 2026-12-01`."""
-    # A price that is written out stands below, line by line.
-    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in change.form.items() if name != "text")
-    return f"{change.what}: {told}" if told else change.what
+    told = []
+    for name, value in change.form.items():
+        if name == operator_agreements.BEFORE_MINIMUM:
+            told.append(name.replace("_", " the "))
+        elif not name.startswith(operator_agreements.OF) and name != "text":  # which stands below, line by line
+            told.append(f"{name.replace('_', ' ')} {value}")
+    parts = [it.removeprefix(operator_agreements.OF) for it in change.form if it.startswith(operator_agreements.OF)]
+    if parts:
+        told.append(f"off {' and '.join(parts)} only")
+    return f"{change.what}: {', '.join(told)}" if told else change.what
 
 
 def _told(visit: OperatorVisit, verb: Verb, customer_id: str) -> dict[str, str]:

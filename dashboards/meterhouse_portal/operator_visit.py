@@ -15,7 +15,7 @@ from meterhouse_billing.world import World
 from meterhouse_portal.members import Visitor
 from meterhouse_portal.rendering import Rendering
 from meterhouse_portal.stores import Stores
-from meterhouse_portal.visit import Refused
+from meterhouse_portal.visit import Refused, field_of
 from meterhouse_rating.publishing import Person
 from meterhouse_store import meters, registry
 from meterhouse_store.settings import Settings
@@ -73,10 +73,15 @@ class OperatorVisit:
             raise Refused("Say why, in at most 400 characters: it is kept with the decision.")
         return said
 
-    def page(self, template: str, *, problem: str = "", **values: Any) -> HTMLResponse:
-        """The template, filled."""
+    def page(
+        self, template: str, *, problem: str = "", refusal: Exception | None = None, **values: Any
+    ) -> HTMLResponse:
+        """The template, filled; with a problem, or with why the form that was sent is refused, and what it has."""
+        problem = problem or ("" if refusal is None else str(refusal))
         told = {"visitor": self.visitor, "path": self.request.url.path, "zone": "UTC", "problem": problem}
-        return HTMLResponse(self.drawn_by.page(template, **told, **values), 422 if problem else 200)
+        told |= {"field": field_of(refusal), "refused": "" if refusal is None else self.form.get("act", "")}
+        typed = {} if refusal is None else self.form
+        return HTMLResponse(self.drawn_by.page(template, typed=typed, **told, **values), 422 if problem else 200)
 
 
 Handler = Callable[[OperatorVisit], Response]

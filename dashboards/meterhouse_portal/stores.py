@@ -1,5 +1,6 @@
 """The portal's way to the SQL database and the warehouse: opened when first needed, and again when they were lost."""
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from typing import Final
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from meterhouse_store import registry, sql, warehouse
@@ -22,6 +23,10 @@ UNREADABLE = (SQLAlchemyError, OSError, sql.SchemaMismatch, registry.RegistryErr
 
 class NoWarehouse(RuntimeError):
     """The warehouse does not answer; the text is for the log."""
+
+
+class Rehearsed(Exception):
+    """All that could be refused was looked at: the change could be made. None was."""
 
 
 class Stores:
@@ -39,6 +44,13 @@ class Stores:
             if self._engine is None:
                 self._engine = sql.open_engine(self._settings)
             return self._engine
+
+    def rehearsing(self) -> "Stores":
+        """The same, but for this: the first transaction that would be kept is taken back, and raises Rehearsed."""
+        made = copy.copy(self)
+        made._engine = self.engine().execution_options()  # has listeners of its own
+        event.listen(made._engine, "commit", _take_back)
+        return made
 
     @contextmanager
     def warehouse(self) -> Iterator[Client]:
@@ -65,3 +77,7 @@ class Stores:
             client, self._client = self._client, None
         if client is not None:
             client.close()
+
+
+def _take_back(_connection: Connection) -> None:
+    raise Rehearsed

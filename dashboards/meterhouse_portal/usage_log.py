@@ -58,14 +58,6 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the log of a period can be narrowed to, by filter, and how many events are in it."""
-
-    values: Mapping[str, Sequence[str]]
-    events: int
-
-
-@dataclass(frozen=True)
 class Log:
     """A page of the usage log, latest first; `next` continues it, None at its end."""
 
@@ -90,17 +82,15 @@ _CHOICES: Final = {name: By((FILTERS[name],), some=True) for name in ("meter", "
 _MOST_CHOICES: Final = 100
 
 
-def with_choices(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None) -> tuple[Choices, Log]:
-    """A page of the usage log, and what it can be narrowed to. Raises ValueError."""
+def with_choices(
+    mine: Account, period: Period, wanted: Mapping[str, str], after: str | None
+) -> tuple[Mapping[str, Sequence[str]], Log]:
+    """What the log of a period can be narrowed to, by filter, and a page of it. Raises ValueError."""
     place, priced = _place(after), pricing(mine, period)
     told, rows = together(lambda: priced.ask(*_CHOICES.values()), lambda: _latest(mine, period, wanted, place, priced))
     assert told is not None, "choices were asked for"
     values = {name: {str(it.values[0]) for it in told.by(by, period)} - {""} for name, by in _CHOICES.items()}
-    found = Choices(
-        {name: sorted(them)[:_MOST_CHOICES] for name, them in values.items()},
-        sum(it.events for it in told.by(_CHOICES["status"], period)),
-    )
-    return found, _log(rows, priced.prices(told))
+    return {name: sorted(them)[:_MOST_CHOICES] for name, them in values.items()}, _log(rows, priced.prices(told))
 
 
 def page(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None) -> Log:

@@ -49,7 +49,7 @@ def usage(visit: Visit) -> Response:
         raise Refused(f"{str(wrong).capitalize()}: go back to the first page.") from None
     kept = {**wanted, **({"period": query["period"]} if "period" in query else {})}
     return visit.page(
-        "usage.html", period=period, wanted=wanted, log=log, choices=choices.values, kept=kept,
+        "usage.html", period=period, wanted=wanted, log=log, choices=choices, kept=kept,
         meanings=shares.MEANINGS,
         query=urlencode(kept), following=None if log.next is None else urlencode({**kept, "after": log.next}),
     )  # fmt: skip

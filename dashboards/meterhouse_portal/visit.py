@@ -14,6 +14,7 @@ from meterhouse_portal.embed_pages import PREFIX
 from meterhouse_portal.members import Visitor
 from meterhouse_portal.rendering import Rendering
 from meterhouse_store.language import Language
+from meterhouse_store.registry import RegistryError
 
 _ID: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -24,6 +25,19 @@ class NotShown(LookupError):
 
 class Refused(ValueError):
     """What the visitor sent cannot be taken; the text says what to do."""
+
+
+class WrongField(RegistryError):
+    """What was typed into one field of a form cannot be taken; the text says what to do."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
+
+
+def field_of(wrong: Exception | None) -> str:
+    """The field that a refusal is about; empty where it is about none."""
+    return wrong.field if isinstance(wrong, WrongField) else ""
 
 
 @dataclass(frozen=True)
@@ -63,10 +77,14 @@ class Visit:
             raise Refused(f"This page does not know the parameter {unknown[0][:20]!r}.")
         return {name: value for name, value in self.request.query_params.items() if value}
 
-    def page(self, template: str, *, problem: str = "", **values: Any) -> HTMLResponse:
-        """The template, filled; with a problem that the form on it has, the answer says that it was not taken."""
-        customer = self.account.customer()
-        text = self.drawn_by.page(template, visit=self, customer=customer, problem=problem, **values)
+    def page(self, template: str, *, wrong: Exception | None = None, **values: Any) -> HTMLResponse:
+        """The template, filled. Where something in its form is `wrong`, the answer says so: beside the field, if it is
+        about one, and with all that was typed.
+        """
+        customer, problem = self.account.customer(), "" if wrong is None else str(wrong)
+        told = {"problem": problem, "field": field_of(wrong)}
+        typed = {} if wrong is None else self.form
+        text = self.drawn_by.page(template, visit=self, customer=customer, typed=typed, **told, **values)
         return HTMLResponse(text, 422 if problem else 200)
 
     def to(self, path: str) -> Response:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from meterhouse_reports.documents import Document
+    from meterhouse_store.language import Language
 
 Whom = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")]
 Period = Annotated[str, typer.Option(help="A month in the customer's time zone (2026-10), or START..END.")]
@@ -22,7 +23,7 @@ Out = Annotated[Path, typer.Option(help="The PDF to write.")]
 def invoice(customer: Whom, period: Period, out: Out, data: Data = None) -> None:
     """The invoice of a closed period as a PDF, with where each amount comes from.
 
-    It says what the ledger says, or is refused. Made again it is the same, byte by byte.
+    It says what the ledger says, or is refused. In the brand's language. Made again it is the same, byte by byte.
     """
     from meterhouse_reports import documents
 
@@ -40,7 +41,11 @@ def statement(customer: Whom, period: Period, out: Out, data: Data = None) -> No
 
 
 def _write(
-    read: "Callable[[Engine, str, str, str], Document]", customer: str, period: str, out: Path, data: Path | None
+    read: "Callable[[Engine, str, str, str, Language], Document]",
+    customer: str,
+    period: str,
+    out: Path,
+    data: Path | None,
 ) -> None:
     from pydantic import ValidationError
 
@@ -48,13 +53,14 @@ def _write(
     from meterhouse_reports.documents import NoDocument
     from meterhouse_reports.drawing import draw, undrawable
     from meterhouse_store.brand import Brand
+    from meterhouse_store.language import Language
     from meterhouse_store.sql import open_engine
 
     settings = existing(data)
     with explained():
         try:
             brand = Brand()
-            document = read(open_engine(settings), settings.namespace, customer, period)
+            document = read(open_engine(settings), settings.namespace, customer, period, Language(brand.language))
             content = draw(document, brand)
             out.write_bytes(content)
         except ValidationError as refused:

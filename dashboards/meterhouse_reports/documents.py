@@ -1,7 +1,7 @@
 """What an invoice or a usage statement says: its lines with where each amount comes from, from the SQL database.
 
-A document is a pure function of what is stored: made again it is the same. It is refused where it would say another
-amount than the ledger. `meterhouse_reports.drawing` makes a PDF of it.
+A document is a pure function of what is stored and of a language: made again it is the same. It is refused where it
+would say another amount than the ledger. `meterhouse_reports.drawing` makes a PDF of it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,19 +15,22 @@ from sqlalchemy import Connection, Engine, func, select
 
 from meterhouse_rating import periods
 from meterhouse_rating.explain import sentences
-from meterhouse_rating.layout import money, number, unit
+from meterhouse_rating.layout import unit
 from meterhouse_rating.ledger import RECEIVABLE
+from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period
 from meterhouse_rating.report import SHORT_ID
 from meterhouse_rating.results import Row
 from meterhouse_rating.settled import CLOSED
 from meterhouse_store import registry, tables
+from meterhouse_store.language import ENGLISH, Language
 from meterhouse_store.numbers import D
 
+_ENGLISH: Final = Language(ENGLISH)
 WENT_OUT: Final = frozenset({"finalised", "paid", "failed"})
 """States of an invoice that a customer has."""
 
-_KINDS: Final = {
+KINDS: Final = {
     "usage": "Usage",
     "flat": "Fees",
     "minimum": "Minimum commitment",
@@ -37,16 +40,12 @@ _KINDS: Final = {
     "credit_restored": "Credits given back",
     "credit_applied": "Credits applied",
 }
-_FREE: Final = {
+FREE: Final = {
     "unbilled_meter": "free of charge",
     "unbilled_status": "failed or ended early: free of charge",
     "unbilled_task": "of a task that failed: free of charge",
     "unbilled_trial": "within the trial",
 }
-_MONTHS: Final = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
 
 
 class NoDocument(LookupError):
@@ -70,6 +69,7 @@ class Document:
 
     `stamp` says what the document is not, such as `Draft: not issued`. `facts` are labels and values; `sums` the
     amounts by kind of line, which add up to the total; `free` is usage that is not charged: what, how much and why.
+    All of it is in the `language`, but for names and what a price book says.
     """
 
     title: str
@@ -84,9 +84,10 @@ class Document:
     total_minor: int
     free: tuple[tuple[str, str, str], ...]
     notes: tuple[str, ...]
+    language: Language = _ENGLISH
 
 
-def invoice(engine: Engine, namespace: str, customer_id: str, period: str) -> Document:
+def invoice(engine: Engine, namespace: str, customer_id: str, period: str, language: Language = _ENGLISH) -> Document:
     """The invoice for a closed period, as it was issued: later payments do not change it. Raises NoDocument."""
     customer, rating, lines = _found(engine, namespace, customer_id, period)
     of = Period(rating["period_start"], rating["period_end"])
@@ -104,17 +105,18 @@ def invoice(engine: Engine, namespace: str, customer_id: str, period: str) -> Do
     zone = customer.time_zone
     went_out = row["state"] in WENT_OUT
     number_of = row["number"] or row["invoice_id"]
-    facts = [("Invoice number", number_of)] if went_out or row["number"] else []
+    say = language.say
+    facts = [(say("Invoice number"), number_of)] if went_out or row["number"] else []
     if row["finalised_at"] is not None:
-        facts.append(("Date of issue", _day(row["finalised_at"], zone)))
-    stamp = "" if went_out else "Void: not to be paid" if row["state"] == "void" else "Draft: not issued"
-    return _document("Invoice", number_of, stamp, customer, rating, lines, facts, [], [], tax)
+        facts.append((say("Date of issue"), _day(row["finalised_at"], zone, language)))
+    stamp = "" if went_out else say("Void: not to be paid") if row["state"] == "void" else say("Draft: not issued")
+    return _document(language, say("Invoice"), number_of, stamp, customer, rating, lines, facts, [], [], tax)
 
 
-def statement(engine: Engine, namespace: str, customer_id: str, period: str) -> Document:
+def statement(engine: Engine, namespace: str, customer_id: str, period: str, language: Language = _ENGLISH) -> Document:
     """What a period, open or closed, comes to by what is rated; with usage that is not charged. Raises NoDocument."""
     customer, rating, lines = _found(engine, namespace, customer_id, period)
-    zone, closed = customer.time_zone, rating["state"] == CLOSED
+    zone, closed, say = customer.time_zone, rating["state"] == CLOSED, language.say
     unrated = tables.unrated_usage
     query = select(unrated).where(
         unrated.c.namespace == namespace,
@@ -124,16 +126,16 @@ def statement(engine: Engine, namespace: str, customer_id: str, period: str) -> 
     )
     notes = []
     with engine.connect() as connection:
-        free = _free(connection.execute(query.order_by(unrated.c.meter, unrated.c.unrated_id)).mappings())
+        rows = connection.execute(query.order_by(unrated.c.meter, unrated.c.unrated_id)).mappings()
+        free = _free(rows, language)
         stated = tables.rating_statements
         wanted = select(stated.c.verdict).where(stated.c.rating_id == rating["rating_id"])
         if verdict := connection.execute(wanted).scalar_one_or_none():
-            notes.append(f"When the period was closed: {verdict}")
-    state = "closed" if closed else "open: amounts can still change"
-    facts = [("State", state), ("Usage received up to", _moment(rating["as_of"], zone))]
-    return _document(
-        "Usage statement", rating["rating_id"][:SHORT_ID], "Not an invoice", customer, rating, lines, facts, free, notes
-    )
+            notes.append(say("When the period was closed: %(verdict)s", verdict=verdict))
+    state = say("closed") if closed else say("open: amounts can still change")
+    facts = [(say("State"), state), (say("Usage received up to"), _moment(rating["as_of"], zone, language))]
+    title, reference, stamp = say("Usage statement"), rating["rating_id"][:SHORT_ID], say("Not an invoice")
+    return _document(language, title, reference, stamp, customer, rating, lines, facts, free, notes)
 
 
 def _found(engine: Engine, namespace: str, customer_id: str, text: str) -> tuple[registry.Customer, Row, list[Row]]:
@@ -212,6 +214,7 @@ def _tax(connection: Connection, stripe_invoice_id: str | None) -> tuple[int, in
 
 
 def _document(
+    language: Language,
     title: str,
     reference: str,
     stamp: str,
@@ -223,32 +226,35 @@ def _document(
     notes: list[str],
     tax: tuple[int, int] = (0, 0),
 ) -> Document:
-    (added, contained), currency = tax, rating["currency"]
+    (added, contained), currency, say = tax, rating["currency"], language.say
     total = rating["total_minor"] + added
     zone, start, end = customer.time_zone, rating["period_start"], rating["period_end"]
     told = [
         *facts,
-        ("Period", _span(start, end, zone)),
-        ("Time zone", _zone(start, end, zone)),
-        ("Currency", rating["currency"]),
-        ("Plan", rating["plan"]),
-        ("Total", f"{money(total, currency)} {currency}"),
+        (say("Period"), _span(start, end, zone, language)),
+        (say("Time zone"), _zone(start, end, zone, language)),
+        (say("Currency"), rating["currency"]),
+        (say("Plan"), rating["plan"]),
+        (say("Total"), f"{_money(total, currency, language)} {currency}"),
     ]
     sums: dict[str, int] = {}
-    for line in sorted(lines, key=lambda line: list(_KINDS).index(line["kind"]) if line["kind"] in _KINDS else 99):
-        label = _KINDS.get(str(line["kind"]), str(line["kind"]))
+    for line in sorted(lines, key=lambda line: list(KINDS).index(line["kind"]) if line["kind"] in KINDS else 99):
+        label = say(KINDS.get(str(line["kind"]), str(line["kind"])))
         sums[label] = sums.get(label, 0) + line["amount_minor"]
     if added:
-        sums["Tax"] = added
+        sums[say("Tax")] = added
     if contained:
-        notes = [*notes, f"{money(contained, currency)} {currency} of the total is tax."]
+        shown_tax = f"{_money(contained, currency, language)} {currency}"
+        notes = [*notes, say("%(money)s of the total is tax.", money=shown_tax)]
     if total < 0:
-        notes = [*notes, "The total is in the customer's favour."]
-    notes = [
-        *notes,
-        f"Each line is rounded once, as it says; the total is the sum of the lines{' and the tax' if added else ''}.",
-        f"Rating {rating['rating_id']}, price book version {rating['book_version']}.",
-    ]
+        notes = [*notes, say("The total is in the customer's favour.")]
+    how = say("Each line is rounded once, as it says; the total is the sum of the lines.")
+    if added:
+        how = say("Each line is rounded once, as it says; the total is the sum of the lines and the tax.")
+    made_of = say(
+        "Rating %(name)s, price book version %(version)s.", name=rating["rating_id"], version=rating["book_version"]
+    )
+    notes = [*notes, how, made_of]
     return Document(
         title=title,
         reference=reference,
@@ -257,81 +263,93 @@ def _document(
         customer_name=customer.name,
         facts=tuple(told),
         currency=rating["currency"],
-        items=tuple(_item(line) for line in lines),
+        items=tuple(_item(line, language) for line in lines),
         sums=tuple(sums.items()),
         total_minor=total,
         free=tuple(free),
         notes=tuple(notes),
+        language=language,
     )
 
 
-def _item(line: Row) -> Item:
-    quantity = f"{number(line['quantity'])} {unit(line['unit'].strip('{}'), line['quantity'])}" if line["unit"] else ""
-    own = {"*": "without a price of its own"}
+def _item(line: Row, language: Language) -> Item:
+    quantity, say = "", language.say
+    if line["unit"]:
+        name = line["unit"].strip("{}")
+        # What a price book calls a unit is English, or has no other number that is known.
+        quantity = unit(name, line["quantity"]) if language.code == ENGLISH else name
+        quantity = f"{language.number(line['quantity'])} {quantity}"
+    own = {"*": say("without a price of its own")}
     dimensions = ", ".join(f"{name} {own.get(value, value)}" for name, value in line["dimensions"].items())
     named = line["kind"] == "usage" and dimensions
-    details = [f"Only {dimensions}."] if named else []
+    details = [say("Only %(names)s.", names=dimensions)] if named else []
     return Item(
         line["description"],
         quantity,
-        _price(line["explanation"], line["currency"]),
+        _price(line["explanation"], line["currency"], language),
         line["amount_minor"],
-        (*details, *sentences(line), f"Line {line['line_id']}."),
+        (*details, *sentences(line, language), say("Line %(name)s.", name=line["line_id"])),
     )
 
 
-def _price(explanation: Mapping[str, Any], currency: str) -> str:
+def _price(explanation: Mapping[str, Any], currency: str, language: Language) -> str:
     """The price, where all of the line has one: tiers and shares stand in the sentences."""
     priced = [step for step in explanation["steps"] if "price" in step and "per" in step]
     if len(priced) != 1 or len(explanation["steps"]) != 1:
         return ""
     of = explanation.get("conversion", {}).get("currency", currency)
     per = D(priced[0]["per"])
-    return f"{number(D(priced[0]['price']))} {of}" + ("" if per == 1 else f" per {number(per)}")
+    price = f"{language.number(D(priced[0]['price']))} {of}"
+    return price if per == 1 else language.say("%(price)s per %(per)s", price=price, per=language.number(per))
 
 
-def _free(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+def _free(rows: Iterable[Row], language: Language) -> list[tuple[str, str, str]]:
     sums: dict[tuple[str, str], Decimal] = {}
     for row in rows:
-        key = (row["meter"], _FREE.get(row["reason"], "has no price yet"))
+        key = (row["meter"], language.say(FREE.get(row["reason"], "has no price yet")))
         sums[key] = sums.get(key, Decimal(0)) + row["quantity"]
-    return [(meter, number(quantity), why) for (meter, why), quantity in sums.items()]
+    return [(meter, language.number(quantity), why) for (meter, why), quantity in sums.items()]
+
+
+def _money(amount_minor: int, currency: str, language: Language) -> str:
+    """123456 of USD is `1,234.56`."""
+    exact = Decimal(show(amount_minor, currency))
+    return language.fixed(exact, len(show(amount_minor, currency).partition(".")[2]))
 
 
 def _local(moment: datetime, zone: str) -> datetime:
     return moment.astimezone(ZoneInfo(zone))
 
 
-def _written(day: datetime) -> str:
-    return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
+def _day(moment: datetime, zone: str, language: Language) -> str:
+    """1 November 2026, in German 1. November 2026."""
+    return language.long_day(moment, zone)
 
 
-def _day(moment: datetime, zone: str) -> str:
-    return _written(_local(moment, zone))
+def _moment(moment: datetime, zone: str, language: Language) -> str:
+    return f"{_day(moment, zone, language)}, {_local(moment, zone):%H:%M:%S}"
 
 
-def _moment(moment: datetime, zone: str) -> str:
-    local = _local(moment, zone)
-    return f"{_written(local)}, {local:%H:%M:%S}"
-
-
-def _span(start: datetime, end: datetime, zone: str) -> str:
+def _span(start: datetime, end: datetime, zone: str, language: Language) -> str:
     """Whole days with the last one included; else both moments, of which the latter is not."""
     first, after = _local(start, zone), _local(end, zone)
     if not any((it.hour, it.minute, it.second, it.microsecond) != (0, 0, 0, 0) for it in (first, after)):
         last = after - timedelta(days=1)
-        return f"{_written(first)} to {_written(last)}" if last > first else _written(first)
-    return f"{_moment(start, zone)} until before {_moment(end, zone)}"
+        days = _day(start, zone, language), _day(last, zone, language)
+        return language.say("%(start)s to %(end)s", start=days[0], end=days[1]) if last > first else days[0]
+    moments = {"start": _moment(start, zone, language), "end": _moment(end, zone, language)}
+    return language.say("%(start)s until before %(end)s", **moments)
 
 
-def _zone(start: datetime, end: datetime, zone: str) -> str:
+def _zone(start: datetime, end: datetime, zone: str, language: Language) -> str:
     offsets = [f"UTC{_local(it, zone):%z}" for it in (start, end)]
     shown = [f"{it[:6]}:{it[6:]}" for it in offsets]
-    return (
-        f"{zone} ({shown[0]})" if shown[0] == shown[1] else f"{zone} ({shown[0]}, from the change of clocks {shown[1]})"
-    )
+    if shown[0] == shown[1]:
+        return f"{zone} ({shown[0]})"
+    told = {"zone": zone, "first": shown[0], "then": shown[1]}
+    return language.say("%(zone)s (%(first)s, from the change of clocks %(then)s)", **told)
 
 
 def shown(amount_minor: int, document: Document) -> str:
     """An amount of the document with the digits of its currency: `1,234.56`."""
-    return money(amount_minor, document.currency)
+    return _money(amount_minor, document.currency, document.language)

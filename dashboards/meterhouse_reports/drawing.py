@@ -1,4 +1,4 @@
-"""Draws a document as a PDF on A4: the same document, brand and fonts give the same bytes.
+"""Draws a document as a PDF on A4, in its language: the same document, brand and fonts give the same bytes.
 
 The pages are laid out first and then drawn, so that each can say of how many it is one. Whatever is written is wrapped
 to its column before; nothing is drawn outside of the margins.
@@ -57,10 +57,12 @@ def draw(document: Document, brand: Brand) -> bytes:
     """The PDF. Raises ValueError for a logo or font that cannot be used (FontRefused), OSError for a missing one."""
     layout = _Layout(document, brand, Typeface(brand.font))
     layout.head()
-    layout.table(_ITEMS, ("Description", "Quantity", "Price", f"Amount ({document.currency})"), layout.items)
+    say = document.language.say
+    amount = say("Amount (%(currency)s)", currency=document.currency)
+    layout.table(_ITEMS, (say("Description"), say("Quantity"), say("Price"), amount), layout.items)
     layout.sums()
     if document.free:
-        layout.table(_FREE, ("Not charged", "Quantity", "Why"), layout.free)
+        layout.table(_FREE, (say("Not charged"), say("Quantity"), say("Why")), layout.free)
     layout.notes()
     return layout.drawn()
 
@@ -101,7 +103,7 @@ class _Layout:
             self._write(Column(310, RIGHT, True), document.stamp, 10, bold=True)
         self.y = min(left, self.y) - 20
         top = self.y
-        self._write(Column(MARGIN, 300), "Customer", 8, _SOFT)
+        self._write(Column(MARGIN, 300), document.language.say("Customer"), 8, _SOFT)
         self._write(Column(MARGIN, 250), document.customer_name, 11, bold=True)
         if document.customer_name != document.customer_id:
             self._write(Column(MARGIN, 250), document.customer_id, 8, _SOFT)
@@ -135,7 +137,8 @@ class _Layout:
                 self._row([(column, text, 9, _INK, False) for column, text in cells], 3)
         self._rule(_SUMS[0].start, RIGHT, self.brand.colour, 1.2)
         self.y -= 4
-        cells = zip(_SUMS, (f"Total in {document.currency}", shown(document.total_minor, document)), strict=True)
+        label = document.language.say("Total in %(currency)s", currency=document.currency)
+        cells = zip(_SUMS, (label, shown(document.total_minor, document)), strict=True)
         self._row([(column, text, 12, _INK, True) for column, text in cells], 3)
         self.y -= 16
 
@@ -269,7 +272,7 @@ class _Layout:
     def drawn(self) -> bytes:
         """All pages with their feet, as PDF."""
         document, file = self.document, io.BytesIO()
-        canvas = Canvas(file, pagesize=(WIDTH, HEIGHT), invariant=1, pageCompression=1, lang="en")
+        canvas = Canvas(file, pagesize=(WIDTH, HEIGHT), invariant=1, pageCompression=1, lang=document.language.tag)
         canvas.setTitle(f"{document.title} {document.reference}")
         canvas.setAuthor(self.brand.name)
         canvas.setSubject(document.customer_id)
@@ -277,7 +280,7 @@ class _Layout:
         stamp = f", {document.stamp}" if document.stamp else ""
         foot = self._cut(f"{self.brand.name}: {document.title} {document.reference}{stamp}", 400, 7.5)
         for number, operations in enumerate(self.pages, 1):
-            count = f"Page {number} of {len(self.pages)}"
+            count = document.language.say("Page %(number)s of %(pages)s", number=number, pages=len(self.pages))
             last = [
                 self._words(Column(MARGIN, 450), _FOOT, foot, 7.5, _SOFT),
                 self._words(Column(455, RIGHT, True), _FOOT, count, 7.5, _SOFT),

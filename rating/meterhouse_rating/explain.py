@@ -1,4 +1,7 @@
-"""A rated line's explanation in sentences: where its price stands, the arithmetic, the rounding, the credits."""
+"""A rated line's explanation in sentences: where its price stands, the arithmetic, the rounding, the credits.
+
+In the language of whoever reads it; names, and the texts of a price book, are as they are written.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -6,6 +9,7 @@ from typing import Any, Final
 from meterhouse_rating.layout import money, number, unit
 from meterhouse_rating.periods import Period
 from meterhouse_rating.results import Row
+from meterhouse_store.language import ENGLISH, Language
 from meterhouse_store.numbers import D
 
 
@@ -22,149 +26,282 @@ def as_text(line: Row) -> str:
     return "\n".join([*text, *(f"  {sentence}" for sentence in sentences(line))])
 
 
-def sentences(line: Row) -> list[str]:
+def sentences(line: Row, language: Language | None = None) -> list[str]:
     """What the amount of a row of `rated_lines` comes from: price, arithmetic, credits, discounts, tax, rounding."""
     explanation, currency = line["explanation"], line["currency"]
+    to = language or _ENGLISH
     text = []
     if price := explanation.get("price"):
-        text.append(
-            f"Priced by {price['component']} of the plan {price['plan']}: price book {price['book']}, "
-            f"version {price['version']}, line {price['line']}"
-            + (f" of the customer's own price {price['override'][:12]}." if "override" in price else ".")
-        )
-    text += [
-        f"{number(D(part))} of it {'is' if D(part) == 1 else 'are'} {meter}."
-        for meter, part in explanation.get("meters", {}).items()
-    ]
+        place = {"part": price["component"], "plan": price["plan"], "book": price["book"]}
+        place |= {"version": price["version"], "line": price["line"]}
+        if "override" in price:
+            told = to.say(
+                "Priced by %(part)s of the plan %(plan)s: price book %(book)s, version %(version)s, "
+                "line %(line)s of the customer's own price %(own)s.",
+                **place,
+                own=price["override"][:12],
+            )
+        else:
+            told = to.say(
+                "Priced by %(part)s of the plan %(plan)s: price book %(book)s, version %(version)s, line %(line)s.",
+                **place,
+            )
+        text.append(told)
+    for meter, part in explanation.get("meters", {}).items():
+        of_it = {"number": to.number(D(part)), "meter": meter}
+        if D(part) == 1:
+            text.append(to.say("%(number)s of it is %(meter)s.", **of_it))
+        else:
+            text.append(to.say("%(number)s of it are %(meter)s.", **of_it))
     if "balance_before" in explanation:
-        text.append(f"Credits before: {number(D(explanation['balance_before']))} {currency}.")
+        text.append(to.say("Credits before: %(money)s.", money=_money(explanation["balance_before"], currency, to)))
     conversion = explanation.get("conversion")
     priced_in = currency if conversion is None else conversion["currency"]
-    text += [said(step, priced_in) for step in explanation["steps"]]
+    text += [said(step, priced_in, to) for step in explanation["steps"]]
     if conversion is not None:
-        rate = f"{conversion['rate']} {currency} (line {conversion['line']}, from {conversion['valid_from'][:10]} on)"
-        text.append(f"{number(D(conversion['amount']))} {priced_in} at {rate}.")
+        rate = {"rate": f"{_written(conversion['rate'], to)} {currency}", "line": conversion["line"]}
+        rate |= {"money": _money(conversion["amount"], priced_in, to), "day": conversion["valid_from"][:10]}
+        text.append(to.say("%(money)s at %(rate)s (line %(line)s, from %(day)s on).", **rate))
     if "balance_after" in explanation:
-        text.append(f"Credits left: {number(D(explanation['balance_after']))} {currency}.")
+        text.append(to.say("Credits left: %(money)s.", money=_money(explanation["balance_after"], currency, to)))
     if "credits" in explanation:
-        text.append(f"Grants credits of {number(D(explanation['credits']))} {currency}.")
+        text.append(to.say("Grants credits of %(money)s.", money=_money(explanation["credits"], currency, to)))
     if "discount" in explanation:
-        why = f"agreement {explanation['discount'][:12]}"
+        why = to.say("agreement %(name)s", name=explanation["discount"][:12])
         if budget := explanation.get("budget"):
-            why = f"the cap of the budget {budget} (`meterhouse budgets show CUSTOMER`)"
-        text.append(f"Taken off {explanation['order']}, by {why}.")
+            why = to.say("the cap of the budget %(name)s (`meterhouse budgets show CUSTOMER`)", name=budget)
+        text.append(to.say("Taken off %(order)s, by %(why)s.", order=to.translated(explanation["order"]), why=why))
     if tax := explanation.get("tax"):
-        text.append(f"Tax: {tax['behaviour'] or 'unspecified'}, code {tax['code'] or 'none'}.")
+        behaviour, code = to.translated(tax["behaviour"] or "unspecified"), tax["code"] or to.translated("none")
+        text.append(to.say("Tax: %(behaviour)s, code %(code)s.", behaviour=behaviour, code=code))
     if "amount_exact" in explanation:
-        exact = number(D(explanation["amount_exact"]))
-        # A top-up needs no rounding.
-        how = f", rounded {_rounding(explanation['rounding'])}: " if "rounding" in explanation else ": "
+        sums = {
+            "exact": _money(explanation["amount_exact"], currency, to),
+            "amount": _written(explanation["amount"], to),
+        }
         if "corrects" in explanation:
-            how = ", of two amounts that were rounded by themselves: "
-        text.append(f"Exactly {exact} {currency}{how}{explanation['amount']}.")
+            whole = to.say("Exactly %(exact)s, of two amounts that were rounded by themselves: %(amount)s.", **sums)
+        elif "rounding" in explanation:
+            rounding = _rounding(explanation["rounding"], to)
+            whole = to.say("Exactly %(exact)s, rounded %(rounding)s: %(amount)s.", **sums, rounding=rounding)
+        else:  # a top-up needs no rounding
+            whole = to.say("Exactly %(exact)s: %(amount)s.", **sums)
+        text.append(whole)
     return text
 
 
-def _rounding(told: str) -> str:
-    """`half_even to 0.01 USD` is half to even, to 0.01 USD."""
-    mode, _, rest = told.partition(" ")
-    return f"{'half to even' if mode == 'half_even' else mode.replace('_', ' ')}, {rest}"
-
-
-def said(step: Mapping[str, Any], currency: str) -> str:
+def said(step: Mapping[str, Any], currency: str, language: Language | None = None) -> str:
     """One step in words: the first of its keys that says what kind of step it is."""
     for key, say in _SAYINGS.items():
         if key in step:
-            return say(step, currency)
-    return _units(step, currency)
+            return say(step, currency, language or _ENGLISH)
+    return _units(step, currency, language or _ENGLISH)
 
 
-def _amount(step: Mapping[str, Any], currency: str) -> str:
-    return f"{number(D(step['amount']))} {currency}"
+_ENGLISH: Final = Language(ENGLISH)
 
 
-def _units(step: Mapping[str, Any], currency: str) -> str:
-    quantity = number(D(step["quantity"]))
-    per = "" if step["per"] == "1" else f" per {number(D(step['per']))}"
-    line = f" (line {step['book_line']})" if "book_line" in step else ""
-    cost = f"Costs {number(D(step['cost']))} {currency}: " if "cost" in step else ""
-    return f"{cost}{quantity} at {step['price']} {currency}{per}{_tier(step)}: {_amount(step, currency)}{line}."
+def _written(amount: str, to: Language) -> str:
+    """A number with the digits that it is written with, in another language with its signs."""
+    return amount if to.tag == ENGLISH else to.fixed(D(amount), len(amount.partition(".")[2]))
 
 
-def _tier(step: Mapping[str, Any]) -> str:
+def _money(amount: str, currency: str, to: Language) -> str:
+    return f"{to.number(D(amount))} {currency}"
+
+
+def _amount(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    return _money(step["amount"], currency, to)
+
+
+def _line(step: Mapping[str, Any], to: Language, key: str = "book_line") -> str:
+    """` (line 12)`, where the step says it."""
+    return " " + to.say("(line %(line)s)", line=step[key]) if key in step else ""
+
+
+def _rounding(told: str, to: Language) -> str:
+    """`half_even to 0.01 USD` is half to even, to 0.01 USD."""
+    mode, _, rest = told.partition(" ")
+    digits, _, currency = rest.removeprefix("to ").partition(" ")
+    how = to.translated("half to even" if mode == "half_even" else mode.replace("_", " "))
+    return to.say("%(how)s, to %(step)s", how=how, step=f"{_written(digits, to)} {currency}")
+
+
+def _units(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    told = {
+        "quantity": to.number(D(step["quantity"])),
+        "price": _priced(step, currency, to),
+        "tier": _tier(step, to),
+        "amount": _amount(step, currency, to),
+        "line": _line(step, to),
+    }
+    if "cost" in step:
+        cost = _money(step["cost"], currency, to)
+        return to.say("Costs %(cost)s: %(quantity)s at %(price)s%(tier)s: %(amount)s%(line)s.", cost=cost, **told)
+    return to.say("%(quantity)s at %(price)s%(tier)s: %(amount)s%(line)s.", **told)
+
+
+def _priced(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    """`2.00 EUR per 1,000`"""
+    price = f"{_written(step['price'], to)} {currency}"
+    return price if step["per"] == "1" else to.say("%(price)s per %(per)s", price=price, per=to.number(D(step["per"])))
+
+
+def _tier(step: Mapping[str, Any], to: Language) -> str:
     lower, dots, upper = str(step.get("tier", "")).partition("..")
     if not dots:
         return ""
-    beyond = f"beyond {number(D(lower))}"
-    return f", {beyond}" if not upper else f", {beyond} up to {number(D(upper))}"
+    edges = {"lower": to.number(D(lower))}
+    if not upper:
+        return ", " + to.say("beyond %(lower)s", **edges)
+    return ", " + to.say("beyond %(lower)s up to %(upper)s", **edges, upper=to.number(D(upper)))
 
 
-def _share(step: Mapping[str, Any], currency: str) -> str:
+def _part(share: str, to: Language) -> str:
+    """`15/30 days`"""
+    fraction, _, unit_of_time = share.partition(" ")
+    return f"{fraction} {to.translated(unit_of_time)}"
+
+
+def _share(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    share, amount = step["share"], _amount(step, currency, to)
     if "minimum" in step:
-        return f"{_amount(step, currency)} of the minimum of {step['minimum']} {currency}, for {step['share']}."
-    what = f"{number(D(step['quantity']))} at {step['price']} {currency}"
-    return f"{what} from {step['from']} to {step['to']}, {step['share']}: {_amount(step, currency)}."
+        minimum = f"{_written(step['minimum'], to)} {currency}"
+        return to.say(
+            "%(amount)s of the minimum of %(minimum)s, for %(share)s.",
+            amount=amount,
+            minimum=minimum,
+            share=_part(share, to),
+        )
+    return to.say(
+        "%(quantity)s at %(price)s from %(start)s to %(end)s, %(share)s: %(amount)s.",
+        quantity=to.number(D(step["quantity"])), price=f"{_written(step['price'], to)} {currency}", start=step["from"],
+        end=step["to"], share=_part(share, to), amount=amount,
+    )  # fmt: skip
 
 
-def _packages(step: Mapping[str, Any], currency: str) -> str:
-    packages = f"{number(D(step['packages']))} packages of {number(D(step['size']))} at {step['price']} {currency}"
-    return f"{number(D(step['quantity']))} in {packages}: {_amount(step, currency)} (line {step['book_line']})."
+def _packages(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    return to.say(
+        "%(quantity)s in %(packages)s packages of %(size)s at %(price)s: %(amount)s%(line)s.",
+        quantity=to.number(D(step["quantity"])), packages=to.number(D(step["packages"])),
+        size=to.number(D(step["size"])), price=f"{_written(step['price'], to)} {currency}",
+        amount=_amount(step, currency, to), line=_line(step, to),
+    )  # fmt: skip
 
 
-def _formula(step: Mapping[str, Any], currency: str) -> str:
-    inputs = ", ".join(f"{name} {number(D(value))}" for name, value in step["inputs"].items())
-    return f"{step['formula']} with {inputs}: {_amount(step, currency)}."
+def _formula(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    inputs = ", ".join(f"{name} {to.number(D(value))}" for name, value in step["inputs"].items())
+    amount = _amount(step, currency, to)
+    return to.say("%(formula)s with %(inputs)s: %(amount)s.", formula=step["formula"], inputs=inputs, amount=amount)
 
 
-def _no_quantity(step: Mapping[str, Any], _currency: str) -> str:
-    name = step["no_quantity"]
-    return f"No quantity of {name} is recorded: `meterhouse contracts quantity CUSTOMER {name} NUMBER`."
+def _no_quantity(step: Mapping[str, Any], _currency: str, to: Language) -> str:
+    return to.say(
+        "No quantity of %(name)s is recorded: `meterhouse contracts quantity CUSTOMER %(name)s NUMBER`.",
+        name=step["no_quantity"],
+    )
 
 
-def _off(step: Mapping[str, Any], currency: str) -> str:
-    percent = f"{step['percent']} % of {step['money']} {currency}: " if "percent" in step else ""
-    return f"Off {step['off']}: {percent}{_amount(step, currency)}."
+def _off(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    told = {"name": step["off"], "amount": _amount(step, currency, to)}
+    if "percent" not in step:
+        return to.say("Off %(name)s: %(amount)s.", **told)
+    of = {"percent": _written(step["percent"], to), "money": f"{_written(step['money'], to)} {currency}"}
+    return to.say("Off %(name)s: %(percent)s %% of %(money)s: %(amount)s.", **told, **of)
 
 
-def _included(step: Mapping[str, Any], currency: str) -> str:
-    return f"{number(D(step['quantity']))} are within the included {number(D(step['included']))}: 0 {currency}."
+def _included(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    return to.say(
+        "%(quantity)s are within the included %(included)s: 0 %(currency)s.",
+        quantity=to.number(D(step["quantity"])), included=to.number(D(step["included"])), currency=currency,
+    )  # fmt: skip
 
 
-def _asked(step: Mapping[str, Any], currency: str) -> str:
-    per = "" if step["per"] == "1" else f" per {number(D(step['per']))}"
-    what = f"The provider asks {number(D(step['quantity']))} at {step['price']} {step.get('currency', currency)}{per}"
-    if "rate" in step:
-        money = f"{number(D(step['cost']))} {step['currency']}"
-        what += f": {money} at {step['rate']} {currency} (line {step['rate_line']})"
-    return f"{what}: {_amount(step, currency)} ({step['asked_by']})."
+def _asked(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    told = {
+        "quantity": to.number(D(step["quantity"])),
+        "price": _priced(step, step.get("currency", currency), to),
+        "amount": _amount(step, currency, to),
+        "source": step["asked_by"],
+    }
+    if "rate" not in step:
+        return to.say("The provider asks %(quantity)s at %(price)s: %(amount)s (%(source)s).", **told)
+    rate, money = f"{_written(step['rate'], to)} {currency}", _money(step["cost"], step["currency"], to)
+    return to.say(
+        "The provider asks %(quantity)s at %(price)s: %(money)s at %(rate)s%(line)s: %(amount)s (%(source)s).",
+        **told,
+        money=money,
+        rate=rate,
+        line=_line(step, to, "rate_line"),
+    )
 
 
-_SAYINGS: Final[dict[str, Callable[[Mapping[str, Any], str], str]]] = {
+def _minimum(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    return to.say("The minimum is %(amount)s.", amount=_amount(step, currency, to))
+
+
+def _earlier(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    told = {"quantity": to.number(D(step["earlier_this_month"])), "amount": _amount(step, currency, to)}
+    return to.say("Less what %(quantity)s came to earlier this month: %(amount)s.", **told)
+
+
+def _already(step: Mapping[str, Any], _currency: str, to: Language) -> str:
+    quantity = to.number(D(step["already_rated_this_month"]))
+    return to.say("%(quantity)s were rated earlier this month.", quantity=quantity)
+
+
+def _percent(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    told = {"percent": _written(step["percent"], to), "money": _money(step["money"], currency, to)}
+    return to.say("%(percent)s %% of %(money)s: %(amount)s.", **told, amount=_amount(step, currency, to))
+
+
+def _fixed(step: Mapping[str, Any], currency: str, to: Language) -> str:
+    told = {"times": step["times"], "fixed": f"{_written(step['fixed'], to)} {currency}"}
+    return to.say("%(times)s times %(fixed)s: %(amount)s.", **told, amount=_amount(step, currency, to))
+
+
+_SAYINGS: Final[dict[str, Callable[[Mapping[str, Any], str, Language], str]]] = {
     "asked_by": _asked,
-    "comes_to": lambda it, money: f"{it['comes_to']} comes to {_amount(it, money)} by what is known now.",
-    "billed_so_far": lambda it, money: f"Less what was billed of it so far: {_amount(it, money)}.",
-    "restored": lambda it, money: f"Grant {it['restored'][:12]} gets {_amount(it, money)} back.",
-    "pays": lambda it, money: f"Pays {it['amount']} {money} of {it['pays']}.",
-    "already_rated_this_month": lambda it, _: (
-        f"{number(D(it['already_rated_this_month']))} were rated earlier this month."
+    "comes_to": lambda it, money, to: to.say(
+        "%(name)s comes to %(amount)s by what is known now.", name=it["comes_to"], amount=_amount(it, money, to)
     ),
-    "earlier_this_month": lambda it, money: (
-        f"Less what {number(D(it['earlier_this_month']))} came to earlier this month: {_amount(it, money)}."
+    "billed_so_far": lambda it, money, to: to.say(
+        "Less what was billed of it so far: %(amount)s.", amount=_amount(it, money, to)
     ),
-    "billed_before": lambda it, money: f"Less what was billed before for {it['billed_before']}: {_amount(it, money)}.",
+    "restored": lambda it, money, to: to.say(
+        "Grant %(name)s gets %(amount)s back.", name=it["restored"][:12], amount=_amount(it, money, to)
+    ),
+    "pays": lambda it, money, to: to.say(
+        "Pays %(amount)s of %(line)s.", amount=f"{_written(it['amount'], to)} {money}", line=it["pays"]
+    ),
+    "already_rated_this_month": _already,
+    "earlier_this_month": _earlier,
+    "billed_before": lambda it, money, to: to.say(
+        "Less what was billed before for %(name)s: %(amount)s.", name=it["billed_before"], amount=_amount(it, money, to)
+    ),
     "no_quantity": _no_quantity,
     "included": _included,
-    "fee": lambda it, money: f"The fee of the tier{_tier(it)}: {_amount(it, money)} (line {it['book_line']}).",
+    "fee": lambda it, money, to: to.say(
+        "The fee of the tier%(tier)s: %(amount)s%(line)s.",
+        tier=_tier(it, to), amount=_amount(it, money, to), line=_line(it, to),
+    ),
     "packages": _packages,
     "share": _share,
-    "minimum": lambda it, money: f"The minimum is {_amount(it, money)}.",
-    "spent": lambda it, money: f"The other components come to {number(D(it['spent']))} {money}.",
+    "minimum": _minimum,
+    "spent": lambda it, money, to: to.say(
+        "The other components come to %(money)s.", money=_money(it["spent"], money, to)
+    ),
     "formula": _formula,
     "off": _off,
-    "percent": lambda it, money: f"{it['percent']} % of {number(D(it['money']))} {money}: {_amount(it, money)}.",
-    "fixed": lambda it, money: f"{it['times']} times {it['fixed']} {money}: {_amount(it, money)}.",
-    "at_least": lambda it, money: f"At least {it['at_least']} {money}: {_amount(it, money)} more.",
-    "at_most": lambda it, money: f"At most {it['at_most']} {money}: {_amount(it, money)}.",
+    "percent": _percent,
+    "fixed": _fixed,
+    "at_least": lambda it, money, to: to.say(
+        "At least %(least)s: %(amount)s more.",
+        least=f"{_written(it['at_least'], to)} {money}", amount=_amount(it, money, to),
+    ),
+    "at_most": lambda it, money, to: to.say(
+        "At most %(most)s: %(amount)s.", most=f"{_written(it['at_most'], to)} {money}", amount=_amount(it, money, to)
+    ),
     "per": _units,
-}
-"""Key of a step -> what it says, in a currency; the first key that a step has decides."""
+}  # fmt: skip
+"""Key of a step -> what it says, in a currency and a language; the first key that a step has decides."""

@@ -1,4 +1,4 @@
-"""What the portal and notices say to customers, taken out of templates and code."""
+"""What the portal, documents and notices say to customers, taken out of templates and code."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from jinja2.ext import babel_extract
 import meterhouse_portal
 from meterhouse_billing import notice_texts
 from meterhouse_portal import members, rendering
-from meterhouse_rating import shares
+from meterhouse_rating import explain, shares
+from meterhouse_reports import documents, drawing
 
 HERE = Path(meterhouse_portal.__file__).parent
-NOTICES = Path(notice_texts.__file__)
+ELSEWHERE = [Path(it.__file__) for it in (notice_texts, explain, documents, drawing)]
 TEMPLATES = HERE / "templates"
 MODULES = (
     "customer_pages",
@@ -22,7 +23,7 @@ MODULES = (
     "access_keys",
     "top_up_pages",
 )
-KEYWORDS = {"say": (1,), "_message": (3, 4), "RegistryError": (1,), "Refused": (1,)}
+KEYWORDS = {"say": (1,), "_message": (3, 4), "RegistryError": (1,), "Refused": (1,), "WrongField": (2,)}
 
 NOT_TRANSLATED = {it.name for it in TEMPLATES.iterdir() if it.name.startswith("operator")}
 """Pages that are in English only: the operators'."""
@@ -37,6 +38,9 @@ CHOSEN = (
     "bought", "promotional",
     "Choose one of the amounts.", "That was often: try again in an hour.",
     "Payments cannot be reached now: try again in a minute. Nothing was charged.",
+    *documents.KINDS.values(), *documents.FREE.values(), "has no price yet",
+    "before the minimum commitment", "after the minimum commitment", "unspecified", "inclusive", "exclusive", "none",
+    "half to even", "half up", "up", "down", "days", "seconds", "months",  # in explanations
 )  # fmt: skip
 """What is said by a value of the data, or put together where it is not seen."""
 
@@ -51,7 +55,7 @@ def in_templates():
 
 def in_code():
     """Each message with its module."""
-    for path in (*(HERE / f"{name}.py" for name in MODULES), NOTICES):
+    for path in (*(HERE / f"{name}.py" for name in MODULES), *ELSEWHERE):
         with path.open("rb") as file:
             for _, message, _, _ in extract("python", file, keywords=KEYWORDS):
                 for one in (message,) if isinstance(message, str) else message:

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import hashlib
+import html
 import io
 import json
 import re
@@ -29,6 +30,50 @@ from meterhouse_store import budgets, registry, tables
 def world(warehouse_address, tmp_path_factory):
     with portal_world(warehouse_address, tmp_path_factory.mktemp("portal") / "data") as made:
         yield made
+
+
+def field_in(page, name, kind="input"):
+    """The tag of a form's field, and what stands right behind it."""
+    found = re.search(
+        rf'<{kind} id="[^>]*\bname="{name}"[^>]*>(.*?)(?=<label|<button|<p class="buttons"|</form>)', page, re.DOTALL
+    )
+    return found.group(0).partition(">")[0], text_of(found.group(1))
+
+
+@pytest.mark.parametrize(
+    ("page", "sent", "wrong", "kind", "told"),
+    [
+        ("/account/budgets", {"act": "set", "amount": "1.500,00", "thresholds": "60, 90", "stop": "no"}, "amount",
+         "input",
+         "Write the amount as 1500"),
+        ("/account/budgets", {"act": "set", "amount": "77", "thresholds": "half", "stop": "no"}, "thresholds", "input",
+         "Write the thresholds in per cent"),
+        ("/account/members", {"email": "ann at acme", "role": "billing"}, "email", "input", "Write the address as"),
+        ("/account/keys", {"name": "k" * 129}, "name", "input", "Give the key a name of at most 128 characters"),
+        ("line", {"question": "why? " * 401}, "question", "textarea", "in at most 2,000 characters"),
+        ("/sign-in", {"email": "ann <at> acme"}, "email", "input", "Write the address as"),
+    ],
+)  # fmt: skip
+def test_a_refused_form_keeps_what_was_typed_and_says_why_beside_the_field(world, page, sent, wrong, kind, told):
+    with visiting(world, "olga@acme.example") as browser:
+        if page == "line":
+            invoice = re.search(
+                r'href="(/account/invoices/[0-9a-f]{64})"', browser.get("/account/invoices").text
+            ).group(1)
+            page = re.search(r'href="(/account/lines/[0-9a-f]{64})"', browser.get(invoice).text).group(1)
+        token = form_token(browser.get("/account").text)
+        answer = browser.post(page, data=sent | {"form": token})
+        untouched = browser.get(page).text
+    assert answer.status_code == 422
+    tag, behind = field_in(answer.text, wrong, kind)
+    assert 'aria-invalid="true"' in tag and f'aria-describedby="wrong-{wrong}"' in tag
+    assert told in behind and f'id="wrong-{wrong}"' in answer.text and answer.text.count('role="alert"') == 1
+    assert "aria-invalid" not in untouched
+    for name, value in sent.items():
+        if name in ("stop", "role"):
+            assert f'<option value="{value}" selected>' in answer.text
+        elif name != "act":
+            assert html.escape(value) in answer.text, name
 
 
 # ---- signing in -----------------------------------------------------------------------------------------------------

@@ -58,7 +58,9 @@ def test_no_page_has_text_that_was_not_given_to_the_catalogue():
     left = {}
     for name in sorted(names - portal_messages.NOT_TRANSLATED):
         page = (portal_messages.TEMPLATES / name).read_text(encoding="utf-8")
-        page = re.sub(r"\{% trans .*?endtrans %\}|\{%.*?%\}|\{\{.*?\}\}|<style.*?</style>", "", page, flags=re.DOTALL)
+        page = re.sub(
+            r"\{#.*?#\}|\{% trans .*?endtrans %\}|\{%.*?%\}|\{\{.*?\}\}|<style.*?</style>", "", page, flags=re.DOTALL
+        )
         said = re.findall(r'(?:aria-label|placeholder|title|alt)="([^"]+)"', page)
         text = " ".join([re.sub(r"<[^>]*>", " ", page), *said])
         words = set(re.findall(r"[A-Za-z]{2,}", text)) - SAME_IN_ALL

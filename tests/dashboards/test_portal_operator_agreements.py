@@ -1,16 +1,18 @@
 """Operators give customers add-ons, prices of their own, discounts and quantities in forms, by the commands' rules."""
 
+import html
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 from portal_samples import BOOK, NOW, form_token, portal_world, text_of, visiting
+from sqlalchemy import select
 
 from meterhouse_portal import members
 from meterhouse_rating import outlook, publishing
 from meterhouse_rating.publishing import Person
-from meterhouse_store import agreements, audit_book
+from meterhouse_store import agreements, audit_book, registry, tables
 
 ANNA, BEN = "anna@operator.example", "ben@operator.example"
 WITH_ADD_ON = (
@@ -103,6 +105,36 @@ def test_a_discount_is_a_coupon_off_what_was_chosen_and_prices_the_month_under_w
     assert "discount Launch coupon 10 % of input, 2 months from 2026-11-01" in shown
 
 
+def test_a_refused_form_is_open_with_all_that_was_typed_and_the_reason_beside_its_field(world, anna):
+    typed = {"title": "Launch & <co>", "percent": "ten", "months": "3", "valid_from": "2026-12-24", "of__tools": "yes"}
+    page = sent(anna, "discount", why="order 8", before_minimum="yes", **typed).text
+    form = page.partition("Give it a discount")[2].partition("</form>")[0]
+    assert page.count("<details open>") == 1 and "<details open><summary>Give it a discount" in page
+    for value in ("Launch &amp; &lt;co&gt;", "ten", "3", "2026-12-24", "order 8"):
+        assert f'value="{value}"' in form
+    assert re.findall(r'name="([\w-]+)" value="yes" checked', form) == ["of-tools", "before_minimum"]
+    percent = form.partition('id="percent"')[2]
+    assert 'aria-describedby="wrong-discount-percent"' in percent.partition(">")[0]
+    assert "'ten' is no number" in html.unescape(text_of(percent.partition("<label")[0]))
+    assert page.count('role="alert"') == 1
+    # What is about no single field stands above; the other forms have what they had.
+    both = sent(anna, "discount", why="x", **typed | {"percent": "5", "amount": "5"}).text
+    assert "give one of the two" in text_of(both).partition("Contracts")[0]
+    assert 'id="since" name="valid_from" type="date" value="2026-12-01"' in both
+
+
+def test_the_list_has_every_line_of_an_own_price_and_changes_are_said_in_words(world, anna):
+    assert sent(anna, "price", component="input", text=HALF, valid_from="2026-12-01").status_code == 200
+    sent(anna, "discount", title="Coupon", percent="5", valid_from="2026-12-01", of__input="yes", of__tools="yes")
+    sent(anna, "discount", title="Promise", amount="9", valid_from="2026-12-01", before_minimum="yes")
+    page = anna.get("/operator/customer?id=acme").text
+    assert f"<code>{HALF.strip()}</code>" in page
+    shown = text_of(page)
+    assert "discount: title Coupon, percent 5, valid from 2026-12-01, off input and tools only" in shown
+    assert "discount: title Promise, amount 9, before the minimum, valid from 2026-12-01" in shown
+    assert "of-" not in shown.partition("What was changed here")[2]
+
+
 def test_add_ons_and_quantities_are_added_and_ended_and_the_audit_log_has_who(world, anna):
     at, _ = world
     assert "no add-on gold" in text_of(sent(anna, "add-on", addon="gold", valid_from="2026-12-01").text)
@@ -147,3 +179,109 @@ def test_where_prices_take_two_persons_an_own_price_waits_and_is_read_by_the_oth
         assert ben.post("/operator/changes", data=theirs).status_code == 303
     (own,) = agreements.overrides(at.engine, "live", "acme")
     assert own.source == HALF and agreements.discounts(at.engine, "live") == []
+
+
+@pytest.mark.parametrize(
+    ("act", "fields", "told"),
+    [
+        ("discount", {"title": "C", "percent": "10", "of__gone": "yes"}, "has no component gone"),
+        ("discount", {"title": "C", "percent": "10", "amount": "5"}, "give one of the two"),
+        ("discount", {"title": "C", "percent": "ten"}, "is no number"),
+        ("add-on", {"addon": "gold", "quantity": "1"}, "has no add-on gold"),
+        ("quantity", {"counted": "seats", "quantity": "-1"}, ""),
+        ("price", {"component": "input", "text": "model: none"}, ""),
+        ("plan", {"plan": "gone"}, "gone"),
+        ("driver", {"driver": "meters", "valid_from": "2026-12-02"}, "within a month"),
+    ],
+)
+def test_where_two_persons_decide_a_change_is_checked_when_it_is_proposed(world, anna, act, fields, told):
+    at, _ = world
+    publishing.ask_for_two(at.engine, "live", by=Person("carol", "root"), why="rule", now=NOW)
+    before = len(audit_book.entries(at.engine, "live", limit=50))
+    refused = sent(anna, act, **{"valid_from": "2026-12-01"} | fields)
+    assert refused.status_code == 422 and told in text_of(refused.text)
+    assert "Changes that wait" not in anna.get("/operator/customers").text
+    assert len(audit_book.entries(at.engine, "live", limit=50)) == before
+
+
+AGREED = (
+    "customers", "contracts", "contract_ends", "customer_addons", "price_overrides", "customer_discounts",
+    "customer_quantities", "billing_drivers",
+)  # fmt: skip
+
+
+def recorded(engine):
+    """All that is agreed with customers, as it is stored."""
+    with engine.connect() as connection:
+        found = [tables.metadata.tables[name] for name in AGREED]
+        return {it.name: connection.execute(select(it).order_by(*it.primary_key.columns)).all() for it in found}
+
+
+def test_where_two_persons_decide_all_that_a_customer_pays_waits_for_the_second(world, anna):
+    at, _ = world
+    sent(anna, "discount", title="Old", percent="1", valid_from="2026-12-01")
+    sent(anna, "plan", plan="pay", valid_from="2027-02-01")
+    sent(anna, "add", customer="hooli", currency="EUR")
+    (running,) = agreements.discounts(at.engine, "live", "acme")
+    later = registry.contracts(at.engine, "live", "acme")[-1].valid_from
+    publishing.ask_for_two(at.engine, "live", by=Person("carol", "root"), why="rule", now=NOW)
+    before, audited = recorded(at.engine), len(audit_book.entries(at.engine, "live", limit=99))
+    proposed = [
+        ("discount", {"title": "Coupon", "percent": "10"}),
+        ("add-on", {"addon": "support", "quantity": "2"}),
+        ("quantity", {"counted": "seats", "quantity": "12"}),
+        ("price", {"component": "input", "text": HALF}),
+        ("end", {"agreement": running.agreement_id, "at": "2027-01-01"}),
+        ("plan", {"plan": "pay", "valid_from": "2027-01-01"}),
+        ("withdraw", {"valid_from": later.isoformat()}),
+        ("cancel", {"at": "2027-03-01"}),
+        ("driver", {"driver": "meters"}),
+        ("add", {"customer": "initech", "plan": "pay", "currency": "EUR"}),
+        ("edit", {"customer": "hooli", "currency": "USD"}),
+    ]
+    for act, fields in proposed:
+        answer = sent(anna, act, **{"valid_from": "2026-12-01"} | fields)
+        assert "It waits for another operator" in text_of(answer.text), (act, text_of(answer.text))
+        assert recorded(at.engine) == before, act
+    assert len(audit_book.entries(at.engine, "live", limit=99)) == audited
+    page = anna.get("/operator/customers").text
+    assert page.count('name="change"') == len(proposed)
+    # Not by who asked for it; rejected, nothing of it is made; approved, it is what was asked for.
+    changes = dict(re.findall(r"<p>([a-z-]+): [^<]*</p>.*?name=\"change\" value=\"([0-9a-f]{64})\"", page, re.DOTALL))
+    mine = {"form": form_token(page), "act": "approve", "why": "me too"}
+    for name in changes.values():
+        assert anna.post("/operator/changes", data=mine | {"change": name}).status_code == 422
+    assert recorded(at.engine) == before
+    with visiting(world, BEN) as ben:
+        theirs = mine | {"form": form_token(ben.get("/operator/customers").text), "why": "looked at"}
+        rejected = ben.post("/operator/changes", data=theirs | {"act": "reject", "change": changes["driver"]})
+        assert rejected.status_code == 303 and recorded(at.engine) == before
+        crafted = theirs | {"change": changes["discount"], "percent": "90", "customer": "globex", "title": "Gift"}
+        assert ben.post("/operator/changes", data=crafted).status_code == 303
+    (_, made) = sorted(agreements.discounts(at.engine, "live"), key=lambda it: it.name == "Coupon")
+    assert (made.customer_id, made.name, made.percent) == ("acme", "Coupon", Decimal(10))
+    (logged,) = [
+        it for it in audit_book.entries(at.engine, "live", limit=9) if "Coupon" in f"{it.subject} {it.details}"
+    ]
+    assert logged.who == ANNA  # who asked for it; who approved it stands beside the change
+    assert f"{ANNA}, {BEN}" in text_of(anna.get("/operator/customer?id=acme").text)
+
+
+def test_nothing_of_another_customer_is_listed_ended_or_compared_with(world, anna):
+    at, _ = world
+    for name, text in (("acme", HALF), ("globex", HALF.replace("1.00", "7.77"))):
+        assert (
+            sent(anna, "price", customer=name, component="input", text=text, valid_from="2026-12-01").status_code == 200
+        )
+    theirs = next(it for it in agreements.overrides(at.engine, "live", "globex"))
+    assert "7.77" not in anna.get("/operator/customer?id=acme").text
+    assert sent(anna, "end", agreement=theirs.agreement_id, at="2027-01-01").status_code == 422
+    assert agreements.overrides(at.engine, "live", "globex") == [theirs]
+    # What acme has in December, not what globex has, and not the price book's of now.
+    with visiting(world, ANNA, now=datetime(2026, 12, 5, tzinfo=UTC)) as later:
+        begun = later.get("/operator/price?customer=acme&component=input").text
+        assert "price: 1.00" in begun and "7.77" not in begun
+        sent(later, "price", component="input", text=HALF.replace("1.00", "3.00"), valid_from="2027-01-01")
+    with visiting(world, ANNA, now=datetime(2027, 1, 5, tzinfo=UTC)) as later:
+        shown = later.get("/operator/price?customer=acme&component=input").text
+        assert "price: 3.00" in shown.partition("<textarea")[2].partition("</textarea>")[0]

@@ -1,5 +1,6 @@
 """Invoices and statements as PDFs: what stands on the paper, worked out by hand, and that it stays on the paper."""
 
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -17,6 +18,7 @@ from meterhouse_reports.documents import Document, Item, NoDocument
 from meterhouse_reports.right_to_left import visual
 from meterhouse_store import agreements, registry
 from meterhouse_store.brand import Brand
+from meterhouse_store.language import Language
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import invoice_taxes, invoices, ledger_entries, ledger_transactions, rated_lines, ratings
 
@@ -148,6 +150,41 @@ def test_an_invoice_says_where_each_amount_of_a_month_comes_from(house):
         assert said in text, said
     assert "Draft" not in text and "llm.requests" not in text
     assert document.total_minor == sum(amount for _, amount in document.sums) == 5693 == ledger_total(house, "acme")
+
+
+def test_an_invoice_in_german_says_the_same_amounts_with_german_words_and_signs(house):
+    german = Language("de")
+    document = documents.invoice(house.world.engine, "test", "acme", "2026-10", german)
+    content = drawing.draw(document, Brand())
+    text = text_of(content)
+    for said in (
+        "Rechnung",
+        "Rechnungsnummer A-0007 Ausgestellt am 3. November 2026 Zeitraum 1. Oktober 2026 bis 31. Oktober 2026",
+        "Zeitzone America/New_York (UTC-04:00) Währung USD Tarif pro Summe 56,93 USD",
+        "Beschreibung Menge Preis Betrag (USD)",
+        "Base fee 1 month 20 USD 20,00",
+        "input 30.500 token 40,50",
+        "10.000 zu 2 USD je 1.000, über 0 bis 10.000: 20 USD",
+        "20.500 zu 1 USD je 1.000, über 10.000: 20,5 USD",
+        "output (gpt-5) 1.234 token 8 USD je 1.000 9,87 Nur model gpt-5.",
+        "Genau 9,872 USD, gerundet mit Hälften zur geraden Ziffer, auf 0,01 USD: 9,87.",
+        "Launch partner -7,44",
+        "Guthaben davor: 10 USD. Zahlt 10,00 USD von input. Guthaben danach: 0 USD.",
+        "Gebühren 20,00 Rabatte -7,44 Verrechnetes Guthaben -10,00 Gesamtsumme in USD 56,93",
+        "Seite 1 von 2",
+    ):
+        assert said in text, (said, text)
+    english = drawing.draw(documents.invoice(house.world.engine, "test", "acme", "2026-10"), Brand())
+    assert document.total_minor == 5693
+    # What is left of English are names: of components, units, models, and commands.
+    words = set(re.findall(r"[A-Za-z]{3,}", text_of(english))) & set(re.findall(r"[A-Za-z]{3,}", text))
+    assert (
+        words & {"rounded", "line", "Line", "book", "beyond", "left", "before", "Page", "Total", "Exactly", "the"}
+        == set()
+    )
+    statement = documents.statement(house.world.engine, "test", "acme", "2026-11", german)
+    assert (statement.title, statement.stamp) == ("Nutzungsnachweis", "Keine Rechnung")
+    assert ("Stand", "offen: Beträge können sich noch ändern") in statement.facts
 
 
 def test_a_document_made_again_is_the_same_to_the_byte_and_payments_do_not_change_it(house):
