@@ -92,6 +92,22 @@ def test_a_body_that_does_not_come_is_not_waited_for_and_nothing_is_stored(quick
     assert quick.reported[-1][0] == "malformed"
 
 
+def test_a_body_has_its_own_time_when_that_of_the_head_is_over(tmp_path):
+    with running(tmp_path, seconds={"head_s": 0.2, "body_s": 1.5}) as doors, connected(doors) as slow:
+        slow.sendall(HEAD.encode() + b"content-length: 1000\r\n\r\n0123")
+        assert b"body took longer than 1.5 s" in everything(slow)
+
+
+def test_a_head_has_its_own_time_also_behind_a_body_that_took_longer(tmp_path):
+    with running(tmp_path, seconds={"head_s": 0.2, "body_s": 60.0}) as doors, connected(doors) as slow:
+        slow.sendall(HEAD.encode() + b"content-length: %d\r\n\r\n" % len(GOOD) + GOOD[:5])
+        time.sleep(0.5)
+        slow.sendall(GOOD[5:])
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"POST /v1/met")
+        everything(slow)  # it is closed within half a minute, or this raises
+
+
 def test_a_body_in_chunks_that_never_end_is_cut_off(quick):
     with connected(quick) as slow:
         slow.sendall(HEAD.encode() + b"transfer-encoding: chunked\r\n\r\n")
