@@ -15,7 +15,8 @@ from urllib.request import urlopen
 import pytest
 from collector_samples import Collector, attributes, batch, event, request_of, wait_for, wait_projected
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.metrics.v1.metrics_pb2 import NumberDataPoint
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import Exemplar, NumberDataPoint
 
 from meterhouse_collector import segments
 from meterhouse_collector.encodings import gunzip, json_to_protobuf
@@ -130,12 +131,12 @@ def test_a_small_request_of_millions_of_points_is_refused_with_what_to_do(shared
     assert "send smaller batches" in detail
 
 
-def points(number, exemplars, extra=()):
+def points(number, exemplars, extra=(), of_each=0):
     request = ExportMetricsServiceRequest()
     metric = request.resource_metrics.add().scope_metrics.add().metrics.add()
     point = NumberDataPoint(attributes=attributes(extra))
-    for _ in range(exemplars):
-        point.exemplars.add()
+    exemplar = Exemplar(filtered_attributes=[KeyValue()] * of_each)
+    point.exemplars.extend([exemplar] * exemplars)
     metric.sum.data_points.extend([point] * number)
     return request.SerializeToString()
 
@@ -145,11 +146,16 @@ def test_the_limits_of_a_request_are_met_exactly():
     check(points(1, 49_996))
     check(points(1, 0, [(f"a{number}", 1) for number in range(1000)]))
     check(points(1, 500, [("a", "x" * 8_400)]))
+    check(points(1, 500, of_each=1000))
+    check(points(2, 250, of_each=1000))
     for request in (
         points(1, 500, [("a", "x" * 9_500)]),
         points(49_998, 0),
         points(1, 49_997),
         points(1, 0, [(f"a{number}", 1) for number in range(1001)]),
+        points(1, 1, of_each=1001),
+        points(1, 501, of_each=1000),
+        points(2, 251, of_each=1000),
         b"\x0a\x00" * 50_001,
     ):
         with pytest.raises(Refused) as refusal:
