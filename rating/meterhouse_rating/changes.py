@@ -14,7 +14,7 @@ from meterhouse_rating.ledger import Due, Posting
 from meterhouse_rating.periods import Period
 from meterhouse_rating.recorrect import Corrected, account_rows, note_of
 from meterhouse_rating.results import Moment
-from meterhouse_rating.settled import OPEN, Past, Standing
+from meterhouse_rating.settled import OPEN, Past, Standing, Unwritten
 from meterhouse_rating.sorting import Leftover, UsageRow
 from meterhouse_store.tables import (
     accounted_usage,
@@ -116,6 +116,10 @@ class Changes:
                 row = credit_book.row_of(self.namespace, customer_id, currency, *it.carried, recorded_at)
                 self.add(credit_grants, [row])
             self._post(customer_id, [it.posting], it.effective_at, recorded_at)
+
+    def imagine(self, dry: Unwritten) -> None:
+        """Only note what it would do to ratings: later periods of a dry run go on from that."""
+        dry.add(self.gone.get(ratings.c.rating_id, ()), self.rows.get(ratings, ()), self.rows.get(rated_lines, ()))
 
     def write(self, connection: Connection) -> None:
         """Write all of it, in the caller's transaction."""

@@ -10,11 +10,11 @@ Metrics that are no sums (max, unique, latest, over time) stay as they are.
 import decimal
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import Final
+from typing import Final, Protocol
 
 from meterhouse_rating import known, periods, sums, usage
 from meterhouse_rating.changes import Changes
@@ -22,7 +22,7 @@ from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, settle
-from meterhouse_rating.settled import CLOSED, pasts, standings
+from meterhouse_rating.settled import CLOSED, Unwritten, pasts, standings
 from meterhouse_rating.sorting import UsageRow
 from meterhouse_rating.sums import By, Sums
 from meterhouse_rating.terms import Terms
@@ -39,8 +39,12 @@ _Z: Final = Decimal("1.645")
 
 _QUANTUM: Final = Decimal("1e-9")
 
-Rater = Callable[[Found], Outcome]
-"""Rates usage of one part of a customer's month."""
+
+class Rater(Protocol):
+    """Rates usage of one part of a customer's month; `noted` is told what would be stored."""
+
+    def __call__(self, found: Found, noted: Unwritten | None = None) -> Outcome: ...
+
 
 _BACK: Final = "intDiv({now_ns:Int64} - 1 - toUnixTimestamp64Nano(event_time), 86400000000000)"
 """Whole days back from now."""
@@ -123,8 +127,11 @@ class Begun:
         """The month, by what `ask` told. Raises WatermarkWentBack."""
         world, terms, customer_id, moment, current = self.world, self.terms, self.customer_id, self.moment, self.current
         found = {part: found_now(world, terms, customer_id, part, moment.as_of, told) for part in self.parts}
-        rates = {part: rater(world, terms, customer_id, part, moment, self.mark) for part in self.parts}
-        outcomes = tuple(rates[part](found[part]) for part in self.parts)
+        rates: dict[Period, Rater] = {}
+        outcomes, dry = [], Unwritten()
+        for part in self.parts:  # in order: each goes on from the one before
+            rates[part] = rater(world, terms, customer_id, part, moment, self.mark, dry)
+            outcomes.append(rates[part](found[part], dry))
         recent = None if current is None else _recent(world, terms, customer_id, current, moment.as_of, told)
         ahead = None
         if current is not None and recent is not None:
@@ -135,7 +142,7 @@ class Begun:
                 if part != current and it.rated is not None
             )
             ahead = None if ahead is None else _shifted(ahead, before)
-        return Outlook(self.month, moment.rated_at, outcomes, ahead)
+        return Outlook(self.month, moment.rated_at, tuple(outcomes), ahead)
 
 
 def begin(world: World, customer_id: str) -> Begun:
@@ -259,9 +266,11 @@ def found_now(world: World, terms: Terms, customer_id: str, part: Period, as_of:
     return known.gather(world, terms, part, as_of, [customer_id], sums=told).get(customer_id, Found())
 
 
-def rater(world: World, terms: Terms, customer_id: str, part: Period, moment: Moment, mark: Watermark) -> Rater:
+def rater(
+    world: World, terms: Terms, customer_id: str, part: Period, moment: Moment, mark: Watermark, dry: Unwritten
+) -> Rater:
     """Rates a part of a month that is not closed, as the next run would; nothing is stored, and what SQL has of the
-    customer's past is read once, here.
+    customer's past is read once, here. `dry`: what would be stored of earlier parts.
 
     What it returns raises WatermarkWentBack.
     """
@@ -269,11 +278,15 @@ def rater(world: World, terms: Terms, customer_id: str, part: Period, moment: Mo
     namespace, reaches_back = world.namespace, terms.reaches_back(part)
     with world.engine.connect() as connection:
         past = pasts(connection, namespace, {customer_id: zone}, part, for_long=reaches_back)[customer_id]
+    past = past.after(customer_id, dry)
 
-    def rate(found: Found) -> Outcome:
+    def rate(found: Found, noted: Unwritten | None = None) -> Outcome:
+        changes = Changes(namespace)
         with world.engine.connect() as connection:
-            # What would have to be written is left where it is.
-            return settle(connection, terms, customer_id, part, found, past, moment, mark, Changes(namespace))
+            outcome = settle(connection, terms, customer_id, part, found, past, moment, mark, changes)
+        if noted is not None:
+            changes.imagine(noted)
+        return outcome
 
     return rate
 

@@ -8,7 +8,7 @@ from meterhouse_rating import known, outlook, periods, results, sums, usage
 from meterhouse_rating.basis import Unpriced, basis_of
 from meterhouse_rating.periods import Period, overlaps
 from meterhouse_rating.results import Moment
-from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
+from meterhouse_rating.settled import CLOSED, Standing, Unwritten, lines_of, standings
 from meterhouse_rating.shares import NOT_RATED, Part, left_in
 from meterhouse_rating.sums import By, Sums
 from meterhouse_rating.terms import Terms
@@ -51,13 +51,14 @@ class Begun:
 
     def parts(self, told: Sums | None) -> list[Part]:
         """The rated periods in order, by what `ask` told. Raises WatermarkWentBack."""
-        rated = [self._open(it, told) for it in self.under_way]
+        dry = Unwritten()
+        rated = [self._open(it, told, dry) for it in self.under_way]  # in order: each goes on from the one before
         return sorted([*self.closed, *rated], key=lambda it: it.period)
 
-    def _open(self, period: Period, told: Sums | None) -> Part:
+    def _open(self, period: Period, told: Sums | None, dry: Unwritten) -> Part:
         terms, customer_id = self.terms, self.customer_id
         found = outlook.found_now(self.world, terms, customer_id, period, self.moment.as_of, told)
-        outcome = outlook.rater(self.world, terms, customer_id, period, self.moment, self.mark)(found)
+        outcome = outlook.rater(self.world, terms, customer_id, period, self.moment, self.mark, dry)(found, dry)
         if outcome.inputs is None or outcome.rated is None:
             reasons = [it.reason for it in outcome.leftovers]
             return Part(period, self.zone, reason=reasons[0] if reasons else NOT_RATED)

@@ -31,7 +31,7 @@ from meterhouse_rating.usage import Found, Watermark, watermark
 from meterhouse_rating.world import World
 from meterhouse_store import decided, decisions, registry
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import customers, rated_lines, rating_statements, ratings
+from meterhouse_store.tables import customers, rating_statements
 
 BATCH: Final = 200
 """So many customers are settled in one transaction: a run that is stopped leaves each of them whole, old or new."""
@@ -277,8 +277,7 @@ def _settle_all(
         with world.engine.connect() as connection:
             changes = Changes(world.namespace)
             outcomes = _settle_on(connection, it, period, used, moment, mark, changes)
-        gone, made = changes.gone.get(ratings.c.rating_id, ()), changes.rows
-        it.dry.add(gone, made.get(ratings, ()), made.get(rated_lines, ()))
+        changes.imagine(it.dry)
         return outcomes
     stated = stating.of(names)
     for attempt in range(1, ATTEMPTS + 1):

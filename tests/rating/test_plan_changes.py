@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from rating_samples import at
 
+from meterhouse_rating import outlook, priced_parts
 from meterhouse_rating.book import BookRefused, parse
+from meterhouse_rating.periods import parse as parse_period
 from meterhouse_store import agreements, registry, tables
 
 METERHOUSE = str(Path(sys.executable).with_name("meterhouse"))
@@ -114,6 +116,20 @@ def test_a_dry_run_of_a_month_in_parts_says_what_the_run_makes_of_it(sqlite_hous
     used(house, "10", "2026-10-06")  # what is stored is not what the first part comes to any more
     said = [it.outcome.rated.total_minor for it in house.run(dry_run=True) if it.outcome]
     assert said == [1000 + 6000, 4200 + 10500]
+
+
+def test_what_customers_see_of_a_month_in_parts_goes_on_from_part_to_part_before_any_run(sqlite_house):
+    house = sqlite_house
+    house.publish(BOOK.replace("at_once}", "at_once, usage: carry_on}"))
+    moved(house, "2026-11-11")
+    used(house, "150", "2026-11-05")
+    used(house, "1050", "2026-11-20")
+    # Fees: 10 of 30 days of 31.00, 20 of 62.00. 50 cost 1.00; of 1,050 850 are included, 200 cost 0.50.
+    seen = outlook.look(house.world, "acme")
+    assert [it.rated.total_minor for it in seen.outcomes] == [1033 + 5000, 4133 + 10000]
+    begun = priced_parts.begin(house.world, "acme", parse_period("2026-11", "UTC"))
+    priced = begun.parts(begun.ask())
+    assert [sum(line["amount_minor"] for line in it.lines) for it in priced] == [1033 + 5000, 4133 + 10000]
 
 
 def test_a_downgrade_is_the_same_the_other_way_round(sqlite_house):
