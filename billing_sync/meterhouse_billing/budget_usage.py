@@ -24,7 +24,7 @@ from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.rates import rate_at
 from meterhouse_rating.results import Moment, rating_id
 from meterhouse_rating.settle import Outcome, WatermarkWentBack, settle
-from meterhouse_rating.settled import CLOSED, Past, pasts
+from meterhouse_rating.settled import CLOSED, Past, Unwritten, pasts
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Watermark
 from meterhouse_rating.world import World
@@ -195,7 +195,7 @@ class Bills:
             return Bill(trouble="no price book is published")
         lines: list[Line] = []
         outcomes: list[Outcome] = []
-        namespace = reading.world.namespace
+        namespace, dry = reading.world.namespace, Unwritten()
         month = month_of(counted.start, terms.customers[customer_id].time_zone)
         with reading.world.engine.connect() as connection:
             standing = self._pasts(connection, month)[customer_id].standing
@@ -206,12 +206,14 @@ class Bills:
                     lines += [dict(row) for row in connection.execute(rated_lines.select().where(is_it)).mappings()]
                     continue
                 found = self._found_in(customer_id, part, counted.end, without)
-                past, nothing = self._pasts(connection, part)[customer_id], Changes(namespace)
+                past = self._pasts(connection, part)[customer_id].after(customer_id, dry)
+                changes = Changes(namespace)
                 moment = Moment(reading.as_of, reading.mark.as_json(), reading.now)
                 try:
-                    outcome = settle(connection, terms, customer_id, part, found, past, moment, reading.mark, nothing)
+                    outcome = settle(connection, terms, customer_id, part, found, past, moment, reading.mark, changes)
                 except (PeriodError, WatermarkWentBack) as trouble:
                     return Bill(tuple(lines), tuple(outcomes), str(trouble))
+                changes.imagine(dry)
                 outcomes.append(outcome)
                 if outcome.rated is None and outcome.leftovers:
                     return Bill(tuple(lines), tuple(outcomes), outcome.leftovers[0].hint)

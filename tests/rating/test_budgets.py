@@ -146,6 +146,25 @@ plans:
 """
 
 
+def test_money_of_a_month_in_parts_goes_on_from_part_to_part(sqlite_house):
+    """On plan free since September, on plan pay from 11 November on, whose talks go on where those of free ended."""
+    house = sqlite_house
+    carry_on = "currency: USD\nplan_changes: {apply: at_once, usage: carry_on}"
+    tiers = "talks: {model: graduated, metric: talks, tiers: [{up_to: 100, price: 0.50}, {price: 0.20}]}"
+    book = BOOK.replace("currency: USD", carry_on).replace(
+        "talks: {model: per_unit, metric: talks, price: 0.50}", tiers
+    )
+    house.publish(book, valid_from=datetime(2026, 1, 1, tzinfo=UTC))
+    house.customer("acme", "free", valid_from=datetime(2026, 9, 1, tzinfo=UTC))
+    house.customer("acme", "pay", valid_from=datetime(2026, 11, 11, tzinfo=UTC))
+    house.collected("2026-11-21T12:00:00")
+    put(house, measure=MONEY, limit=D(100), of="")
+    talks(house, 90, "2026-11-05T10:00:00")  # included
+    talks(house, 30)  # 10 at 0.50, 20 at 0.20
+    apply(house)
+    assert D(limits(house)["b"][0]) == 91
+
+
 def test_what_a_provider_asks_next_is_not_known_and_said_to_be_so(sqlite_house, capsys):
     """Three tools cost 0.01 to 0.04 a call: the dearest is 0.04 x 1.5 + 0.001 = 0.061 to the customer, and 2 x 0.05 of
     what was used of pages is 0.10. Nobody used audio."""
