@@ -77,6 +77,8 @@ def test_one_person_publishes_with_a_reason_and_usage_without_a_price_is_shown_f
     last = publishing.audit(world[0].engine, "live")[-1]
     assert (last.what, last.version, last.who, last.why) == ("published", 2, ANNA, "cheaper tools")
     assert "price decision: published" in text_of(anna.get("/operator/record").text)
+    # The next draft begins with what is published now.
+    assert new.strip() in html.unescape(anna.get("/operator/draft").text)
 
 
 def test_where_two_decide_it_is_proposed_and_another_one_approves_it(world, anna):
