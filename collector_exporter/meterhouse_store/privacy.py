@@ -1,12 +1,13 @@
 """Takes a person out of the SQL database: what says who a customer is, and on demand the customer's id too.
 
 Amounts, quantities, times and the ledger stay. What is replaced are whole words: in columns of text, and in strings
-inside JSON. The text of price books is the operator's own and is not looked into.
+inside JSON. The texts of prices are the operator's own and are not looked into, nor is what has a name from a list of
+ours, of a price book, of Stripe or of a standard: a customer may be called `open`, `USD` or like its plan.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -43,6 +44,35 @@ _PERSONAL: Final = re.compile("customer|reference|memo|why", re.IGNORECASE)
 _LABELLED: Final = r"(?i:customer|reference)[\w.-]*[\\\"'\s:=]*"
 """What stands before an id in a text such as {"customer_id": "4711"}."""
 _NOT_LOOKED_INTO: Final = frozenset({"price_books", "price_proposals", "erasures", "namespaces"})
+_AS_RATED: Final = frozenset(
+    {
+        ("rated_lines", "explanation"),
+        ("credit_notes", "lines"),
+        ("credit_note_issues", "lines"),
+        ("metered_invoices", "lines"),
+        ("price_overrides", "source"),
+        ("billing_settings", "value"),
+        ("rating_statements", "statement"),
+    }
+)
+"""What prices say, what was made of them, and what is said of their usage without naming a customer."""
+_PRICED: Final = frozenset({
+    "usage", "flat", "minimum", "credit_pack", "credit_applied", "credit_restored", "correction",
+})  # fmt: skip
+"""Kinds of lines and transactions whose description and memo are from prices: of other customers they stay."""
+_LISTED: Final = frozenset({
+    "account", "addon", "book", "cache_ttl", "change", "channel", "code", "component", "components",
+    "corrects", "currency", "driver", "ended", "event", "event_name", "from_state", "grant_id", "hash", "how",
+    "identifiers", "key_sha256", "kind", "kinds", "line_id", "measure", "meter", "meters", "metric",
+    "modality", "model", "object", "object_id", "of", "on_unreachable", "operation", "origin",
+    "original_reason", "package", "pause_at", "payment_intent", "per", "plan", "policy", "previous_hash",
+    "process_id", "provider", "rating_id", "reason", "role", "rounding", "service_tier", "sha256", "source",
+    "source_id", "state", "status", "stripe_customer_id", "stripe_id", "stripe_invoice_id", "stripe_item_id",
+    "time_zone", "to_state", "tool", "type", "unit", "verdict", "version", "wanted", "what", "zone",
+})  # fmt: skip
+"""Columns, and keys in JSON, whose values are names from such lists, or hashes and ids of something else."""
+_BY_NAME: Final = frozenset({"arrived", "granted", "inputs", "meters", "quantities", "sums", "used", "weights"})
+"""Keys in JSON whose values are objects that have such names as keys."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +110,8 @@ def count(engine: Engine, namespace: str, customer_id: str, *, ids: bool) -> dic
         found: dict[str, int] = {}
         for table in _looked_into():
             keys = {
-                tuple(row[name] for name in _key(table)) for row, _ in _changes(connection, table, namespace, words)
+                tuple(row[name] for name in _key(table))
+                for row, _ in _changes(connection, table, namespace, words, {customer_id})
             }
             for column in _id_columns(table) if ids else ():
                 rows = connection.execute(_where_id(select(table), table, column, namespace, customer_id)).mappings()
@@ -151,7 +182,7 @@ def forget(
         words = words_of(connection, namespace, customer_id)
         with audit.paused(connection):
             words |= dict.fromkeys(people.take_out(connection, namespace, customer_id, ERASED), ERASED)
-            _replace_words(connection, namespace, words)
+            _replace_words(connection, namespace, words, {customer_id})
             _blank(connection, namespace, customer_id, ERASED)
         connection.execute(
             insert(tables.erasures).values(
@@ -185,7 +216,7 @@ def rename(engine: Engine, erasure: Erasure, pseudonym: str, renamed: renaming.R
             for column in _id_columns(table):
                 changed = update(table).values({column.name: pseudonym, **_unsealed(table)})
                 connection.execute(_where_id(changed, table, column, namespace, former))
-        _replace_words(connection, namespace, words)
+        _replace_words(connection, namespace, words, {former, pseudonym})
 
 
 def finish(engine: Engine, erasure: Erasure, pseudonym: str, now: datetime) -> None:
@@ -232,9 +263,9 @@ def _drop_open_ratings(connection: Connection, namespace: str, customer_id: str)
     connection.execute(delete(ratings).where(is_open))
 
 
-def _replace_words(connection: Connection, namespace: str, words: Mapping[str, str]) -> None:
+def _replace_words(connection: Connection, namespace: str, words: Mapping[str, str], mine: Collection[str]) -> None:
     for table in _looked_into():
-        for row, changes in list(_changes(connection, table, namespace, words)):
+        for row, changes in list(_changes(connection, table, namespace, words, mine)):
             is_it = [table.columns[name] == row[name] for name in _key(table)]
             if table is tables.ledger_transactions:
                 ledger_chain.unseal_persons(connection, is_it[0])
@@ -247,15 +278,16 @@ def _unsealed(table: Table) -> dict[str, Any]:
 
 
 def _changes(
-    connection: Connection, table: Table, namespace: str, words: Mapping[str, str]
+    connection: Connection, table: Table, namespace: str, words: Mapping[str, str], mine: Collection[str]
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Rows whose texts have one of the words, with what becomes of these."""
+    """Rows whose texts have one of the words, with what becomes of these; `mine`: the customer's id, old and new."""
     fixed = {*_key(table), *_IDS, "namespace"} | {key.parent.name for key in table.foreign_keys}
     fixed |= {"row_id", "meter", "event_id", "follows"}  # of decisions: renaming.py
     texts = [
         column
         for column in table.columns
         if (column.name not in fixed and isinstance(column.type, (JSON, String, Text))) or _is_list(column)
+        if column.name not in _LISTED and (table.name, column.name) not in _AS_RATED
     ]
     if not texts or not words:
         return
@@ -269,7 +301,9 @@ def _changes(
         # Decisions about prices hold, whatever a customer is called: only what people wrote about them is looked into.
         decided = table is tables.audit_log and row["what"] == PRICE_DECISION
         looked_into = [it for it in texts if not decided or it.name in ("who", "why")]
-        changes = {column.name: _without(row[column.name], words, column.name) for column in looked_into}
+        if row.get("kind") in _PRICED and row.get("customer_id") not in mine:
+            looked_into = [it for it in looked_into if it.name not in ("description", "memo")]
+        changes = {column.name: _text_without(row[column.name], words, column.name) for column in looked_into}
         changes = {name: value for name, value in changes.items() if value != row[name]}
         if changes:
             yield row, changes
@@ -279,13 +313,26 @@ def _is_list(column: Column[Any]) -> bool:
     return column.table.name == "credentials" and column.name == "customers"
 
 
+def _text_without(value: Any, words: Mapping[str, str], column: str) -> Any:
+    """The value of a column without the words, also where it is JSON as text."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            told = json.loads(value)
+        except ValueError:  # a text that only begins like that
+            return _without(value, words, column)
+        changed = _without(told, words, column)
+        return value if changed == told else json.dumps(changed, separators=(",", ":"))
+    return _without(value, words, column)
+
+
 def _without(value: Any, words: Mapping[str, str], name: str) -> Any:
     """The value of what is called `name` without the words."""
     if isinstance(value, dict):
-        return {_without(key, words, ""): _without(one, words, key) for key, one in value.items()}
+        keys = {} if name in _BY_NAME else {key: _without(key, words, "") for key in value}
+        return {keys.get(key, key): _without(one, words, key) for key, one in value.items()}
     if isinstance(value, list):
         return [_without(one, words, name) for one in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or name in _LISTED:
         return value
     for word, instead in words.items():
         for form in {word, json.dumps(word)[1:-1]}:
