@@ -263,8 +263,7 @@ def test_sums_of_days_and_hours_show_the_same_as_single_events(ask, warehouse_ad
             ).result_rows
             for of in PANELS
             if of[0] in ("usage", "costs") or of[1] in KEPT
-            for customer in (None, "acme")
-            for days, interval_s in ((30, 3600), (2, 300))
+            for customer, days, interval_s in ((None, 30, 3600), ("acme", 2, 300))
         }
 
     before = told()
