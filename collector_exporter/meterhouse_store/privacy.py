@@ -29,7 +29,6 @@ from sqlalchemy import (
 )
 
 from meterhouse_store import audit, decisions, ledger_chain, people, renaming, tables
-from meterhouse_store.audit_rules import PRICE_DECISION
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
 
@@ -298,11 +297,8 @@ def _changes(
     if "namespace" in table.columns:
         query = query.where(table.c.namespace == namespace)
     for row in connection.execute(query).mappings().all():
-        # Decisions about prices hold, whatever a customer is called: only what people wrote about them is looked into.
-        decided = table is tables.audit_log and row["what"] == PRICE_DECISION
-        looked_into = [it for it in texts if not decided or it.name in ("who", "why")]
-        if row.get("kind") in _PRICED and row.get("customer_id") not in mine:
-            looked_into = [it for it in looked_into if it.name not in ("description", "memo")]
+        by_prices = row.get("kind") in _PRICED and row.get("customer_id") not in mine
+        looked_into = [it for it in texts if not by_prices or it.name not in ("description", "memo")]
         changes = {column.name: _text_without(row[column.name], words, column.name) for column in looked_into}
         changes = {name: value for name, value in changes.items() if value != row[name]}
         if changes:
