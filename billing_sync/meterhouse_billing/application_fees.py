@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any, Final
 
-from meterhouse_rating.money import chargeable, show, to_minor
+from meterhouse_rating.money import chargeable, quantum, show, to_minor
 from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.numbers import D, plain
 
@@ -23,11 +23,11 @@ class Fee:
     fixed: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, total_minor: int, currency: str) -> int:
-        """The fee of an invoice of so much, rounded half up to a minor unit, once; never more than the invoice."""
+        """The fee of an invoice of so much, half up once to what can be charged; never more than the invoice."""
         if total_minor <= 0:
             return 0
-        part = (total_minor * self.percent / HUNDRED).quantize(Decimal(1), ROUND_HALF_UP)
-        return min(total_minor, int(part) + self.fixed.get(currency, 0))
+        part = _rounded(total_minor * self.percent / HUNDRED, currency)
+        return min(total_minor, part + self.fixed.get(currency, 0))
 
     def canonical(self) -> str:
         """As it is typed and stored."""
@@ -42,12 +42,18 @@ class Fee:
 NO_FEE: Final = Fee()
 
 
-def given_back(taken_minor: int, back_minor: int, total_minor: int) -> int:
+def given_back(taken_minor: int, back_minor: int, total_minor: int, currency: str) -> int:
     """How much of a fee goes back once so much of the total did: in proportion, half up once, never more than it."""
     if total_minor <= 0:
         return 0
-    part = (Decimal(taken_minor) * back_minor / total_minor).quantize(Decimal(1), ROUND_HALF_UP)
-    return min(taken_minor, max(0, int(part)))
+    part = _rounded(Decimal(taken_minor) * back_minor / total_minor, currency)
+    return min(taken_minor, max(0, part))
+
+
+def _rounded(minor: Decimal, currency: str) -> int:
+    """Half up to what can be charged: a minor unit, ten of KWD."""
+    step = quantum(currency)
+    return int((minor / step).quantize(Decimal(1), ROUND_HALF_UP)) * step
 
 
 def read_fee(text: Any) -> Fee:

@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from meterhouse_billing import credit_records as kept
-from meterhouse_billing import crediting, history, records, reviews, states
+from meterhouse_billing import crediting, disputes, history, records, reviews, states
 from meterhouse_billing.amounts import NotPayable, from_stripe, to_stripe
 from meterhouse_billing.crediting import NOTE_ID, Note
 from meterhouse_billing.gateway import BillingError, StripeUnavailable
+from meterhouse_billing.policies import REFUND
 from meterhouse_billing.run import NotAsRated, Step, outbox_of
 from meterhouse_billing.world import World
 from meterhouse_rating.money import show
@@ -97,8 +98,6 @@ def _issue(world: World, note: Note) -> Step:
     shown = world.gateway.invoice(stripe_id)
     lines = _allocated(world, note, invoice["invoice_id"], stripe_id)
     remaining = from_stripe(shown.amount_remaining, currency)
-    earlier = kept.issued(world.engine, invoice["invoice_id"])
-    refundable = from_stripe(shown.amount_paid, currency) - sum(row["refunded_minor"] for row in earlier)
     policy = reviews.policy_of(world, note.customer_id).paid_credit
     total = note.total_minor
     if shown.tax.added or shown.tax.contained:  # goes back with what it was computed on, as Stripe rounds it
@@ -110,7 +109,9 @@ def _issue(world: World, note: Note) -> Step:
                 "it by hand, or let this customer's corrections be lines of the next invoice "
                 "(`meterhouse contracts corrections`)"
             )
-    parts = crediting.split(max(0, total - remaining), policy, refundable)
+    paid = max(0, total - remaining)
+    refundable = _refundable(world, stripe_id, currency) if paid and policy == REFUND else 0
+    parts = crediting.split(paid, policy, refundable)
 
     def find() -> Mapping[str, Any] | None:
         there = world.gateway.credit_notes(stripe_id)
@@ -131,6 +132,15 @@ def _issue(world: World, note: Note) -> Step:
     gone = {"refunded": made.refunded, "given back outside": made.outside, "on the customer's balance": made.balance}
     told = [f"{show(from_stripe(amount, currency), currency)} {name}" for name, amount in gone.items() if amount]
     return Step(note.customer_id, f"credit note {made.number}: {_amount(note)}" + "".join(f", {it}" for it in told))
+
+
+def _refundable(world: World, stripe_id: str, currency: str) -> int:
+    """What Stripe can still refund of an invoice's payment: nothing without a charge, or while a bank has it."""
+    payment = world.gateway.payment_of(stripe_id)
+    if payment is None or any(map(disputes.takes, world.gateway.disputes_of(payment["id"]))):
+        return 0
+    charge = payment["latest_charge"]
+    return from_stripe(charge["amount"] - charge["amount_refunded"], currency)
 
 
 def _allocated(world: World, note: Note, invoice_id: str, stripe_id: str) -> dict[str, int]:

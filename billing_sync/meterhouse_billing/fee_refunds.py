@@ -74,7 +74,7 @@ def settle(
     taken, returned = (from_stripe(fee[name], currency) for name in ("amount", "amount_refunded"))
     lost = disputes.lost_minor(world.engine, world.namespace, intent)
     back = beside_minor + lost + from_stripe(payment["latest_charge"]["amount_refunded"], currency)
-    wanted = application_fees.given_back(taken, back, total_minor)
+    wanted = application_fees.given_back(taken, back, total_minor, currency)
     if wanted > returned:
         try:
             _give_back(platform, fee_id, returned, wanted, currency)
@@ -91,7 +91,7 @@ def settle(
 def behind(engine: Engine, namespace: str, row: Mapping[Any, Any]) -> bool:
     """Whether less of a fee (a row of `of_invoice`) was given back than credit notes and lost disputes ask for."""
     back = row["credited_minor"] + disputes.lost_minor(engine, namespace, row["payment_intent"])
-    wanted = application_fees.given_back(row["taken_minor"], back, row["total_minor"])
+    wanted = application_fees.given_back(row["taken_minor"], back, row["total_minor"], row["currency"])
     with engine.connect() as connection:
         return _posted(connection, namespace, row["payment_intent"]) < wanted
 

@@ -277,6 +277,15 @@ class Gateway:
         intents = (one.to_dict()["payment"].get("payment_intent") for one in paid)
         return next((self.payment(intent) for intent in intents if intent is not None), None)
 
+    def disputes_of(self, payment_intent: str) -> list[dict[str, Any]]:
+        """All disputes of a payment."""
+
+        def every() -> list[stripe.Dispute]:
+            page = self._client.v1.disputes.list({"payment_intent": payment_intent, "limit": PAGE})
+            return list(page.auto_paging_iter())
+
+        return [dispute.to_dict() for dispute in self._call(every)]
+
     def find_customer(self, metadata: Mapping[str, str]) -> dict[str, Any] | None:
         """The customer that carries the metadata. Stripe's search lags behind by about a minute."""
         query = " AND ".join(f"metadata['{_quoted(key)}']:'{_quoted(value)}'" for key, value in metadata.items())

@@ -152,8 +152,9 @@ def _of_fee(world: World, row: RowMapping) -> Iterator[Difference]:
         return
     if fee["taken_minor"] is None:
         yield Difference("fee_behind", "what the platform kept of the payment is not posted yet", POLL, waits=True)
-    elif fee["taken_minor"] != fee["asked_minor"]:
-        shown = [money(fee[name], fee["currency"]) for name in ("asked_minor", "taken_minor")]
+    # No fee is above what was charged: the customer's balance in Stripe may have paid some of the invoice, or all.
+    elif fee["taken_minor"] != (due := min(fee["asked_minor"], records.paid(world.engine, row["invoice_id"]))):
+        shown = [money(amount, fee["currency"]) for amount in (due, fee["taken_minor"])]
         cause = f"the application fee was to be {shown[0]} {fee['currency']}, {shown[1]} were kept"
         step = "paid outside of Stripe there is none: collect it from the connected account"
         yield Difference("fee_differs", cause, step)

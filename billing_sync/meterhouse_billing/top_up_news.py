@@ -173,7 +173,7 @@ def _taken_back(world: World, purchase_id: str, payment: Mapping[str, Any]) -> I
     for refund in world.gateway.call(lambda client: _refunds(client, row["payment_intent"])):
         holds = refund["status"] == "succeeded"
         yield from _move(world, row, REFUNDED, refund["id"], refund["amount"], "refunded", holds=holds)
-    for dispute in world.gateway.call(lambda client: _disputes(client, row["payment_intent"])):
+    for dispute in world.gateway.disputes_of(row["payment_intent"]):
         with begin_write(world.engine) as connection:
             disputes.keep(connection, world.namespace, row["customer_id"], dispute, world.now())
         holds, what = disputes.takes(dispute), f"disputed ({dispute['reason']})"
@@ -183,11 +183,6 @@ def _taken_back(world: World, purchase_id: str, payment: Mapping[str, Any]) -> I
 
 def _refunds(client: stripe.StripeClient, intent: str) -> list[dict[str, Any]]:
     page = client.v1.refunds.list({"payment_intent": intent, "limit": 100})
-    return [it.to_dict() for it in page.auto_paging_iter()]
-
-
-def _disputes(client: stripe.StripeClient, intent: str) -> list[dict[str, Any]]:
-    page = client.v1.disputes.list({"payment_intent": intent, "limit": 100})
     return [it.to_dict() for it in page.auto_paging_iter()]
 
 

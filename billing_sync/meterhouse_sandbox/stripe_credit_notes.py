@@ -217,6 +217,7 @@ def _give_back(context: Context, invoice: dict[str, Any], amount: int, metadata:
     if amount > left:
         raise StripeRefusal(f"{amount} cannot be refunded: {left} of the invoice's payment are left.")
     charge = charges[0]
+    payments.undisputed(context, charge)
     charge["amount_refunded"] += amount
     context.state.put("charge", charge, owner=invoice["id"])
     refund = {

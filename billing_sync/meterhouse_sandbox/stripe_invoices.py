@@ -242,14 +242,15 @@ def _charge(context: Context, invoice: dict[str, Any]) -> None:
     """The money, and which payment it was."""
     amount, intent = invoice["amount_remaining"], new_id("pi")
     charge = {"id": new_id("ch"), "object": "charge", "amount": amount, "amount_refunded": 0, "payment_intent": intent}
-    charge["application_fee"] = kept_fee(context, charge, invoice["currency"], invoice.get("_application_fee_amount"))
+    fee = invoice.get("_application_fee_amount")
+    charge["application_fee"] = kept_fee(context, charge, invoice["currency"], fee)
     context.state.put("charge", charge, owner=invoice["id"])
     about = {
         "id": intent,
         "object": "payment_intent",
         "amount": amount,
         "amount_received": amount,
-        "application_fee_amount": invoice.get("_application_fee_amount"),
+        "application_fee_amount": min(fee, amount) if fee else None,
         "created": context.now(),
         "currency": invoice["currency"],
         "customer": invoice["customer"],
@@ -276,9 +277,13 @@ def _charge(context: Context, invoice: dict[str, Any]) -> None:
 
 
 def kept_fee(context: Context, charge: dict[str, Any], currency: str, amount: int | None) -> str | None:
-    """What the platform keeps of a charge of a connected account: an object of the platform's; its id."""
+    """What the platform keeps of a charge of a connected account: an object of the platform's; its id.
+
+    Never more than the charge: https://docs.stripe.com/connect/direct-charges#collect-fees
+    """
     if not amount:
         return None
+    amount = min(amount, charge["amount"])
     fee = {
         "id": new_id("fee"),
         "object": "application_fee",

@@ -210,9 +210,22 @@ def show(context: Context, name: str, given: Given) -> Given:
 # ---- money that goes back
 
 
+def undisputed(context: Context, charge: Given) -> None:
+    """Raises StripeRefusal where a bank has the money of a charge: it cannot go back once more."""
+    held = [it for it in context.state.newest_first("dispute") if it["charge"] == charge["id"] and _holds(it)]
+    if held:
+        message = f"Charge {charge['id']} has been charged back; cannot issue a refund."
+        raise StripeRefusal(message, code="charge_disputed")
+
+
+def _holds(dispute: Given) -> bool:
+    return dispute["status"] not in ("won", "prevented") and not dispute["status"].startswith("warning_")
+
+
 def refund(context: Context, payment: Given, amount: int | None, metadata: dict[str, str]) -> Given:
     """Money back for a payment that is no invoice's."""
     charge = context.find("charge", payment["latest_charge"] or "", "payment_intent")
+    undisputed(context, charge)
     wanted = charge["amount"] - charge["amount_refunded"] if amount is None else amount
     if not 0 < wanted <= charge["amount"] - charge["amount_refunded"]:
         raise StripeRefusal(f"{wanted} cannot be refunded of {charge['id']}.", param="amount")

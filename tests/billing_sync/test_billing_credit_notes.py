@@ -1,5 +1,7 @@
 """Corrections in the customer's favour: from the ledger onto the finalised invoice in Stripe, once, to the cent."""
 
+import json
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -140,6 +142,46 @@ def test_a_note_on_a_paid_invoice_goes_where_the_policy_says(books, sandbox, wor
     assert after(books, sandbox, invoice) == result
     assert [one.amount for one in sandbox.client.v1.refunds.list().data] == ([300] if policy == "refund" else [])
     assert run(world) == []
+
+
+@pytest.mark.parametrize(
+    ("happened", "refunded", "balance"),
+    [
+        ("cash", 0, -300),  # no charge paid it
+        ("refunded", 100, -200),  # all but 1.00 went back by hand before
+        ("disputed", 0, -300),  # the bank has it: a refund would pay it back twice
+        ("won", 300, 0),
+    ],
+)
+def test_a_note_is_refunded_as_far_as_the_money_is_still_there(books, sandbox, world, happened, refunded, balance):
+    policies.change(world.engine, "test", "acme", {"paid-credit": "refund"}, who="c", why="w", now=world.now())
+    rating_id, invoice = invoiced(books, sandbox, world, paid=happened != "cash")
+    v1 = sandbox.client.v1
+    if happened == "cash":
+        v1.invoices.pay(invoice.id, {"paid_out_of_band": True})
+    else:
+        intent = v1.invoice_payments.list({"invoice": invoice.id}).data[0].payment.payment_intent
+    if happened == "refunded":
+        v1.refunds.create({"payment_intent": intent, "amount": 4400})
+    elif happened in ("disputed", "won"):
+        dispute = bank(sandbox, intent)
+        if happened == "won":
+            bank(sandbox, f"{dispute}/won")
+    news.poll(world)
+    books.correction(rating_id, [(1, -300)])
+    assert not any("EXCEPTION" in line for line in run(world))
+    assert [one.total for one in v1.credit_notes.list().data] == [300]
+    assert sum(one.amount for one in v1.refunds.list().data) == refunded + (4400 if happened == "refunded" else 0)
+    assert v1.customers.list().data[0].balance == balance
+    rows = comparison.reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [one for row in rows for one in row.differences] == []
+    assert [it.differences for it in accounts.compare(world, rows)] == [()]
+
+
+def bank(sandbox, said):
+    """A customer's bank takes a payment back, or decides; the dispute's id."""
+    with urllib.request.urlopen(f"{sandbox.url}/_sandbox/dispute/{said}", data=b"") as answer:
+        return json.loads(answer.read())["id"]
 
 
 def test_a_credit_on_the_balance_pays_the_next_invoice_here_and_in_stripe(books, sandbox, world):

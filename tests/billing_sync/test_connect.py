@@ -37,6 +37,9 @@ SHOP, OTHER = "acct_1SHOP0000000000", "acct_1OTHER000000000"
         ("2.5%", 1_060, "USD", 27),  # 26.5
         ("2.5%", 1_019, "USD", 25),  # 25.475
         ("0.1%", 499, "JPY", 0),
+        ("2.5%", 1_230, "KWD", 30),  # 30.75: Stripe takes tens of fils
+        ("2.5%", 5_000, "KWD", 130),  # 125
+        ("2.5%", 123_400, "MGA", 3_100),  # 30.85 ariary, which has whole ones alone
         ("100%", 7, "USD", 7),
         ("USD=1.50,EUR=1", 10_000, "USD", 150),
         ("USD=1.50,EUR=1", 100, "USD", 100),  # never more than the invoice
@@ -104,6 +107,21 @@ def test_an_invoice_of_a_connected_account_is_there_alone_and_its_fee_is_posted_
     assert fee_records.sums(books.engine, "test") == [("acme", "USD", 26)]
 
 
+def test_a_fee_in_dinars_is_asked_for_and_given_back_in_tens_of_fils(books, world, sandbox):
+    put(world, stripe_account=SHOP, application_fee="2.5%", paid_credit="refund")
+    world = world.of("")
+    rating = books.rating("dinar", [("usage", "input", "10", 5_010)], currency="KWD")
+    assert [step for step in run(world) if step.failed] == []
+    [invoice] = invoices(sandbox, SHOP)
+    pay(sandbox, invoice.id, SHOP)
+    # 125.25 fils of 5.010 KWD: 0.130, since Stripe takes no single fils
+    assert news.poll(world)[-1] == "dinar: the platform kept 0.130 KWD"
+    books.correction(rating, [(0, -1_230)])  # 31.9 of them
+    list(credit(world, credit_records.notes(books.engine, "test", only_open=True), approve=True))
+    assert news.poll(world) == ["dinar: the platform gave 0.030 KWD of its fee back"]
+    assert balances(books)["application_fees"] == 100
+
+
 def test_the_fee_is_remembered_with_stripes_invoice_or_neither_is(books, world, sandbox, monkeypatch):
     put(world, stripe_account=SHOP, application_fee="2.5%")
     world = world.of("")
@@ -130,22 +148,24 @@ def test_the_fee_is_remembered_with_stripes_invoice_or_neither_is(books, world, 
 
 
 @pytest.mark.parametrize(
-    ("taken", "back", "total", "fee"),
+    ("taken", "back", "total", "currency", "fee"),
     [
-        (26, 1020, 1020, 26),  # all of it
-        (26, 510, 1020, 13),
-        (26, 0, 1020, 0),
-        (25, 500, 1000, 13),  # 12.5: half up
-        (25, 499, 1000, 12),  # 12.475
-        (1, 499, 1000, 0),
-        (1, 500, 1000, 1),
-        (26, 2000, 1020, 26),  # never more than it was
-        (26, -5, 1020, 0),
-        (26, 5, 0, 0),
+        (26, 1020, 1020, "USD", 26),  # all of it
+        (26, 510, 1020, "USD", 13),
+        (26, 0, 1020, "USD", 0),
+        (25, 500, 1000, "USD", 13),  # 12.5: half up
+        (25, 499, 1000, "USD", 12),  # 12.475
+        (1, 499, 1000, "USD", 0),
+        (1, 500, 1000, "USD", 1),
+        (26, 2000, 1020, "USD", 26),  # never more than it was
+        (26, -5, 1020, "USD", 0),
+        (26, 5, 0, "USD", 0),
+        (130, 1230, 5000, "KWD", 30),  # 31.98
+        (130, 1350, 5000, "KWD", 40),  # 35.1
     ],
 )
-def test_what_goes_back_of_a_fee_is_exact_to_the_minor_unit(taken, back, total, fee):
-    assert given_back(taken, back, total) == fee
+def test_what_goes_back_of_a_fee_is_exact_to_what_can_be_charged(taken, back, total, currency, fee):
+    assert given_back(taken, back, total, currency) == fee
 
 
 def sold(books, world, sandbox, paid_credit, total=1020):
@@ -387,6 +407,31 @@ def test_a_fee_that_stripe_did_not_keep_is_a_difference(books, world, sandbox):
     assert [(it.code, it.cause) for it in row.differences] == [
         ("fee_differs", "the application fee was to be 2.50 USD, 0.00 were kept")
     ]
+
+
+def test_of_what_nobody_is_charged_there_is_no_fee_and_no_difference(books, world, sandbox):
+    """0.30 USD move to the customer's balance in Stripe; of the next invoice 0.60 are left, less than the fee of it."""
+    put(world, stripe_account=SHOP, application_fee="USD=1.50")
+    world = world.of("")
+    books.rating("small", [("usage", "input", "1", 30)])
+    rating = books.rating("acme", [("usage", "input", "10", 2000)])
+    run(world)
+    for invoice in invoices(sandbox, SHOP):
+        if invoice.status == "open":
+            pay(sandbox, invoice.id, SHOP)
+    news.poll(world)
+    books.correction(rating, [(0, -1000)])  # on acme's balance
+    list(credit(world, credit_records.notes(books.engine, "test", only_open=True), approve=True))
+    news.poll(world)
+    assert balances(books)["application_fees"] == 75  # half of 1.50 went back
+    books.rating("acme", [("usage", "input", "5", 1060)], month=11)
+    run(world)
+    [second] = [one for one in invoices(sandbox, SHOP) if one.status == "open"]
+    assert second.amount_due == 60
+    pay(sandbox, second.id, SHOP)
+    assert news.poll(world)[-1] == "acme: the platform kept 0.60 USD"
+    rows = reconcile(world, records.drafts(books.engine, "test", every=True))
+    assert [row.differences for row in rows] == [(), (), ()]
 
 
 def test_news_is_taken_of_the_accounts_that_sell_here_and_looked_up_in_them(books, world, sandbox):
