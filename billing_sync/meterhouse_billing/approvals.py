@@ -36,13 +36,17 @@ def approve(world: World, draft: Draft, why: str) -> Iterator[Step]:
     policy = reviews.policy_of(world, draft.customer_id)
     yield from prepare(world, draft, policy)
     row = _state(world, draft, states.PENDING, "approve")
-    if row["state"] == states.APPROVED:
+    by_rule = row["state"] == states.APPROVED and reviews.waits_for_a_person(world, row, policy)
+    if row["state"] == states.APPROVED and not by_rule:
         yield Step(draft.customer_id, "is approved already")
         return
     found = reviews.look(world, draft, policy)
     told = "; ".join(one.sentence for one in found)
     if told and not why:
         raise BillingError(f"there is something to look at ({told}): say --why it goes out all the same")
+    if by_rule:
+        above = "above the limit, where a person approves"
+        reviews.decide(world, draft.invoice_id, states.IN_REVIEW, who=history.RULE, why=above)
     why = (why or LOOKED_AT) + (f" (in spite of: {told})" if told else "")
     reviews.decide(world, draft.invoice_id, states.APPROVED, who=world.who, why=why)
     yield Step(draft.customer_id, "approved" + (f", in spite of: {told}" if told else ""))

@@ -23,7 +23,7 @@ WAITING: Final = "waiting"
 APPROVED: Final = "approved"
 ISSUED: Final = "issued"
 
-_NEXT: Final = {WAITING: (APPROVED,), APPROVED: (ISSUED, WAITING), ISSUED: ()}
+_NEXT: Final = {WAITING: (APPROVED,), APPROVED: (ISSUED, APPROVED, WAITING), ISSUED: ()}
 
 
 def notes(

@@ -37,9 +37,15 @@ def approve_waiting(world: World, notes: list[Note], why: str) -> Iterator[Step]
     """A person approves the notes that wait."""
     for note in notes:
         row = _recorded(world, note)
-        if row is not None and row["state"] == kept.WAITING:
+        if row is not None and (row["state"] == kept.WAITING or _waits_for_a_person(world, note, row)):
             kept.decide(world.engine, note.note_id, kept.APPROVED, who=world.who, why=why, now=world.now())
             yield Step(note.customer_id, f"credit note of {_amount(note)} approved")
+
+
+def _waits_for_a_person(world: World, note: Note, row: RowMapping) -> bool:
+    """Whether the rule approved a note that is above the limit now."""
+    by_rule = row["state"] == kept.APPROVED and kept.approver(world.engine, note.note_id) == history.RULE
+    return by_rule and reviews.policy_of(world, note.customer_id).needs_two(note.total_minor, note.currency)
 
 
 def issue_approved(world: World, notes: list[Note]) -> Iterator[Step]:
@@ -181,9 +187,7 @@ def _second_person(world: World, note: Note) -> str | None:
     if not policy.needs_two(note.total_minor, note.currency):
         return None
     approver = kept.approver(world.engine, note.note_id)
-    if approver not in (world.who, history.RULE):
-        return None
-    return f"{approver} approved it, and above {policy.limit(note.currency)} another person issues it"
+    return reviews.another_person(approver, world.who, policy.limit(note.currency), "issues it")
 
 
 def _amount(note: Note) -> str:

@@ -108,15 +108,27 @@ def second_person(world: World, row: RowMapping, policy: Policy) -> str | None:
         return None
     approved = history.last(world.engine, row["invoice_id"], states.APPROVED)
     assert approved is not None, "only what is approved is finalised"
-    if approved["who"] == history.RULE:
-        return f"above {policy.limit(row['currency'])} a person approves, not the rule: `meterhouse bill approve`"
-    if persons.may_be_one(approved["who"], world.who):
-        return (
-            f"{approved['who']} approved it, and above {policy.limit(row['currency'])} another person finalises: "
-            "`meterhouse bill finalise` by somebody else"
-            + ("" if persons.spelt(approved["who"]) == persons.spelt(world.who) else f" ({persons.UNCLEAR})")
-        )
-    return None
+    return another_person(approved["who"], world.who, policy.limit(row["currency"]), "finalises")
+
+
+def another_person(approver: str, who: str, limit: str, does: str) -> str | None:
+    """Why `who` may not do what another than the approver `does` above a limit; None where that is allowed."""
+    if approver == history.RULE:
+        return f"above {limit} a person approves, not the rule: `meterhouse bill approve`"
+    if not persons.may_be_one(approver, who):
+        return None
+    unclear = "" if persons.spelt(approver) == persons.spelt(who) else f" ({persons.UNCLEAR})"
+    return (
+        f"{approver} approved it, and above {limit} another person {does}: `meterhouse bill finalise` by somebody else"
+        + unclear
+    )
+
+
+def waits_for_a_person(world: World, row: RowMapping, policy: Policy) -> bool:
+    """Whether the rule approved an invoice that is above the limit now."""
+    approved = history.last(world.engine, row["invoice_id"], states.APPROVED)
+    by_rule = approved is not None and approved["who"] == history.RULE
+    return by_rule and policy.needs_two(row["total_minor"], row["currency"])
 
 
 def _evidence(connection: Connection, draft: Draft, policy: Policy, in_stripe: Sequence[str]) -> Evidence:

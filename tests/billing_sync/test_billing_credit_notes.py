@@ -242,7 +242,27 @@ def test_two_persons_for_a_note_above_the_limit(books, sandbox, world):
     assert "above 2.00 USD by one and issued by another" in run(world, approve=False)[-1]
     assert "anna approved it, and above 2.00 USD another person issues it" in run(world)[-1]
     [draft] = records.drafts(world.engine, "test", period="2026-10")
-    with pytest.raises(BillingError, match="another person issues it"):
+    for name in ("anna", " ANNA", "anna@example.com"):  # who approved it, however that is spelt
+        with pytest.raises(BillingError, match="another person issues it"):
+            list(approvals.finalise_approved(replace(world, who=name), draft, ""))
+    [step] = approvals.finalise_approved(replace(world, who="ben"), draft, "")
+    assert str(step) == "acme: credit note SANDBOX-0001-CN-01: 3.00 USD"
+
+
+def test_a_note_that_the_rule_approved_before_there_was_a_limit_is_approved_by_a_person(books, sandbox, world):
+    rating_id, _ = invoiced(books, sandbox, world)
+    books.correction(rating_id, [(1, -300)])
+    change = {"who": "c", "why": "w", "now": world.now()}
+    policies.change(world.engine, "test", "", {"approval": "automatic"}, **change)
+    [note] = credit_records.notes(world.engine, "test", only_open=True)
+    steps = credit(world, [note], approve=False)
+    assert "approved" in str(next(steps))
+    steps.close()  # the process ends here
+    policies.change(world.engine, "test", "", {"two-persons": "USD=2"}, **change)
+    assert "above 2.00 USD a person approves, not the rule: `meterhouse bill approve`" in run(world)[-1]
+    [draft] = records.drafts(world.engine, "test", period="2026-10")
+    list(approvals.approve(world, draft, ""))
+    with pytest.raises(BillingError, match="anna approved it"):
         list(approvals.finalise_approved(world, draft, ""))
     [step] = approvals.finalise_approved(replace(world, who="ben"), draft, "")
     assert str(step) == "acme: credit note SANDBOX-0001-CN-01: 3.00 USD"

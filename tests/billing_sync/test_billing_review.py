@@ -185,6 +185,20 @@ def test_above_the_limit_the_one_who_approved_does_not_finalise(books, sandbox, 
     assert moves(world)[-1][1:3] == ("finalised", "ben")
 
 
+def test_what_the_rule_approved_before_there_was_a_limit_is_approved_by_a_person(books, sandbox, world):
+    books.rating("acme", CLEAN)
+    setting(world, approval="automatic")
+    steps = bill(world, records.drafts(world.engine, "test"), approve=False)
+    assert any(str(step) == "acme: approved by rule" for step in steps)
+    steps.close()  # the process ends before it is finalised
+    setting(world, two_persons="USD=49.99")
+    assert run(world)[-1].endswith("above 49.99 USD a person approves, not the rule: `meterhouse bill approve`")
+    do(approvals.approve(world, draft_of(world), "fine"))
+    with pytest.raises(BillingError, match="anna approved it"):
+        do(approvals.finalise_approved(world, draft_of(world), "due"))
+    assert "finalised" in do(approvals.finalise_approved(replace(world, who="ben"), draft_of(world), "due"))[-1]
+
+
 def test_without_a_reason_only_what_nothing_was_found_about_and_nobody_holds_is_approved(books, sandbox, world):
     books.rating("acme", [*CLEAN, ("usage", "tools", "3", 0)])
     books.rating("initech", CLEAN)
