@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, insert, select, update
 
 from meterhouse_billing import states
 from meterhouse_rating.ids import digest
 from meterhouse_store.tables import invoice_transitions as table
 from meterhouse_store.tables import invoices
+
+# Built once, like the outbox's: these run for each step of each invoice.
+_OF: Final = table.c.invoice_id == bindparam("invoice")
+_STATE: Final = select(invoices.c.state).where(invoices.c.invoice_id == bindparam("invoice")).with_for_update()
+_ROWS: Final = select(table).where(_OF).order_by(table.c.changed_at)
+_SO_FAR: Final = select(func.count(), func.max(table.c.changed_at)).where(_OF)
+_ADD: Final = insert(table)
+_MOVE: Final = update(invoices).where(invoices.c.invoice_id == bindparam("invoice"))
 
 RULE: Final = "rule"
 """Who it was where nobody decided: the namespace's settings did."""
@@ -40,9 +48,8 @@ def begin(connection: Connection, invoice_id: str, *, who: str, why: str, now: d
 
 def of(engine: Engine, invoice_id: str) -> Sequence[RowMapping]:
     """All of an invoice's rows, in their order."""
-    query = select(table).where(table.c.invoice_id == invoice_id).order_by(table.c.changed_at)
     with engine.connect() as connection:
-        return connection.execute(query).mappings().all()
+        return connection.execute(_ROWS, {"invoice": invoice_id}).mappings().all()
 
 
 def last(engine: Engine, invoice_id: str, to_state: str) -> RowMapping | None:
@@ -51,20 +58,17 @@ def last(engine: Engine, invoice_id: str, to_state: str) -> RowMapping | None:
 
 
 def _state(connection: Connection, invoice_id: str) -> str:
-    query = select(invoices.c.state).where(invoices.c.invoice_id == invoice_id).with_for_update()
-    return str(connection.execute(query).scalar_one())
+    return str(connection.execute(_STATE, {"invoice": invoice_id}).scalar_one())
 
 
 def _add(
     connection: Connection, invoice_id: str, before: str, after: str, *, who: str, why: str, now: datetime
 ) -> None:
-    is_it = table.c.invoice_id == invoice_id
-    query = select(func.count(), func.max(table.c.changed_at)).where(is_it)
-    count, latest = connection.execute(query).one()
+    count, latest = connection.execute(_SO_FAR, {"invoice": invoice_id}).one()
     if latest is not None:  # in their order, whatever the clock does
         now = max(now, latest + timedelta(microseconds=1))
     _insert(connection, invoice_id, count, before, after, who=who, why=why, now=now)
-    connection.execute(update(invoices).where(invoices.c.invoice_id == invoice_id).values(state=after))
+    connection.execute(_MOVE, {"invoice": invoice_id, "state": after})
 
 
 def _insert(
@@ -79,4 +83,4 @@ def _insert(
         "why": why[:500],
         "changed_at": now,
     }
-    connection.execute(insert(table).values(**row))
+    connection.execute(_ADD, row)

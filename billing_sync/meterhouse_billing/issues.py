@@ -7,12 +7,17 @@ invoice that was voided and is issued again. Names of calls to Stripe follow fro
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection, Engine, RowMapping, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, insert, select, update
 
 from meterhouse_billing.documents import Draft
 from meterhouse_rating.ids import digest
 from meterhouse_store.tables import invoice_issues as table
 from meterhouse_store.tables import invoices
+
+_CURRENT: Final = (
+    select(table).where(table.c.invoice_id == bindparam("invoice")).order_by(table.c.issue.desc()).limit(1)
+)
+"""Built once: it is asked for twice for each invoice."""
 
 DELETED: Final = "deleted"
 REPLACED: Final = "replaced"
@@ -32,9 +37,8 @@ def begin(connection: Connection, draft: Draft, issue: int, now: datetime) -> No
 
 def current(engine: Engine, invoice_id: str) -> RowMapping:
     """The issue that counts."""
-    query = select(table).where(table.c.invoice_id == invoice_id).order_by(table.c.issue.desc()).limit(1)
     with engine.connect() as connection:
-        return connection.execute(query).mappings().one()
+        return connection.execute(_CURRENT, {"invoice": invoice_id}).mappings().one()
 
 
 def name(connection: Connection, invoice_id: str, stripe_invoice_id: str) -> None:

@@ -29,6 +29,8 @@ from meterhouse_store.tables import (
 )
 
 _CHUNK = 500
+_INVOICE = select(invoices).where(invoices.c.invoice_id == bindparam("invoice"))
+"""Built once: it is asked for between all steps."""
 
 # ---- what is to be invoiced
 
@@ -122,7 +124,7 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
 def invoice(engine: Engine, invoice_id: str) -> RowMapping | None:
     """The row of one invoice."""
     with engine.connect() as connection:
-        return connection.execute(select(invoices).where(invoices.c.invoice_id == invoice_id)).mappings().one_or_none()
+        return connection.execute(_INVOICE, {"invoice": invoice_id}).mappings().one_or_none()
 
 
 def by_stripe_id(engine: Engine, namespace: str, stripe_invoice_id: str) -> RowMapping | None:

@@ -23,9 +23,23 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Delete, Engine, Insert, RowMapping, Table, Update, event, insert, select
+from sqlalchemy import (
+    Connection,
+    Delete,
+    Engine,
+    Insert,
+    RowMapping,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    event,
+    insert,
+    select,
+)
 
 from meterhouse_store import roles
 from meterhouse_store.audit_rules import RULES, Rule
@@ -37,6 +51,16 @@ RULE: Final = "rule"
 """Who it was where nobody decided: what somebody set before did."""
 ADDED, CHANGED, REMOVED = "added", "changed", "removed"
 PERSONAL: Final = ("customer_id", "subject", "who", "why", "details")
+
+# Built once: most transactions that write run these, and building a statement takes longer than SQLite does.
+_LOCK: Final = select(namespaces.c.namespace).where(namespaces.c.namespace == bindparam("namespace")).with_for_update()
+_HEAD: Final = (
+    select(audit_log.c.sequence, audit_log.c.hash)
+    .where(audit_log.c.namespace == bindparam("namespace"))
+    .order_by(audit_log.c.sequence.desc())
+    .limit(1)
+)
+_ADD: Final = insert(audit_log)
 
 _CHANGES: Final = "meterhouse_changes"
 _BEFORE: Final = "meterhouse_before"
@@ -124,7 +148,7 @@ def seal(connection: Connection) -> None:
     connection.execution_options(**{_CHANGES: []})
     for namespace in sorted({change.namespace for change in changes}):
         # The row of the namespace is the lock (SQLite has locked by now); what is read after it is the last seal.
-        connection.execute(select(namespaces.c.namespace).where(namespaces.c.namespace == namespace).with_for_update())
+        connection.execute(_LOCK, {"namespace": namespace})
         sequence, previous = head(connection, namespace)
         rows = []
         for change in changes:
@@ -136,14 +160,12 @@ def seal(connection: Connection) -> None:
             row["previous_hash"] = previous
             row["hash"] = previous = seal_of(row)
             rows.append(row)
-        connection.execute(insert(audit_log), rows)
+        connection.execute(_ADD, rows)
 
 
 def head(connection: Connection, namespace: str) -> tuple[int, str]:
     """Number and hash of the last seal; 0 and GENESIS where there is none."""
-    table = audit_log
-    query = select(table.c.sequence, table.c.hash).where(table.c.namespace == namespace)
-    row = connection.execute(query.order_by(table.c.sequence.desc()).limit(1)).one_or_none()
+    row = connection.execute(_HEAD, {"namespace": namespace}).one_or_none()
     return (0, GENESIS) if row is None else (row.sequence, row.hash)
 
 
@@ -264,9 +286,16 @@ def _is_said(rule: Rule, row: Row) -> bool:
 def _whose(connection: Connection, rule: Rule, row: Row) -> tuple[str, str]:
     """Namespace and customer ('' for none) of a row."""
     if rule.of is not None:
-        parent, name = metadata.tables[rule.of[0]], rule.of[1]
-        row = connection.execute(select(parent).where(parent.c[name] == row[name])).mappings().one()
+        row = connection.execute(_parent(*rule.of), {"key": row[rule.of[1]]}).mappings().one()
     return row["namespace"], row.get("customer_id") or ""
+
+
+@cache
+def _parent(table: str, key: str) -> Select[Any]:
+    """The row in which namespace and customer of another table's row are found."""
+    parent = metadata.tables[table]
+    wanted = [parent.c[name] for name in ("namespace", "customer_id") if name in parent.c]
+    return select(*wanted).where(parent.c[key] == bindparam("key"))
 
 
 def _subject(rule: Rule, row: Row) -> str:

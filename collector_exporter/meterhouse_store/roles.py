@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
 
 from meterhouse_store.persons import spelt
 from meterhouse_store.tables import operator_roles as table
@@ -30,6 +30,11 @@ MACHINES: Final = frozenset({"rule", "stripe"})
 """Names under which nobody decides: what was decided before, and what is so in Stripe already."""
 
 
+# Built once: every change that needs a role asks it, in its own transaction.
+_OF_NAMESPACE: Final = select(table).where(table.c.namespace == bindparam("namespace")).order_by(table.c.recorded_at)
+_OF_ROLE: Final = _OF_NAMESPACE.where(table.c.role == bindparam("role"))
+
+
 class NotAllowed(PermissionError):
     """Somebody changes what others have the role for; the text says who."""
 
@@ -47,10 +52,9 @@ class Holder:
 
 def holders(connection: Connection, namespace: str, role: str | None = None) -> list[Holder]:
     """Who has which role now, in the order in which they got it."""
-    query = select(table).where(table.c.namespace == namespace).order_by(table.c.recorded_at)
-    if role is not None:
-        query = query.where(table.c.role == role)
-    latest = {(row["role"], row["person"]): row for row in connection.execute(query).mappings()}
+    query, named = (_OF_NAMESPACE, {}) if role is None else (_OF_ROLE, {"role": role})
+    rows = connection.execute(query, {"namespace": namespace, **named}).mappings()
+    latest = {(row["role"], row["person"]): row for row in rows}
     return [
         Holder(row["role"], row["person"], row["recorded_at"], row["who"], row["why"])
         for row in latest.values()
