@@ -14,11 +14,12 @@ from zoneinfo import ZoneInfo
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine, select
 
-from meterhouse_billing import budget_round
+from meterhouse_billing import budget_round, fee_records, fee_refunds
 from meterhouse_billing.budget_round import Round
 from meterhouse_portal.chart import Bars
 from meterhouse_rating import credit_book, outlook, periods, report, sums
 from meterhouse_rating.credits import Grant
+from meterhouse_rating.ledger import CASH
 from meterhouse_rating.outlook import Outlook
 from meterhouse_rating.periods import Period
 from meterhouse_rating.price_api import reading
@@ -33,7 +34,7 @@ from meterhouse_reports.documents import Document, NoDocument
 from meterhouse_store import registry
 from meterhouse_store.language import Language
 from meterhouse_store.meters import Meter
-from meterhouse_store.tables import invoices, notices, payments, rated_lines, ratings
+from meterhouse_store.tables import invoices, ledger_entries, ledger_transactions, notices, rated_lines, ratings
 
 GROUPS: Final[Mapping[str, str]] = {
     "model": "model",
@@ -116,7 +117,10 @@ class Account:
             return days, None, "The warehouse is being brought up to date: amounts come back when it is."
 
     def ratings(self) -> list[dict[str, Any]]:
-        """Its rated periods, latest first, each with its invoice where there is one."""
+        """Its rated periods, latest first, each with its invoice where there is one.
+
+        `amount_minor` is what the invoice asks for, with tax, once it is out; before, what was rated.
+        """
         query = (
             select(
                 ratings.c.rating_id, ratings.c.period_start, ratings.c.period_end, ratings.c.state, ratings.c.currency,
@@ -130,7 +134,10 @@ class Account:
             .limit(120)
         )  # fmt: skip
         with self.engine.connect() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+        for row in rows:
+            row["amount_minor"] = row["total_minor"] if row["finalised_at"] is None else row["stripe_total_minor"]
+        return rows
 
     def rating(self, rating_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """A rated period and its lines; None where this customer has none of that id."""
@@ -159,13 +166,23 @@ class Account:
         return None if row is None else dict(row)
 
     def payments(self) -> list[dict[str, Any]]:
-        """What was paid, latest first."""
+        """Money that the customer paid (above zero) and that went back, as the ledger has it, latest first.
+
+        What a platform keeps of it is the seller's matter.
+        """
+        entries, transactions = ledger_entries, ledger_transactions
         query = (
-            select(payments)
-            .where(payments.c.namespace == self.namespace, payments.c.customer_id == self.customer_id)
-            .order_by(payments.c.paid_at.desc())
+            select(
+                transactions.c.kind, transactions.c.effective_at, entries.c.amount_minor, entries.c.currency,
+            )
+            .join(transactions, transactions.c.transaction_id == entries.c.transaction_id)
+            .where(
+                transactions.c.namespace == self.namespace, transactions.c.customer_id == self.customer_id,
+                entries.c.account == CASH, transactions.c.kind.not_in((fee_records.KIND, fee_refunds.KIND)),
+            )
+            .order_by(transactions.c.effective_at.desc(), transactions.c.transaction_id)
             .limit(120)
-        )
+        )  # fmt: skip
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 

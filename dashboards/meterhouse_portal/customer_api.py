@@ -42,7 +42,7 @@ _SPAN: Final[dict[str, Schema]] = {"period_start": _TIME, "period_end": _TIME}
 _RATING: Final[dict[str, Schema]] = {
     "id": _TEXT, **_SPAN, "state": {"enum": ["open", "closed"]}, "plan": _TEXT, "currency": _TEXT, "total": _NUMBER,
     "rated_at": _TIME, "invoice_state": or_null(_TEXT), "invoice_number": or_null(_TEXT),
-    "invoice_url": or_null(_TEXT),
+    "invoice_url": or_null(_TEXT), "invoice_total": or_null(_NUMBER),
 }  # fmt: skip
 _LINE: Final = object_of(
     id=_TEXT, kind=_TEXT, description=_TEXT, quantity=_NUMBER, unit=_TEXT,
@@ -287,6 +287,7 @@ def _rating(it: Mapping[str, Any]) -> dict[str, Any]:
         "state": it["state"], "plan": it["plan"], "currency": it["currency"],
         "total": show(it["total_minor"], it["currency"]), "rated_at": _utc(it["rated_at"]),
         "invoice_state": it["invoice_state"], "invoice_number": it["number"], "invoice_url": it["hosted_url"],
+        "invoice_total": None if it["finalised_at"] is None else show(it["amount_minor"], it["currency"]),
     }  # fmt: skip
 
 

@@ -24,12 +24,26 @@ STATES: Final = {
     "open": "under way",
     "closed": "closed",
     "draft": "being prepared",
+    "in review": "being prepared",
     "approved": "being prepared",
     "finalised": "to be paid",
     "paid": "paid",
     "failed": "payment failed",
     "void": "void",
 }
+
+PAID: Final = {
+    "payment": "paid",
+    "credit_granted": "credits bought",
+    "refund": "paid back",
+    "credit_refunded": "paid back",
+    "dispute": "taken back by the bank",
+    "credit_disputed": "taken back by the bank",
+    "dispute_won": "came again",
+    "credit_reinstated": "came again",
+    "adjustment": "adjusted",
+}
+"""What a customer's money is called by what moved it."""
 
 
 class Rendering:
@@ -58,7 +72,7 @@ class Rendering:
         )  # fmt: skip
         self._environment.filters.update(
             local=self.local, day=self.language.day, month=self.language.month, money=self.money, amount=self.amount,
-            number=self.language.number, state=self._state, price=self.price, breakable=_breakable,
+            number=self.language.number, state=self._state, paid=self._paid, price=self.price, breakable=_breakable,
             shortened=self._shortened, typed=_typed, reason=sentence,
             said=self.language.translated,
         )  # fmt: skip
@@ -118,6 +132,9 @@ class Rendering:
 
     def _shortened(self, value: Decimal) -> str:
         return self.language.number(_at_most_two_decimals(value))
+
+    def _paid(self, kind: str) -> str:
+        return self.language.translated(PAID.get(kind, kind))
 
     def _state(self, state: str | None) -> str:
         return "" if state is None else self.language.translated(STATES.get(state, state))

@@ -29,7 +29,7 @@ NOT_TRANSLATED = {it.name for it in TEMPLATES.iterdir() if it.name.startswith("o
 """Pages that are in English only: the operators'."""
 
 CHOSEN = (
-    *rendering.STATES.values(), *members.ROLES, *shares.MEANINGS.values(),
+    *rendering.STATES.values(), *rendering.PAID.values(), *members.ROLES, *shares.MEANINGS.values(),
     "model", "agent", "tool", "status", "provider", "task", "conversation",  # how usage is shown
     "Meter", "Model", "Agent", "Tool", "Status", "Conversation", "Task", "Provider",  # how the log is narrowed
     "Accepted", "Rejected", "Not shown", "That cannot be shown", "That cannot be done",

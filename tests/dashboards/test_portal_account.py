@@ -20,10 +20,15 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from meterhouse_billing import states
 from meterhouse_portal import access_keys, app, members, questions
 from meterhouse_portal.customer_pages import COOKIE
 from meterhouse_portal.exports import Exports
+from meterhouse_portal.rendering import STATES
+from meterhouse_rating import ledger
+from meterhouse_rating.ledger import Entry, Posting
 from meterhouse_store import budgets, registry, tables
+from meterhouse_store.sql import begin_write
 
 
 @pytest.fixture(scope="module")
@@ -333,6 +338,64 @@ def test_an_invoice_has_its_lines_and_each_line_its_explanation(world):
         line = browser.get(re.search(r'href="(/account/lines/[0-9a-f]{64})"', invoice).group(1))
     assert "300,000 at 2 EUR per 1,000: 600 EUR" in text_of(line.text)
     assert "price book tests, version 1, line 12" in text_of(line.text)
+
+
+def test_the_invoices_page_has_what_was_paid_and_went_back_as_the_ledger_has_it(world):
+    """Paid, taken back, paid back, and credits bought; what a platform keeps of it is not the customer's business."""
+    at, _ = world
+    money = (
+        ("payment", "receivable", 71_400), ("refund", "receivable", -1_000), ("dispute", "receivable", -9_900),
+        ("dispute_won", "receivable", 9_900), ("credit_granted", "deferred_credits", 5_000),
+        ("application_fee", "application_fees", -1_785), ("application_fee_refund", "application_fees", 25),
+    )  # fmt: skip
+    with begin_write(at.engine) as connection:
+        for number, (kind, against, amount) in enumerate(money):
+            sides = (Entry("cash", amount, "EUR"), Entry(against, -amount, "EUR"))
+            moments = {"effective_at": NOW + timedelta(minutes=number), "recorded_at": NOW}
+            ledger.post(connection, "live", "globex", [Posting(kind, kind, "m", sides)], **moments)
+    with visiting(world, "gus@globex.example") as browser:
+        shown = text_of(browser.get("/account/invoices").text)
+    _, _, payments = shown.partition("Payments")
+    words = "paid back|paid|taken back by the bank|came again|credits bought"
+    assert re.findall(rf"({words}) ([−-]?[0-9.,]+) EUR", payments) == [
+        ("credits bought", "50.00"), ("came again", "99.00"), ("taken back by the bank", "-99.00"),
+        ("paid back", "-10.00"), ("paid", "714.00"),
+    ]  # fmt: skip
+    assert "17.85" not in shown and "0.25" not in shown
+
+
+def test_an_invoice_that_is_out_is_shown_with_its_tax(world):
+    at, _ = world
+    rated = tables.ratings
+    with begin_write(at.engine) as connection:
+        row = connection.execute(rated.select().where(rated.c.customer_id == "globex")).mappings().first()
+        named = {name: row[name] for name in ("rating_id", "namespace", "customer_id", "period_start", "period_end")}
+        connection.execute(
+            tables.invoices.insert().values(
+                **named, invoice_id="i-globex", state="finalised", currency="EUR", total_minor=row["total_minor"],
+                stripe_total_minor=row["total_minor"] + 1_234, stripe_invoice_id="in_globex", finalised_at=NOW,
+                created_at=NOW,
+            )
+        )  # fmt: skip
+    total = f"{(row['total_minor'] + 1_234) / 100:,.2f} EUR"
+    with visiting(world, "gus@globex.example") as browser:
+        listed = browser.get("/account/invoices").text
+        invoice = text_of(browser.get(f"/account/invoices/{row['rating_id']}").text)
+    assert f"{total} to be paid" in text_of(listed)
+    secret = access_keys.create(at.engine, "live", "globex", "tax", who="gus@globex.example", now=NOW)[1]
+    with visiting(world) as browser:
+        (told,) = [
+            it for it in browser.get("/api/v1/invoices", headers={"Authorization": f"Bearer {secret}"}).json()["items"]
+            if it["id"] == row["rating_id"]
+        ]  # fmt: skip
+    assert Decimal(told["invoice_total"]) - Decimal(told["total"]) == Decimal("12.34")
+    assert f"Tax 12.34 EUR Total {total}" in invoice
+
+
+def test_customers_are_told_of_each_state_in_words_of_theirs():
+    of_invoices = {value for name, value in vars(states).items() if name.isupper() and isinstance(value, str)}
+    assert of_invoices and of_invoices <= set(STATES)
+    assert "review" not in " ".join(STATES.values())
 
 
 def test_a_line_can_be_questioned_and_is_answered_once(world):
