@@ -5,6 +5,7 @@ What a portal or a command needs is `offer` (what may be bought) and `start` (th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 import stripe
@@ -21,6 +22,8 @@ from meterhouse_rating.money import show
 from meterhouse_store.sql import begin_write
 
 PURCHASE_ID: Final = "meterhouse_purchase_id"
+PAGE_LIFE: Final = timedelta(hours=24)
+"""So long a page of Stripe takes a payment."""
 
 
 class TopUpRefused(BillingError):
@@ -70,7 +73,8 @@ def start(
     """A page of Stripe on which the customer pays for credits; for the portal's top-up page and `credits top-up`.
 
     `amount_minor` is one of `offer`'s, `return_url` where Stripe sends the customer afterwards. With the same
-    `reference` (a form that is sent twice) it is the same page. Raises TopUpRefused, BillingError, StripeUnavailable.
+    `reference` (a form that is sent twice) it is the same page, and none when that is over. Raises TopUpRefused,
+    BillingError, StripeUnavailable.
     """
     world = world.of(customer_id)
     row, params = request(world, customer_id, amount_minor, return_url, who=who, reference=reference)
@@ -86,6 +90,9 @@ def start(
     outbox = Outbox(world.engine, world.gateway, world.namespace, world.now)
     made = outbox.call("checkout.create", row["purchase_id"], {"params": params}, find, unique=True)
     purchases.change(world.engine, row["purchase_id"], stripe_id=made["id"], url=made["url"])
+    begun_at = purchases.one(world.engine, row["purchase_id"])["created_at"]
+    if made["url"] is None or world.now() >= begun_at + PAGE_LIFE:  # Stripe shows no address of one that is over
+        raise TopUpRefused("the page is over: begin again")
     return Started(row["purchase_id"], str(made["url"]))
 
 

@@ -18,8 +18,6 @@ from meterhouse_store.registry import RegistryError
 
 PATH: Final = "/account/top-up"
 SHOWN: Final = 20
-PAGE_LIFE: Final = timedelta(hours=24)
-"""So long a page of Stripe takes a payment."""
 _REFERENCE: Final = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _WRONG_AMOUNT: Final = WrongField("amount", "Choose one of the amounts.")
 _STARTS: Final = Bucket(20, timedelta(hours=1))
@@ -81,5 +79,5 @@ PAGES: Final = (
 
 def _open_page(visit: Visit, state: str, created_at: datetime, url: str | None) -> str:
     """Where it can still be paid; '' where it cannot."""
-    is_open = state == purchases.OPEN and created_at > visit.account.now - PAGE_LIFE
+    is_open = state == purchases.OPEN and created_at > visit.account.now - top_ups.PAGE_LIFE
     return url if is_open and url else ""

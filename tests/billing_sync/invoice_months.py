@@ -54,7 +54,7 @@ class Month:
         gateway._sleep = lambda _seconds: None
         for account in ("", SHOP):
             self.mortal(gateway.on(account))
-        self.by_events, self.page = self.chance.random() < 0.5, ""
+        self.by_events, self.page, self.forms = self.chance.random() < 0.5, "", 1
         self.fees: dict[str, str] = {}
         self.told: set[str] = set()
         self.world = World(books.engine, gateway, "test", "anna", lambda: self.now)
@@ -168,8 +168,14 @@ class Month:
                     client.v1.refunds.create({"payment_intent": payment.id, "amount": amount})
 
     def top_up(self) -> Iterator[Any]:
-        """A customer asks for a page on which credits are bought; however often, it is the same."""
-        page = top_ups.start(self.world, "acme", TOP_UP, "http://127.0.0.1/", who="anna", reference="form 1")
+        """A customer asks for a page on which credits are bought; however often, it is the same until it is over."""
+        form = {"who": "anna", "reference": f"form {self.forms}"}
+        try:
+            page = top_ups.start(self.world, "acme", TOP_UP, "http://127.0.0.1/", **form)
+        except top_ups.TopUpRefused:
+            self.forms += 1
+            yield from self.top_up()
+            return
         yield page
         self.page = page.url
 

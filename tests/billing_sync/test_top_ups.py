@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from conftest import NOW
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
@@ -102,6 +103,27 @@ def test_without_webhooks_the_poll_finds_the_payment_and_a_page_that_nobody_paid
     pay(sandbox, left)  # too late: Stripe takes nothing
     assert news.poll(acme) == []
     assert balances(books) == {"cash": 1000, "deferred_credits": -1000}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_form_that_is_sent_again_when_its_page_is_over_leads_nowhere_and_a_new_one_does(acme, sandbox, lost):
+    """Stripe's answer was had, or lost: then a day later the session is found, and has no address any more."""
+    form = {"who": "olga", "reference": "form-1"}
+    if lost:
+        sandbox.faults.lose_reply_of = {sandbox.faults.posts + number for number in range(2, 8)}
+        with pytest.raises(StripeUnavailable):
+            top_ups.start(acme, "acme", 1000, BACK, **form)
+        sandbox.faults.lose_reply_of = set()
+    else:
+        top_ups.start(acme, "acme", 1000, BACK, **form)
+    later = replace(acme, now=lambda: NOW + timedelta(hours=30))
+    post(sandbox, "clock", json.dumps({"now": later.now().timestamp()}).encode())
+    with pytest.raises(TopUpRefused, match="the page is over: begin again"):
+        top_ups.start(later, "acme", 1000, BACK, **form)
+    assert news.poll(later) == ["acme: 10.00 USD of credits were not paid in time"]
+    started = top_ups.start(later, "acme", 1000, BACK, who="olga", reference="form-2")
+    pay(sandbox, started)
+    assert news.poll(later) == ["acme: 10.00 USD of credits bought"]
 
 
 def test_a_top_up_that_is_gone_in_stripe_keeps_no_other_news_from_being_taken(books, acme, sandbox):
