@@ -8,6 +8,7 @@ which its three threads come.
 import json
 import math
 import random
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -86,7 +87,10 @@ class Month:
 
     def post(self, path: str, body: bytes = b"") -> None:
         """What nobody's program does in Stripe: customers, banks, the clock."""
-        _BROWSER.open(urllib.request.Request(f"{self.url}/{path}", body, method="POST")).close()
+        try:
+            _BROWSER.open(urllib.request.Request(f"{self.url}/{path}", body, method="POST")).close()
+        except urllib.error.HTTPError as refused:
+            raise AssertionError(f"{path}: {refused}") from None
 
     def insist(self, act: Callable[[], Iterator[Any] | list[Any]]) -> None:
         """Do it again until it was done undisturbed."""
