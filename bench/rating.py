@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import func, insert, select
@@ -167,17 +166,9 @@ def _random_books() -> Row:
 
 def _crashes() -> Row:
     """tests/rating/test_rating_crash.py at every step, statement and line instead of some of them."""
-    root = Path(__file__).parents[1]
-    file = str(root / "tests" / "rating" / "test_rating_crash.py")
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", file]
-        subprocess.run(command, cwd=root, env=os.environ | {"METERHOUSE_PROVE": "1"}, check=False)
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-    if suite is None or not int(suite.get("tests", "0")):
-        raise RuntimeError(f"{file} has not run")
-    failed = int(suite.get("failures", "0")) + int(suite.get("errors", "0"))
-    return {"name": "rating.crashes", "cases": int(suite.get("tests", "0")), "violations": failed}
+    import suite
+
+    return suite.tests("rating.crashes", "tests/rating/test_rating_crash.py")
 
 
 @dataclass

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-GROUPS = ("collector", "agent", "rating", "reports", "billing", "portal")
+GROUPS = ("collector", "agent", "rating", "reports", "billing", "portal", "suite")
 COLUMNS = {"bench": ("name", "value", "unit", "baseline", "ratio"), "prove": ("name", "cases", "violations")}
 NAMED = {"collector": ("collector", "warehouse"), "reports": ("reports", "grafana")}
 """What names of a group begin with, where that is more than the group's own."""

@@ -90,7 +90,7 @@ def rebuild(
     """
     shadow = f"{database}_rebuild"
     with closing(connect("default")) as admin:
-        schema.migrate(admin, database)
+        schema.ensure(admin, database)
         with closing(connect(database)) as client:
             collector_id = _check_journal(directory, client)
             cluster = schema.cluster_of(admin, database)

@@ -70,6 +70,7 @@ def portal(collector, world):
         one.join()
 
 
+@pytest.mark.long
 def test_a_cap_that_a_running_agent_hits_is_seen_raised_and_acknowledged(world, collector, portal, chromium, tmp_path):
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright

@@ -237,6 +237,7 @@ def test_the_projection_survives_whatever_is_raised_and_counts_it(tmp_path, monk
         journal.close()
 
 
+@pytest.mark.long
 def test_a_restored_older_journal_beside_the_same_warehouse_loses_nothing(collector, database, tmp_path_factory):
     journal, copy = collector.data / "journal", tmp_path_factory.mktemp("backup") / "journal"
     collector.post(batch(["acme"], 3, "before"))

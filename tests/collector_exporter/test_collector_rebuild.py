@@ -36,6 +36,7 @@ def assert_rebuilds_the_same(world):
     return after
 
 
+@pytest.mark.long
 def test_all_sources_with_decisions_about_each_are_the_same_after_a_rebuild(world):
     world.client.command(
         "INSERT INTO refusals VALUES ('live', 'key-1', '2026-11-01 00:00:00', 'too_large', 'a-run', 3, 1000)"

@@ -112,6 +112,7 @@ def test_what_conflicts_are_found_by_is_told_and_mended(live, check):
     assert not check().differences
 
 
+@pytest.mark.long
 def test_a_verdict_about_a_span_that_was_lost_is_told_and_mended(journal, check, live):
     spans = [encode(traces_record(span(1, more=call(9)), 6)), encode(traces_record(span(2, parent=1, more=call(8)), 7))]
     with open(journal / SECOND, "ab") as file:
@@ -194,6 +195,7 @@ def running_totals(journal):
         file.write(encode(metrics_record(told, 6, received_ns=RECEIVED_NS + 5)))
 
 
+@pytest.mark.long
 def test_increases_that_are_not_what_their_points_give_are_told_and_mended(running_totals, live, check):
     query = "SELECT customer_id, toInt64(quantity) FROM usage WHERE meter = 'pages.read' ORDER BY event_time"
     assert live.query(query).result_rows == [("acme", 10), ("acme", 2)]

@@ -97,6 +97,7 @@ def meterhouse(sqlite_house, command_environment, tmp_path, monkeypatch, capsys)
     return run
 
 
+@pytest.mark.long
 def test_a_month_of_all_models_is_billed_explained_stated_and_proved_by_the_commands(
     sqlite_house, meterhouse, tmp_path
 ):

@@ -70,6 +70,7 @@ def test_without_events_no_warehouse_is_asked(house, explain, monkeypatch):
     assert code == 0 and said.startswith("tools: 16 calls, 7.50 USD"), said
 
 
+@pytest.mark.long
 def test_agreements_and_corrections_are_explained_and_what_does_not_add_up_is_said(house_of_berlin, explain):
     house, rows = house_of_berlin, house_of_berlin.rows(tables.rated_lines)
     kinds = {row["kind"]: row["line_id"] for row in rows}

@@ -169,7 +169,7 @@ def test_a_close_that_fails_at_any_sql_statement_and_is_started_again_ends_in_th
         list(closing(there))
     statements = len(seen)
     assert statements > 20
-    for number in range(0, statements, 1 if EVERY else 5):
+    for number in range(0, statements, 1 if EVERY else 15):
         there = furnished(house, number)
         with failing_at(there.world.engine, number) as seen, pytest.raises(OSError, match="No space left"):
             list(closing(there))

@@ -132,6 +132,20 @@ def migrate(client: Client, database: str, *, cluster: str = "", now: datetime |
     A database that was made on a cluster stays on it, also where `cluster` is not given. Raises SchemaRefused before
     anything is changed, ValueError for a name that is not a plain identifier, clickhouse_connect's errors otherwise.
     """
+    return _migrate(client, database, cluster, now or datetime.now(UTC), again=True)
+
+
+def ensure(client: Client, database: str) -> None:
+    """`migrate`, where this Meterhouse has not done it: of a database to which it has applied all, only the scripts are
+    applied again whose tables or views are not all there. Raises as `migrate`.
+
+    To do all of it again takes two seconds of a core, each time that a process starts.
+    """
+    _migrate(client, database, "", datetime.now(UTC), again=False)
+
+
+def _migrate(client: Client, database: str, cluster: str, now: datetime, *, again: bool) -> Migrated:
+    """`again`: also what has been applied and is there."""
     _checked("database", database)
     known = _history(client, database)
     before = max((row[1] for row in known.values()), default=0)
@@ -143,31 +157,25 @@ def migrate(client: Client, database: str, *, cluster: str = "", now: datetime |
         )
     existing = _tables(client, database)
     cluster = _same_cluster(database, cluster, {row[3] for row in known.values()}, bool(existing))
-    client.command(create_database(database, cluster), use_database=False)
-    applied = []
-    for script in scripts(database, cluster):
+    own = scripts(database, cluster)
+    new = [it for it in own if it.name not in known or known[it.name][:2] != (it.sha256, VERSION)]
+    # Where one is new, views of others may read what it changed.
+    due = own if again or new else [it for it in own if _made(it) - existing]
+    if due:
+        client.command(create_database(database, cluster), use_database=False)
+    for script in due:
         for statement in script.statements:
             if _is_due(statement, before if existing else VERSION) and not _is_new(statement, database, existing):
                 client.command(statement, use_database=False)
-        if script.name not in known or known[script.name][0] != script.sha256 or before < VERSION:
-            applied.append(script)
-    if applied:
-        _record(client, database, cluster, applied, now or datetime.now(UTC))
-    created = sorted(_tables(client, database) - existing)
-    return Migrated(database, cluster, before or (1 if existing else 0), tuple(created), _names(applied))
+    if new:
+        _record(client, database, cluster, new, now)
+    created = sorted(_tables(client, database) - existing) if due else []
+    return Migrated(database, cluster, before or (1 if existing else 0), tuple(created), _names(new))
 
 
-def ensure(client: Client, database: str) -> None:
-    """`migrate`, where this Meterhouse has not done it: a database to which it has applied all, and in which no table
-    or view is missing, is left as it is. Raises as `migrate`.
-
-    To do all of it again takes two seconds of a core, each time that a process starts.
-    """
-    known, own = _history(client, database), scripts(database)
-    applied = {name: (sha256, version, cluster) for name, (sha256, version, _, cluster) in known.items()}
-    made = {name for script in own for statement in script.statements for name in _MADE.findall(statement)}
-    if applied != {script.name: (script.sha256, VERSION, "") for script in own} or made - _tables(client, database):
-        migrate(client, database)
+def _made(script: Script) -> set[str]:
+    """The tables and views that a script makes."""
+    return {name for statement in script.statements for name in _MADE.findall(statement)}
 
 
 def create_scratch(client: Client, database: str) -> None:
@@ -189,7 +197,7 @@ def cluster_of(client: Client, database: str) -> str:
 
 
 def exchange(client: Client, live: str, shadow: str) -> None:
-    """Exchange the tables of two databases of this schema, and bring the views of `live` up to date.
+    """Exchange the tables of two databases of this schema.
 
     Table by table: whoever calls sees to it that both hold the same, so that a reader in between sees nothing else.
     """
@@ -210,7 +218,7 @@ def exchange(client: Client, live: str, shadow: str) -> None:
     # The exploding view follows this version's schema. No record is lost in between: the projector waits.
     client.command(f"DROP VIEW IF EXISTS {live}.explode{on_cluster(cluster)} SYNC")
     client.command(f"DROP TABLE IF EXISTS {live}.inbox{on_cluster(cluster)} SYNC")
-    migrate(client, live)
+    ensure(client, live)
     # The marks of the exchanged days are others, so that no query reads these any more; they have names of before.
     for name in _SUMS:
         place = f"{name}{cluster_schema.LOCAL}" if cluster else name

@@ -79,21 +79,22 @@ def test_a_process_that_starts_runs_no_statement_where_all_is_applied_and_there(
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "left"),
     [
-        "DROP VIEW fresh.usage SYNC",
-        "DROP VIEW fresh.explode SYNC",
-        "INSERT INTO fresh.schema_migrations VALUES ('03_views.sql', 'of another', {version}, '9.1', '', now64(6) + 1)",
-        "INSERT INTO fresh.schema_migrations VALUES ('03_views.sql', '{sha256}', 5, '0.1', '', now64(6) + 1)",
+        ("DROP VIEW fresh.usage SYNC", []),
+        ("DROP VIEW fresh.explode SYNC", [("of another",)]),  # the script of that view alone
+        ("INSERT INTO fresh.schema_migrations VALUES ('{script}', 'of another', {version}, '9', '', now64(6) + 1)", []),
+        ("INSERT INTO fresh.schema_migrations VALUES ('{script}', '{sha256}', 5, '0.1', '', now64(6) + 1)", []),
+        ("INSERT INTO fresh.schema_migrations VALUES ('02_inbox.sql', 'x', {version}, '9', '', now64(6) + 1)", []),
     ],
 )
-def test_a_process_that_starts_brings_up_to_date_what_is_missing_or_of_another_version(admin, change):
+def test_a_process_that_starts_brings_up_to_date_what_is_missing_or_of_another_version(admin, change, left):
     schema.migrate(admin, "fresh")
-    sha256 = next(script.sha256 for script in schema.scripts("fresh") if script.name == "03_views.sql")
+    views = next(script for script in schema.scripts("fresh") if script.name == "03_views.sql")
     admin.command("CREATE OR REPLACE VIEW fresh.watermark AS SELECT 'of another' AS segment")
-    admin.command(change.format(version=schema.VERSION, sha256=sha256))
+    admin.command(change.format(script=views.name, version=schema.VERSION, sha256=views.sha256))
     schema.ensure(admin, "fresh")
-    assert admin.query("SELECT segment FROM fresh.watermark").result_rows == []
+    assert admin.query("SELECT segment FROM fresh.watermark").result_rows == left
     for view in ("usage", "explode"):
         assert admin.query(f"EXISTS VIEW fresh.{view}").first_row == (1,)
 
