@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from conftest import NOW
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
@@ -116,7 +115,8 @@ def test_a_form_that_is_sent_again_when_its_page_is_over_leads_nowhere_and_a_new
         sandbox.faults.lose_reply_of = set()
     else:
         top_ups.start(acme, "acme", 1000, BACK, **form)
-    later = replace(acme, now=lambda: NOW + timedelta(hours=30))
+    moment = acme.now() + timedelta(hours=30)
+    later = replace(acme, now=lambda: moment)
     post(sandbox, "clock", json.dumps({"now": later.now().timestamp()}).encode())
     with pytest.raises(TopUpRefused, match="the page is over: begin again"):
         top_ups.start(later, "acme", 1000, BACK, **form)
