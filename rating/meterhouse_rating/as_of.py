@@ -63,9 +63,7 @@ def closed_again(world: World, connection: Connection, closed: Standing, every: 
     assert closed.closed_at is not None, "it is closed"
     terms = known.terms(world, closed.closed_at, closed.book_version)
     used = _used(world, terms, closed.customer_id, closed.period, closed.as_of)
-    before = [
-        it for it in every if it.closed_at is not None and (it.closed_at, it.period) < (closed.closed_at, closed.period)
-    ]
+    before = closed_before(closed, every)
     lines = lines_of(connection, [closed.rating_id])
     names = [line["line_id"] for line in lines]
     first = (
@@ -78,6 +76,16 @@ def closed_again(world: World, connection: Connection, closed: Standing, every: 
     outcome = as_known(connection, terms, closed.customer_id, closed.period, used, before, upto, corrections)
     same = outcome.rated is not None and outcome.rated.sha256() == closed.result_sha256
     return Known(outcome, closed, same)
+
+
+def closed_before(closed: Standing, every: Sequence[Standing]) -> list[Standing]:
+    """Those of the customer's ratings that were closed before a closed one."""
+    own = closed.closed_at
+    return [
+        it
+        for it in every
+        if own is not None and it.closed_at is not None and (it.closed_at, it.period) < (own, closed.period)
+    ]
 
 
 def _open(

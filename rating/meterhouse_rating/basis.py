@@ -1,20 +1,18 @@
 """What one customer's period is rated by, or why it cannot be: contract, book, agreement, and the engine's inputs."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 
 from meterhouse_rating import engine
 from meterhouse_rating.agreements import Agreement
 from meterhouse_rating.book import Book
 from meterhouse_rating.caps import capped
-from meterhouse_rating.charges import Before, Setting
+from meterhouse_rating.charges import Setting
 from meterhouse_rating.effective import AgreementRefused, Effective, effective
 from meterhouse_rating.inputs import Inputs
 from meterhouse_rating.periods import Period, month_of, short
 from meterhouse_rating.rates import Rate, rate_at
-from meterhouse_rating.settled import contract_in_force, span_of
+from meterhouse_rating.settled import Remembered, contract_in_force, span_of
 from meterhouse_rating.sorting import Leftover
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
@@ -99,8 +97,7 @@ def inputs_of(
     basis: Basis,
     period: Period,
     found: Found,
-    before: Mapping[str, Before],
-    earlier: Mapping[str, Decimal],
+    before: Remembered,
 ) -> Inputs:
     customer, contract, plan = basis.customer, basis.contract, basis.terms.plan
     at_once = basis.book.plan_changes.at_once
@@ -115,7 +112,7 @@ def inputs_of(
         since=since if trial_end is None else max(since, trial_end),
         until=until,
         facts=basis.terms.facts,
-        earlier=earlier,
+        earlier=before.earlier,
     )
     inputs = Inputs(
         contract_id=contract.contract_id,
@@ -126,13 +123,13 @@ def inputs_of(
         usage=found.rows,
         declared=terms.declared,
         setting=setting,
-        before=before,
+        before=before.before,
         measures=found.measures,
         agreement=basis.agreement,
         overrides=basis.terms.overrides,
         rate=basis.rate,
     )
-    return capped(inputs, basis.agreement.caps)
+    return capped(inputs, basis.agreement.caps, before.used)
 
 
 def with_remedy(left: Leftover, period: Period) -> Leftover:

@@ -3,12 +3,13 @@
 The caps are the customer's budgets (`meterhouse_store.budgets`) as they were known when the period was rated. Above a
 cap of money is what usage lines come to beyond it. Above a cap of units is what the invoice would be less if usage had
 ended at the cap, all priced dimensions in proportion: so what is included, tiers and percentages on top come out as
-they then would. A cap holds for the whole month in which it is set, raised or acknowledged, and for no month before.
+they then would. A cap holds for the whole month in which it is set, raised or acknowledged, and for no month before;
+of a month in parts, on whatever plans, each part has what the others left of it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import pairwise
@@ -17,12 +18,12 @@ from typing import Final
 from meterhouse_rating import engine
 from meterhouse_rating.agreements import Cap, Discount
 from meterhouse_rating.book import Book
-from meterhouse_rating.charges import Before
 from meterhouse_rating.discounts import share_out
 from meterhouse_rating.ids import digest
 from meterhouse_rating.metrics import SUM
 from meterhouse_rating.money import exact, of_minor, to_minor
 from meterhouse_rating.periods import Period
+from meterhouse_rating.settled import Used
 from meterhouse_rating.sorting import UsageRow
 from meterhouse_store import budgets
 from meterhouse_store.numbers import plain
@@ -58,8 +59,11 @@ def _bounds_a_month(it: budgets.Budget) -> bool:
     return it.hard and not it.bill_over and it.measure != budgets.PREPAID and not it.agent_id and it.per == "month"
 
 
-def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
-    """The inputs with a discount for each cap that is passed: of units first, then of money."""
+def capped(inputs: engine.Inputs, caps: Sequence[Cap], earlier: Used) -> engine.Inputs:
+    """The inputs with a discount for each cap that is passed: of units first, then of money.
+
+    `earlier`: what the other ratings of the month have used of the caps.
+    """
     holding = holding_in(caps, inputs.setting.month)
     if not holding:
         return inputs
@@ -68,10 +72,10 @@ def capped(inputs: engine.Inputs, caps: Sequence[Cap]) -> engine.Inputs:
         part = inputs
         for cap, limit in holding:
             if cap.of:
-                less = replace(part, usage=_ended_at(part, cap.of, limit))
+                less = replace(part, usage=_ended_at(part, cap.of, limit, earlier))
                 over, part = _by_component(_priced(part), _priced(less), _metered(inputs)), less
             else:
-                over = {_metered(inputs): _over_money(part, limit)}
+                over = {_metered(inputs): _over_money(part, limit, earlier)}
             made += [_discount(inputs, cap, limit, of, amount) for of, amount in over.items() if amount > 0]
         if not made:
             return inputs
@@ -91,40 +95,25 @@ def cap_name(cap: Cap, limit: Decimal, period: Period, components: Iterable[str]
     return digest(["cap", cap.name, cap.of, plain(limit), period.start.isoformat(), *components])
 
 
-@dataclass(frozen=True)
-class _Covered:
-    """The rows that a cap counts: which of the usage, and what its metric had in the month's earlier parts."""
-
-    rows: tuple[int, ...]
-    before: Decimal
-
-
-def _ended_at(inputs: engine.Inputs, of: str, limit: Decimal) -> tuple[UsageRow, ...]:
+def _ended_at(inputs: engine.Inputs, of: str, limit: Decimal, earlier: Used) -> tuple[UsageRow, ...]:
     """The usage if it had ended at the limit; as it is where it did, or where that cannot be said."""
-    covered = _covered(inputs, of)
-    amounts = [int(inputs.usage[at].quantity * NANO) for at in covered.rows]
-    room = int(max(Decimal(0), limit - covered.before) * NANO)
+    meters, book = _meters(inputs.book, of), inputs.book
+    covered = [
+        at
+        for at, row in enumerate(inputs.usage)
+        if row.meter in meters and not row.trial and row.status not in book.unbilled_statuses
+    ]
+    amounts = [int(inputs.usage[at].quantity * NANO) for at in covered]
+    used = sum((quantity for meter, quantity in earlier.meters.items() if meter in meters), Decimal(0))
+    room = int(max(Decimal(0), limit - used) * NANO)
     if sum(amounts) <= room or any(it < 0 for it in amounts):
         return inputs.usage
     unit = NANO if room % NANO == 0 and all(it % NANO == 0 for it in amounts) else 1
     kept = share_out(room, amounts, unit) if room else [0] * len(amounts)
     usage = list(inputs.usage)
-    for at, amount in zip(covered.rows, kept, strict=True):
+    for at, amount in zip(covered, kept, strict=True):
         usage[at] = usage[at].of(Decimal(amount) / NANO)
     return tuple(usage)
-
-
-def _covered(inputs: engine.Inputs, of: str) -> _Covered:
-    book = inputs.book
-    meters = _meters(book, of)
-    rows = tuple(
-        at
-        for at, row in enumerate(inputs.usage)
-        if row.meter in meters and not row.trial and row.status not in book.unbilled_statuses
-    )
-    before: Mapping[str, Before] = inputs.before
-    earlier = sum((it.quantities.get(of, Decimal(0)) for it in before.values()), Decimal(0))
-    return _Covered(rows, earlier)
 
 
 def _meters(book: Book, of: str) -> frozenset[str]:
@@ -156,13 +145,11 @@ def _by_component(whole: Counter[str], less: Counter[str], metered: tuple[str, .
     return {metered: sum(over.values())}
 
 
-def _over_money(inputs: engine.Inputs, limit: Decimal) -> int:
+def _over_money(inputs: engine.Inputs, limit: Decimal, earlier: Used) -> int:
     lines = engine.rate(replace(inputs, agreement=replace(inputs.agreement, discounts=()))).lines
     used = sum(line.amount_minor for line in lines if line.kind == "usage")
-    earlier = sum((it for name, it in inputs.setting.earlier.items() if name in _metered(inputs)), Decimal(0))
-    earlier = earlier if inputs.rate is None else earlier * inputs.rate.rate
-    room = max(0, to_minor(limit - earlier, inputs.currency, inputs.book.rounding))
-    return min(used, used - room)
+    known = to_minor(limit, inputs.currency, inputs.book.rounding) - earlier.minor.get(inputs.currency, 0)
+    return min(used, used - max(0, known))
 
 
 def _metered(inputs: engine.Inputs) -> tuple[str, ...]:

@@ -54,8 +54,8 @@ class Before:
 
     `quantities` per metric: tiers and included usage go on from there; `cells` the same per metric and the dimensions
     of the line. `events` per metric, where the component counts them. `billed`: exact amounts per service period, of
-    fees that name one. `charged`: the month's recurring fee, or the credit pack of the contract, is already on an
-    earlier rating.
+    fees that name one; `billed_ahead`: what of that ratings of other months billed. `charged`: the month's recurring
+    fee, or the credit pack of the contract, is already on an earlier rating.
     """
 
     quantities: Mapping[str, Decimal] = field(default_factory=dict)
@@ -63,6 +63,7 @@ class Before:
     cells: Mapping[tuple[str, Dimensions], Decimal] = field(default_factory=dict)
     events: Mapping[str, int] = field(default_factory=dict)
     billed: Mapping[str, Decimal] = field(default_factory=dict)
+    billed_ahead: Mapping[str, Decimal] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

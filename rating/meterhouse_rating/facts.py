@@ -6,15 +6,18 @@ even at the twelfth digit after the point, from the sum onwards: what the parts 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from meterhouse_rating.charges import Fact
 from meterhouse_rating.money import decimal_of
 from meterhouse_rating.periods import Period
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,13 @@ def apportion(price: Decimal, parts: Iterable[Piece]) -> list[Decimal]:
 
 def _units(start: datetime, end: datetime, zone: str, by: str) -> int:
     if by == "second":
-        return (end - start) // timedelta(seconds=1)
+        return _second(end) - _second(start)
     return (_day(end, zone) - _day(start, zone)).days
+
+
+def _second(moment: datetime) -> int:
+    """Whole seconds since 1970, so that the parts of a month have as many as the month."""
+    return (moment - _EPOCH) // timedelta(seconds=1)
 
 
 def _day(moment: datetime, zone: str) -> datetime:

@@ -81,13 +81,16 @@ class Inputs:
 
 
 def _before_json(before: Before) -> dict[str, Any]:
-    return {
+    told: dict[str, Any] = {
         "charged": before.charged,
         "quantities": {name: plain(it) for name, it in before.quantities.items()},
         "cells": sorted([[name, [list(d) for d in key], plain(it)] for (name, key), it in before.cells.items()]),
         "events": dict(before.events),
         "billed": {name: plain(it) for name, it in before.billed.items()},
     }
+    # Of a month that is rated as a whole they are the same.
+    ahead = {name: plain(it) for name, it in before.billed_ahead.items()}
+    return told if ahead == told["billed"] else told | {"billed_ahead": ahead}
 
 
 def _setting_json(setting: Setting) -> list[Any]:

@@ -184,8 +184,8 @@ def imagine(
     this_month = {it.name for it in history if it.period.start >= month.start}
     lines = [line for it in history for line in it.lines]
     plan, carried = basis.terms.plan, basis.book.carried_on()
-    before, earlier = remembered(lines, this_month, basis.contract, plan, carried)
-    inputs = inputs_of(terms, basis, period, found, before, earlier)
+    before = remembered(lines, this_month, basis.contract, plan, carried)
+    inputs = inputs_of(terms, basis, period, found, before)
     rated = engine.rate(inputs)
     left = tuple(with_remedy(it, period) for it in rated.leftovers)
     outcome = Outcome("rated", customer_id, period, rated, inputs, left, found.rows)
@@ -236,10 +236,10 @@ def _inputs(
 ) -> Inputs:
     customer, plan = basis.customer, basis.terms.plan
     carried = basis.book.carried_on()
-    before, earlier, pending = settled_before(customer, basis.contract, plan, period, standing, lines, carried)
+    before, pending = settled_before(customer, basis.contract, plan, period, standing, lines, carried)
     grants = credits.standing(customer.currency, pending)
     return replace(
-        inputs_of(terms, basis, period, found, before, earlier),
+        inputs_of(terms, basis, period, found, before),
         credits=credit_book.at_start(grants, period.start),
         top_up=credits.top_up(customer.currency, period.end),
         corrections=corrections,

@@ -155,6 +155,39 @@ def contract_in_force(contracts: Iterable[Contract], period: Period) -> Contract
     return next((contract for contract in known if contract.valid_from < period.end), None)
 
 
+@dataclass(frozen=True)
+class Used:
+    """What lines have of usage: the quantity per meter, and what they come to per currency, in minor units."""
+
+    meters: Mapping[str, Decimal] = field(default_factory=dict)
+    minor: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lines: Iterable[Row]) -> "Used":
+        """Of rows of `rated_lines`; corrections, of whatever month, are none."""
+        meters: dict[str, Decimal] = {}
+        minor: dict[str, int] = {}
+        for line in lines:
+            if line["kind"] == "usage":
+                minor[line["currency"]] = minor.get(line["currency"], 0) + line["amount_minor"]
+                for meter, quantity in line["explanation"].get("meters", {}).items():
+                    meters[meter] = meters.get(meter, Decimal(0)) + D(quantity)
+        return cls(dict(sorted(meters.items())), dict(sorted(minor.items())))
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What earlier ratings leave to the next one.
+
+    Per component `before`, and in `earlier` what the ratings of this month come to, in major units of the plan's
+    currency; in `used` what usage they have, on whichever plan.
+    """
+
+    before: Mapping[str, Before] = field(default_factory=dict)
+    earlier: Mapping[str, Decimal] = field(default_factory=dict)
+    used: Used = field(default_factory=Used)
+
+
 def settled_before(
     customer: Customer,
     contract: Contract,
@@ -163,21 +196,24 @@ def settled_before(
     standing: Sequence[Standing],
     lines: Mapping[str, Sequence[Row]],
     carried: frozenset[str] = frozenset(),
-) -> tuple[dict[str, Before], dict[str, Decimal], list[Row]]:
-    """Per component what earlier ratings settled and what those of this month come to, in major units of the plan's
-    currency, and the lines of what is not in the ledger: they use credits that are not posted yet. `lines` are by
-    rating.
+) -> tuple[Remembered, list[Row]]:
+    """What earlier ratings settled, and the lines of what is not in the ledger: they use credits that are not posted
+    yet. `lines` are by rating.
 
     Closed ratings count, and open ones of earlier periods, as if they were closed as they are. Of the `carried` metrics
     counts what the month's earlier plans rated, too.
     """
     counted = sorted(_before(standing, period), key=lambda it: it.rating_id)
-    month = month_of(period.start, customer.time_zone)
-    this_month = {it.rating_id for it in counted if overlaps(it.period, month) and it.period.start >= month.start}
+    this_month = {it.rating_id for it in of_month(counted, period, customer.time_zone)}
     known = [line for it in counted for line in lines.get(it.rating_id, ())]
-    before, earlier = remembered(known, this_month, contract, plan, carried)
     pending = [line for it in counted if it.closed_at is None for line in lines.get(it.rating_id, ())]
-    return before, earlier, pending
+    return remembered(known, this_month, contract, plan, carried), pending
+
+
+def of_month(standing: Iterable[Standing], period: Period, zone: str) -> list[Standing]:
+    """Those of the ratings that one of the period goes on from that are of its own month."""
+    month = month_of(period.start, zone)
+    return [it for it in _before(standing, period) if overlaps(it.period, month) and it.period.start >= month.start]
 
 
 def _before(standing: Iterable[Standing], period: Period) -> list[Standing]:
@@ -195,8 +231,8 @@ def remembered(
     contract: Contract,
     plan: Plan,
     carried: frozenset[str] = frozenset(),
-) -> tuple[dict[str, Before], dict[str, Decimal]]:
-    """What lines of earlier ratings settled, and those of this month come to; `this_month`: ids of its ratings.
+) -> Remembered:
+    """What lines of earlier ratings settled; `this_month`: ids of the month's ratings.
 
     Corrections stand on the month's ratings and are of an earlier month: they settle nothing of this one.
     """
@@ -220,11 +256,11 @@ def remembered(
             and line["rating_id"] in this_month
         ]
         if mine or others:
-            before[component.name] = _settled_by([*mine, *others])
+            before[component.name] = _settled_by([*mine, *others], this_month)
         now = [line for line in mine if line["rating_id"] in this_month]
         if now:
             earlier[component.name] = sum((_amount(line, plan.currency) for line in now), Decimal(0))
-    return before, earlier
+    return Remembered(before, earlier, Used.of(line for line in lines if line["rating_id"] in this_month))
 
 
 def span_of(
@@ -246,11 +282,12 @@ def span_of(
     return since, until
 
 
-def _settled_by(lines: Iterable[Mapping[Any, Any]]) -> Before:
+def _settled_by(lines: Iterable[Mapping[Any, Any]], this_month: Collection[str]) -> Before:
     quantities: dict[str, Decimal] = {}
     cells: dict[tuple[str, Dimensions], Decimal] = {}
     events: dict[str, int] = {}
     billed: dict[str, Decimal] = {}
+    ahead: dict[str, Decimal] = {}
     charged = False
     for line in lines:
         explanation, metric = line["explanation"], line["metric"]
@@ -258,6 +295,8 @@ def _settled_by(lines: Iterable[Mapping[Any, Any]]) -> Before:
             service, conversion = explanation["service"], explanation.get("conversion")
             exact = D(explanation["amount_exact"] if conversion is None else conversion["amount"])
             billed[service] = billed.get(service, Decimal(0)) + exact
+            if line["rating_id"] not in this_month:
+                ahead[service] = ahead.get(service, Decimal(0)) + exact
         if metric is None:
             charged = True
             continue
@@ -267,9 +306,8 @@ def _settled_by(lines: Iterable[Mapping[Any, Any]]) -> Before:
         cell = (metric, tuple(line["dimensions"].items()))
         cells[cell] = cells.get(cell, Decimal(0)) + line["quantity"]
         events[metric] = events.get(metric, 0) + explanation.get("events", 0)
-    return Before(
-        dict(sorted(quantities.items())), charged, dict(sorted(cells.items())), dict(sorted(events.items())), billed
-    )
+    known = dict(sorted(quantities.items())), charged, dict(sorted(cells.items())), dict(sorted(events.items()))
+    return Before(*known, billed, ahead)
 
 
 def _amount(line: Mapping[Any, Any], currency: str) -> Decimal:

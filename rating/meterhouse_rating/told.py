@@ -14,7 +14,7 @@ from sqlalchemy import Connection, select
 
 from meterhouse_rating import credit_book, known
 from meterhouse_rating.agreements import Agreement
-from meterhouse_rating.as_of import closed_again
+from meterhouse_rating.as_of import closed_again, closed_before
 from meterhouse_rating.caps import cap_name, holding_in
 from meterhouse_rating.costs_asked import Cost
 from meterhouse_rating.costs_book import CostBook
@@ -35,7 +35,7 @@ from meterhouse_rating.queries import (
     levels_query,
     window_parameters,
 )
-from meterhouse_rating.settled import CLOSED, Standing, contract_in_force, lines_of, standings
+from meterhouse_rating.settled import CLOSED, Standing, Used, contract_in_force, lines_of, of_month, standings
 from meterhouse_rating.sorting import Measurement
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Wanted
@@ -103,6 +103,7 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
         "lines": [_line(line) for line in lines],
         "left": sorted(left, key=lambda it: (it["meter"], it["reason"], it["hint"], sorted(it["dimensions"].items()))),
     }
+    facts["caps"]["earlier"] = _used_earlier(connection, standing, every, facts["zone"])
     told_by = {*wanted.dimensions, *measured}
     facts["grants"] = _grants(connection, world.namespace, standing)
     leveled = [it for it in wanted.measurements if it.metric.aggregate in (LATEST, TIME_WEIGHTED)]
@@ -116,6 +117,15 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
             world, standing, leveled, told, terms.trial_end(standing.customer_id, standing.period)
         )
     return Told(standing, facts, usage, told, None if costing is None else costing.book)
+
+
+def _used_earlier(connection: Connection, standing: Standing, every: Sequence[Standing], zone: str) -> dict[str, Any]:
+    """What the other ratings of the month, that it goes on from, had used of its caps."""
+    known = every if standing.closed_at is None else closed_before(standing, every)
+    ratings_of_month = [it.rating_id for it in of_month(known, standing.period, zone)]
+    used = Used.of(lines_of(connection, ratings_of_month))
+    meters = {name: plain(quantity) for name, quantity in used.meters.items()}
+    return {"ratings": ratings_of_month, "meters": meters, "minor": used.minor.get(standing.currency, 0)}
 
 
 def _grants(connection: Connection, namespace: str, standing: Standing) -> dict[str, Any]:
@@ -238,7 +248,12 @@ def earlier_in_month(connection: Connection, told: Told, every: Sequence[Standin
     month = datetime.fromisoformat(told.facts["month"])
     before = [it for it in every if month <= it.period.start < told.standing.period.start]
     return [
-        {"month": told.facts["month"], "lines": [_line(line) for line in lines_of(connection, [it.rating_id])]}
+        {
+            "rating_id": it.rating_id,
+            "month": told.facts["month"],
+            "closed_at": None if it.closed_at is None else moment(it.closed_at),
+            "lines": [_line(line) for line in lines_of(connection, [it.rating_id])],
+        }
         for it in before
     ]
 

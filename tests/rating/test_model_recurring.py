@@ -131,3 +131,46 @@ def test_a_month_that_is_rated_in_parts_pays_its_fee_once(cut):
     before = {"fee": Before(charged=True, billed={OCTOBER: paid})}
     second = rated(book, rated_period=f"{cut}..2026-11-01", before=before)
     assert first.total_minor + second.total_minor == 3100
+
+
+def test_a_part_of_a_month_is_due_its_days_whether_or_not_the_later_part_was_billed_first():
+    book = book_with("fee: {model: recurring, price: 31.00}")
+    later = {"fee": Before(charged=True, billed={OCTOBER: Decimal(21)})}
+    assert lines_of(rated(book, rated_period="2026-10-01..2026-10-11", before=later)) == [("fee", Decimal(1), 1000)]
+
+
+def test_a_part_of_a_month_is_due_at_its_own_price():
+    # 15 of 31 days of 31.00 are billed; the other 16 cost 62.00 a month.
+    book = book_with("fee: {model: recurring, price: 62.00}")
+    earlier = {"fee": Before(charged=True, billed={OCTOBER: Decimal(15)})}
+    assert lines_of(rated(book, rated_period="2026-10-16..2026-11-01", before=earlier)) == [("fee", Decimal(1), 3200)]
+
+
+def test_without_proration_the_last_part_of_a_month_is_due_the_month():
+    facts = {"seats": [("2026-01-01", "5"), ("2026-10-21", "8")]}
+    book = book_with(SEATS % ", prorate: none")
+    assert lines_of(rated(book, rated_period="2026-10-01..2026-10-11", facts=facts)) == []
+    assert lines_of(rated(book, rated_period="2026-10-11..2026-11-01", facts=facts)) == [("seats", Decimal(8), 24800)]
+    ended = rated(book, rated_period="2026-10-01..2026-10-11", facts=facts, until="2026-10-11")
+    assert lines_of(ended) == [("seats", Decimal(5), 15500)]
+
+
+@pytest.mark.parametrize("prorate", ["day", "second", "none"])
+def test_what_was_billed_in_advance_by_an_earlier_book_is_taken_off_once(prorate):
+    book = book_with(f"fee: {{model: recurring, price: 31.00, prorate: {prorate}}}")
+    ahead = {OCTOBER: Decimal(31)}
+    before = {"fee": Before(charged=True, billed=ahead, billed_ahead=ahead)}
+    assert rated(book, before=before).total_minor == 0
+    whole = 0
+    for span in ("2026-10-11..2026-11-01", "2026-10-01..2026-10-11"):
+        part = rated(book, rated_period=span, before=before)
+        whole += part.total_minor
+        billed = {OCTOBER: 31 + sum((line.amount_exact for line in part.lines), Decimal(0))}
+        before = {"fee": Before(charged=True, billed=billed, billed_ahead=ahead)}
+    assert whole == 0
+
+
+def test_parts_of_a_month_that_are_cut_within_a_second_are_due_all_of_its_seconds():
+    book = book_with("fee: {model: recurring, price: 26784.00, prorate: second}")  # 0.01 a second
+    parts = ("2026-10-01..2026-10-11T00:00:00.500000", "2026-10-11T00:00:00.500000..2026-11-01")
+    assert sum(rated(book, rated_period=it).total_minor for it in parts) == 2678400

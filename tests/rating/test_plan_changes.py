@@ -170,6 +170,27 @@ def test_paid_in_advance_the_old_plan_gives_back_what_the_new_one_takes(house):
     assert parts(house, "2026-11") == [("big", "12-01", [("fee", 6200)])]  # December; November is paid
 
 
+@pytest.mark.parametrize("change", [None, "2026-10-11"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_parts_of_a_month_come_to_its_fee_whichever_is_closed_first(sqlite_house, change, order):
+    house = sqlite_house
+    house.publish(FEES % ("31.00", "", "62.00"))
+    house.customer("acme", plan="small", valid_from=at("2026-10-01"), now=at("2026-10-01"))
+    if change:
+        house.customer("acme", plan="big", valid_from=at(change))
+    house.collected()
+    spans = ["2026-10-01..2026-10-11", "2026-10-11..2026-10-21", "2026-10-21..2026-11-01"]
+    for place in order:
+        house.close(spans[place])
+    # 10, 10 and 11 of 31 days of 31.00, or from the change on of 62.00
+    times = 2 if change else 1
+    assert [lines for _, _, lines in parts(house)] == [
+        [("fee", 1000)],
+        [("fee", times * 1000)],
+        [("fee", times * 1100)],
+    ]
+
+
 def test_seats_that_change_in_the_month_are_counted_at_the_price_of_the_plan_they_were_on(sqlite_house):
     house = sqlite_house
     house.publish(FEES % ("31.00, quantity: seats", "", "62.00, quantity: seats"))

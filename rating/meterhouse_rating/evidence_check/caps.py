@@ -31,9 +31,10 @@ class Above:
 
 def above(prices: Prices, groups: Sequence[Group], rating: Mapping[str, Any]) -> list[Above]:
     """What each cap that holds takes off: those of units first, then of money. Raises Carried."""
-    if rating["period_start"] != rating["month"]:
-        raise Carried(f"{_CARRIED}, in a month that was rated in parts")
     told = rating["caps"]
+    if rating["period_start"] != rating["month"] and "earlier" not in told:
+        raise Carried(f"{_CARRIED}, of a month in parts, in packs that do not say what its other parts used")
+    earlier = told.get("earlier", {"meters": {}, "minor": 0})
     metered = tuple(told["metered"])
     usage, now = list(groups), _stated(rating)
     found: list[Above] = []
@@ -41,13 +42,13 @@ def above(prices: Prices, groups: Sequence[Group], rating: Mapping[str, Any]) ->
     for cap in sorted(told["held"], key=lambda it: (not it["of"], it["name"])):
         limit = number(cap["limit"])
         if cap["of"]:
-            usage, meters = _ended_at(prices, usage, cap["of"], limit, told["by"])
+            usage, meters = _ended_at(prices, usage, cap["of"], limit, told["by"], earlier["meters"])
             touched |= meters  # what is a percentage of several is of all that ended
             less = _priced(prices, usage, touched, now, rating) if meters else now
             over, now = _by_component(_sums(now), _sums(less), metered), less
         else:
             used = sum(minor for (_, kind), minor in now.items() if kind == "usage")
-            room = max(0, money.minor(limit, rating["currency"], prices.rounding))
+            room = max(0, money.minor(limit, rating["currency"], prices.rounding) - whole(earlier["minor"]))
             over = {metered: min(used, used - room)}
         for of, minor in over.items():
             if minor > 0:
@@ -74,9 +75,12 @@ def _sums(of: Amounts) -> dict[str, int]:
 
 
 def _ended_at(
-    prices: Prices, groups: list[Group], of: str, limit: Fraction, by: Sequence[str]
+    prices: Prices, groups: list[Group], of: str, limit: Fraction, by: Sequence[str], earlier: Mapping[str, str]
 ) -> tuple[list[Group], set[str]]:
-    """The usage if it had ended at the limit, in proportion, and the meters of which it then is less."""
+    """The usage if it had ended at the limit, in proportion, and the meters of which it then is less.
+
+    `earlier`: what the month's other parts used, per meter.
+    """
     meters, free = _meters(prices, of), prices.free_statuses(None, None)
     covered = [it for it in groups if it.meter in meters and not it.trial and it.status not in free]
     rows: dict[tuple[str, ...], Group] = {}
@@ -87,7 +91,8 @@ def _ended_at(
         row.events += it.events
         row.quantity += it.quantity
     ordered = [rows[key] for key in sorted(rows)]
-    units, room = [int(it.quantity * _NANO) for it in ordered], int(limit * _NANO)
+    used = sum((number(quantity) for meter, quantity in earlier.items() if meter in meters), Fraction(0))
+    units, room = [int(it.quantity * _NANO) for it in ordered], int(max(Fraction(0), limit - used) * _NANO)
     if sum(units) <= room or any(it < 0 for it in units):
         return groups, set()
     step = _NANO if room % _NANO == 0 and all(it % _NANO == 0 for it in units) else 1
@@ -124,16 +129,17 @@ def _priced(prices: Prices, groups: list[Group], touched: set[str], now: Amounts
         minor = 0
         money_of[name] = fees.get(name, Fraction(0))
         for line in lines:
-            if any(key in it for it in line["explanation"]["steps"] for key in _WENT_ON):
-                raise Carried(f"{_CARRIED}, where usage goes on from an earlier rating")
             metric = line["metric"]
             key = name, metric, tuple((it, line["dimensions"].get(it, "")) for it in part.by)
             it = counted.get(key)
             exact = Fraction(0)
+            start = went_on_from(line)
             if part.model == "formula":
+                if start:
+                    raise Carried("what a formula came to earlier in the month")
                 exact = amounts.formula(part.node.text("amount"), inputs_of(prices, part, groups))
             elif it is not None and it.quantity is not None:
-                more = Fraction(0), it.events, prices.each(part)
+                more = start, it.events, prices.each(part)
                 exact = amounts.usage_amount(part, metric, dict(key[2]), it.quantity, *more)
             minor += _minor(prices, exact, line, rating)
             money_of[name] += money.major(money.minor(exact, part.currency, prices.rounding), part.currency)
@@ -144,7 +150,12 @@ def _priced(prices: Prices, groups: list[Group], touched: set[str], now: Amounts
     return found
 
 
-_WENT_ON: Final = ("already_rated_this_month", "earlier_this_month")
+def went_on_from(line: Mapping[str, Any]) -> Fraction:
+    """How much of the month a usage line says that is on lines of earlier ratings."""
+    said = Fraction(0)
+    for step in line["explanation"]["steps"]:
+        said = number(step.get("already_rated_this_month", step.get("earlier_this_month", "0"))) or said
+    return said
 
 
 def _percentage(
@@ -155,6 +166,8 @@ def _percentage(
     line = next((it for it in rating["lines"] if it["component"] == name and it["kind"] == "flat"), None)
     if line is None or not changed.intersection(of):
         return {}
+    if rating["period_start"] != rating["month"]:
+        raise Carried("percentages of what is above caps, in a month that was rated in parts")
     base = sum((money_of.get(it, Fraction(0)) for it in of), Fraction(0))
     exact = amounts.percentage(part, base, 1 if base else 0)
     changed.add(name)

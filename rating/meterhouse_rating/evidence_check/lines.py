@@ -131,10 +131,39 @@ class _Bill:
         if "caps" not in self.rating:
             self.uncapped = "what is above caps, in packs that do not say which caps hold"
             return
+        self._check_earlier()
         try:
             self.above = {it.name: it for it in caps.above(self.prices, self.groups, self.rating)}
         except Carried as why:
             self.uncapped = f"{why}"
+
+    def _check_earlier(self) -> None:
+        """What the month's other parts used of caps: of ratings in the pack, or carried."""
+        rating, told = self.rating, self.rating["caps"].get("earlier")
+        if told is None or not rating["caps"]["held"]:
+            return
+        closed_at = rating["closed_at"]
+        found = [
+            it
+            for it in self.earlier
+            if it["month"] == rating["month"]
+            and (closed_at is None or (it["closed_at"] is not None and it["closed_at"] <= closed_at))
+        ]
+        known = {it["rating_id"] for it in found}
+        if not known <= set(told["ratings"]):
+            self.findings.wrong("an earlier part of the month is not among those that used of caps")
+        elif known < set(told["ratings"]):
+            self.findings.carry("what other parts of the month used of caps: they are not before it in the pack")
+            return
+        lines = [line for it in found for line in it["lines"] if line["kind"] == "usage"]
+        meters: dict[str, Fraction] = {}
+        for line in lines:
+            for meter, quantity in line["explanation"]["meters"].items():
+                meters[meter] = meters.get(meter, Fraction(0)) + number(quantity)
+        claimed = {meter: number(it) for meter, it in told["meters"].items()}, whole(told["minor"])
+        money_used = sum(whole(it["amount_minor"]) for it in lines if it["currency"] == rating["currency"])
+        if self.findings.equal("what earlier parts of the month used of caps", claimed, (meters, money_used)) and found:
+            self.findings.done("what earlier parts of the month used of caps, from their lines", len(found))
 
     def check(self, line: Mapping[str, Any]) -> None:
         """Check one line; those before it are checked already."""
@@ -260,9 +289,7 @@ class _Bill:
 
     def _start(self, line: Mapping[str, Any]) -> Fraction:
         """How much of the month is on earlier lines: of ratings in the pack, or carried."""
-        said = Fraction(0)
-        for step in line["explanation"]["steps"]:
-            said = number(step.get("already_rated_this_month", step.get("earlier_this_month", "0"))) or said
+        said = caps.went_on_from(line)
         if not said:
             return said
         key = (line["component"], line["metric"], line["dimensions"])

@@ -11,7 +11,7 @@ In advance, a month is billed with what is known when the month before is rated;
 the month's own rating.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -41,20 +41,40 @@ class Recurring:
     depends_on: tuple[str, ...] | None = ()
 
     def charge(self, portions: Sequence[Portion], before: Before, setting: Setting) -> Charged:
-        """What the month is due, and in advance the next one, each less what was billed for it before."""
-        until = setting.month.end if self.advance else setting.period.end
-        charges = [self._for(setting.month, min(until, setting.month.end), before, setting)]
-        if self.advance and setting.period.end >= setting.month.end:
-            charges.append(self._for(setting.next_month, setting.next_month.end, before, setting))
+        """In arrears what the rated part of the month is due; in advance the month and the next one, each less what was
+        billed for it before.
+        """
+        month, following = setting.month, setting.next_month
+        if not self.advance:
+            charges = [self._in_arrears(before, setting)]
+        else:
+            charges = [self._for(month, month, before.billed, setting)]
+            if setting.period.end >= month.end:
+                charges.append(self._for(following, following, before.billed, setting))
         return Charged(tuple(charge for charge in charges if charge is not None))
 
-    def _for(self, service: Period, until: Any, before: Before, setting: Setting) -> Charge | None:
-        end = until if setting.until is None else min(until, setting.until)
-        span = Period(max(service.start, setting.since), end)
+    def _in_arrears(self, before: Before, setting: Setting) -> Charge | None:
+        """Each part of a month is due its own days, at its own price, whichever of them is rated first.
+
+        Its last part takes off what earlier months billed for it, by a book that had the fee in advance; and it alone
+        knows what holds at the month's end.
+        """
+        month, period = setting.month, setting.period
+        end = month.end if setting.until is None else min(month.end, setting.until)
+        last = period.end >= end > period.start
+        if self.prorate == "none":
+            return self._for(month, month, before.billed, setting) if last else None
+        return self._for(month, period, before.billed_ahead if last else {}, setting)
+
+    def _for(
+        self, service: Period, rated: Period, billed_before: Mapping[str, Decimal], setting: Setting
+    ) -> Charge | None:
+        end = rated.end if setting.until is None else min(rated.end, setting.until)
+        span = Period(max(rated.start, setting.since), end)
         facts = self._facts(setting)
         parts = pieces(facts, span, service, setting.zone, self.prorate)
         amounts = apportion(self.price, parts)
-        billed = before.billed.get(str(service))
+        billed = billed_before.get(str(service))
         due = sum(amounts, Decimal(0)) - (billed or 0)
         if span.start >= span.end and billed is None:
             return None
