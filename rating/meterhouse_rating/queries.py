@@ -45,9 +45,16 @@ _OUTCOMES: Final = (
 )
 """The tasks that ended in one way, whenever: a task ends after its calls. One that ended well once ended well."""
 
+FIRST_DAYS: Final = (
+    "SELECT billed_customer_id, min(day) FROM usage_by_day WHERE namespace = {namespace:String} "
+    "GROUP BY billed_customer_id"
+)
+"""The UTC day of each customer's first usage, also of what was not known yet; read from the sums of days."""
+
 FIRST_USAGE: Final = (
     "SELECT billed_customer_id, min(event_time) FROM usage WHERE namespace = {namespace:String} "
-    "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') GROUP BY billed_customer_id"
+    "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') "
+    "AND billed_customer_id IN {customers:Array(String)} GROUP BY billed_customer_id"
 )
 
 WATERMARK: Final = "SELECT collector_id, segment, position, projected_through FROM watermark ORDER BY collector_id"

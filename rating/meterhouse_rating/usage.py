@@ -5,7 +5,7 @@ The queries are built in `queries.py`, from fixed parts; values are bound by the
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
@@ -20,6 +20,7 @@ from meterhouse_rating.money import decimal_of
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import (
     EPOCH,
+    FIRST_DAYS,
     FIRST_USAGE,
     HOURS,
     MAX_GROUPS,
@@ -35,7 +36,7 @@ from meterhouse_rating.queries import (
 from meterhouse_rating.sorting import Measure, Measurement, UsageRow
 from meterhouse_rating.sums import Sums
 
-__all__ = ["Found", "Wanted", "Watermark", "aggregates", "first_usage", "gather", "watermark"]
+__all__ = ["Found", "Wanted", "Watermark", "aggregates", "first_days", "first_usage", "gather", "watermark"]
 
 _NANOSECONDS: Final = 10**9
 
@@ -171,9 +172,18 @@ def by_hour(
         yield Hour(customer, meter, status, datetime.fromtimestamp(hour, UTC), events, _exact(quantity))
 
 
-def first_usage(client: Client, namespace: str, *, as_of: datetime) -> dict[str, datetime]:
-    """Per customer, the time of its first usage event."""
-    result = client.query(FIRST_USAGE, parameters={"namespace": namespace, "as_of_ns": nanoseconds(as_of)})
+def first_days(client: Client, namespace: str) -> dict[str, datetime]:
+    """Per customer the start of the UTC day before which it has no usage, whenever that became known."""
+    rows = client.query(FIRST_DAYS, parameters={"namespace": namespace}).result_rows
+    return {customer: datetime.combine(day, time(0), UTC) for customer, day in rows}
+
+
+def first_usage(client: Client, namespace: str, customers: Sequence[str], *, as_of: datetime) -> dict[str, datetime]:
+    """Per customer, the time of its first usage event. Reads all events of these customers."""
+    if not customers:
+        return {}
+    parameters = {"namespace": namespace, "as_of_ns": nanoseconds(as_of), "customers": list(customers)}
+    result = client.query(FIRST_USAGE, parameters=parameters)
     return {customer: _aware(first) for customer, first in result.result_rows}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 
 from meterhouse_rating import periods, usage
-from meterhouse_rating.periods import Period, PeriodError, overlaps
+from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
 from meterhouse_rating.settled import CLOSED, standings
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
@@ -98,32 +98,48 @@ def _refuse_overlaps(closed: Mapping[str, Iterable[Period]], found: Iterable[Win
 
 
 def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, as_of: datetime) -> list[Window]:
-    """Every calendar month since a customer began, without what is closed of it."""
-    first = usage.first_usage(world.client, world.namespace, as_of=as_of)
+    """Every calendar month since a customer began or first had usage, without what is closed of it.
+
+    When that was is asked only of whom it may make more due: it takes reading all of a customer's usage.
+    """
     closed = _closed(world)
+    zones = {name: customer.time_zone for name, customer in terms.customers.items()}
+    days = usage.first_days(world.client, world.namespace)
+    names = {*members, *(set(days) - set(terms.customers) if only is None else ())}
+    began = {name: _began(name, terms) for name in names}
+    unsure = [
+        name
+        for name in sorted(names & days.keys())
+        if _more_due(days[name], began[name], zones.get(name, _STRANGERS_ZONE), closed.get(name, ()))
+    ]
+    first = usage.first_usage(world.client, world.namespace, unsure, as_of=as_of)
     found: dict[Period, Window] = {}
-    strangers = set(first) - set(terms.customers) if only is None else set()
-    for name in {*members, *strangers}:
-        since = _since(name, first, terms)
+    for name in names:
+        since = min((it for it in (first.get(name), began[name]) if it is not None), default=None)
         if since is None:
             continue
-        zone = terms.customers[name].time_zone if name in terms.customers else _STRANGERS_ZONE
-        for month in periods.months(since, max(world.now(), since), zone):
+        for month in periods.months(since, max(world.now(), since), zones.get(name, _STRANGERS_ZONE)):
             for rest in periods.without(month, closed.get(name, ())):
                 for part in terms.parts(name, rest):
                     found.setdefault(part, Window(part)).members.add(name)
     return list(found.values())
 
 
-def _since(name: str, first: Mapping[str, datetime], terms: Terms) -> datetime | None:
-    """The customer's first usage, or its registration where a contract begins before any usage."""
-    moments = [first[name]] if name in first else []
+def _began(name: str, terms: Terms) -> datetime | None:
+    """When the customer began by its contracts; None where it has none."""
     contracts = terms.contracts.get(name, ())
-    if contracts:
-        # A contract that holds from ever obliges to nothing before the customer was there.
-        began = min(contract.valid_from for contract in contracts)
-        moments.append(max(began, terms.customers[name].registered_at))
-    return min(moments, default=None)
+    if not contracts:
+        return None
+    # A contract that holds from ever obliges to nothing before the customer was there.
+    return max(min(contract.valid_from for contract in contracts), terms.customers[name].registered_at)
+
+
+def _more_due(day: datetime, began: datetime | None, zone: str, closed: Iterable[Period]) -> bool:
+    """Whether usage from a day on may make months due beside those since a customer began, that are not closed."""
+    if began is None:
+        return True
+    first, then = month_of(day, zone), month_of(began, zone)
+    return first < then and bool(periods.without(Period(first.start, then.start), closed))
 
 
 def _listed(world: World, period: Period) -> set[str]:
