@@ -77,7 +77,7 @@ def test_a_share_of_a_month_says_from_when_to_when():
 
 def test_what_was_billed_before_is_taken_off():
     before = {"a": Before(charged=True, billed={"2026-10-01..2026-11-01": Decimal(30)})}
-    lines = said("a: {model: recurring, price: 31}", before=before)
+    lines = said("a: {model: recurring, price: 31, pay: advance}", before=before)
     assert "  Less what was billed before for 2026-10-01..2026-11-01: -30 USD." in lines
     before = {"a": Before({"input": Decimal(100)})}
     assert "  Less what 100 came to earlier this month: -100 USD." in said(
