@@ -113,6 +113,12 @@ def inputs_of(
         until=until,
         facts=basis.terms.facts,
         earlier=before.earlier,
+        earlier_off=before.earlier_off,
+        discounted={
+            it.agreement_id: before.used.discounted[it.agreement_id]
+            for it in basis.agreement.discounts
+            if it.amount is not None and it.agreement_id in before.used.discounted
+        },
     )
     inputs = Inputs(
         contract_id=contract.contract_id,

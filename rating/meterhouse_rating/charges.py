@@ -80,8 +80,9 @@ class Setting:
 
     `since` and `until` (None: open) are when the contract, or the add-on, begins and ends. `facts` are the dated
     quantities by name. `amounts` is what the other components come to, on rounded lines, in this rating, and `earlier`
-    in earlier ratings of the month; both in major units, by component. `currency` is the plan's, `rates` convert to it
-    what is asked in others.
+    in earlier ratings of the month, of which discounts before the minimum took `earlier_off`; all in major units, by
+    component. `discounted` is what discounts of so much a month took off in earlier ratings of the month, by agreement,
+    in the customer's currency. `currency` is the plan's, `rates` convert to it what is asked in others.
     """
 
     period: Period
@@ -93,6 +94,8 @@ class Setting:
     facts: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
     amounts: Mapping[str, Decimal] = field(default_factory=dict)
     earlier: Mapping[str, Decimal] = field(default_factory=dict)
+    earlier_off: Mapping[str, Decimal] = field(default_factory=dict)
+    discounted: Mapping[str, Decimal] = field(default_factory=dict)
     currency: str = ""
     rates: Mapping[str, Rate] = field(default_factory=dict)
 

@@ -6,14 +6,19 @@ they begin, each to what the earlier ones left. None takes a line below zero. A 
 off is shared out over its lines by largest remainder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any, Final
 
 from meterhouse_rating.agreements import Discount
 from meterhouse_rating.money import of_minor, quantum, show, to_minor
 from meterhouse_rating.periods import Period, month_of
-from meterhouse_store.numbers import plain
+from meterhouse_store.numbers import D, plain
+
+BEFORE_MINIMUM: Final = "before the minimum commitment"
+AFTER_MINIMUM: Final = "after the minimum commitment"
+"""When a discount is taken off, as its line says it."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,13 @@ def applies(discount: Discount, period: Period, zone: str) -> bool:
     return period.start < months.end
 
 
-def take(discount: Discount, lines: Sequence[Open], currency: str, rounding: str) -> Taken | None:
-    """What the discount takes off the lines; None where there is nothing to take."""
+def take(
+    discount: Discount, lines: Sequence[Open], currency: str, rounding: str, earlier: Decimal = Decimal(0)
+) -> Taken | None:
+    """What the discount takes off the lines; None where there is nothing to take.
+
+    `earlier`: what of an amount per month other ratings of the month took off.
+    """
     base = [line.left if line.left > 0 and _covers(discount, line.component) else 0 for line in lines]
     whole = sum(base)
     if whole <= 0:
@@ -60,7 +70,7 @@ def take(discount: Discount, lines: Sequence[Open], currency: str, rounding: str
         exact = of_minor(whole, currency) * discount.percent / 100
         total = min(whole, to_minor(exact, currency, rounding))
     else:
-        total = min(whole, to_minor(discount.amount or Decimal(0), currency, rounding))
+        total = min(whole, to_minor((discount.amount or Decimal(0)) - earlier, currency, rounding))
         exact = of_minor(total, currency)
     if total <= 0:
         return None
@@ -73,6 +83,16 @@ def take(discount: Discount, lines: Sequence[Open], currency: str, rounding: str
             if share
         )
     return Taken(-exact, -total, tuple(shares), steps)
+
+
+def shares_told(line: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What a discount's line (of `rated_lines`) took off each line, by its description, in minor units."""
+    currency, steps = line["currency"], line["explanation"]["steps"]
+    named = [step["off"] for step in steps]
+    if all("percent" in step for step in steps):
+        base = [to_minor(D(step["money"]), currency, "half_even") for step in steps]
+        return list(zip(named, share_out(-line["amount_minor"], base, quantum(currency)), strict=True))
+    return [(step["off"], to_minor(-D(step["amount"]), currency, "half_even")) for step in steps]
 
 
 def share_out(total: int, weights: Sequence[int], unit: int) -> list[int]:

@@ -117,7 +117,8 @@ class _Bill:
                 discounts.Open(line.component, line.description, line.amount_minor + taken)
                 for line, taken in zip(self.lines, self.reduced, strict=True)
             ]
-            taken = discounts.take(it, open_lines, inputs.currency, inputs.book.rounding)
+            earlier = inputs.setting.discounted.get(it.agreement_id, Decimal(0))
+            taken = discounts.take(it, open_lines, inputs.currency, inputs.book.rounding, earlier)
             if taken is None:
                 continue
             self.lines.append(lines.discounted(inputs, it, taken))

@@ -70,6 +70,9 @@ def sentences(line: Row, language: Language | None = None) -> list[str]:
         why = to.say("agreement %(name)s", name=explanation["discount"][:12])
         if budget := explanation.get("budget"):
             why = to.say("the cap of the budget %(name)s (`meterhouse budgets show CUSTOMER`)", name=budget)
+        if "earlier_this_month" in explanation:
+            amount = _money(explanation["earlier_this_month"], currency, to)
+            text.append(to.say("Of the amount for this month %(amount)s were taken off before.", amount=amount))
         text.append(to.say("Taken off %(order)s, by %(why)s.", order=to.translated(explanation["order"]), why=why))
     if tax := explanation.get("tax"):
         behaviour, code = to.translated(tax["behaviour"] or "unspecified"), tax["code"] or to.translated("none")

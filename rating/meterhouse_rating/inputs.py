@@ -96,4 +96,7 @@ def _before_json(before: Before) -> dict[str, Any]:
 def _setting_json(setting: Setting) -> list[Any]:
     earlier = {name: plain(it) for name, it in setting.earlier.items()}
     until = None if setting.until is None else setting.until.isoformat()
-    return [str(setting.period), str(setting.month), setting.zone, setting.since.isoformat(), until, earlier]
+    discounted = {name: plain(it) for name, it in sorted(setting.discounted.items())}
+    known = [str(setting.period), str(setting.month), setting.zone, setting.since.isoformat(), until, earlier]
+    off = {name: plain(it) for name, it in sorted(setting.earlier_off.items())}
+    return [*known, discounted, off] if discounted or off else known

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, select
@@ -11,7 +12,9 @@ from sqlalchemy import Connection, RowMapping, select
 from meterhouse_rating.book import Plan
 from meterhouse_rating.charges import Before, Dimensions
 from meterhouse_rating.credit_book import Credits, credits_of
-from meterhouse_rating.money import of_minor, to_minor
+from meterhouse_rating.discounts import BEFORE_MINIMUM, shares_told
+from meterhouse_rating.models.minimum import Minimum
+from meterhouse_rating.money import decimal_of, of_minor, to_minor
 from meterhouse_rating.periods import Period, month_of, next_month, overlaps
 from meterhouse_store.numbers import D
 from meterhouse_store.registry import Contract, Customer
@@ -157,22 +160,29 @@ def contract_in_force(contracts: Iterable[Contract], period: Period) -> Contract
 
 @dataclass(frozen=True)
 class Used:
-    """What lines have of usage: the quantity per meter, and what they come to per currency, in minor units."""
+    """What lines have of usage: the quantity per meter, and what they come to per currency, in minor units; and what
+    discounts took off, by agreement.
+    """
 
     meters: Mapping[str, Decimal] = field(default_factory=dict)
     minor: Mapping[str, int] = field(default_factory=dict)
+    discounted: Mapping[str, Decimal] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lines: Iterable[Row]) -> "Used":
         """Of rows of `rated_lines`; corrections, of whatever month, are none."""
         meters: dict[str, Decimal] = {}
         minor: dict[str, int] = {}
+        discounted: dict[str, Decimal] = {}
         for line in lines:
-            if line["kind"] == "usage":
+            if line["kind"] == "discount":
+                name, amount = line["explanation"]["discount"], of_minor(-line["amount_minor"], line["currency"])
+                discounted[name] = discounted.get(name, Decimal(0)) + amount
+            elif line["kind"] == "usage":
                 minor[line["currency"]] = minor.get(line["currency"], 0) + line["amount_minor"]
                 for meter, quantity in line["explanation"].get("meters", {}).items():
                     meters[meter] = meters.get(meter, Decimal(0)) + D(quantity)
-        return cls(dict(sorted(meters.items())), dict(sorted(minor.items())))
+        return cls(dict(sorted(meters.items())), dict(sorted(minor.items())), dict(sorted(discounted.items())))
 
 
 @dataclass(frozen=True)
@@ -180,11 +190,13 @@ class Remembered:
     """What earlier ratings leave to the next one.
 
     Per component `before`, and in `earlier` what the ratings of this month come to, in major units of the plan's
-    currency; in `used` what usage they have, on whichever plan.
+    currency, of which discounts before the minimum took `earlier_off`; in `used` what usage they have, on whichever
+    plan.
     """
 
     before: Mapping[str, Before] = field(default_factory=dict)
     earlier: Mapping[str, Decimal] = field(default_factory=dict)
+    earlier_off: Mapping[str, Decimal] = field(default_factory=dict)
     used: Used = field(default_factory=Used)
 
 
@@ -260,7 +272,9 @@ def remembered(
         now = [line for line in mine if line["rating_id"] in this_month]
         if now:
             earlier[component.name] = sum((_amount(line, plan.currency) for line in now), Decimal(0))
-    return Remembered(before, earlier, Used.of(line for line in lines if line["rating_id"] in this_month))
+    now = [line for line in lines if line["rating_id"] in this_month]
+    off = _taken_off(now, contract) if any(isinstance(it, Minimum) for it in plan.components) else {}
+    return Remembered(before, earlier, off, Used.of(now))
 
 
 def span_of(
@@ -316,6 +330,27 @@ def _amount(line: Mapping[Any, Any], currency: str) -> Decimal:
     if conversion is None:
         return of_minor(line["amount_minor"], currency)
     return of_minor(to_minor(D(conversion["amount"]), currency, "half_even"), currency)
+
+
+def _taken_off(lines: Sequence[Row], contract: Contract) -> dict[str, Decimal]:
+    """What discounts before the minimum took off the contract's lines, by component, in the plan's currency."""
+    named = {
+        (line["rating_id"], line["description"]): line
+        for line in lines
+        if line["explanation"].get("price", {}).get("contract") == contract.contract_id
+    }
+    found: dict[str, Decimal] = {}
+    for line in lines:
+        if line["kind"] != "discount" or line["explanation"]["order"] != BEFORE_MINIMUM:
+            continue
+        for name, minor in shares_told(line):
+            reduced = named.get((line["rating_id"], name))
+            if reduced is not None:
+                conversion = reduced["explanation"].get("conversion")
+                rate = Fraction(1) if conversion is None else Fraction(D(conversion["rate"]))
+                amount = decimal_of(Fraction(of_minor(minor, line["currency"])) / rate)
+                found[reduced["component"]] = found.get(reduced["component"], Decimal(0)) + amount
+    return dict(sorted(found.items()))
 
 
 def lines_of(connection: Connection, rating_ids: Sequence[str]) -> Sequence[RowMapping]:

@@ -26,6 +26,7 @@ from meterhouse_rating.evidence_check.prices import prices_of
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.evidence_check.yaml_subset import Unreadable, read
 from meterhouse_rating.periods import parse
+from meterhouse_rating.settled import Used
 from meterhouse_rating.sorting import UsageRow
 from meterhouse_store.numbers import plain
 
@@ -38,6 +39,7 @@ def as_facts(case, rated):
         "period_start": "2026-10-01T00:00:00.000000000Z",
         "period_end": "2026-11-01T00:00:00.000000000Z",
         "month": "2026-10-01T00:00:00.000000000Z",
+        "closed_at": None,
         "zone": "UTC",
         "currency": case.inputs.currency,
         "plan": "sample",
@@ -89,15 +91,18 @@ def test_the_verifier_comes_to_the_amounts_of_random_books_by_itself(case):
     st.dictionaries(
         st.sampled_from(["one", "two", "three", "llm.tokens.input", "tool.calls", ""]), st.integers(1, 5000), max_size=4
     ),
+    st.dictionaries(st.sampled_from(["llm.tokens.input", "tool.calls"]), st.integers(1, 3000)),
+    st.integers(0, 300_000),
 )
-def test_the_verifier_comes_to_what_is_above_random_caps_by_itself(case, limits):
+def test_the_verifier_comes_to_what_is_above_random_caps_by_itself(case, limits, earlier, earlier_minor):
+    """`earlier`: what another part of the month used per meter."""
     rows: dict[tuple, UsageRow] = {}  # the warehouse answers one row for each combination, in their order
     for row in case.inputs.usage:
         key = (row.meter, row.status, row.dimensions)
         first = rows.get(key, replace(row, events=0, quantity=Decimal(0)))
         rows[key] = replace(first, events=first.events + row.events, quantity=first.quantity + row.quantity)
     usage = tuple(rows[key] for key in sorted(rows))
-    above_caps(case.text, replace(case.inputs, usage=usage), limits)
+    above_caps(case.text, replace(case.inputs, usage=usage), limits, earlier, earlier_minor)
 
 
 BY_MODEL = """
@@ -174,16 +179,22 @@ def test_a_cap_has_no_line_where_another_one_took_all_that_it_is_above():
     assert taken == [("one,two", 2), ("two", 1)]
 
 
-def above_caps(text, plain_inputs, limits):
+def above_caps(text, plain_inputs, limits, earlier=None, earlier_minor=0):
     """What rating takes off because of the caps, by the components, after the verifier has come to the same."""
     held = [Cap(f"cap of {of}", of, Decimal(it), {}, frozenset(), at("2026-01-01")) for of, it in limits.items()]
-    rated_by = capped(plain_inputs, held)
+    meters = {name: Decimal(it) for name, it in (earlier or {}).items()}
+    rated_by = capped(plain_inputs, held, Used(meters, {plain_inputs.currency: earlier_minor}))
     told = as_facts(Case(text, plain_inputs, ()), engine.rate(rated_by))
     metered = sorted(it.name for it in rated_by.plan.components if it.metrics)
     start = rated_by.setting.period.start.isoformat()
     caps = [{"name": it.name, "of": it.of, "limit": plain(it.limit)} for it in held]
     by = [name for name, _ in rated_by.usage[0].dimensions] if rated_by.usage else []
+    told_meters = {name: plain(it) for name, it in meters.items()}
+    part = {"kind": "usage", "component": "", "metric": "", "dimensions": {}, "quantity": "0"}
+    part |= {"amount_minor": earlier_minor, "currency": plain_inputs.currency, "explanation": {"meters": told_meters}}
+    other = [{"rating_id": "other", "month": told["month"], "closed_at": None, "lines": [part]}]
     told["caps"] = {"held": caps, "metered": metered, "by": by, "period_start": start}
+    told["caps"]["earlier"] = {"ratings": ["other"], "meters": told_meters, "minor": earlier_minor}
     above = [it for it in rated_by.agreement.discounts if it.budget]
     for made in above:
         cap = next(it for it in caps if it["name"] == made.budget)
@@ -191,13 +202,13 @@ def above_caps(text, plain_inputs, limits):
         more = {"components": list(made.components), "cap": cap | {"period_start": start}}
         told["discounts"].append(facts | more)
     findings, groups = Findings(), groups_of(rated_by.usage)
-    check_rating(told, prices_of(text, told), groups, [], findings)
+    check_rating(told, prices_of(text, told), groups, other, findings)
     assert findings.problems == []
     assert not any("cap" in it for it in findings.carried), findings.carried
     if above:
         told["caps"]["held"] = []
         wrong = Findings()
-        check_rating(told, prices_of(text, told), groups, [], wrong)
+        check_rating(told, prices_of(text, told), groups, other, wrong)
         assert any("what is above the cap" in it for it in wrong.problems)
     return [(",".join(it.components), int(it.amount * 100)) for it in above]
 

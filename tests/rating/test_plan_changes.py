@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from rating_samples import at
+from typer.testing import CliRunner
 
 from meterhouse_rating import outlook, priced_parts
 from meterhouse_rating.book import BookRefused, parse
+from meterhouse_rating.commands import rate
+from meterhouse_rating.evidence import make
 from meterhouse_rating.periods import parse as parse_period
 from meterhouse_store import agreements, registry, tables
 
@@ -189,6 +192,58 @@ def test_parts_of_a_month_come_to_its_fee_whichever_is_closed_first(sqlite_house
         [("fee", times * 1000)],
         [("fee", times * 1100)],
     ]
+
+
+def test_a_discount_of_so_much_a_month_is_taken_off_once_and_one_of_a_percentage_of_each_part(
+    sqlite_house, tmp_path, command_environment
+):
+    """Of 10.00 a month 8.00 are taken off the first part, which comes to no more, and 2.00 off the second."""
+    house = sqlite_house
+    house.publish(FEES % ("0.00", "", "0.00"))
+    house.customer("acme", plan="small", valid_from=at("2026-09-01"), now=at("2026-09-01"))
+    house.customer("acme", plan="big", valid_from=at("2026-10-11"), now=at("2026-10-01"))
+    house.collected()
+    used(house, "16", "2026-10-05")
+    used(house, "100", "2026-10-20")
+    for name, off in (("A half", {"percent": Decimal(50)}), ("Coupon", {"amount": Decimal(10)})):
+        since = at("2026-10-01") if name == "A half" else at("2026-10-02")
+        agreements.add_discount(house.world.engine, "test", "acme", name, valid_from=since, now=at("2026-10-02"), **off)
+    expected = [
+        [("fee", 0), ("in", 1600), ("A half", -800), ("Coupon", -800)],
+        [("fee", 0), ("in", 10000), ("A half", -5000), ("Coupon", -200)],
+    ]
+    said = [it.outcome.rated.total_minor for it in house.run(dry_run=True) if it.outcome]
+    assert said == [0, 4800]
+    for _ in range(2):
+        house.run("2026-10")
+        assert [lines for _, _, lines in parts(house)] == expected
+    house.close("2026-10")
+    assert [lines for _, _, lines in parts(house)] == expected
+    (coupon,) = [row for row in house.rows(tables.rated_lines) if row["amount_minor"] == -200]
+    done = CliRunner().invoke(rate, ["explain", coupon["line_id"]], env=command_environment(house))
+    assert done.exit_code == 0 and "Of the amount for this month 8 USD were taken off before." in done.stdout
+    whole = make(house.world, "acme", parse_period("2026-10", "UTC"), tmp_path / "whole.zip")
+    assert whole.verified and not any("discounts" in it for it in whole.findings.carried)
+    second = make(house.world, "acme", parse_period("2026-10-11..2026-11-01", "UTC"), tmp_path / "second.zip")
+    assert second.verified
+    assert "what discounts of so much a month took off in other parts of the month" in second.findings.carried
+
+
+@pytest.mark.parametrize("off", [{"percent": Decimal(50)}, {"amount": Decimal(40)}])
+def test_a_minimum_counts_of_earlier_parts_of_its_month_what_discounts_before_it_left(sqlite_house, off):
+    """Of 60.00 and 20.00 half is taken off, or 40.00 a month: 40.00 are left, and 60.00 missing of 100.00."""
+    house = sqlite_house
+    house.publish(FEES % ("0.00", ", least: {model: minimum, amount: 100.00, of: [in]}", "0.00"))
+    house.customer("acme", plan="small", valid_from=at("2026-10-01"), now=at("2026-10-01"))
+    house.collected()
+    used(house, "60", "2026-10-05")
+    used(house, "20", "2026-10-20")
+    since = {"valid_from": at("2026-10-01"), "now": at("2026-10-01")}
+    agreements.add_discount(house.world.engine, "test", "acme", "Less", before_minimum=True, **since, **off)
+    house.close("2026-10-01..2026-10-11")
+    house.close("2026-10-11..2026-11-01")
+    first, second = [dict(lines) for _, _, lines in parts(house)]
+    assert (first["in"] + first["Less"] + second["in"] + second.get("Less", 0), second["least"]) == (4000, 6000)
 
 
 def test_seats_that_change_in_the_month_are_counted_at_the_price_of_the_plan_they_were_on(sqlite_house):

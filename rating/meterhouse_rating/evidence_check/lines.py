@@ -395,7 +395,7 @@ class _Bill:
         exact = (
             money.major(sum(base), currency) * number(said["percent"]) / 100
             if said["percent"] is not None
-            else number(said["amount"])
+            else number(said["amount"]) - self._taken_earlier(line)
         )
         off = min(sum(base), money.minor(exact, currency, self.prices.rounding))
         if self.findings.equal(f"{name}: what it takes off", amount, -off):
@@ -411,6 +411,21 @@ class _Bill:
                 self.parts[component] -= (
                     taken if conversion is None else twelve_digits(taken / number(conversion["rate"]))
                 )
+
+    def _taken_earlier(self, line: Mapping[str, Any]) -> Fraction:
+        """What of an amount a month earlier ratings of the month took off: as the pack has them, or carried."""
+        said = number(line["explanation"].get("earlier_this_month", "0"))
+        known = [
+            whole(it["amount_minor"])
+            for rating in self.earlier
+            for it in rating["lines"]
+            if rating["month"] == self.rating["month"]
+            and it["kind"] == "discount"
+            and it["explanation"]["discount"] == line["explanation"]["discount"]
+        ]
+        if said != -money.major(sum(known), self.rating["currency"]):
+            self.findings.carry("what discounts of so much a month took off in other parts of the month")
+        return said
 
     def _cap(self, name: str, line: Mapping[str, Any], said: Mapping[str, Any]) -> None:
         """What is above a cap: the cap is bound to the ledger by the name of the line, which the ledger seals."""

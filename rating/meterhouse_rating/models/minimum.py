@@ -46,7 +46,8 @@ class Minimum:
         span = Period(max(month.start, setting.since), end)
         parts = pieces([Fact(span.start, Decimal(1))], span, month, setting.zone, self.prorate)
         committed = sum(apportion(self.amount, parts), Decimal(0))
-        spent = sum(self._counted(setting.amounts), Decimal(0)) + sum(self._counted(setting.earlier), Decimal(0))
+        spent = sum((*self._counted(setting.amounts), *self._counted(setting.earlier)), Decimal(0))
+        spent -= sum(self._counted(setting.earlier_off), Decimal(0))
         missing = committed - spent
         if missing <= 0:
             return Charged(())
