@@ -294,8 +294,8 @@ def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomput
     # 31.00, 90 at 0.10, 2 packages at 0.30, the peak of 700 at 0.01, two desks 10.00, 5 of 31 days of two seats, two
     # packs 20.00; in euros 7.50 + 4.50 + 0.30 + 3.50 + 5.00 + 0.50 + 10.00, less 5.00, the correction (120 in
     # September: 11.00, of 8.00) 1.50, of which credits pay the usage, 8.47. On `big`: 16.00 + 31.00 in advance, 10 at
-    # 0.10 and 50 at 0.05 1.75, 5.00 + 1.60 + 10.00, less 5.00, less 1.62 by credits.
-    assert [it["total_minor"] for one in made for it in one.ratings] == [1847, 1933, 5873]
+    # 0.10 and 50 at 0.05 1.75, 5.00 + 1.60 + 10.00, less 1.75 by credits; the 5.00 of the month are taken off already.
+    assert [it["total_minor"] for one in made for it in one.ratings] == [1847, 1933, 6360]
     assert set(made[1].findings.carried) == {
         "corrections of closed periods: their arithmetic is checked, their events are in those periods",
         "statements of completeness, as they were made when the period was closed",

@@ -33,6 +33,13 @@ def test_a_formula_over_two_metrics_is_one_line_that_shows_its_inputs():
     assert line.explanation["quantities"] == {"output": "3500", "input": "7"}
 
 
+def test_what_a_formula_came_to_with_nothing_used_is_not_billed_again_in_the_next_part():
+    book = book_with('agents: {model: formula, inputs: {n: input}, amount: "n * 0.10 + 1"}')
+    assert rated(book, used("llm.tokens.input", "0")).total_minor == 100
+    before = {"agents": Before({"input": Decimal(0)})}
+    assert rated(book, used("llm.tokens.input", "3"), before=before).total_minor == 30
+
+
 def test_of_a_month_in_parts_the_formula_goes_on():
     before = {"agents": Before({"output": Decimal(900), "input": Decimal(1)})}
     # 1,100 tokens and 2 calls so far: 0.20 + 0.02; before: 0.01

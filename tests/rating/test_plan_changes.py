@@ -246,6 +246,23 @@ def test_a_minimum_counts_of_earlier_parts_of_its_month_what_discounts_before_it
     assert (first["in"] + first["Less"] + second["in"] + second.get("Less", 0), second["least"]) == (4000, 6000)
 
 
+def test_a_minimum_that_was_trued_up_with_the_later_part_first_is_given_back_as_far_as_the_earlier_reaches_it(
+    sqlite_house, tmp_path
+):
+    """20.00 of 100.00 when the later part is closed, so 80.00 are missing; with 60.00 before it only 20.00 are."""
+    house = sqlite_house
+    house.publish(FEES % ("0.00", ", least: {model: minimum, amount: 100.00}", "0.00"))
+    house.customer("acme", plan="small", valid_from=at("2026-10-01"), now=at("2026-10-01"))
+    house.collected()
+    used(house, "60", "2026-10-05")
+    used(house, "20", "2026-10-20")
+    house.close("2026-10-11..2026-11-01")
+    house.close("2026-10-01..2026-10-11")
+    first, second = [dict(lines) for _, _, lines in parts(house)]
+    assert (second["in"], second["least"], first["in"], first["least"]) == (2000, 8000, 6000, -6000)
+    assert make(house.world, "acme", parse_period("2026-10", "UTC"), tmp_path / "pack.zip").verified
+
+
 def test_seats_that_change_in_the_month_are_counted_at_the_price_of_the_plan_they_were_on(sqlite_house):
     house = sqlite_house
     house.publish(FEES % ("31.00, quantity: seats", "", "62.00, quantity: seats"))

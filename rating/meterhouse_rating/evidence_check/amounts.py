@@ -53,8 +53,6 @@ def usage_amount(
         case "package":
             return _packages(part, start + quantity) - _packages(part, start)
         case "percentage":
-            if start:
-                raise Carried("what a percentage came to earlier in the month")
             return percentage(part, quantity, events)
         case "cost_plus":
             cost = node.get("cost")

@@ -134,9 +134,8 @@ def _priced(prices: Prices, groups: list[Group], touched: set[str], now: Amounts
             it = counted.get(key)
             exact = Fraction(0)
             start = went_on_from(line)
+            check_whole(part, line)
             if part.model == "formula":
-                if start:
-                    raise Carried("what a formula came to earlier in the month")
                 exact = amounts.formula(part.node.text("amount"), inputs_of(prices, part, groups))
             elif it is not None and it.quantity is not None:
                 more = start, it.events, prices.each(part)
@@ -148,6 +147,13 @@ def _priced(prices: Prices, groups: list[Group], touched: set[str], now: Amounts
         if part.model == "percentage" and not part.metrics():
             found |= _percentage(prices, part, name, money_of, changed, rating)
     return found
+
+
+def check_whole(part: Part, line: Mapping[str, Any]) -> None:
+    """Raises Carried where a line is what the month comes to, less what that was earlier, if only for events of 0."""
+    went_on = any("earlier_this_month" in it for it in line["explanation"]["steps"])
+    if went_on and part.model in ("formula", "percentage"):
+        raise Carried(f"what a {part.model} came to earlier in the month")
 
 
 def went_on_from(line: Mapping[str, Any]) -> Fraction:

@@ -21,6 +21,7 @@ QUANTITIES: Final = "quantities of lines, from the events"
 DISCOUNTS: Final = "discounts, from the agreement and the lines"
 CAPS: Final = "what is above caps, from the events and the lines"
 CREDITS: Final = "use of credits, from the balance and the lines"
+_IN_PARTS: Final = "minimums and percentages of fees in a month that was rated in parts"
 _ABOUT_CLOSED: Final = ("correction", "credit_restored")
 
 
@@ -277,9 +278,8 @@ class _Bill:
             for meter in sorted({*said, *counted.meters}):
                 what = f"{name}: its {meter}, from the events"
                 self.findings.equal(what, said.get(meter, Fraction(0)), counted.meters.get(meter, Fraction(0)))
+        caps.check_whole(part, line)
         if part.model == "formula":
-            if start:
-                raise Carried("what a formula came to earlier in the month")
             return amounts.formula(part.node.text("amount"), inputs_of(self.prices, part, self.groups))
         if part.marks_up_costs:
             cost = amount_of(counted.asked, self.prices.rates_to(part.currency, line["explanation"]["steps"]))
@@ -322,9 +322,12 @@ class _Bill:
             case "recurring":
                 return self._recurring(name, steps, part)
             case "minimum":
+                if any("billed_before" in it for it in steps):
+                    raise Carried(_IN_PARTS)
                 share = share_of(steps[0].get("share", "1/1"))
                 return twelve_digits(part.amount("amount") * share) - self._spent(part)
             case "percentage":
+                caps.check_whole(part, line)
                 base = self._spent(part)
                 return amounts.percentage(part, base, 1 if base else 0)
         raise Carried(f"fees of the model {part.model}")
@@ -344,7 +347,7 @@ class _Bill:
     def _spent(self, part: Part) -> Fraction:
         """What the components that it is of come to, in the plan's currency, after discounts."""
         if self.rating["period_start"] != self.rating["month"]:
-            raise Carried("minimums and percentages of fees in a month that was rated in parts")
+            raise Carried(_IN_PARTS)
         prefix = f"{part.addon}." if part.addon else ""
         of = {f"{prefix}{name}" for name in part.node.texts("of")}
         return sum((amount for name, amount in self.parts.items() if not of or name in of), Fraction(0))

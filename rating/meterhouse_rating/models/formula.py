@@ -53,7 +53,7 @@ class Custom:
         start = {metric: before.quantities.get(metric, Decimal(0)) for metric in self.metrics}
         try:
             amount, steps = self._come_to({metric: start[metric] + now[metric] for metric in now})
-            if any(start.values()):
+            if before.quantities.keys() & now.keys():  # of nothing used, too, a formula may come to something
                 earlier, _ = self._come_to(start)
                 amount -= earlier
                 steps.append(taken_off(sum(start.values(), Decimal(0)), earlier))

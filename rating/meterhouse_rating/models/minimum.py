@@ -38,27 +38,37 @@ class Minimum:
         return self.of
 
     def charge(self, portions: Sequence[Portion], before: Before, setting: Setting) -> Charged:
-        """The true-up, with the month's last part; nothing where the minimum is reached."""
+        """The true-up, with the month's last part; nothing where the minimum is reached.
+
+        Where the last part was billed first, an earlier one gives back what that trued up too much.
+        """
         month = setting.month
         end = month.end if setting.until is None else min(month.end, setting.until)
-        if setting.period.end < end or (end < month.end and setting.period.start >= end):
+        billed = setting.earlier.get(self.name, Decimal(0))
+        last = setting.period.end >= end and (end == month.end or setting.period.start < end)
+        if not last and not billed:
             return Charged(())
         span = Period(max(month.start, setting.since), end)
         parts = pieces([Fact(span.start, Decimal(1))], span, month, setting.zone, self.prorate)
         committed = sum(apportion(self.amount, parts), Decimal(0))
         spent = sum((*self._counted(setting.amounts), *self._counted(setting.earlier)), Decimal(0))
         spent -= sum(self._counted(setting.earlier_off), Decimal(0))
-        missing = committed - spent
-        if missing <= 0:
+        missing = max(committed - spent, Decimal(0))
+        if missing == billed:
             return Charged(())
-        first: dict[str, Any] = {"minimum": plain(self.amount), "amount": plain(committed)}
-        if committed != self.amount:
-            first["share"] = f"{parts[0].used}/{parts[0].whole} {self.prorate}s"
-        steps = (first, {"spent": plain(spent), "amount": plain(-spent)})
-        return Charged((Charge("minimum", self.name, Decimal(1), "month", missing, steps, self.line),))
+        steps: list[dict[str, Any]] = []
+        if missing:
+            first: dict[str, Any] = {"minimum": plain(self.amount), "amount": plain(committed)}
+            if committed != self.amount:
+                first["share"] = f"{parts[0].used}/{parts[0].whole} {self.prorate}s"
+            steps = [first, {"spent": plain(spent), "amount": plain(-spent)}]
+        if billed:
+            steps.append({"billed_before": str(month), "amount": plain(-billed)})
+        return Charged((Charge("minimum", self.name, Decimal(1), "month", missing - billed, tuple(steps), self.line),))
 
     def _counted(self, amounts: Any) -> list[Decimal]:
-        return [amount for name, amount in sorted(amounts.items()) if self.of is None or name in self.of]
+        of = self.of
+        return [it for name, it in sorted(amounts.items()) if name != self.name and (of is None or name in of)]
 
 
 def read(name: str, block: Block, scope: Scope) -> Minimum | None:
