@@ -10,14 +10,16 @@ from test_evidence import written
 from test_plan_changes import parts
 from typer.testing import CliRunner
 
-from meterhouse_rating import outlook, simulate
+from meterhouse_rating import costs_book, outlook, simulate
 from meterhouse_rating.commands import rate
+from meterhouse_rating.costs_entries import Entry
 from meterhouse_rating.evidence import make
 from meterhouse_rating.evidence_check.main import verify
 from meterhouse_rating.periods import parse
 from meterhouse_rating.usage_statement import state
 from meterhouse_store import budgets, registry, tables
 from meterhouse_store.budgets import MONEY, UNITS, Budget
+from meterhouse_store.registry import ALWAYS
 
 BOOK = """
 book: capped
@@ -155,3 +157,47 @@ def test_a_part_that_is_closed_after_the_later_one_has_what_that_left_of_the_cap
     house.close("2026-10-01..2026-10-11")
     assert [sum(amount for _, amount in lines) for _, _, lines in parts(house)] == [5000, 5000]
     assert {row["state"] for row in house.rows(tables.ratings)} == {"closed"}
+
+
+MARKED = """
+book: marked
+currency: USD
+plan_changes: {apply: at_once}
+metrics: {tools: {unit: call, meters: [tool.calls]}}
+plans:
+  small: {components: {tools: {model: cost_plus, metric: tools, markup: 50}}}
+  big: {components: {calls: {model: cost_plus, metric: tools, markup: 100, by: [tool]}}}
+"""
+
+
+def test_a_cap_of_units_holds_over_both_parts_where_costs_are_marked_up(sqlite_house, tmp_path):
+    """echo costs 0.02, fetch 0.04. 60 and 20 calls on small: 1.20 + 0.80, half more. Of 30 and 30 on big 20 are left of
+    the cap of 100: 10 of each, at 0.04 and 0.08; 20 of each are not billed, 0.80 and 1.60.
+    """
+    house = sqlite_house
+    house.publish(MARKED, now=at("2026-01-01"))
+    house.customer("acme", plan="small", valid_from=at("2026-09-01"), now=at("2026-09-01"))
+    house.customer("acme", plan="big", valid_from=at("2026-10-11"), now=at("2026-10-01"))
+    for tool, price in (("echo", "0.02"), ("fetch", "0.04")):
+        entry = Entry("tool.calls", Decimal(price), currency="USD", valid_from=ALWAYS, why="w", who="ann", tool=tool)
+        costs_book.add(house.world.engine, "test", [entry], at("2026-10-01"))
+    for tool, quantity, day in (
+        ("echo", "60", "05"),
+        ("fetch", "20", "05"),
+        ("echo", "30", "20"),
+        ("fetch", "30", "20"),
+    ):
+        house.event("acme", "tool.calls", quantity, f"2026-10-{day}T00:00:00", tool=tool)
+    house.collected()
+    cap(house, "100", "tool.calls")
+    expected = [
+        [("tools", 300)],
+        [("calls", 120), ("calls", 240), (OVER % "tool.calls", -240)],
+    ]
+    said = [it.outcome.rated.total_minor for it in house.run("2026-10", dry_run=True) if it.outcome]
+    assert said == [300, 120]
+    house.close("2026-10")
+    assert [lines for _, _, lines in parts(house)] == expected
+    pack = make(house.world, "acme", parse("2026-10", "UTC"), tmp_path / "pack.zip")
+    assert pack.verified
+    assert any("units whose costs are marked up" in it for it in pack.findings.carried)
