@@ -12,11 +12,13 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from meterhouse_rating import known, ledger, periods
+from meterhouse_rating.changes import Changes
 from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, RatedLine
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import WOUND_BACK
+from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, as_known
-from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
+from meterhouse_rating.settled import CLOSED, Standing, Unwritten, lines_of, standings
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import versions
@@ -48,12 +50,12 @@ def rate_as_of(world: World, text: str, only: str | None, moment: datetime) -> I
         asked = periods.parse(text, "UTC" if customer is None else customer.time_zone)
         with world.engine.connect() as connection:
             every = standings(connection, world.namespace, name)
-            settled = {it.period: it for it in every if _closed_by(it, moment)}
+            settled, dry = {it.period: it for it in every if _closed_by(it, moment)}, Unwritten()
             for period in then.parts(name, asked, settled):
                 if period in settled:
                     found = closed_again(world, connection, settled[period], every)
                 else:
-                    found = _open(world, connection, then, name, period, every, moment)
+                    found = _open(world, connection, then, name, period, every, moment, dry)
                 if found.outcome.usage or (found.outcome.rated is not None and found.outcome.rated.lines):
                     yield found
 
@@ -96,10 +98,17 @@ def _open(
     period: Period,
     every: Sequence[Standing],
     moment: datetime,
+    dry: Unwritten,
 ) -> Known:
+    """`dry`: what open parts of the period before it come to; this one is noted there for those behind it."""
     used = _used(world, terms, name, period, moment)
-    before = [it for it in every if _closed_by(it, moment)]
-    return Known(as_known(connection, terms, name, period, used, before, ledger.Upto(moment, None), ()), None, None)
+    before = [*(it for it in every if _closed_by(it, moment)), *dry.standing.get(name, ())]
+    outcome = as_known(connection, terms, name, period, used, before, ledger.Upto(moment, None), (), dry.lines)
+    if outcome.inputs is not None and outcome.rated is not None:
+        changes = Changes(world.namespace)
+        changes.rating(name, period, outcome.inputs, outcome.rated, Moment(moment, {}, moment), close=False)
+        changes.imagine(dry)
+    return Known(outcome, None, None)
 
 
 def _used(world: World, terms: Terms, name: str, period: Period, as_of: datetime) -> Found:

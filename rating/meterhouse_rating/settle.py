@@ -151,17 +151,22 @@ def as_known(
     standing: Sequence[Standing],
     upto: Upto,
     corrections: tuple[RatedLine, ...],
+    unwritten: Mapping[str, Sequence[Mapping[Any, Any]]] | None = None,
 ) -> Outcome:
-    """The customer's period rated by what is given, with the credits that were there then; nothing is written."""
+    """The customer's period rated by what is given, with the credits that were there then; nothing is written.
+
+    `unwritten`: the lines, by rating, of those in `standing` that are not stored.
+    """
     basis = basis_of(terms, customer_id, period, found)
     if isinstance(basis, Unpriced):
         left = engine.left_over(found.rows, basis.reason, basis.hint)
         return Outcome("unrated", customer_id, period, leftovers=left, usage=found.rows)
     where = (connection, terms.namespace, customer_id, basis.customer.currency)
-    lines = by_rating(lines_of(connection, [it.rating_id for it in standing]))
+    lines = {**by_rating(lines_of(connection, [it.rating_id for it in standing])), **(unwritten or {})}
+    pending = [line for it in standing if it.closed_at is None for line in lines.get(it.rating_id, ())]
     inputs = replace(
         _inputs(terms, basis, period, found, standing, lines, Credits(), corrections),
-        credits=credit_book.at_start(credit_book.standing(*where, upto=upto), period.start),
+        credits=credit_book.at_start(credit_book.standing(*where, pending, upto=upto), period.start),
         top_up=credit_book.top_up_in_force(*where, period.end, upto.recorded_at),
     )
     rated = engine.rate(inputs)

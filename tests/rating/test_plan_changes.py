@@ -11,9 +11,11 @@ import pytest
 from rating_samples import at
 from typer.testing import CliRunner
 
-from meterhouse_rating import outlook, priced_parts
+from meterhouse_rating import credit_changes, outlook, priced_parts
+from meterhouse_rating.as_of import rate_as_of
 from meterhouse_rating.book import BookRefused, parse
 from meterhouse_rating.commands import rate
+from meterhouse_rating.credits import Grant
 from meterhouse_rating.evidence import make
 from meterhouse_rating.periods import parse as parse_period
 from meterhouse_store import agreements, registry, tables
@@ -119,6 +121,25 @@ def test_a_dry_run_of_a_month_in_parts_says_what_the_run_makes_of_it(sqlite_hous
     used(house, "10", "2026-10-06")  # what is stored is not what the first part comes to any more
     said = [it.outcome.rated.total_minor for it in house.run(dry_run=True) if it.outcome]
     assert said == [1000 + 6000, 4200 + 10500]
+
+
+def test_a_month_in_parts_as_it_was_known_goes_on_from_part_to_part_also_where_it_was_open(sqlite_house):
+    """With 55.00 of credits, of which the first part takes 50.00: the second has 5.00 of them."""
+    house = sqlite_house
+    house.publish(BOOK.replace("at_once}", "at_once, usage: carry_on}"), now=at("2026-01-01"))
+    house.customer("acme", plan="small", valid_from=at("2026-09-01"), now=at("2026-09-01"))
+    house.customer("acme", plan="big", valid_from=at("2026-10-11"), now=at("2026-10-01"))
+    grant = Grant("", "promotional", 5500, at("2026-09-01"))
+    said = {"reference": "gift", "who": "ann", "why": "sorry", "now": at("2026-09-05")}
+    credit_changes.grant(house.world.engine, "test", "acme", grant, None, **said)
+    house.collected()
+    used(house, "150", "2026-10-05")
+    used(house, "1050", "2026-10-20")
+    for _ in range(2):
+        known = rate_as_of(house.world, "2026-10", None, at("2026-11-05"))
+        assert [it.outcome.rated.total_minor for it in known] == [1000, 4200 + 10000 - 500]
+        house.run("2026-10")
+        assert [sum(amount for _, amount in lines) for _, _, lines in parts(house)] == [1000, 13700]
 
 
 def test_what_customers_see_of_a_month_in_parts_goes_on_from_part_to_part_before_any_run(sqlite_house):
