@@ -126,6 +126,13 @@ def test_what_is_left_of_units_at_a_cap_goes_to_the_first_of_those_that_lack_as_
     assert above_caps(BY_MODEL, inputs(parse_book(BY_MODEL), *rows), {"one": 2}) == [("one", 400)]
 
 
+def test_other_parts_of_the_month_leave_less_of_a_cap_of_units_and_of_money():
+    rows = [used("llm.tokens.input", "1", model=it) for it in "abc"]
+    of_units = above_caps(BY_MODEL, inputs(parse_book(BY_MODEL), *rows), {"one": 2}, {"llm.tokens.cache_read": 1})
+    assert of_units == [("one", 600)]  # one unit is left, at 1.00 of 7.00
+    assert above_caps(BY_MODEL, inputs(parse_book(BY_MODEL), *rows), {"": 6}, {}, 550) == [("one", 650)]
+
+
 def test_a_cap_takes_nothing_off_where_a_part_was_taken_out_of_what_has_not_arrived():
     rows = [used("llm.tokens.cache_read", "-5", model="a"), used("llm.tokens.input", "100", model="a")]
     assert above_caps(BY_MODEL, inputs(parse_book(BY_MODEL), *rows), {"one": 50}) == []
