@@ -12,19 +12,29 @@ from typing import Any, Final
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, null, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, literal, null, select
 
 from meterhouse_billing import policies
+from meterhouse_billing.credit_records import ISSUED
 from meterhouse_billing.notices import Notice
 from meterhouse_billing.states import FAILED, FINALISED, PAID, PENDING
 from meterhouse_rating.money import show
-from meterhouse_store.tables import customers, invoice_lines, invoice_transitions, invoices, metered_invoices
+from meterhouse_store.tables import (
+    credit_note_issues,
+    customers,
+    invoice_lines,
+    invoice_transitions,
+    invoices,
+    metered_invoices,
+    payments,
+)
 
 RECENT: Final = timedelta(days=7)
 SOON: Final = timedelta(days=3)
 REMINDERS: Final = tuple(timedelta(days=it) for it in (1, 7, 14))
 """So long after an invoice was due people are reminded of it."""
 MAX_LINES: Final = 40
+_TO_PAY: Final = ("payment_failed", "payment_due", "overdue")
 
 
 class NoticeSettings(BaseSettings):
@@ -57,21 +67,41 @@ def of_invoices(engine: Engine, namespace: str, settings: NoticeSettings, now: d
             if row["finalised_at"] is not None and row["due_at"] is None:
                 row["due_at"] = row["finalised_at"] + timedelta(days=due_days(customer_id))
             for kind, cause in _kinds(connection, row, now):
-                facts = _facts(connection, row, settings)
+                facts = _facts(connection, row, _amount(kind, row), settings)
                 subject = f"{customer_id}: {kind.replace('_', ' ')}, {facts['total']} {row['currency']}"
                 found.append(Notice(namespace, customer_id, kind, (row["invoice_id"], *cause), subject, facts))
     return found
 
 
 def _made_here(connection: Connection, namespace: str, now: datetime) -> list[dict[str, Any]]:
-    query = select(invoices, null().label("due_at"))
+    """The invoices with what Stripe asks for (`asked_minor`), what credit notes took off that, and what arrived."""
+    arrived = select(func.sum(payments.c.amount_minor)).where(payments.c.invoice_id == invoices.c.invoice_id)
+    notes = credit_note_issues
+    taken_off = select(func.sum(notes.c.pre_payment_minor)).where(
+        notes.c.invoice_id == invoices.c.invoice_id, notes.c.state == ISSUED
+    )
+    query = select(
+        invoices,
+        null().label("due_at"),
+        func.coalesce(invoices.c.stripe_total_minor, invoices.c.total_minor).label("asked_minor"),
+        func.coalesce(arrived.scalar_subquery(), 0).label("arrived_minor"),
+        func.coalesce(taken_off.scalar_subquery(), 0).label("off_minor"),
+    )
     wanted = invoices.c.state.in_((*PENDING, FINALISED, FAILED)) | (invoices.c.paid_at >= now - RECENT)
     return _rows(connection, query, invoices, namespace, wanted)
 
 
 def _of_subscriptions(connection: Connection, namespace: str, now: datetime) -> list[dict[str, Any]]:
     table = metered_invoices
-    query = select(table, table.c.stripe_invoice_id.label("invoice_id"), table.c.finalised_at.label("created_at"))
+    total = table.c.total_minor  # with tax; Stripe's subscriptions have no credit notes of ours
+    query = select(
+        table,
+        table.c.stripe_invoice_id.label("invoice_id"),
+        table.c.finalised_at.label("created_at"),
+        total.label("asked_minor"),
+        total.label("arrived_minor"),
+        literal(0).label("off_minor"),
+    )
     wanted = table.c.state.in_((FINALISED, FAILED)) | (table.c.paid_at >= now - RECENT)
     return _rows(connection, query, table, namespace, wanted)
 
@@ -96,7 +126,7 @@ def _kinds(connection: Connection, row: Mapping[str, Any], now: datetime) -> Ite
         return
     if row["finalised_at"] >= since and row["state"] in (FINALISED, FAILED, PAID):
         yield "invoice", ()
-    if row["state"] == PAID and row["paid_at"] is not None and row["paid_at"] >= since and row["total_minor"] > 0:
+    if row["state"] == PAID and row["paid_at"] is not None and row["paid_at"] >= since and row["arrived_minor"] > 0:
         yield "receipt", ()
     if row["state"] == FAILED and _failed_at(connection, row) >= since:
         yield "payment_failed", ()
@@ -119,13 +149,20 @@ def _failed_at(connection: Connection, row: Mapping[str, Any]) -> datetime:
     return moment
 
 
-def _facts(connection: Connection, row: Mapping[str, Any], settings: NoticeSettings) -> dict[str, Any]:
+def _amount(kind: str, row: Mapping[str, Any]) -> int:
+    """What a notice is over: what arrived, what is left to pay, else what is asked for."""
+    if kind == "receipt":
+        return int(row["arrived_minor"])
+    return int(row["asked_minor"] - (row["off_minor"] if kind in _TO_PAY else 0))
+
+
+def _facts(connection: Connection, row: Mapping[str, Any], amount: int, settings: NoticeSettings) -> dict[str, Any]:
     lines = row["lines"] if "lines" in row else _lines(connection, row["invoice_id"])
     due_at, currency = row["due_at"], row["currency"]
     return {
         "invoice_id": row["invoice_id"],
         "number": row["number"] or row["invoice_id"][:12],
-        "total": show(row["total_minor"], currency),
+        "total": show(amount, currency),
         "currency": currency,
         "period_start": row["period_start"].isoformat(),
         "period_end": row["period_end"].isoformat(),
@@ -137,6 +174,7 @@ def _facts(connection: Connection, row: Mapping[str, Any], settings: NoticeSetti
             {"description": it["description"], "amount": show(it["amount_minor"], currency)} for it in lines[:MAX_LINES]
         ],
         "more_lines": max(0, len(lines) - MAX_LINES),
+        "tax": show(tax, currency) if (tax := row["asked_minor"] - row["total_minor"]) else "",
     }
 
 

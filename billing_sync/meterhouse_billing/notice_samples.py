@@ -37,6 +37,7 @@ _INVOICE: Final[Mapping[str, Any]] = {
     "due_at": "2026-12-01T00:00:00+00:00",
     "lines": [{"description": f"Tokens {MARK}", "amount": "1200.00"}, {"description": "Fee", "amount": "0.50"}],
     "more_lines": 3,
+    "tax": "228.10",
 }
 _TOP_UP: Final[Mapping[str, Any]] = {"amount": "50.00", "currency": "USD", "automatic": True, "why": f"declined {MARK}"}
 
@@ -60,6 +61,7 @@ _MAY_BE_EMPTY: Final[Mapping[str, Any]] = {
     "look_until": "",
     "lines": [],
     "more_lines": 0,
+    "tax": "",
     "hard": False,
     "automatic": False,
     "why": "",

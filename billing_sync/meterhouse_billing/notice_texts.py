@@ -97,7 +97,8 @@ class _Told:
     def items(self) -> tuple[tuple[str, str], ...]:
         more = [("...", self.say("%(more_lines)s more lines"))] if self.facts["more_lines"] else []
         lines = ((it["description"], self.amount(it["amount"])) for it in self.facts["lines"])
-        return (*lines, *more, (self.say("Total"), self.money))
+        tax = [(self.say("Tax"), self.amount(self.facts["tax"]))] if self.facts.get("tax") else []
+        return (*lines, *more, *tax, (self.say("Total"), self.money))
 
     @property
     def page(self) -> tuple[str, str] | None:

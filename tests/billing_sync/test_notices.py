@@ -278,8 +278,52 @@ def test_customers_are_told_before_they_are_charged_around_the_due_day_and_when_
     with books.engine.connect() as connection:
         rows = connection.execute(select(tables.notices.c.kind)).scalars().all()
     assert sorted(rows) == ["invoice", "overdue", "overdue", "overdue", "payment_due", "pre_charge"]
-    become(books, state="paid", paid_at=NOW + timedelta(days=45))
+    arrived(books, 1200, NOW + timedelta(days=45))
     assert set(kinds(books, NOW + timedelta(days=46))) == {"receipt"}
+
+
+def arrived(books, amount_minor, at):
+    """The invoice is paid, with so much money."""
+    become(books, state="paid", paid_at=at)
+    [invoice] = books.rows(tables.invoices)
+    row = {name: invoice[name] for name in ("namespace", "customer_id", "invoice_id", "currency")}
+    with begin_write(books.engine) as connection:
+        connection.execute(insert(tables.payments).values(**row, payment_id="p", amount_minor=amount_minor, paid_at=at))
+
+
+def test_what_is_told_of_an_invoice_is_what_stripe_asks_for_tax_included(books):
+    invoiced(books, "draft", stripe_total_minor=1428)
+    assert kinds(books, NOW)["pre_charge"].facts["total"] == "14.28"
+    become(books, state="finalised", finalised_at=NOW)
+    invoice = kinds(books, NOW)["invoice"]
+    assert invoice.subject == "acme: invoice, 14.28 USD"
+    said = notice_texts.of("invoice", "acme", "", invoice.facts, Brand()).text
+    assert "Input  10.00\nFee    2.00\nTax    2.28\nTotal  14.28 USD" in said
+    assert kinds(books, NOW + timedelta(days=31))["overdue"].facts["total"] == "14.28"
+
+
+def test_people_are_reminded_of_what_is_left_after_credit_notes(books):
+    invoiced(books, "finalised", finalised_at=NOW, stripe_total_minor=1200)
+    rating_id = books.rows(tables.invoices)[0]["rating_id"]
+    note = books.correction(rating_id, [(0, -300)])
+    about = {"credit_note_id": note, "invoice_id": "inv-1", "state": "issued", "currency": "USD"}
+    amounts = {"amount_minor": 300, "pre_payment_minor": 300}
+    with begin_write(books.engine) as connection:
+        connection.execute(insert(tables.credit_note_issues).values(**about, **amounts, created_at=NOW, issued_at=NOW))
+    assert kinds(books, NOW)["invoice"].facts["total"] == "12.00"
+    for day, kind in ((28, "payment_due"), (31, "overdue")):
+        assert kinds(books, NOW + timedelta(days=day))[kind].facts["total"] == "9.00"
+
+
+def test_a_receipt_is_over_what_arrived_and_there_is_none_for_what_did_not(books):
+    """An invoice that moved to the customer's balance, or that credit notes or the balance paid, is paid in Stripe."""
+    invoiced(books, "paid", finalised_at=NOW, paid_at=NOW, stripe_total_minor=1200)
+    assert set(kinds(books, NOW)) == {"invoice"}
+    arrived(books, 700, NOW)
+    receipt = kinds(books, NOW)["receipt"]
+    assert (receipt.facts["total"], receipt.subject) == ("7.00", "acme: receipt, 7.00 USD")
+    said = notice_texts.of("receipt", "acme", "", receipt.facts, Brand()).text
+    assert "7.00 USD for invoice A-1 of acme arrived" in said
 
 
 def test_an_invoice_of_a_customer_in_tokyo_is_told_with_its_own_dates(books):
