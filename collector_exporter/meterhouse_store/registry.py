@@ -543,7 +543,8 @@ def _changes(connection: Connection, found: Customer, given: dict[str, str | Non
             .limit(1)
         ).first()
         if closed is not None:
-            _refuse([f"{key} of {found.customer_id} cannot change: a period was closed with it" for key in fixed])
+            what = f"of {found.customer_id} cannot change: a period was closed with it; what is to be of another one"
+            _refuse([f"{key} {what} needs a customer of another id" for key in fixed])
     return changes
 
 

@@ -97,11 +97,12 @@ def free_port():
 
 
 def wait_for(condition, *, within_s=20, what="the condition"):
-    deadline = time.monotonic() + within_s
+    deadline, pause_s = time.monotonic() + within_s, 0.05
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.05)
+        time.sleep(pause_s)  # longer and longer: a condition may be a question that takes as long
+        pause_s = min(0.3, pause_s * 1.3)
     raise AssertionError(f"{what} did not come true within {within_s} s")
 
 

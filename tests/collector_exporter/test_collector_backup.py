@@ -52,7 +52,7 @@ def client_of(environment):
     return warehouse.connect(settings)
 
 
-@pytest.mark.parametrize("name", ["backup", "backup.tar"])
+@pytest.mark.parametrize("name", ["backup", pytest.param("backup.tar", marks=pytest.mark.long)])
 def test_a_backup_under_load_restores_all_that_was_acknowledged_before_it(
     collector, database, restored, tmp_path, name
 ):

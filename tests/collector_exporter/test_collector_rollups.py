@@ -163,9 +163,9 @@ def test_sums_are_read_and_not_the_events_and_old_sums_go_when_nobody_can_be_rea
     ("table", "column"),
     [
         ("usage_days", "events"),
-        ("usage_hours", "events"),
-        ("usage_conversations", "events"),
-        ("usage_delays", "events"),
+        pytest.param("usage_hours", "events", marks=pytest.mark.long),
+        pytest.param("usage_conversations", "events", marks=pytest.mark.long),
+        pytest.param("usage_delays", "events", marks=pytest.mark.long),
         ("usage_receipts", "counted"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_warehouse_that_has_all_of_the_journal_agrees_with_it(check):
     assert found.verdict().endswith("the warehouse agrees with it")
 
 
-@pytest.mark.parametrize("asked", ["told", "mended"])
+@pytest.mark.parametrize("asked", [pytest.param("told", marks=pytest.mark.long), "mended"])
 def test_what_was_taken_from_the_warehouse_is_told_and_mended(live, check, asked):
     for damage in (
         "DELETE FROM events WHERE event_id = 'c'",

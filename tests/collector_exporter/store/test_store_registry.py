@@ -78,6 +78,7 @@ def test_currency_and_time_zone_stay_once_a_period_was_closed(engine):
     with pytest.raises(RegistryError) as refused:
         registry.add_customer(engine, "live", "acme", currency="EUR", time_zone="Europe/Berlin", now=LATER)
     assert str(refused.value).count("a period was closed with it") == 2
+    assert "needs a customer of another id" in str(refused.value)
     assert registry.add_customer(engine, "live", "acme", email="a@example.com", now=LATER).email == "a@example.com"
 
 
