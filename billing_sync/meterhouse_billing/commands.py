@@ -84,7 +84,7 @@ def run(
         drafts = records.drafts(engine, settings.namespace, period=period, customer_id=customer)
         notes = credit_records.notes(engine, settings.namespace, customer, only_open=True)
         if dry_run:
-            _print_drafts(drafts, notes, as_json)
+            _print_drafts(engine, drafts, notes, as_json)
             return
         try:
             switches.require(engine, settings.namespace, switches.SYNC)
@@ -288,10 +288,12 @@ def _print_disputes(rows: "Sequence[Mapping[Any, Any]]") -> None:
     print_table(table, right=(2,))
 
 
-def _print_drafts(drafts: list["Draft"], notes: list["Note"], as_json: bool) -> None:
+def _print_drafts(engine: "Engine", drafts: list["Draft"], notes: list["Note"], as_json: bool) -> None:
+    from meterhouse_billing import fee_records, policies
     from meterhouse_billing.documents import text
     from meterhouse_rating.layout import money
 
+    of = {draft.customer_id: policies.load(engine, draft.namespace, draft.customer_id) for draft in drafts}
     if as_json:
         found = [
             {
@@ -299,6 +301,8 @@ def _print_drafts(drafts: list["Draft"], notes: list["Note"], as_json: bool) -> 
                 "rating_id": draft.rating_id,
                 "currency": draft.currency,
                 "total_minor": draft.total_minor,
+                "stripe_account": of[draft.customer_id].stripe_account or None,
+                "application_fee_minor": fee_records.of_draft(draft, of[draft.customer_id]),
                 "completeness": draft.completeness or None,
                 "lines": [{"description": text(line), "amount_minor": line.amount_minor} for line in draft.lines],
             }
@@ -310,6 +314,9 @@ def _print_drafts(drafts: list["Draft"], notes: list["Note"], as_json: bool) -> 
         print(f"{draft.customer_id}, {draft.period}, {draft.currency}")
         lines = [(f"  {text(line)}", money(line.amount_minor, draft.currency)) for line in draft.lines]
         print_table([*lines, ("  total", money(draft.total_minor, draft.currency))], right=(1,))
+        if account := of[draft.customer_id].stripe_account:
+            fee = money(fee_records.of_draft(draft, of[draft.customer_id]), draft.currency)
+            print(f"  sold by {account}, the platform keeps {fee}")
         if draft.completeness:
             print(f"  {draft.completeness}")
     for note in notes:

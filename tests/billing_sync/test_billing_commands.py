@@ -86,6 +86,20 @@ def test_a_dry_run_shows_the_lines_and_asks_nobody(books, sandbox, call):
     assert sandbox.faults.posts == 0
 
 
+def test_a_dry_run_shows_who_sells_and_what_the_platform_keeps(books, call):
+    books.rating("acme", USAGE)
+    wanted = ("--stripe-account", "acct_1SHOP0000000000", "--application-fee", "2.5%")
+    assert call("settings", *wanted, "--why", "contract").exit_code == 0
+    said = call("run", "--due", "--dry-run").output.splitlines()
+    assert said[3:6] == [
+        "  total                          51.25",
+        "  sold by acct_1SHOP0000000000, the platform keeps 1.28",  # 1.28125
+        "  Complete as far as can be known.",
+    ]
+    [draft] = json.loads(call("run", "--due", "--dry-run", "--json").stdout)["drafts"]
+    assert (draft["stripe_account"], draft["application_fee_minor"]) == ("acct_1SHOP0000000000", 128)
+
+
 def test_an_exception_is_exit_code_3(books, sandbox, call):
     books.rating("acme", USAGE)
     assert call("run", "--due").exit_code == 0
