@@ -54,8 +54,9 @@ class Before:
 
     `quantities` per metric: tiers and included usage go on from there; `cells` the same per metric and the dimensions
     of the line. `events` per metric, where the component counts them. `billed`: exact amounts per service period, of
-    fees that name one; `billed_ahead`: what of that ratings of other months billed. `charged`: the month's recurring
-    fee, or the credit pack of the contract, is already on an earlier rating.
+    fees that name one; `billed_ahead`: what of that ratings of other months billed; `billed_off`: what discounts
+    took off it. `charged`: the month's recurring fee, or the credit pack of the contract, is already on an earlier
+    rating.
     """
 
     quantities: Mapping[str, Decimal] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Before:
     events: Mapping[str, int] = field(default_factory=dict)
     billed: Mapping[str, Decimal] = field(default_factory=dict)
     billed_ahead: Mapping[str, Decimal] = field(default_factory=dict)
+    billed_off: Mapping[str, Decimal] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

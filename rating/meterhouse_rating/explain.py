@@ -282,6 +282,9 @@ _SAYINGS: Final[dict[str, Callable[[Mapping[str, Any], str, Language], str]]] = 
     "billed_before": lambda it, money, to: to.say(
         "Less what was billed before for %(name)s: %(amount)s.", name=it["billed_before"], amount=_amount(it, money, to)
     ),
+    "discounted_before": lambda it, money, to: to.say(
+        "Of what comes back discounts had taken off %(amount)s.", amount=_amount(it, money, to)
+    ),
     "no_quantity": _no_quantity,
     "included": _included,
     "fee": lambda it, money, to: to.say(

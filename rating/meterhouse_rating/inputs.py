@@ -90,7 +90,9 @@ def _before_json(before: Before) -> dict[str, Any]:
     }
     # Of a month that is rated as a whole they are the same.
     ahead = {name: plain(it) for name, it in before.billed_ahead.items()}
-    return told if ahead == told["billed"] else told | {"billed_ahead": ahead}
+    told |= {} if ahead == told["billed"] else {"billed_ahead": ahead}
+    off = {name: plain(it) for name, it in before.billed_off.items()}
+    return told | {"billed_off": off} if off else told
 
 
 def _setting_json(setting: Setting) -> list[Any]:

@@ -53,7 +53,10 @@ class Imagined:
 
     def after_its_month(self) -> "Imagined":
         """What of it still matters in later months."""
-        return replace(self, lines=tuple(line for line in self.lines if line["component"] in self.for_long))
+        kept = [
+            it for it in self.lines if it["component"] in self.for_long or (self.for_long and it["kind"] == "discount")
+        ]
+        return replace(self, lines=tuple(kept))
 
 
 @dataclass(frozen=True)

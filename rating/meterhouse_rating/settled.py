@@ -1,6 +1,6 @@
 """What is settled already: a customer's ratings in SQL, and what they mean for the next one."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -250,6 +250,7 @@ def remembered(
     """
     before, earlier = {}, {}
     lines = [line for line in lines if line["kind"] not in _OF_ANOTHER_MONTH]
+    discounts = [line for line in lines if line["kind"] == "discount"]
     for component in plan.components:
         mine = [
             line
@@ -268,7 +269,7 @@ def remembered(
             and line["rating_id"] in this_month
         ]
         if mine or others:
-            before[component.name] = _settled_by([*mine, *others], this_month)
+            before[component.name] = _settled_by([*mine, *others], this_month, discounts)
         now = [line for line in mine if line["rating_id"] in this_month]
         if now:
             earlier[component.name] = sum((_amount(line, plan.currency) for line in now), Decimal(0))
@@ -296,18 +297,25 @@ def span_of(
     return since, until
 
 
-def _settled_by(lines: Iterable[Mapping[Any, Any]], this_month: Collection[str]) -> Before:
+def _settled_by(
+    lines: Iterable[Mapping[Any, Any]], this_month: Collection[str], discounts: Iterable[Mapping[Any, Any]]
+) -> Before:
+    lines = list(lines)
     quantities: dict[str, Decimal] = {}
     cells: dict[tuple[str, Dimensions], Decimal] = {}
     events: dict[str, int] = {}
     billed: dict[str, Decimal] = {}
     ahead: dict[str, Decimal] = {}
+    off: dict[str, Decimal] = {}
     charged = False
     for line in lines:
         explanation, metric = line["explanation"], line["metric"]
         if "service" in explanation:
             service, conversion = explanation["service"], explanation.get("conversion")
             exact = D(explanation["amount_exact"] if conversion is None else conversion["amount"])
+            kept = sum((D(it["amount"]) for it in explanation["steps"] if "discounted_before" in it), Decimal(0))
+            exact -= kept
+            off[service] = off.get(service, Decimal(0)) - kept
             billed[service] = billed.get(service, Decimal(0)) + exact
             if line["rating_id"] not in this_month:
                 ahead[service] = ahead.get(service, Decimal(0)) + exact
@@ -321,7 +329,10 @@ def _settled_by(lines: Iterable[Mapping[Any, Any]], this_month: Collection[str])
         cells[cell] = cells.get(cell, Decimal(0)) + line["quantity"]
         events[metric] = events.get(metric, 0) + explanation.get("events", 0)
     known = dict(sorted(quantities.items())), charged, dict(sorted(cells.items())), dict(sorted(events.items()))
-    return Before(*known, billed, ahead)
+    fees = [line for line in lines if "service" in line["explanation"]]
+    for fee, amount in _off_lines(discounts, fees):
+        off[fee["explanation"]["service"]] += amount
+    return Before(*known, billed, ahead, {service: amount for service, amount in off.items() if amount})
 
 
 def _amount(line: Mapping[Any, Any], currency: str) -> Decimal:
@@ -334,23 +345,24 @@ def _amount(line: Mapping[Any, Any], currency: str) -> Decimal:
 
 def _taken_off(lines: Sequence[Row], contract: Contract) -> dict[str, Decimal]:
     """What discounts before the minimum took off the contract's lines, by component, in the plan's currency."""
-    named = {
-        (line["rating_id"], line["description"]): line
-        for line in lines
-        if line["explanation"].get("price", {}).get("contract") == contract.contract_id
-    }
+    mine = [line for line in lines if line["explanation"].get("price", {}).get("contract") == contract.contract_id]
+    before = [line for line in lines if line["kind"] == "discount" and line["explanation"]["order"] == BEFORE_MINIMUM]
     found: dict[str, Decimal] = {}
-    for line in lines:
-        if line["kind"] != "discount" or line["explanation"]["order"] != BEFORE_MINIMUM:
-            continue
-        for name, minor in shares_told(line):
-            reduced = named.get((line["rating_id"], name))
+    for reduced, amount in _off_lines(before, mine):
+        found[reduced["component"]] = found.get(reduced["component"], Decimal(0)) + amount
+    return dict(sorted(found.items()))
+
+
+def _off_lines(discounts: Iterable[Row], lines: Iterable[Row]) -> Iterator[tuple[Row, Decimal]]:
+    """What discounts took off each of the lines, in the plan's currency."""
+    named = {(line["rating_id"], line["description"]): line for line in lines}
+    for discount in discounts if named else ():
+        for name, minor in shares_told(discount):
+            reduced = named.get((discount["rating_id"], name))
             if reduced is not None:
                 conversion = reduced["explanation"].get("conversion")
                 rate = Fraction(1) if conversion is None else Fraction(D(conversion["rate"]))
-                amount = decimal_of(Fraction(of_minor(minor, line["currency"])) / rate)
-                found[reduced["component"]] = found.get(reduced["component"], Decimal(0)) + amount
-    return dict(sorted(found.items()))
+                yield reduced, decimal_of(Fraction(of_minor(minor, discount["currency"])) / rate)
 
 
 def lines_of(connection: Connection, rating_ids: Sequence[str]) -> Sequence[RowMapping]:

@@ -284,6 +284,32 @@ def test_a_minimum_that_was_trued_up_with_the_later_part_first_is_given_back_as_
     assert make(house.world, "acme", parse_period("2026-10", "UTC"), tmp_path / "pack.zip").verified
 
 
+@pytest.mark.parametrize(
+    ("off", "sept", "back"),
+    [
+        # 31.00 were half paid: of 21 of 31 days 10.50 come back.
+        ({"percent": Decimal(50)}, -3100, -1050),
+        # Nobody gets back what a coupon paid in full.
+        ({"percent": Decimal(100)}, -6200, 0),
+        # 15.50 of 62.00 are 7.75 of the 31.00 in advance: 21 of 31 of the 23.25 that were paid.
+        ({"amount": Decimal("15.50")}, -1550, -1575),
+    ],
+)
+def test_what_comes_back_of_an_advance_is_what_was_paid_after_discounts(sqlite_house, tmp_path, off, sept, back):
+    house = sqlite_house
+    house.publish(FEES % ("31.00, pay: advance", "", "62.00, pay: advance"), now=at("2026-01-01"))
+    house.customer("acme", plan="small", valid_from=at("2026-09-01"), now=at("2026-09-01"))
+    since = {"valid_from": at("2026-09-01"), "now": at("2026-09-01"), "months": 1}
+    agreements.add_discount(house.world.engine, "test", "acme", "Less", **since, **off)
+    house.collected()
+    house.close("2026-09")
+    assert parts(house, "2026-09") == [("small", "10-01", [("fee", 3100), ("fee", 3100), ("Less", sept)])]
+    house.customer("acme", plan="big", valid_from=at("2026-10-11"), now=at("2026-10-01"))
+    house.close("2026-10")
+    assert parts(house) == [("small", "10-11", [("fee", back)]), ("big", "11-01", [("fee", 4200), ("fee", 6200)])]
+    assert make(house.world, "acme", parse_period("2026-10", "UTC"), tmp_path / "pack.zip").verified
+
+
 def test_seats_that_change_in_the_month_are_counted_at_the_price_of_the_plan_they_were_on(sqlite_house):
     house = sqlite_house
     house.publish(FEES % ("31.00, quantity: seats", "", "62.00, quantity: seats"))

@@ -363,6 +363,8 @@ class _Bill:
             if "billed_before" in step:
                 self.findings.carry("fees billed in advance, that are taken off")
                 result += number(step["amount"])
+            if "discounted_before" in step:
+                result += number(step["amount"])
             if "share" not in step:
                 continue
             quantity = number(step["quantity"])

@@ -8,18 +8,20 @@ pay: arrears              # with the month it is for (default), or advance: with
 prorate: day              # (default) second, or none: what holds at the month's end counts for all of it
 
 In advance, a month is billed with what is known when the month before is rated; what changes later is made up for in
-the month's own rating.
+the month's own rating. What comes back is what was paid: less the part of it that discounts took off.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 from meterhouse_rating.charges import Before, Charge, Charged, Fact, Portion, Setting
 from meterhouse_rating.document import Block
 from meterhouse_rating.facts import Piece, apportion, pieces
 from meterhouse_rating.models.reading import Scope, read_amount, read_proration
+from meterhouse_rating.money import decimal_of
 from meterhouse_rating.periods import Period, short
 from meterhouse_store.numbers import plain
 
@@ -48,9 +50,9 @@ class Recurring:
         if not self.advance:
             charges = [self._in_arrears(before, setting)]
         else:
-            charges = [self._for(month, month, before.billed, setting)]
+            charges = [self._for(month, month, before, before.billed, setting)]
             if setting.period.end >= month.end:
-                charges.append(self._for(following, following, before.billed, setting))
+                charges.append(self._for(following, following, before, before.billed, setting))
         return Charged(tuple(charge for charge in charges if charge is not None))
 
     def _in_arrears(self, before: Before, setting: Setting) -> Charge | None:
@@ -63,11 +65,11 @@ class Recurring:
         end = month.end if setting.until is None else min(month.end, setting.until)
         last = period.end >= end > period.start
         if self.prorate == "none":
-            return self._for(month, month, before.billed, setting) if last else None
-        return self._for(month, period, before.billed_ahead if last else {}, setting)
+            return self._for(month, month, before, before.billed, setting) if last else None
+        return self._for(month, period, before, before.billed_ahead if last else {}, setting)
 
     def _for(
-        self, service: Period, rated: Period, billed_before: Mapping[str, Decimal], setting: Setting
+        self, service: Period, rated: Period, before: Before, billed_before: Mapping[str, Decimal], setting: Setting
     ) -> Charge | None:
         end = rated.end if setting.until is None else min(rated.end, setting.until)
         span = Period(max(rated.start, setting.since), end)
@@ -83,6 +85,12 @@ class Recurring:
         steps = [self._step(part, amount) for part, amount in zip(parts, amounts, strict=True)]
         if billed is not None:
             steps.append({"billed_before": str(service), "amount": plain(-billed)})
+        off = before.billed_off.get(str(service))
+        if off and billed and due < 0:
+            # Nobody gets back what a discount paid.
+            kept = decimal_of(Fraction(off) * Fraction(-due) / Fraction(billed))
+            steps.append({"discounted_before": str(service), "amount": plain(kept)})
+            due += kept
         if not facts:
             steps.append({"no_quantity": str(self.quantity), "amount": "0"})
         return Charge(
