@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
-# Processes that run the tests, whose files are shared out among them; three of them leave an eighth of two cores idle.
-JOBS ?= 4
+# Processes that run the tests, whose files are shared out among them. Two of them leave a quarter of two cores idle; each
+# more collects all tests and has an engine of its own.
+JOBS ?= 3
 
 # The tests start thousands of processes: without compiled modules each compiles all that it imports, two seconds of it.
 export PYTHONDONTWRITEBYTECODE :=
