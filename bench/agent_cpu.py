@@ -1,9 +1,11 @@
 """What metering adds to the CPU of a chat call, in the thread that calls; robust on a machine that others use, too.
 
 Two processes take turns on short rounds of the same calls, one of them metered. CPU time is no constant either: a busy
-neighbour on the same core, or another clock frequency, makes it twice as much. So each round is compared with
-the one beside it, a block of rounds gives the median of the differences, and of several blocks the smallest counts:
-what metering costs where it is least disturbed. The largest tells how much the machine disturbed.
+neighbour on the same core, or another clock frequency, makes it twice as much, of both alike. So each round is compared
+as a ratio with the one beside it, each first every second time, and the median of all ratios is taken of what a call
+without metering costs where it was least disturbed. Differences of rounds will not do: where a round without metering
+was disturbed, metering seems to save time, and the smallest of many then is below zero. The ratios of the blocks tell
+how much the machine disturbed.
 """
 
 import json
@@ -43,16 +45,25 @@ for _ in sys.stdin:
 """
 
 
-def us_per_call() -> tuple[float, float, float]:
-    """The smallest and the largest of the blocks' medians, and that of the call without metering; in us."""
+def us_per_call() -> tuple[float, float, tuple[float, float]]:
+    """What metering adds, and the call without it, in us; and the smallest and the largest that blocks gave."""
     sink = Sink()
     with tempfile.TemporaryDirectory() as journals, ExitStack() as stack:
         environment = {**os.environ, "METERHOUSE_ENDPOINT": sink.url, "METERHOUSE_JOURNAL_DIR": journals}
         plain, metered = (_worker(stack, kind, environment) for kind in ("plain", "metered"))
-        blocks = [[(plain(), metered()) for _ in range(ROUNDS)] for _ in range(BLOCKS)]
+        blocks = [[_pair(plain, metered, turn) for turn in range(ROUNDS)] for _ in range(BLOCKS)]
     sink.stop()
-    added = [statistics.median(with_it - without for without, with_it in block) for block in blocks]
-    return min(added), max(added), min(statistics.median(without for without, _ in block) for block in blocks)
+    plain_us = min(statistics.median(without for without, _ in block) for block in blocks)
+    added = [(statistics.median(with_it / without for without, with_it in block) - 1) * plain_us for block in blocks]
+    ratio = statistics.median(with_it / without for block in blocks for without, with_it in block)
+    return (ratio - 1) * plain_us, plain_us, (min(added), max(added))
+
+
+def _pair(plain: Callable[[], float], metered: Callable[[], float], turn: int) -> tuple[float, float]:
+    if turn % 2:
+        with_it = metered()
+        return plain(), with_it
+    return plain(), metered()
 
 
 def _worker(stack: ExitStack, kind: str, environment: dict[str, str]) -> Callable[[], float]:
