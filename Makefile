@@ -12,7 +12,8 @@ JOBS ?= 3
 export PYTHONDONTWRITEBYTECODE :=
 
 # uv takes a third of the time; pip, where uv fails, knows the indexes of pip's own configuration.
-comma := ,
+OWN := .[server,demo,dev]
+ALL := .[server,demo,dev,agents]
 pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install = $(pip) uv && $(BIN)/python -m uv pip install --quiet --python $(BIN)/python --editable '$(1)' || $(pip) --editable '$(1)'
 
@@ -26,12 +27,12 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Meterhouse needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11") if sys.version_info < (3, 11) else 0'
 	@echo "Setting up $(VENV) (about 1.3 GB with the embedded engine; takes a minute or two) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(call install,.[server$(comma)demo$(comma)dev])
+	@$(call install,$(OWN))
 	@touch $(READY)
 
 $(TESTABLE): $(READY)
 	@echo "Adding the SDKs and frameworks whose metering is tested (about 0.6 GB) ..."
-	@$(call install,.[server$(comma)demo$(comma)dev$(comma)agents])
+	@$(call install,$(ALL))
 	@touch $(TESTABLE)
 
 demo: $(READY) ## run the whole way, from three agents to Stripe invoices, and prove it

@@ -217,7 +217,6 @@ def test_status_verify_and_fetch_say_what_there_is(directory, bucket, tmp_path):
     assert journal(tmp_path, bucket, "verify", "--copies") == (0, "3 records are whole\n", "")
 
 
-@pytest.mark.long
 def test_a_rebuild_refuses_where_segments_are_missing_and_works_after_they_were_fetched(
     collector, database, bucket, s3
 ):

@@ -267,7 +267,6 @@ def with_everything(folder, client, connect):
     return world
 
 
-@pytest.mark.long
 def test_decisions_other_sources_and_an_archived_journal_are_restored_and_agree_with_each_other(
     database, collector_warehouse, restored, tmp_path
 ):

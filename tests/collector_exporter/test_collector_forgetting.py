@@ -137,7 +137,6 @@ def test_with_bytes_nothing_in_the_data_directory_or_the_warehouse_names_the_cus
     assert rebuilt["live_sha256"] == rebuilt["rebuilt_sha256"] == outcome["usage_sha256"]
 
 
-@pytest.mark.long
 def test_an_erasure_that_was_interrupted_goes_on_where_it_stopped(collector, database, jane, monkeypatch):
     from meterhouse_collector import forgetting, rebuild
     from meterhouse_collector.service import journal_directory

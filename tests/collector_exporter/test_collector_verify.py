@@ -112,7 +112,6 @@ def test_what_conflicts_are_found_by_is_told_and_mended(live, check):
     assert not check().differences
 
 
-@pytest.mark.long
 def test_a_verdict_about_a_span_that_was_lost_is_told_and_mended(journal, check, live):
     spans = [encode(traces_record(span(1, more=call(9)), 6)), encode(traces_record(span(2, parent=1, more=call(8)), 7))]
     with open(journal / SECOND, "ab") as file:

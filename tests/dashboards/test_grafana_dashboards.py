@@ -252,7 +252,6 @@ def test_usage_is_by_customer_and_status(ask):
     assert (talk["conversation"], talk["tokens"], talk["calls"]) == ("talk", 1200, 1)
 
 
-@pytest.mark.long
 def test_sums_of_days_and_hours_show_the_same_as_single_events(ask, warehouse_address):
     from meterhouse_store import rollups, warehouse
     from meterhouse_store.settings import Settings

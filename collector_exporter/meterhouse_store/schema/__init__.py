@@ -147,7 +147,8 @@ def ensure(client: Client, database: str) -> None:
 def _migrate(client: Client, database: str, cluster: str, now: datetime, *, again: bool) -> Migrated:
     """`again`: also what has been applied and is there."""
     _checked("database", database)
-    known = _history(client, database)
+    existing = _tables(client, database)
+    known = _history(client, database, existing)
     before = max((row[1] for row in known.values()), default=0)
     if before > VERSION:
         written_by = max(known.values(), key=lambda row: row[1])[2]
@@ -155,7 +156,6 @@ def _migrate(client: Client, database: str, cluster: str, now: datetime, *, agai
             f"the warehouse database {database} has schema version {before}, written by Meterhouse {written_by}; this "
             f"Meterhouse knows versions up to {VERSION}: use the newer one, or another METERHOUSE_WAREHOUSE_DATABASE"
         )
-    existing = _tables(client, database)
     cluster = _same_cluster(database, cluster, {row[3] for row in known.values()}, bool(existing))
     own = scripts(database, cluster)
     new = [it for it in own if it.name not in known or known[it.name][:2] != (it.sha256, VERSION)]
@@ -193,7 +193,7 @@ def create_scratch(client: Client, database: str) -> None:
 
 def cluster_of(client: Client, database: str) -> str:
     """The cluster that a database was made on; '' where it is on none, or is not there."""
-    return next((row[3] for row in _history(client, database).values()), "")
+    return next((row[3] for row in _history(client, database, _tables(client, database)).values()), "")
 
 
 def exchange(client: Client, live: str, shadow: str) -> None:
@@ -267,9 +267,9 @@ def _with_changes(statements: Iterable[str]) -> Iterable[str]:
             yield f"ALTER TABLE {made[1]}{made[2] or ''} MODIFY QUERY {statement[made.end() :]}"
 
 
-def _history(client: Client, database: str) -> dict[str, tuple[str, int, str, str]]:
+def _history(client: Client, database: str, existing: set[str]) -> dict[str, tuple[str, int, str, str]]:
     """Script -> the hash, version, Meterhouse and cluster of when it was applied last."""
-    if _HISTORY not in _tables(client, database):
+    if _HISTORY not in existing:
         return {}
     rows = client.query(
         "SELECT script, argMax((sha256, version, meterhouse, cluster), applied_at) "

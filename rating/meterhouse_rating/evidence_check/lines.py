@@ -295,11 +295,8 @@ class _Bill:
         key = (line["component"], line["metric"], line["dimensions"])
         known = [
             number(it["quantity"])
-            for rating in self.earlier
-            for it in rating["lines"]
-            if rating["month"] == self.rating["month"]
-            and it["kind"] == "usage"
-            and (it["component"], it["metric"], it["dimensions"]) == key
+            for it in self._earlier_lines("usage")
+            if (it["component"], it["metric"], it["dimensions"]) == key
         ]
         if not known or sum(known) != said:
             self.findings.carry("where tiers and included usage went on from: an earlier rating of the month")
@@ -417,16 +414,18 @@ class _Bill:
                     taken if conversion is None else twelve_digits(taken / number(conversion["rate"]))
                 )
 
+    def _earlier_lines(self, kind: str) -> list[Mapping[str, Any]]:
+        """The lines of a kind of earlier ratings of the month, as far as the pack has them."""
+        ratings = [it for it in self.earlier if it["month"] == self.rating["month"]]
+        return [line for rating in ratings for line in rating["lines"] if line["kind"] == kind]
+
     def _taken_earlier(self, line: Mapping[str, Any]) -> Fraction:
         """What of an amount a month earlier ratings of the month took off: as the pack has them, or carried."""
         said = number(line["explanation"].get("earlier_this_month", "0"))
         known = [
             whole(it["amount_minor"])
-            for rating in self.earlier
-            for it in rating["lines"]
-            if rating["month"] == self.rating["month"]
-            and it["kind"] == "discount"
-            and it["explanation"]["discount"] == line["explanation"]["discount"]
+            for it in self._earlier_lines("discount")
+            if it["explanation"]["discount"] == line["explanation"]["discount"]
         ]
         if said != -money.major(sum(known), self.rating["currency"]):
             self.findings.carry("what discounts of so much a month took off in other parts of the month")
