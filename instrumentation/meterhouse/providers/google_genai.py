@@ -75,8 +75,10 @@ def _request_streamed(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Iter
     if metered is None:
         yield from wrapped(*args, **kwargs)
         return
-    try:
-        with closing(wrapped(*args, **kwargs)) as chunks:
+    with metered.requesting():
+        chunks = wrapped(*args, **kwargs)
+    with closing(chunks):
+        try:
             while True:
                 with metered.running():
                     chunk = next(chunks, _END)
@@ -84,13 +86,13 @@ def _request_streamed(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Iter
                     break
                 asking.take(metered, chunk)
                 yield chunk
-    except GeneratorExit:
-        metered.end()
-        raise
-    except BaseException as error:
-        metered.end(error)
-        raise
-    metered.end(exhausted=True)
+        except GeneratorExit:
+            metered.end()
+            raise
+        except BaseException as error:
+            metered.end(error)
+            raise
+        metered.end(exhausted=True)
 
 
 async def _async_request_streamed(wrapped: Any, client: Any, args: Any, kwargs: Any) -> Any:
@@ -106,8 +108,8 @@ async def _async_request_streamed(wrapped: Any, client: Any, args: Any, kwargs: 
 
 
 async def _chunks(asking: "_Asking", metered: Metered, chunks: Any) -> AsyncIterator[Any]:
-    try:
-        async with aclosing(chunks):
+    async with aclosing(chunks):  # outermost: closing may fail where asyncio closes all that a loop left
+        try:
             while True:
                 with metered.running():
                     chunk = await anext(chunks, _END)
@@ -115,13 +117,13 @@ async def _chunks(asking: "_Asking", metered: Metered, chunks: Any) -> AsyncIter
                     break
                 asking.take(metered, chunk)
                 yield chunk
-    except GeneratorExit:
-        metered.end()
-        raise
-    except BaseException as error:
-        metered.end(error)
-        raise
-    metered.end(exhausted=True)
+        except GeneratorExit:
+            metered.end()
+            raise
+        except BaseException as error:
+            metered.end(error)
+            raise
+        metered.end(exhausted=True)
 
 
 class _Asking:

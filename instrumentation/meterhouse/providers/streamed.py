@@ -186,22 +186,22 @@ def _pieces(method: str, response: Any, metered: Streamed, chunk_size: int | Non
         return
     reading = _Reading(metered, response, raw=method == "iter_raw")
     metered.reading = True
-    try:
-        with closing(pieces):
+    with closing(pieces):
+        try:
             for chunk in pieces:
                 shown = reading.take(chunk)
                 if shown:
                     metered.reading = False
                     yield shown
                     metered.reading = True
-        rest = reading.done()
-        if rest:
-            yield rest
-    except BaseException as error:
-        metered.end(error)
-        raise
-    finally:
-        _leave(response)
+            rest = reading.done()
+            if rest:
+                yield rest
+        except BaseException as error:
+            metered.end(error)
+            raise
+        finally:
+            _leave(response)
 
 
 async def _apieces(method: str, response: Any, metered: Streamed, chunk_size: int | None) -> AsyncIterator[bytes]:
@@ -214,22 +214,22 @@ async def _apieces(method: str, response: Any, metered: Streamed, chunk_size: in
         return
     reading = _Reading(metered, response, raw=method == "aiter_raw")
     metered.reading = True
-    try:
-        async with aclosing(pieces):
+    async with aclosing(pieces):  # outermost: closing may fail where asyncio closes all that a loop left
+        try:
             async for chunk in pieces:
                 shown = reading.take(chunk)
                 if shown:
                     metered.reading = False
                     yield shown
                     metered.reading = True
-        rest = reading.done()
-        if rest:
-            yield rest
-    except BaseException as error:
-        metered.end(error)
-        raise
-    finally:
-        _leave(response)
+            rest = reading.done()
+            if rest:
+                yield rest
+        except BaseException as error:
+            metered.end(error)
+            raise
+        finally:
+            _leave(response)
 
 
 def _read_once(response: Any) -> None:
