@@ -88,7 +88,9 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The SQLAlchemy URL of a throwaway PostgreSQL server without tables; it lives as long as the test run."""
-    programs = _postgres_programs()
+    from quick_stores import postgres_programs
+
+    programs = postgres_programs()
     if programs is None:
         pytest.skip(LACKS + "PostgreSQL")
     # A short path: the name of a Unix socket has at most 107 bytes, and pytest's own directories are long.
@@ -178,15 +180,6 @@ def sqlite_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], st
     from quick_stores import sqlite_copies
 
     return sqlite_copies(tmp_path_factory.mktemp("schema"))
-
-
-def _postgres_programs() -> Path | None:
-    # Debian keeps them out of PATH, one directory per version.
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name))
-    if versions:
-        return versions[-1].parent
-    found = shutil.which("initdb")
-    return None if found is None or shutil.which("postgres") is None else Path(found).parent
 
 
 def _unprivileged_user() -> pwd.struct_passwd | None:

@@ -77,3 +77,13 @@ def sqlite_copies(home: Path) -> Callable[[Path], str]:
         return f"sqlite:///{path}"
 
     return copy
+
+
+def postgres_programs() -> Path | None:
+    """The directory of PostgreSQL's programs; None where the machine has none."""
+    # Debian keeps them out of PATH, one directory per version.
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parent.parent.name))
+    if versions:
+        return versions[-1].parent
+    found = shutil.which("initdb")
+    return None if found is None or shutil.which("postgres") is None else Path(found).parent

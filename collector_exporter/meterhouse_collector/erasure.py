@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -267,6 +268,7 @@ def _intent(
 
 
 def _secret(customer_id: str, is_taken: Callable[[str], bool]) -> bytes:
+    is_taken = cache(is_taken)  # of short ids the same few come up again and again
     for _ in range(_TRIES):
         secret = secrets.token_bytes(32)
         pseudonym = Pseudonyms(secret).customer(customer_id)

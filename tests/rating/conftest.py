@@ -3,6 +3,7 @@
 import os
 import sys
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quick_stores import WarehouseServer, empty
+from quick_stores import WarehouseServer, empty, postgres_programs
 from sqlalchemy import select
 
 from meterhouse_rating import versions
@@ -41,6 +42,20 @@ def warehouse_database(warehouse_url: str) -> str:
     schema.migrate(client, name)
     client.close()
     return name
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """SQLite and PostgreSQL take turns, by the name of the test; `make prove ONLY=suite` runs the other halves."""
+    if postgres_programs() is None:
+        return
+    for item in items:
+        database = getattr(getattr(item, "callspec", None), "params", {}).get("sql_url")
+        if database is None:
+            continue
+        name = item.nodeid.replace("postgres", "sqlite")
+        if database != ("sqlite", "postgres")[zlib.crc32(name.encode()) % 2]:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

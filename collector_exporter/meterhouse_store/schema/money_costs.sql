@@ -180,17 +180,11 @@ FROM (
         toUInt64(1) AS events, toUInt64(ifNull(costs.cost, 0) != 0) AS costing, cost_reason, cost_status,
         costs.cost AS cost, costs.currency AS currency
     FROM {database}.costs
-    WHERE combination IN (SELECT arrayJoin(tupleElement(single, 1)))
-        AND meter IN (SELECT arrayJoin(tupleElement(single, 2)))
-    UNION ALL
-    SELECT
-        namespace, toDate(event_time) AS day, billed_customer_id, meter, provider, model, tool, agent_name, step, status,
-        toUInt64(1) AS events, toUInt64(ifNull(costs.cost, 0) != 0) AS costing, cost_reason, cost_status,
-        costs.cost AS cost, costs.currency AS currency
-    FROM {database}.costs
-    WHERE combination NOT IN (SELECT arrayJoin(tupleElement(single, 1)))
-        AND cityHash64(combination, toDate(event_time)) IN (SELECT arrayJoin(tupleElement(single, 3)))
-        AND toDate(event_time) IN (SELECT arrayJoin(tupleElement(single, 4)))
+    -- What is not plain, and days on which a price changes: first by what events are found by, then exactly.
+    WHERE (meter IN (SELECT arrayJoin(tupleElement(single, 2)))
+            OR toDate(event_time) IN (SELECT arrayJoin(tupleElement(single, 4))))
+        AND (combination IN (SELECT arrayJoin(tupleElement(single, 1)))
+            OR cityHash64(combination, toDate(event_time)) IN (SELECT arrayJoin(tupleElement(single, 3))))
 )
 SETTINGS join_use_nulls = 0;
 
