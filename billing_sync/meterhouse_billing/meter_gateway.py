@@ -57,7 +57,8 @@ class MeterGateway:
                 return
 
     def _create(self, params: Any, key: str) -> None:
-        self.gateway.once(lambda client: client.v1.billing.meter_events.create(params, {"idempotency_key": key}))
+        path = "/v1/billing/meter_events"
+        self.gateway.once(lambda client: client.raw_request("post", path, **params, idempotency_key=key))
 
     def total(self, meter_id: str, stripe_customer_id: str, period: Period) -> Decimal:
         """What the customer's events of [start, end) come to; 0 without any."""

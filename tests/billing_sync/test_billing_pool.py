@@ -4,13 +4,15 @@ import io
 import json
 import threading
 import urllib.request
+from base64 import b64encode
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
 from meterhouse_billing import pool, records
-from meterhouse_billing.gateway import LiveKeyRefused, StripeUnavailable, connect
+from meterhouse_billing.gateway import LiveKeyRefused, StripeRefused, StripeUnavailable, connect
 from meterhouse_billing.pace import TEST, Limits, Pacer, endpoint_of
 from meterhouse_billing.world import World
 from meterhouse_store import audit_book, roles, tables
@@ -204,6 +206,38 @@ def test_a_key_of_its_own_comes_before_the_one_of_all():
     connect({"STRIPE_API_KEY": "sk_test_1"}, live=False, own_key="STRIPE_METERS_API_KEY")
     with pytest.raises(LiveKeyRefused):
         connect(keys, live=False)
+
+
+def test_stripe_is_reached_through_the_proxy_that_the_environment_names(sandbox, monkeypatch):
+    asked = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Proxy-Authorization"], self.headers["Authorization"]))
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"message": "a proxy"}}')
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Proxy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("http_proxy", f"http://me:p%40ss@127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        try:
+            gateway = connect(sandbox.environment | {"METERHOUSE_STRIPE_URL": "http://stripe.invalid"}, live=False)
+            with pytest.raises(StripeRefused, match="a proxy"):
+                gateway.invoice("in/../1")
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            with pytest.raises(StripeRefused, match="No such invoice"):
+                connect(sandbox.environment, live=False).invoice("in_1")
+        finally:
+            server.shutdown()
+            thread.join()
+    signed_in = f"Basic {b64encode(b'me:p@ss').decode()}"
+    assert asked == [("http://stripe.invalid/v1/invoices/in%2F..%2F1", signed_in, "Bearer sk_test_123")]
 
 
 def test_a_number_of_calls_that_is_none_is_refused():
