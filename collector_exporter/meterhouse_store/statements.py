@@ -12,10 +12,12 @@ here-documents as plain strings. What this lexer took for a comment or a string 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
 MAX_TOKENS = 400_000  # blanks and comments count
+MAX_REMEMBERED = 20_000  # bytes of a statement
 
 # ClickHouse's error codes (ErrorCodes.cpp).
 SYNTAX_ERROR = 62
@@ -110,7 +112,16 @@ def unsafe_functions(table_functions: frozenset[str]) -> frozenset[str]:
 
 
 def inspect(text: bytes, user: User, unsafe: frozenset[str]) -> Statement:
-    """The outline of the one statement in `text`; raises Refused where the user may not run it or it cannot be read."""
+    """The outline of the one statement in `text`; raises Refused where the user may not run it or it cannot be read.
+
+    Programs ask the same again and again, with other parameters: what they asked last is not read anew.
+    """
+    if len(text) > MAX_REMEMBERED or text[:6].upper() == b"INSERT":  # with its data
+        return _inspected(text, user, unsafe)
+    return _remembered(text, user, unsafe)
+
+
+def _inspected(text: bytes, user: User, unsafe: frozenset[str]) -> Statement:
     significant: list[Token] = []
     pieces: list[Token] = []  # with blanks and comments
     depth = 0
@@ -139,6 +150,9 @@ def inspect(text: bytes, user: User, unsafe: frozenset[str]) -> Statement:
     if user == "reader":
         _check_reader(significant)
     return Statement(kind=significant[0].text.upper(), sql=_sql(pieces), output_format=_output_format(significant))
+
+
+_remembered = lru_cache(maxsize=500)(_inspected)
 
 
 def tokens(text: bytes) -> Iterator[Token]:

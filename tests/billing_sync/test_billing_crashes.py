@@ -13,14 +13,20 @@ CALLS = 8  # customer, draft, lines, finalise, void, draft and lines again, fina
 
 
 @pytest.mark.parametrize(
-    ("seed", "books"), [(1, "sqlite"), (2, "sqlite"), (3, "postgres"), (4, "postgres")], indirect=["books"]
+    ("seed", "books"),
+    [
+        (1, "sqlite"),
+        (3, "postgres"),
+        *(pytest.param(*it, marks=pytest.mark.long) for it in ((2, "sqlite"), (4, "postgres"))),
+    ],
+    indirect=["books"],
 )
 def test_whatever_crashes_stripe_has_what_the_ledger_has_once_and_to_the_minor_unit(seed, books, serve, tmp_path):
     with serve(application(tmp_path / "stripe")) as server:
         assert check(seed, books, server.url) == []
 
 
-@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
+@pytest.mark.parametrize("books", ["sqlite", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 def test_a_crash_before_or_after_each_outgoing_call_changes_nothing(books, sandbox, world, monkeypatch):
     """One customer per call and side: drafted, finalised, voided, issued again, credited."""
     send, killing = world.gateway.send, {}

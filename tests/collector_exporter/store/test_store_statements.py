@@ -183,3 +183,13 @@ def test_values_are_read_as_sql_because_their_expressions_are_evaluated():
 def test_the_last_format_clause_outside_of_brackets_is_the_result_s():
     assert inspect(b"SELECT format, 'FORMAT CSV' FROM t FORMAT JSON", "admin", UNSAFE).output_format == "JSON"
     assert inspect(b"SELECT 1", "admin", UNSAFE).output_format is None
+
+
+def test_what_one_user_was_allowed_another_is_refused_though_it_is_the_same_text():
+    for _ in range(2):
+        assert inspect(b"DROP VIEW usage", "admin", UNSAFE).kind == "DROP"
+        with pytest.raises(Refused):
+            inspect(b"DROP VIEW usage", "reader", UNSAFE)
+        assert inspect(b"SELECT file('x')", "admin", frozenset()).kind == "SELECT"
+        with pytest.raises(Refused):
+            inspect(b"SELECT file('x')", "admin", UNSAFE)
