@@ -129,8 +129,8 @@ def bench() -> list[Row]:
 
 
 def prove() -> list[Row]:
-    """Random books x usages x currencies, with many more cases than the tests; and crashes at every step."""
-    return [_random_books(), _crashes()]
+    """Random books and months in parts, with many more cases than the tests; and crashes at every step."""
+    return [_random_books(), _random_months(), _crashes()]
 
 
 def _random_books() -> Row:
@@ -162,6 +162,13 @@ def _random_books() -> Row:
     for text in violations[:5]:
         print(text)
     return {"name": "rating.random_books", "cases": count, "violations": len(violations)}
+
+
+def _random_months() -> Row:
+    """tests/rating/test_random_months.py with more worlds, each of many months."""
+    import suite
+
+    return suite.tests("rating.random_months", "tests/rating/test_random_months.py")
 
 
 def _crashes() -> Row:

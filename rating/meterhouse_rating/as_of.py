@@ -18,7 +18,7 @@ from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import WOUND_BACK
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, as_known
-from meterhouse_rating.settled import CLOSED, Standing, Unwritten, lines_of, standings
+from meterhouse_rating.settled import CLOSED, Standing, Unwritten, lines_of, noted_of, standings
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.versions import versions
@@ -75,7 +75,8 @@ def closed_again(world: World, connection: Connection, closed: Standing, every: 
     )
     upto = ledger.Upto(closed.closed_at, connection.execute(first).scalar_one())
     corrections = tuple(_line(row) for row in lines if row["kind"] in (CORRECTION, CREDIT_RESTORED))
-    outcome = as_known(connection, terms, closed.customer_id, closed.period, used, before, upto, corrections)
+    noted = noted_of(connection, [it.rating_id for it in before], [*(it.rating_id for it in before), closed.rating_id])
+    outcome = as_known(connection, terms, closed.customer_id, closed.period, used, before, upto, corrections, noted)
     same = outcome.rated is not None and outcome.rated.sha256() == closed.result_sha256
     return Known(outcome, closed, same)
 
@@ -103,7 +104,9 @@ def _open(
     """`dry`: what open parts of the period before it come to; this one is noted there for those behind it."""
     used = _used(world, terms, name, period, moment)
     before = [*(it for it in every if _closed_by(it, moment)), *dry.standing.get(name, ())]
-    outcome = as_known(connection, terms, name, period, used, before, ledger.Upto(moment, None), (), dry.lines)
+    known_by = [it.rating_id for it in before]
+    noted = noted_of(connection, known_by, known_by)
+    outcome = as_known(connection, terms, name, period, used, before, ledger.Upto(moment, None), (), noted, dry.lines)
     if outcome.inputs is not None and outcome.rated is not None:
         changes = Changes(world.namespace)
         changes.rating(name, period, outcome.inputs, outcome.rated, Moment(moment, {}, moment), close=False)

@@ -1,8 +1,9 @@
 """Corrections: what a closed period comes to now, less what it came to, as signed lines. Pure functions.
 
 The closed rating is priced again with all that is known now of its usage, and all that was agreed when it was closed:
-its own period, tiers and price version. Each line that differs becomes a correction that names it. Where usage that
-credits had paid is taken away, the credits come back, those used last first.
+its own period, tiers and price version; of a month in parts it goes on from what the parts closed before it come to
+now. Each line that differs becomes a correction that names it. Where usage that credits had paid is taken away, the
+credits come back, those used last first.
 
 Recurring fees are left out: they go by contracts and dated quantities, and nothing can be agreed into a closed period.
 What was billed in advance for a month that is not closed is made up for by that month's own rating.
@@ -19,6 +20,7 @@ from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, Rated,
 from meterhouse_rating.ids import digest
 from meterhouse_rating.money import of_minor, show
 from meterhouse_rating.periods import Period
+from meterhouse_rating.settling import Sums, corrected, settled_by, told
 from meterhouse_store.numbers import D, plain
 
 _PAID: Final = "paid-then"
@@ -30,13 +32,17 @@ LineRow = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Closed:
-    """A rating that was closed: its lines, and the corrections of it that stand on closed ratings and credit notes."""
+    """A rating that was closed: its lines, and the corrections of it that stand on closed ratings and credit notes.
+
+    `after`: the parts of its month that it goes on from, and that are corrected, too.
+    """
 
     rating_id: str
     period: Period
     currency: str
     lines: Sequence[LineRow]
     corrected: Sequence[LineRow] = ()
+    after: Sequence[Period] = ()
 
 
 @dataclass
@@ -48,6 +54,7 @@ class _Was:
     exact: Decimal = Decimal(0)
     amount_minor: int = 0
     meters: dict[str, Decimal] = field(default_factory=dict)
+    settled: Sums = field(default_factory=dict)
     like: LineRow | None = None
 
     def add(self, line: LineRow, meters: Mapping[str, str]) -> None:
@@ -56,6 +63,8 @@ class _Was:
         self.amount_minor += line["amount_minor"]
         for name, quantity in meters.items():
             self.meters[name] = self.meters.get(name, Decimal(0)) + D(quantity)
+        for key, it in settled_by(line).items():
+            self.settled[key] = self.settled.get(key, Decimal(0)) + it
 
 
 def correct(closed: Closed, inputs: Inputs) -> tuple[RatedLine, ...]:
@@ -80,9 +89,9 @@ def _differences(closed: Closed, now: Rated) -> list[RatedLine]:
         )
         before.add(row, row["explanation"].get("meters", {}))
     for row in closed.corrected:
-        told = row["explanation"]["corrects"]
+        corrects = row["explanation"]["corrects"]
         if row["kind"] == CORRECTION:
-            before = was.setdefault(told["name"], _Was(told["line"], like=row))
+            before = was.setdefault(corrects["name"], _Was(corrects["line"], like=row))
             before.add(row, row["explanation"]["corrected_meters"])
     found = []
     for line in now.lines:
@@ -91,11 +100,16 @@ def _differences(closed: Closed, now: Rated) -> list[RatedLine]:
         name = _name(closed, line.kind, {**vars(line), "dimensions": dict(line.dimensions)})
         found.append(_correction(closed, name, was.pop(name, _Was()), line))
     found += [_correction(closed, name, before, None) for name, before in sorted(was.items())]
-    return [line for line in found if line.amount_minor or line.quantity or line.explanation["corrected_meters"]]
+    return [line for line in found if line.amount_minor or line.quantity or _tells(line.explanation)]
+
+
+def _tells(explanation: Mapping[str, Any]) -> bool:
+    return bool(explanation["corrected_meters"] or explanation["settles"])
 
 
 def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None) -> RatedLine:
-    like: Mapping[str, Any] = vars(line) if line is not None else was.like or {}
+    now = None if line is None else {**vars(line), "currency": closed.currency}
+    like: Mapping[str, Any] = now or was.like or {}
     kind = line.kind if line is not None else _kind_of(was.like or {})
     exact = line.amount_exact if line is not None else Decimal(0)
     amount = (0 if line is None else line.amount_minor) - was.amount_minor
@@ -103,6 +117,8 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None) ->
     changed = {
         key: meters.get(key, Decimal(0)) - was.meters.get(key, Decimal(0)) for key in sorted({*meters, *was.meters})
     }
+    settled = settled_by(now) if now is not None else {}
+    more = {key: settled.get(key, Decimal(0)) - was.settled.get(key, Decimal(0)) for key in {*settled, *was.settled}}
     explanation = {
         "corrects": {
             "rating": closed.rating_id,
@@ -110,6 +126,8 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None) ->
             "name": name,
             "kind": kind,
             "period": str(closed.period),
+            **({"order": _order_of(like)} if kind == "discount" else {}),
+            **({"after": [str(it) for it in closed.after]} if closed.after else {}),
         },
         "price": like["explanation"].get("price", {}),
         **({"tax": like["explanation"]["tax"]} if "tax" in like["explanation"] else {}),
@@ -118,16 +136,16 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None) ->
             {"billed_so_far": str(closed.period), "amount": plain(-was.exact)},
         ],
         "corrected_meters": {key: plain(quantity) for key, quantity in changed.items() if quantity},
+        "settles": told(like, more),
         "amount_exact": plain(exact - was.exact),
         "amount": show(amount, closed.currency),
     }
     dimensions = like["dimensions"]
-    description = str(like["description"]).partition(" (correction of ")[0]
     return RatedLine(
         CORRECTION,
         like["component"],
         like["metric"],
-        f"{description} (correction of {closed.period})",
+        corrected(str(like["description"]), closed.period),
         (Decimal(0) if line is None else line.quantity) - was.quantity if like["metric"] else Decimal(0),
         like["unit"],
         tuple(dimensions.items()) if isinstance(dimensions, Mapping) else dimensions,
@@ -190,6 +208,12 @@ def _name(closed: Closed, kind: str, line: Mapping[str, Any]) -> str:
 def _kind_of(like: LineRow) -> str:
     corrects = like.get("explanation", {}).get("corrects")
     return str(corrects["kind"] if corrects else like.get("kind", ""))
+
+
+def _order_of(like: LineRow) -> str:
+    """Whether a discount is taken off before the minimum; of one from before corrections said it, nobody knows."""
+    explanation = like["explanation"]
+    return str(explanation.get("order") or explanation.get("corrects", {}).get("order", ""))
 
 
 def total(lines: Iterable[RatedLine]) -> int:

@@ -2,8 +2,9 @@
 
 The order is stated: discounts marked `before_minimum` come first, then the true-up of a minimum commitment, then the
 other discounts (of the true-up, too), then credits. Several discounts apply one after the other, in the order in which
-they begin, each to what the earlier ones left. None takes a line below zero. A discount is rounded once; what it takes
-off is shared out over its lines by largest remainder.
+they begin, each to what the earlier ones left. None takes a line below zero. A percentage is of what a month comes to:
+of a line that gives back what an earlier part of the month had too much (a cheaper tier of volume) it takes its share
+of that back. A discount is rounded once; what it takes off is shared out over its lines by largest remainder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ AFTER_MINIMUM: Final = "after the minimum commitment"
 
 @dataclass(frozen=True)
 class Open:
-    """A line that discounts may reduce, and what is left of it."""
+    """A line that discounts may reduce, and what is left of it; less than nothing of what it gives back."""
 
     component: str
     description: str
@@ -32,7 +33,10 @@ class Open:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a discount takes off: in all (negative, exactly and rounded), and of each open line; and how."""
+    """What a discount takes off: in all (negative, exactly and rounded), and of each open line; and how.
+
+    Where it takes more back than off, the signs are the other way round.
+    """
 
     exact: Decimal
     total: int
@@ -62,27 +66,43 @@ def take(
 
     `earlier`: what of an amount per month other ratings of the month took off.
     """
-    base = [line.left if line.left > 0 and _covers(discount, line.component) else 0 for line in lines]
-    whole = sum(base)
-    if whole <= 0:
-        return None
+    base = [line.left if _covers(discount, line.component) else 0 for line in lines]
     if discount.percent is not None:
-        exact = of_minor(whole, currency) * discount.percent / 100
-        total = min(whole, to_minor(exact, currency, rounding))
-    else:
-        total = min(whole, to_minor((discount.amount or Decimal(0)) - earlier, currency, rounding))
-        exact = of_minor(total, currency)
+        return _percentage(discount, lines, base, currency, rounding)
+    base = [max(0, left) for left in base]
+    whole = sum(base)
+    total = min(whole, to_minor((discount.amount or Decimal(0)) - earlier, currency, rounding))
     if total <= 0:
         return None
     shares = share_out(total, base, quantum(currency))
+    steps = tuple(
+        {"off": line.description, "amount": show(-share, currency)}
+        for line, share in zip(lines, shares, strict=True)
+        if share
+    )
+    return Taken(-of_minor(total, currency), -total, tuple(shares), steps)
+
+
+def _percentage(
+    discount: Discount, lines: Sequence[Open], base: Sequence[int], currency: str, rounding: str
+) -> Taken | None:
+    percent, whole = discount.percent or Decimal(0), sum(base)
+    exact = of_minor(whole, currency) * percent / 100
+    total = min(max(whole, 0), to_minor(exact, currency, rounding))
+    if not total:
+        return None
     steps = tuple(_step(discount, line, left, currency) for line, left in zip(lines, base, strict=True) if left)
-    if discount.percent is None:
-        steps = tuple(
-            {"off": line.description, "amount": show(-share, currency)}
-            for line, share in zip(lines, shares, strict=True)
-            if share
-        )
-    return Taken(-exact, -total, tuple(shares), steps)
+    return Taken(-exact, -total, tuple(_percent_of_each(total, base, percent, currency)), steps)
+
+
+def _percent_of_each(total: int, base: Sequence[int], percent: Decimal, currency: str) -> list[int]:
+    """What a percentage that comes to the total is of each line; less than nothing of what gives back."""
+    off, back = [max(0, it) for it in base], [max(0, -it) for it in base]
+    taken_back = to_minor(of_minor(sum(back), currency) * percent / 100, currency, "half_even")
+    taken_off = min(sum(off), max(0, total + taken_back))
+    unit = quantum(currency)
+    shares = zip(share_out(taken_off, off, unit), share_out(taken_off - total, back, unit), strict=True)
+    return [one - other for one, other in shares]
 
 
 def shares_told(line: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -91,12 +111,15 @@ def shares_told(line: Mapping[str, Any]) -> list[tuple[str, int]]:
     named = [step["off"] for step in steps]
     if all("percent" in step for step in steps):
         base = [to_minor(D(step["money"]), currency, "half_even") for step in steps]
-        return list(zip(named, share_out(-line["amount_minor"], base, quantum(currency)), strict=True))
+        percent = D(steps[0]["percent"]) if steps else Decimal(0)
+        return list(zip(named, _percent_of_each(-line["amount_minor"], base, percent, currency), strict=True))
     return [(step["off"], to_minor(-D(step["amount"]), currency, "half_even")) for step in steps]
 
 
 def share_out(total: int, weights: Sequence[int], unit: int) -> list[int]:
     """The total in whole units, in proportion to the weights, none above its weight: by largest remainder."""
+    if not total:
+        return [0] * len(weights)
     whole = sum(weights)
     shares = [total * weight // whole // unit * unit for weight in weights]
     rest = total - sum(shares)

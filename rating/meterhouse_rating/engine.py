@@ -54,6 +54,9 @@ __all__ = [
     "rate",
 ]
 
+_DISCOUNTED: Final = frozenset({"usage", "flat", "minimum"})
+"""Kinds of lines that discounts in percent take their share back of where they give something back."""
+
 NOT_REGISTERED: Final = "customer_not_registered"
 CONTRACT_ENDED: Final = "contract_ended"
 
@@ -114,7 +117,7 @@ class _Bill:
             if not discounts.applies(it, inputs.setting.period, inputs.setting.zone):
                 continue
             open_lines = [
-                discounts.Open(line.component, line.description, line.amount_minor + taken)
+                discounts.Open(line.component, line.description, _left(line, taken))
                 for line, taken in zip(self.lines, self.reduced, strict=True)
             ]
             earlier = inputs.setting.discounted.get(it.agreement_id, Decimal(0))
@@ -163,6 +166,12 @@ class _Bill:
         words = ("credit_applied", "credits", None, "Credits applied", Decimal(1), "")
         self.lines.append(RatedLine(*words, (), amount, -spent, explanation))
         self.reduced.append(0)
+
+
+def _left(line: RatedLine, taken: int) -> int:
+    """What discounts left of a line. What a fee in advance gives back is what was paid for it, after discounts."""
+    left = line.amount_minor + taken
+    return left if line.kind in _DISCOUNTED and "service" not in line.explanation else max(0, left)
 
 
 def _late_usage(line: RatedLine) -> bool:

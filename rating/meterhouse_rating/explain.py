@@ -55,6 +55,8 @@ def sentences(line: Row, language: Language | None = None) -> list[str]:
             text.append(to.say("%(number)s of it are %(meter)s.", **of_it))
     if "balance_before" in explanation:
         text.append(to.say("Credits before: %(money)s.", money=_money(explanation["balance_before"], currency, to)))
+    if after := explanation.get("corrects", {}).get("after"):
+        text.append(to.say("It goes on from %(parts)s of its month, corrected as well.", parts=", ".join(after)))
     conversion = explanation.get("conversion")
     priced_in = currency if conversion is None else conversion["currency"]
     text += [said(step, priced_in, to) for step in explanation["steps"]]

@@ -260,7 +260,7 @@ class _Made:
             return {}
         terms, found = usage[it.rating_id]
         upto = ledger.Upto(it.as_of, None)
-        inputs = as_known(connection, terms, it.customer_id, it.period, found, (), upto, ()).inputs
+        inputs = as_known(connection, terms, it.customer_id, it.period, found, (), upto, (), ()).inputs
         if inputs is None:
             return {}
         return sort_out(inputs.book, inputs.plan, inputs.usage, inputs.measures, inputs.declared, {}).portions

@@ -11,12 +11,11 @@ from sqlalchemy import Connection, Engine, insert, select
 from meterhouse_rating import results
 from meterhouse_rating.corrections import Closed, correct, total
 from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, RatedLine, UsageRow
-from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period, overlaps
-from meterhouse_rating.settled import CLOSED, OPEN, Past, Standing, lines_of
+from meterhouse_rating.settled import CLOSED, OPEN, Past, Row, Standing, credit_note_id, lines_of, noted_of
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
-from meterhouse_store.numbers import D, plain
+from meterhouse_store.numbers import plain
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import accounted_usage, correction_policies, credit_notes, rated_lines, ratings
 
@@ -76,32 +75,60 @@ def corrected(
     namespace: str,
     customer_id: str,
     period: Period,
+    month: Period,
     past: Past,
     restated: Sequence[Restated],
-    rerate: Callable[[Connection, Restated], Inputs | None],
+    rerate: Callable[[Connection, Restated, Sequence[Row]], Inputs | None],
 ) -> tuple[Corrected, ...]:
-    """The corrections that belong on the rating of a period: of closed ones before it, each on one open rating only."""
+    """The corrections that belong on the rating of a period: of closed ones before it, each on one open rating only.
+
+    Each goes on from what the parts of its month that were closed before it come to with their corrections, which
+    `rerate` is given. What corrects another part of the period's own `month` is on no later rating than this one, which
+    goes on from it.
+    """
     policy = policy_of(connection, namespace, customer_id) if restated else NONE
     if policy == NONE:
         return ()
-    others = [it.rating_id for it in past.standing if it.state == OPEN and not overlaps(it.period, period)]
-    carried = {line["explanation"]["corrects"]["rating"] for line in _corrections_on(connection, others, past)}
+    others = [it for it in past.standing if it.state == OPEN and not overlaps(it.period, period)]
+    sooner = _carried(connection, [it for it in others if it.period < period], past)
+    carried = sooner | _carried(connection, others, past)
+    final = _final(connection, past)
+    known = [row for rows in final.values() for row in rows]
     found = []
-    for it in sorted(restated, key=lambda it: it.standing.period):
+    for it in sorted(restated, key=lambda it: _when_closed(it.standing)):
         closed = it.standing
-        if closed.period.end > period.start or closed.rating_id in carried:
-            continue
-        inputs = rerate(connection, it)
+        inputs = rerate(connection, it, known)
         if inputs is None:
             continue
         lines = [dict(row) for row in lines_of(connection, [closed.rating_id])]
-        made = correct(
-            Closed(closed.rating_id, closed.period, closed.currency, lines, _so_far(connection, past, closed)),
-            inputs,
-        )
+        so_far = final.get(closed.rating_id, [])
+        after = _corrected_before(past, closed, inputs.setting.month, known)
+        made = correct(Closed(closed.rating_id, closed.period, closed.currency, lines, so_far, after), inputs)
+        known += results.line_rows_of("", closed.currency, made)
+        elsewhere = sooner if overlaps(closed.period, month) else carried
+        if closed.period.end > period.start or closed.rating_id in elsewhere:
+            continue
         noted = policy == CREDIT_NOTE and total(made) < 0
         found.append(Corrected(it, inputs, () if noted else made, made if noted else ()))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda it: it.restated.standing.period))
+
+
+def _corrected_before(past: Past, closed: Standing, month: Period, corrections: Iterable[Row]) -> list[Period]:
+    """The parts of the month that were closed before this one, and have corrections."""
+    names = {row["explanation"]["corrects"]["rating"] for row in corrections}
+    return [
+        it.period
+        for it in past.standing
+        if it.rating_id in names
+        and it.closed_at is not None
+        and overlaps(it.period, month)
+        and _when_closed(it) < _when_closed(closed)
+    ]
+
+
+def _when_closed(it: Standing) -> tuple[datetime, Period]:
+    assert it.closed_at is not None, "it is closed"
+    return it.closed_at, it.period
 
 
 def account_rows(rating_id: str, usage: Iterable[UsageRow], as_of: datetime) -> list[dict[str, Any]]:
@@ -147,7 +174,7 @@ def note_of(
     if not it.on_note:
         return None
     closed = it.restated.standing
-    note_id = digest(["credit note", closed.rating_id, with_rating])
+    note_id = credit_note_id(closed.rating_id, with_rating)
     rows = results.line_rows_of(note_id, closed.currency, it.on_note)
     note = {
         "credit_note_id": note_id,
@@ -172,18 +199,19 @@ def notes(connection: Connection, namespace: str, customer_id: str | None = None
     return [dict(row) for row in connection.execute(ordered).mappings()]
 
 
-def _so_far(connection: Connection, past: Past, closed: Standing) -> list[Mapping[str, Any]]:
-    """The corrections of a rating that are final: on closed ratings and credit notes."""
-    later = [it.rating_id for it in past.standing if it.state == CLOSED and it.rating_id != closed.rating_id]
-    found: list[Mapping[str, Any]] = [
-        dict(row)
-        for row in _corrections_on(connection, later, past)
-        if row["explanation"]["corrects"]["rating"] == closed.rating_id
-    ]
-    noted = select(credit_notes.c.lines).where(credit_notes.c.rating_id == closed.rating_id)
-    for lines in connection.execute(noted.order_by(credit_notes.c.recorded_at)).scalars():
-        found += [{**line, "quantity": D(line["quantity"]), "amount_exact": D(line["amount_exact"])} for line in lines]
+def _final(connection: Connection, past: Past) -> dict[str, list[Row]]:
+    """The customer's corrections that are final, on closed ratings and credit notes, by the rating they are of."""
+    closed = [it.rating_id for it in past.standing if it.state == CLOSED]
+    found: dict[str, list[Row]] = {}
+    for row in (*map(dict, _corrections_on(connection, closed, past)), *noted_of(connection, closed)):
+        found.setdefault(row["explanation"]["corrects"]["rating"], []).append(row)
     return found
+
+
+def _carried(connection: Connection, among: Iterable[Standing], past: Past) -> set[str]:
+    """The ratings that have corrections on these."""
+    lines = _corrections_on(connection, [it.rating_id for it in among], past)
+    return {line["explanation"]["corrects"]["rating"] for line in lines}
 
 
 def _corrections_on(connection: Connection, rating_ids: Sequence[str], past: Past) -> list[Mapping[Any, Any]]:

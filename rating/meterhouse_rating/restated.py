@@ -1,22 +1,25 @@
 """Closed ratings whose usage is not what it was: more of it arrived, or a decision took some away."""
 
-from datetime import datetime
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from sqlalchemy import Connection
 
 from meterhouse_rating import known, recorrect, usage
-from meterhouse_rating.periods import Period
+from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.queries import LOOK_BACK
 from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
 from meterhouse_rating.world import World
+from meterhouse_store import registry
 from meterhouse_store.numbers import D
 from meterhouse_store.tables import unrated_usage
 
 
 def changed(world: World, only: str | None, as_of: datetime) -> dict[str, list[Restated]]:
-    """Per customer its closed ratings whose usage is another than they account for, with what it is now.
+    """Per customer its closed ratings whose usage is another than they account for, with what it is now; and of months
+    in parts those that go on from such a one.
 
     Ratings that ended more than 400 days ago are settled: usage that old is not taken any more.
     """
@@ -29,26 +32,53 @@ def changed(world: World, only: str | None, as_of: datetime) -> dict[str, list[R
         if not closed:
             return {}
         accounts = recorrect.accounted(connection, world.namespace, as_of - LOOK_BACK)
-        suspects: dict[tuple[Period, datetime, int], list[Standing]] = {}
+        suspects: set[str] = set()
+        known_to: dict[str, datetime] = {}
         totals: dict[Period, dict[str, dict[str, tuple[Decimal, datetime]]]] = {}
         for it in closed:
             if it.period not in totals:
                 totals[it.period] = usage.totals(world.client, world.namespace, it.period, as_of=as_of)
-            known_to, quantities = accounts.get(it.rating_id) or (it.as_of, _from_lines(connection, it))
+            through, quantities = accounts.get(it.rating_id) or (it.as_of, _from_lines(connection, it))
+            known_to[it.rating_id] = through
             now = totals[it.period].get(it.customer_id, {})
             same = {meter: quantity for meter, (quantity, _) in now.items() if quantity} == {
                 meter: quantity for meter, quantity in quantities.items() if quantity
             }
-            if (not same or any(last > known_to for _, last in now.values())) and it.closed_at is not None:
-                suspects.setdefault((it.period, it.closed_at, it.book_version), []).append(it)
+            if not same or any(last > through for _, last in now.values()):
+                suspects.add(it.rating_id)
+    zones = {it.customer_id: it.time_zone for it in registry.customers(world.engine, world.namespace, only)}
+    suspects |= _going_on(closed, suspects, known_to, zones)
+    groups: dict[tuple[Period, datetime, int], list[Standing]] = {}
+    for it in closed:
+        if it.rating_id in suspects and it.closed_at is not None:
+            groups.setdefault((it.period, it.closed_at, it.book_version), []).append(it)
     found: dict[str, list[Restated]] = {}
-    for (period, closed_at, version), group in sorted(suspects.items(), key=lambda it: it[0]):
+    for (period, closed_at, version), group in sorted(groups.items(), key=lambda it: it[0]):
         terms = known.terms(world, closed_at, version)
         names = sorted({it.customer_id for it in group})
         used = known.gather(world, terms, period, as_of, names)
         for it in group:
             now_used = used.get(it.customer_id, usage.Found())
             found.setdefault(it.customer_id, []).append(Restated(it, terms, now_used))
+    return found
+
+
+def _going_on(
+    closed: Iterable[Standing], suspects: Collection[str], known_to: Mapping[str, datetime], zones: Mapping[str, str]
+) -> set[str]:
+    """Parts of months that were closed after another one whose usage changed, or that was corrected since."""
+    months: dict[tuple[str, datetime], list[Standing]] = {}
+    for it in closed:
+        month = month_of(it.period.start, zones.get(it.customer_id, "UTC"))
+        months.setdefault((it.customer_id, month.start), []).append(it)
+    found: set[str] = set()
+    for parts in months.values():
+        changed, corrected = False, datetime.min.replace(tzinfo=UTC)
+        for it in sorted(parts, key=lambda it: (it.closed_at or corrected, it.period)):
+            if changed or corrected > known_to[it.rating_id]:
+                found.add(it.rating_id)
+            changed = changed or it.rating_id in suspects
+            corrected = max(corrected, known_to[it.rating_id])
     return found
 
 

@@ -10,7 +10,7 @@ from meterhouse_rating import credit_book, engine, recorrect, results
 from meterhouse_rating.basis import Basis, Unpriced, basis_of, inputs_of, with_remedy
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.credit_book import Credits
-from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
+from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, Leftover, Rated, RatedLine, UsageRow
 from meterhouse_rating.ledger import Upto
 from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
 from meterhouse_rating.recorrect import Restated
@@ -19,6 +19,7 @@ from meterhouse_rating.settled import (
     CLOSED,
     OPEN,
     Past,
+    Row,
     Standing,
     by_rating,
     lines_of,
@@ -117,14 +118,20 @@ def settle(
         changes.remove_open(replaced)
         what = "unrated" if usage else "rated" if changed else "nothing"
         return Outcome(what, customer_id, period, leftovers=left, usage=usage)
-    corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, past, restated, rerate)
+    month = month_of(period.start, basis.customer.time_zone)
+    corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, month, past, restated, rerate)
     lines = tuple(line for it in corrected for line in it.on_rating)
-    inputs = _inputs(terms, basis, period, found, standing, past.lines, past.credits, lines)
+    noted = tuple(line for it in corrected for line in it.on_note)
+    rows = [*past.noted, *results.line_rows_of("", basis.customer.currency, (*lines, *noted))]
+    inputs = _inputs(terms, basis, period, found, standing, past.lines, past.credits, lines, rows)
     rated = engine.rate(inputs)
     left = tuple(with_remedy(it, period) for it in rated.leftovers)
     outcome = Outcome("rated", customer_id, period, rated, inputs, left, usage)
     expiring = (customer_id, past.credits, basis.customer.currency)
-    if not usage and not rated.lines and not replaced and not corrected:
+    began = terms.began(customer_id)
+    # A month that comes to nothing is closed like any other, so that it is not due for ever.
+    due = close and began is not None and began < period.end
+    if not usage and not rated.lines and not replaced and not corrected and not due:
         if close:
             changes.expire(*expiring, (), period.end, moment.rated_at)
         return replace(outcome, what="nothing")
@@ -154,11 +161,13 @@ def as_known(
     standing: Sequence[Standing],
     upto: Upto,
     corrections: tuple[RatedLine, ...],
+    noted: Sequence[Row],
     unwritten: Mapping[str, Sequence[Mapping[Any, Any]]] | None = None,
 ) -> Outcome:
     """The customer's period rated by what is given, with the credits that were there then; nothing is written.
 
-    `unwritten`: the lines, by rating, of those in `standing` that are not stored.
+    `corrections` stand on it, `noted` on credit notes. `unwritten`: the lines, by rating, of those in `standing` that
+    are not stored.
     """
     basis = basis_of(terms, customer_id, period, found)
     if isinstance(basis, Unpriced):
@@ -167,8 +176,9 @@ def as_known(
     where = (connection, terms.namespace, customer_id, basis.customer.currency)
     lines = {**by_rating(lines_of(connection, [it.rating_id for it in standing])), **(unwritten or {})}
     pending = [line for it in standing if it.closed_at is None for line in lines.get(it.rating_id, ())]
+    rows = [*noted, *results.line_rows_of("", basis.customer.currency, corrections)]
     inputs = replace(
-        _inputs(terms, basis, period, found, standing, lines, Credits(), corrections),
+        _inputs(terms, basis, period, found, standing, lines, Credits(), corrections, rows),
         credits=credit_book.at_start(credit_book.standing(*where, pending, upto=upto), period.start),
         top_up=credit_book.top_up_in_force(*where, period.end, upto.recorded_at),
     )
@@ -202,8 +212,10 @@ def imagine(
     return outcome, Imagined(made, period, rows, for_long)
 
 
-def rerate(connection: Connection, it: Restated) -> Inputs | None:
-    """The inputs of a closed rating at its own time, with the usage of now; None where it cannot be priced any more."""
+def rerate(connection: Connection, it: Restated, corrections: Sequence[Row]) -> Inputs | None:
+    """The inputs of a closed rating at its own time, with the usage of now, after what was closed before it with the
+    `corrections` of that; None where it cannot be priced any more.
+    """
     customer_id, period = it.standing.customer_id, it.standing.period
     basis = basis_of(it.terms, customer_id, period, it.found)
     if isinstance(basis, Unpriced):
@@ -216,8 +228,9 @@ def rerate(connection: Connection, it: Restated) -> Inputs | None:
         and (other.closed_at, other.period) < (it.standing.closed_at, period)
     ]
     # Credits are those that paid then (corrections.correct).
-    lines = by_rating(lines_of(connection, [other.rating_id for other in then]))
-    inputs = _inputs(it.terms, basis, period, it.found, then, lines, Credits(), ())
+    stored = lines_of(connection, [other.rating_id for other in then])
+    lines = by_rating(line for line in stored if line["kind"] not in (CORRECTION, CREDIT_RESTORED))
+    inputs = _inputs(it.terms, basis, period, it.found, then, lines, Credits(), (), corrections)
     return inputs if inputs.currency == it.standing.currency else None
 
 
@@ -241,10 +254,12 @@ def _inputs(
     lines: Mapping[str, Sequence[Mapping[Any, Any]]],
     credits: Credits,
     corrections: tuple[RatedLine, ...],
+    corrected: Sequence[Row],
 ) -> Inputs:
+    """`corrections` stand on the rating; `corrected`: those that do not stand on what it goes on from, as rows."""
     customer, plan = basis.customer, basis.terms.plan
     carried = basis.book.carried_on()
-    before, pending = settled_before(customer, basis.contract, plan, period, standing, lines, carried)
+    before, pending = settled_before(customer, basis.contract, plan, period, standing, lines, carried, corrected)
     grants = credits.standing(customer.currency, pending)
     return replace(
         inputs_of(terms, basis, period, found, before),

@@ -13,20 +13,20 @@ from meterhouse_rating.book import Plan
 from meterhouse_rating.charges import Before, Dimensions
 from meterhouse_rating.credit_book import Credits, credits_of
 from meterhouse_rating.discounts import BEFORE_MINIMUM, shares_told
+from meterhouse_rating.ids import digest
 from meterhouse_rating.models.minimum import Minimum
-from meterhouse_rating.money import decimal_of, of_minor, to_minor
+from meterhouse_rating.money import decimal_of, of_minor
 from meterhouse_rating.periods import Period, month_of, next_month, overlaps
+from meterhouse_rating.settling import in_plan, settling
 from meterhouse_store.numbers import D
 from meterhouse_store.registry import Contract, Customer
-from meterhouse_store.tables import rated_lines, ratings, unrated_usage
+from meterhouse_store.tables import credit_notes, rated_lines, ratings, unrated_usage
 
 OPEN = "open"
 CLOSED = "closed"
 
 _CHUNK: Final = 5000
 """So many names at most are in one statement."""
-
-_OF_ANOTHER_MONTH = ("correction", "credit_restored")
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,15 @@ class Unwritten:
 class Past:
     """What SQL has of one customer that a rating depends on.
 
-    `standing`: its ratings, by period; `lines` by rating, as far as a period goes on from them; `unrated`: its rows of
-    `unrated_usage`.
+    `standing`: its ratings, by period; `lines` by rating, as far as a period goes on from them; `noted`: what credit
+    notes correct of these; `unrated`: its rows of `unrated_usage`.
     """
 
     standing: Sequence[Standing] = ()
     lines: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     credits: Credits = field(default_factory=Credits)
     unrated: Sequence[Row] = ()
+    noted: Sequence[Row] = ()
 
     def after(self, customer_id: str, dry: Unwritten) -> "Past":
         """With what a dry run would have stored, in the place of what it would have removed."""
@@ -130,9 +131,12 @@ def pasts(
     for name, theirs in standing.items():
         since = month_of(period.start, zones[name]).start
         wanted += [
-            it.rating_id for it in _before(theirs, period) if for_long or it.state == OPEN or it.period.start >= since
+            it.rating_id for it in before(theirs, period) if for_long or it.state == OPEN or it.period.start >= since
         ]
     lines = by_rating(lines_of(connection, wanted))
+    notes: dict[str, list[Row]] = {}
+    for line in noted_of(connection, wanted):
+        notes.setdefault(line["explanation"]["corrects"]["rating"], []).append(line)
     credits = credits_of(connection, namespace, names)
     unrated: dict[str, list[Row]] = {}
     query = select(unrated_usage).where(unrated_usage.c.namespace == namespace, unrated_usage.c.customer_id.in_(names))
@@ -144,6 +148,7 @@ def pasts(
             {it.rating_id: lines[it.rating_id] for it in theirs if it.rating_id in lines},
             credits[name],
             unrated.get(name, ()),
+            [line for it in theirs for line in notes.get(it.rating_id, ())],
         )
         for name, theirs in standing.items()
     }
@@ -170,7 +175,7 @@ class Used:
 
     @classmethod
     def of(cls, lines: Iterable[Row]) -> "Used":
-        """Of rows of `rated_lines`; corrections, of whatever month, are none."""
+        """Of rows of `rated_lines` (corrections: as `settling` has them)."""
         meters: dict[str, Decimal] = {}
         minor: dict[str, int] = {}
         discounted: dict[str, Decimal] = {}
@@ -208,27 +213,28 @@ def settled_before(
     standing: Sequence[Standing],
     lines: Mapping[str, Sequence[Row]],
     carried: frozenset[str] = frozenset(),
+    corrections: Sequence[Row] = (),
 ) -> tuple[Remembered, list[Row]]:
     """What earlier ratings settled, and the lines of what is not in the ledger: they use credits that are not posted
-    yet. `lines` are by rating.
+    yet. `lines` are by rating; `corrections` of them that stand on none of them.
 
     Closed ratings count, and open ones of earlier periods, as if they were closed as they are. Of the `carried` metrics
     counts what the month's earlier plans rated, too.
     """
-    counted = sorted(_before(standing, period), key=lambda it: it.rating_id)
+    counted = sorted(before(standing, period), key=lambda it: it.rating_id)
     this_month = {it.rating_id for it in of_month(counted, period, customer.time_zone)}
     known = [line for it in counted for line in lines.get(it.rating_id, ())]
     pending = [line for it in counted if it.closed_at is None for line in lines.get(it.rating_id, ())]
-    return remembered(known, this_month, contract, plan, carried), pending
+    return remembered([*known, *corrections], this_month, contract, plan, carried), pending
 
 
 def of_month(standing: Iterable[Standing], period: Period, zone: str) -> list[Standing]:
     """Those of the ratings that one of the period goes on from that are of its own month."""
     month = month_of(period.start, zone)
-    return [it for it in _before(standing, period) if overlaps(it.period, month) and it.period.start >= month.start]
+    return [it for it in before(standing, period) if overlaps(it.period, month) and it.period.start >= month.start]
 
 
-def _before(standing: Iterable[Standing], period: Period) -> list[Standing]:
+def before(standing: Iterable[Standing], period: Period) -> list[Standing]:
     """The ratings that one of the period goes on from."""
     return [
         it
@@ -246,10 +252,10 @@ def remembered(
 ) -> Remembered:
     """What lines of earlier ratings settled; `this_month`: ids of the month's ratings.
 
-    Corrections stand on the month's ratings and are of an earlier month: they settle nothing of this one.
+    Corrections count as lines of the rating that they correct, whatever they stand on.
     """
-    before, earlier = {}, {}
-    lines = [line for line in lines if line["kind"] not in _OF_ANOTHER_MONTH]
+    known, earlier = {}, {}
+    lines = list(settling(lines))
     discounts = [line for line in lines if line["kind"] == "discount"]
     for component in plan.components:
         mine = [
@@ -269,13 +275,13 @@ def remembered(
             and line["rating_id"] in this_month
         ]
         if mine or others:
-            before[component.name] = _settled_by([*mine, *others], this_month, discounts)
+            known[component.name] = _settled_by([*mine, *others], this_month, discounts)
         now = [line for line in mine if line["rating_id"] in this_month]
         if now:
-            earlier[component.name] = sum((_amount(line, plan.currency) for line in now), Decimal(0))
+            earlier[component.name] = sum((in_plan(line, plan.currency) for line in now), Decimal(0))
     now = [line for line in lines if line["rating_id"] in this_month]
     off = _taken_off(now, contract) if any(isinstance(it, Minimum) for it in plan.components) else {}
-    return Remembered(before, earlier, off, Used.of(now))
+    return Remembered(known, earlier, off, Used.of(now))
 
 
 def span_of(
@@ -335,20 +341,12 @@ def _settled_by(
     return Before(*known, billed, ahead, {service: amount for service, amount in off.items() if amount})
 
 
-def _amount(line: Mapping[Any, Any], currency: str) -> Decimal:
-    """What the line comes to, in the plan's currency."""
-    conversion = line["explanation"].get("conversion")
-    if conversion is None:
-        return of_minor(line["amount_minor"], currency)
-    return of_minor(to_minor(D(conversion["amount"]), currency, "half_even"), currency)
-
-
 def _taken_off(lines: Sequence[Row], contract: Contract) -> dict[str, Decimal]:
     """What discounts before the minimum took off the contract's lines, by component, in the plan's currency."""
     mine = [line for line in lines if line["explanation"].get("price", {}).get("contract") == contract.contract_id]
-    before = [line for line in lines if line["kind"] == "discount" and line["explanation"]["order"] == BEFORE_MINIMUM]
+    first = [line for line in lines if line["kind"] == "discount" and line["explanation"]["order"] == BEFORE_MINIMUM]
     found: dict[str, Decimal] = {}
-    for reduced, amount in _off_lines(before, mine):
+    for reduced, amount in _off_lines(first, mine):
         found[reduced["component"]] = found.get(reduced["component"], Decimal(0)) + amount
     return dict(sorted(found.items()))
 
@@ -375,7 +373,28 @@ def lines_of(connection: Connection, rating_ids: Sequence[str]) -> Sequence[RowM
     return found
 
 
-def by_rating(lines: Iterable[RowMapping]) -> dict[str, list[Row]]:
+def noted_of(connection: Connection, rating_ids: Sequence[str], made_with: Collection[str] | None = None) -> list[Row]:
+    """The lines of credit notes that correct these ratings; of those alone that were made when ratings of `made_with`
+    were closed, where it is given.
+    """
+    found: list[Row] = []
+    for start in range(0, len(rating_ids), _CHUNK):
+        query = select(credit_notes).where(credit_notes.c.rating_id.in_(rating_ids[start : start + _CHUNK]))
+        for note in connection.execute(query.order_by(credit_notes.c.recorded_at)).mappings():
+            known = made_with is None or note["credit_note_id"] in {
+                credit_note_id(note["rating_id"], it) for it in made_with
+            }
+            for line in note["lines"] if known else ():
+                found.append({**line, "quantity": D(line["quantity"]), "amount_exact": D(line["amount_exact"])})
+    return found
+
+
+def credit_note_id(rating_id: str, made_with: str) -> str:
+    """The one name of the credit note that corrects a rating, made when another one is closed."""
+    return digest(["credit note", rating_id, made_with])
+
+
+def by_rating(lines: Iterable[Row]) -> dict[str, list[Row]]:
     """Lines by the rating that they are of."""
     found: dict[str, list[Row]] = {}
     for line in lines:

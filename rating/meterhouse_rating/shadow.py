@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from meterhouse_rating import known, periods
 from meterhouse_rating.as_of import closed_again
@@ -24,6 +24,9 @@ from meterhouse_store import registry
 from meterhouse_store.numbers import plain
 
 ABSENT = "-"
+_WORDS: Final = frozenset({"description", "explanation"})
+"""Fields that say how a line came about; none of them is counted or charged."""
+
 Row = Mapping[Any, Any]
 _Lines = dict[tuple[str, Period], list[dict[str, Any]]]
 
@@ -46,12 +49,16 @@ class Difference:
 
 @dataclass
 class Shadow:
-    """What was compared: so many were the `same`, `differences` are listed, `unknown`: what could not be compared."""
+    """What was compared: so many were the `same`, `differences` are listed, `unknown`: what could not be compared.
+
+    `reworded`: ratings of which every line has the same quantity and amount, and is told in other words.
+    """
 
     same: int = 0
     lines: int = 0
     differences: list[Difference] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    reworded: list[str] = field(default_factory=list)
 
 
 def again(world: World, text: str, only: str | None = None) -> Shadow:
@@ -69,7 +76,11 @@ def again(world: World, text: str, only: str | None = None) -> Shadow:
             old = lines_of(connection, [closed.rating_id])
             new = line_rows(closed.rating_id, inputs.currency, rated)
             found = compare(closed.customer_id, str(closed.period), old, new, exactly=True)
-            if rated.sha256() != closed.result_sha256 and not found:
+            if found and all(it.field in _WORDS for it in found):
+                # Another version of the code says it otherwise, and comes to the same.
+                made.reworded.append(f"{who}: {', '.join(sorted({it.line for it in found}))}")
+                found = []
+            elif rated.sha256() != closed.result_sha256 and not found:
                 found = [_whole(closed, "unrated usage", closed.result_sha256, rated.sha256())]
             if found and inputs.sha256() != closed.inputs_sha256:
                 # Then it is not (only) the code that differs.

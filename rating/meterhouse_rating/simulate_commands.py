@@ -115,6 +115,7 @@ def _as_text(made: "Shadow", period: str) -> str:
         more = len(made.differences) - len(shown)
         parts.append(table(rows, right={4, 5}) + (f"\n  and {more:,} more: --json has all of them" if more else ""))
     parts += [f"  not compared: {it}" for it in made.unknown[:_SHOWN]]
+    parts += [f"  the same in other words: {it}" for it in made.reworded[:_SHOWN]]
     told = "nothing differs" if not made.differences else counted(len(made.differences), "difference")
     parts.append(f"{counted(made.lines, 'line')} compared, {told}.")
     return "\n".join(parts)

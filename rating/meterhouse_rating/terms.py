@@ -70,6 +70,14 @@ class Terms:
         end = began + timedelta(days=plan.trial_days)
         return end if end > period.start else None
 
+    def began(self, customer_id: str) -> datetime | None:
+        """When the customer began by its contracts; None where it has none."""
+        contracts = self.contracts.get(customer_id, ())
+        if not contracts:
+            return None
+        # A contract that holds from ever obliges to nothing before the customer was there.
+        return max(min(contract.valid_from for contract in contracts), self.customers[customer_id].registered_at)
+
     def parts(self, customer_id: str, period: Period, closed: Iterable[Period] = ()) -> list[Period]:
         """The period, cut where the customer's plan changes at once; never inside of what is closed."""
         version = in_force(self.versions, period)

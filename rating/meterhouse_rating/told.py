@@ -22,7 +22,7 @@ from meterhouse_rating.costs_catalogue import Price, Unknown
 from meterhouse_rating.costs_queries import COST_KEY
 from meterhouse_rating.costs_usage import Asked, Costing, combinations, dated
 from meterhouse_rating.effective import effective, facts_of
-from meterhouse_rating.engine import UsageRow
+from meterhouse_rating.engine import CORRECTION, UsageRow
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.facts import at
 from meterhouse_rating.metrics import LATEST, TIME_WEIGHTED
@@ -35,7 +35,18 @@ from meterhouse_rating.queries import (
     levels_query,
     window_parameters,
 )
-from meterhouse_rating.settled import CLOSED, Standing, Used, contract_in_force, lines_of, of_month, standings
+from meterhouse_rating.settled import (
+    CLOSED,
+    Standing,
+    Used,
+    before,
+    contract_in_force,
+    lines_of,
+    noted_of,
+    of_month,
+    standings,
+)
+from meterhouse_rating.settling import settling
 from meterhouse_rating.sorting import Measurement
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found, Wanted
@@ -120,12 +131,29 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
 
 
 def _used_earlier(connection: Connection, standing: Standing, every: Sequence[Standing], zone: str) -> dict[str, Any]:
-    """What the other ratings of the month, that it goes on from, had used of its caps."""
-    known = every if standing.closed_at is None else closed_before(standing, every)
-    ratings_of_month = [it.rating_id for it in of_month(known, standing.period, zone)]
-    used = Used.of(lines_of(connection, ratings_of_month))
+    """What the other ratings of the month, that it goes on from, had used of its caps; `elsewhere` what of that are
+    corrections that stand on credit notes, or on ratings of other months.
+    """
+    known = before(every if standing.closed_at is None else closed_before(standing, every), standing.period)
+    of_it = [it.rating_id for it in of_month(known, standing.period, zone)]
+    beyond = [it.rating_id for it in known if it.rating_id not in of_it]
+    stored, own = lines_of(connection, of_it), lines_of(connection, [standing.rating_id])
+    mine = [it for it in stored if it["kind"] != CORRECTION] + _corrections_of([*stored, *own], of_it)
+    made_with = [*(it.rating_id for it in known), standing.rating_id]
+    noted = noted_of(connection, of_it, None if standing.closed_at is None else made_with)
+    other = _corrections_of([*lines_of(connection, beyond), *noted], of_it)
+    told = {"ratings": of_it, **_used([*mine, *other], standing.currency)}
+    return {**told, "elsewhere": _used(other, standing.currency)} if other else told
+
+
+def _corrections_of(lines: Sequence[Mapping[Any, Any]], rating_ids: Sequence[str]) -> list[Mapping[Any, Any]]:
+    return [it for it in lines if it["kind"] == CORRECTION and it["explanation"]["corrects"]["rating"] in rating_ids]
+
+
+def _used(lines: Sequence[Mapping[Any, Any]], currency: str) -> dict[str, Any]:
+    used = Used.of(settling(lines))
     meters = {name: plain(quantity) for name, quantity in used.meters.items()}
-    return {"ratings": ratings_of_month, "meters": meters, "minor": used.minor.get(standing.currency, 0)}
+    return {"meters": meters, "minor": used.minor.get(currency, 0)}
 
 
 def _grants(connection: Connection, namespace: str, standing: Standing) -> dict[str, Any]:

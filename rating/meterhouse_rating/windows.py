@@ -106,7 +106,7 @@ def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, a
     zones = {name: customer.time_zone for name, customer in terms.customers.items()}
     days = usage.first_days(world.client, world.namespace)
     names = {*members, *(set(days) - set(terms.customers) if only is None else ())}
-    began = {name: _began(name, terms) for name in names}
+    began = {name: terms.began(name) for name in names}
     unsure = [
         name
         for name in sorted(names & days.keys())
@@ -123,15 +123,6 @@ def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, a
                 for part in terms.parts(name, rest):
                     found.setdefault(part, Window(part)).members.add(name)
     return list(found.values())
-
-
-def _began(name: str, terms: Terms) -> datetime | None:
-    """When the customer began by its contracts; None where it has none."""
-    contracts = terms.contracts.get(name, ())
-    if not contracts:
-        return None
-    # A contract that holds from ever obliges to nothing before the customer was there.
-    return max(min(contract.valid_from for contract in contracts), terms.customers[name].registered_at)
 
 
 def _more_due(day: datetime, began: datetime | None, zone: str, closed: Iterable[Period]) -> bool:

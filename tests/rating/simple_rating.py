@@ -33,9 +33,20 @@ class Bill:
     total: int = 0
 
 
-def bill(text: str, used: list[Used], currency: str, credits: list, percents: list[Fraction], top_up: tuple) -> Bill:
+def bill(
+    text: str,
+    used: list[Used],
+    currency: str,
+    credits: list,
+    percents: list[Fraction],
+    top_up: tuple,
+    plan_name: str = "sample",
+    amounts_off: tuple[Fraction, ...] = (),
+    cap: tuple[str, Fraction] | None = None,
+) -> Bill:
+    """`amounts_off` a month come after the percentages; `cap` is of a metric, or of money where that is empty."""
     book = yaml.load(text, Loader=yaml.BaseLoader)
-    plan = book["plans"]["sample"]
+    plan = book["plans"][plan_name]
     free = book.get("unbilled", {}).get("statuses", ["failed", "aborted", "unfinished"])
     mode = book.get("rounding", "half_even")
     own = book["currency"]
@@ -82,16 +93,21 @@ def bill(text: str, used: list[Used], currency: str, credits: list, percents: li
         if model == "percentage" and "of" in part:
             base = sum((amounts.get(one, Fraction(0)) for one in part["of"]), Fraction(0))
             if base:
-                put("flat", name, "", base * number(part["percent"]) / 100)
+                put("flat", name, "", priced(part, "", part, base, 1))
+    above = 0 if cap is None else above_cap(text, book, used, currency, plan_name, result, *cap)
     for name, part in plan["components"].items():
         if part["model"] == "minimum":
-            missing = number(part["amount"]) - sum(amounts.values(), Fraction(0))
+            missing = number(part["amount"]) - sum(amounts.values(), Fraction(0)) + Fraction(above, MINOR[own])
             if missing > 0:
                 put("minimum", name, "", missing)
     left = {key: result.lines[key] for key in order}
-    for at, percent in enumerate(percents):
+    if above:
+        result.lines["discount", "", "cap"] = -above
+        left = spread(left, above, currency)
+    for at, (percent, amount) in enumerate([*((it, None) for it in percents), *((None, it) for it in amounts_off)]):
         base = sum(amount for amount in left.values() if amount > 0)
-        off = min(base, to_minor(Fraction(base, MINOR[currency]) * percent / 100, currency, mode)) if base > 0 else 0
+        exact = amount if percent is None else Fraction(base, MINOR[currency]) * percent / 100
+        off = min(base, to_minor(exact, currency, mode)) if base > 0 else 0
         if off <= 0:
             continue
         result.lines["discount", "", str(at)] = -off
@@ -103,6 +119,22 @@ def bill(text: str, used: list[Used], currency: str, credits: list, percents: li
             result.left[it.meter] = result.left.get(it.meter, Fraction(0)) + it.quantity
     result.total = sum(result.lines.values())
     return result
+
+
+def above_cap(
+    text: str, book: dict, used: list[Used], currency: str, name: str, result: Bill, of: str, limit: Fraction
+) -> int:
+    """What lines come to beyond a cap of money; or beyond what they do where the metric's usage ends at the cap."""
+    if not of:
+        lines = [amount for (kind, _, _), amount in result.lines.items() if kind == "usage"]
+        return max(0, sum(lines) - to_minor(limit, currency, "half_even"))
+    room, kept = limit, []
+    for it in used:
+        mine = it.meter in book["metrics"][of]["meters"]
+        kept.append(Used(it.meter, it.status, it.model, it.events, min(it.quantity, room)) if mine else it)
+        room -= kept[-1].quantity if mine else 0
+    less = bill(text, kept, currency, [], [], None, name).lines
+    return sum(result.lines.values()) - sum(amount for (kind, _, _), amount in less.items() if kind != "minimum")
 
 
 def without_negative(part: Mapping, mine: list[Used]) -> list[Used]:

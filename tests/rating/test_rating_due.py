@@ -5,7 +5,7 @@ from rating_samples import at
 
 from meterhouse_rating import known, usage, windows
 from meterhouse_rating.queries import FIRST_USAGE
-from meterhouse_store import rollups
+from meterhouse_store import rollups, tables
 
 BOOK = """
 book: due
@@ -83,3 +83,31 @@ def test_the_months_that_are_due_begin_with_the_first_usage_or_the_contract(hous
 
 def test_nobody_s_first_usage_is_asked_for_where_it_changes_nothing(house):
     assert usage.first_usage(house.world.client, "test", [], as_of=at("2026-11-21")) == {}
+
+
+def test_a_month_that_comes_to_nothing_is_closed_once_and_due_no_more(house):
+    house.customer("idle", now=at("2026-09-20"))
+    house.run(None)
+    assert "idle" not in {row["customer_id"] for row in house.rows(tables.ratings)}
+    closed = [str(it) for it in house.close(None) if "idle" in str(it)]
+    assert closed == ["closed idle 0.00 USD 2026-09-01..2026-10-01", "closed idle 0.00 USD 2026-10-01..2026-11-01"]
+    assert [it for it in house.close(None) if "idle" in str(it)] == []
+    found = windows.asked_for(house.world, None, "idle", known.terms(house.world), at("2026-11-21T12:00:00"))
+    assert [str(it.period) for it in found] == ["2026-11-01..2026-12-01"]
+    # Before it was there nothing of it was due, and nothing is closed.
+    house.close("2026-08")
+    assert {f"{row['period_start']:%m}" for row in house.rows(tables.ratings) if row["customer_id"] == "idle"} == {
+        "09",
+        "10",
+    }
+
+
+def test_what_is_late_of_a_month_that_came_to_nothing_is_corrected(house):
+    house.customer("idle", now=at("2026-10-02"))
+    house.close("2026-10")
+    house.event("idle", "llm.tokens.input", "3", "2026-10-20T00:00:00", received="2026-11-22T00:00:00")
+    house.collected("2026-12-05T00:00:00", position=2000)
+    house.at(at("2026-12-05T00:00:00"))
+    house.close("2026-11", customer="idle")
+    (line,) = [row for row in house.rows(tables.rated_lines) if row["kind"] == "correction"]
+    assert (line["description"], line["amount_minor"]) == ("in (correction of 2026-10-01..2026-11-01)", 300)

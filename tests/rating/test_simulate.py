@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from meterhouse_rating import money, shadow
 from meterhouse_rating.periods import PeriodError
@@ -253,6 +253,24 @@ def test_a_stored_line_that_was_altered_is_seen(house):
         "altered",
         "token",
     )
+
+
+def test_a_rating_that_is_only_told_in_other_words_is_listed_and_no_difference(house, call):
+    """As one that was closed by another version, which called its fee otherwise."""
+    lines = tables.rated_lines
+    is_it = (lines.c.component == "in") & (lines.c.amount_minor == 300)  # acme's September
+    with house.world.engine.begin() as connection:
+        (was,) = connection.execute(select(lines).where(is_it)).mappings().all()
+        other = {"description": "in (of September)", "explanation": {**was["explanation"], "steps": []}}
+        connection.execute(update(lines).where(is_it).values(**other))
+    try:
+        code, shown, _ = call("rate", "shadow", "--period", "2026-09")
+    finally:
+        with house.world.engine.begin() as connection:
+            connection.execute(update(lines).where(is_it).values({name: was[name] for name in other}))
+    assert code == 0
+    assert "  the same in other words: acme 2026-09-01..2026-10-01: in\n" in shown
+    assert shown.endswith("compared, nothing differs.\n")
 
 
 def test_two_books_line_by_line(call):

@@ -22,7 +22,7 @@ DISCOUNTS: Final = "discounts, from the agreement and the lines"
 CAPS: Final = "what is above caps, from the events and the lines"
 CREDITS: Final = "use of credits, from the balance and the lines"
 _IN_PARTS: Final = "minimums and percentages of fees in a month that was rated in parts"
-_ABOUT_CLOSED: Final = ("correction", "credit_restored")
+_GIVE_BACK: Final = ("usage", "flat", "minimum")
 
 
 def check_rating(
@@ -156,13 +156,18 @@ class _Bill:
         elif known < set(told["ratings"]):
             self.findings.carry("what other parts of the month used of caps: they are not before it in the pack")
             return
-        lines = [line for it in found for line in it["lines"] if line["kind"] == "usage"]
+        lines = self._lines_of(found, "usage")
         meters: dict[str, Fraction] = {}
         for line in lines:
             for meter, quantity in line["explanation"]["meters"].items():
                 meters[meter] = meters.get(meter, Fraction(0)) + number(quantity)
-        claimed = {meter: number(it) for meter, it in told["meters"].items()}, whole(told["minor"])
         money_used = sum(whole(it["amount_minor"]) for it in lines if it["currency"] == rating["currency"])
+        if "elsewhere" in told:
+            self.findings.carry("corrections of other parts of the month on credit notes or ratings of other months")
+            money_used += whole(told["elsewhere"]["minor"])
+            for meter, quantity in told["elsewhere"]["meters"].items():
+                meters[meter] = meters.get(meter, Fraction(0)) + number(quantity)
+        claimed = {meter: number(it) for meter, it in told["meters"].items()}, whole(told["minor"])
         if self.findings.equal("what earlier parts of the month used of caps", claimed, (meters, money_used)) and found:
             self.findings.done("what earlier parts of the month used of caps, from their lines", len(found))
 
@@ -216,6 +221,19 @@ class _Bill:
             for it, left in zip(self.lines, self.left, strict=True)
         ]
         return found if any(found) else []
+
+    def _whole(self, components: Collection[str]) -> list[int]:
+        """The same for a percentage, that takes its share back of what usage, fees and minimums give back; a fee in
+        advance gives back what was paid for it.
+        """
+        return [
+            0
+            if (components and it["component"] not in components)
+            else left
+            if it["kind"] in _GIVE_BACK and "service" not in it["explanation"]
+            else max(0, left)
+            for it, left in zip(self.lines, self.left, strict=True)
+        ]
 
     def _charge(self, name: str, line: Mapping[str, Any], exact: Fraction, amount: int) -> None:
         explanation, currency = line["explanation"], self.rating["currency"]
@@ -393,18 +411,18 @@ class _Bill:
             self._cap(name, line, said)
         else:
             self._end_caps()
-        base = self._open(said["components"])
-        exact = (
-            money.major(sum(base), currency) * number(said["percent"]) / 100
-            if said["percent"] is not None
-            else number(said["amount"]) - self._taken_earlier(line)
-        )
-        off = min(sum(base), money.minor(exact, currency, self.prices.rounding))
+        if said["percent"] is not None:
+            percent, base = number(said["percent"]), self._whole(said["components"])
+            exact = money.major(sum(base), currency) * percent / 100
+        else:
+            percent, base = None, self._open(said["components"])
+            exact = number(said["amount"]) - self._taken_earlier(line)
+        off = min(max(0, sum(base)), money.minor(exact, currency, self.prices.rounding))
         if self.findings.equal(f"{name}: what it takes off", amount, -off):
             self.findings.done(DISCOUNTS)
-        if not sum(base):
+        if not any(base):
             return
-        for at, share in enumerate(money.share_out(off, base, currency)):
+        for at, share in enumerate(money.share_out(off, base, currency, percent)):
             self.left[at] -= share
             component = self.lines[at]["component"]
             if share and component in self.parts:
@@ -416,8 +434,18 @@ class _Bill:
 
     def _earlier_lines(self, kind: str) -> list[Mapping[str, Any]]:
         """The lines of a kind of earlier ratings of the month, as far as the pack has them."""
-        ratings = [it for it in self.earlier if it["month"] == self.rating["month"]]
-        return [line for rating in ratings for line in rating["lines"] if line["kind"] == kind]
+        return self._lines_of([it for it in self.earlier if it["month"] == self.rating["month"]], kind)
+
+    def _lines_of(self, ratings: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+        """The lines of a kind of these ratings, and what corrections on them, and on this one, change of them."""
+        names = {it["rating_id"] for it in ratings}
+        found = [line for it in ratings for line in it["lines"] if line["kind"] == kind]
+        for line in (line for it in (*ratings, self.rating) for line in it["lines"] if line["kind"] == "correction"):
+            corrects = line["explanation"]["corrects"]
+            if "settles" in line["explanation"] and corrects["rating"] in names and corrects["kind"] == kind:
+                told = {"meters": line["explanation"]["corrected_meters"]}
+                found.append({**line, "explanation": told | {"discount": line["dimensions"].get("discount")}})
+        return found
 
     def _taken_earlier(self, line: Mapping[str, Any]) -> Fraction:
         """What of an amount a month earlier ratings of the month took off: as the pack has them, or carried."""

@@ -50,13 +50,22 @@ def minor(amount: Fraction, currency: str, mode: str) -> int:
     return int(low + up[mode]) * unit(currency)
 
 
-def share_out(total: int, weights: list[int], currency: str) -> list[int]:
-    """The total in proportion to the weights, none above its weight, by largest remainder."""
-    return shares(total, weights, unit(currency))
+def share_out(total: int, weights: list[int], currency: str, percent: Fraction | None = None) -> list[int]:
+    """The total in proportion to the weights, none above its weight, by largest remainder.
+
+    Weights below zero give back: of these the total has taken its percentage back.
+    """
+    off, back = [max(0, it) for it in weights], [max(0, -it) for it in weights]
+    taken_back = 0 if percent is None else minor(major(sum(back), currency) * percent / 100, currency, "half_even")
+    taken = min(sum(off), max(0, total + taken_back))
+    both = shares(taken, off, unit(currency)), shares(taken - total, back, unit(currency))
+    return [one - other for one, other in zip(*both, strict=True)]
 
 
 def shares(total: int, weights: list[int], step: int) -> list[int]:
-    """The same of whole steps of anything."""
+    """The same of whole steps of anything, without a percentage."""
+    if not total:
+        return [0] * len(weights)
     whole = sum(weights)
     found = [total * weight // whole // step * step for weight in weights]
     rest = total - sum(found)
