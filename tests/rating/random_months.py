@@ -81,6 +81,11 @@ class Month:
     cap: tuple[str, int] | None
     events: tuple[Event, ...]
 
+    @property
+    def plan(self) -> str:
+        """The customer's own plan in the price book."""
+        return f"  {self.name}:\n    components:\n" + "".join(f"      {line}\n" for line in self.components)
+
 
 @dataclass(frozen=True)
 class World:
@@ -93,11 +98,8 @@ class World:
 
     @property
     def text(self) -> str:
-        plans = (
-            f"  {it.name}:\n    components:\n" + "".join(f"      {line}\n" for line in it.components)
-            for it in self.months
-        )
-        return BOOK + "".join(plans)
+        """The price book."""
+        return BOOK + "".join(it.plan for it in self.months)
 
 
 def world(seed: int, customers: int) -> World:
@@ -216,7 +218,7 @@ def _compared(seed: int, made: World, month: Month, billed: int, lines: int) -> 
     percents = [Fraction(month.percent)] if month.percent else []
     amounts = (Fraction(month.amount),) if month.amount else ()
     cap = None if month.cap is None else (month.cap[0], Fraction(month.cap[1]))
-    whole = bill(made.text, used, "USD", [], percents, None, month.name, amounts, cap).total
+    whole = bill(BOOK + month.plan, used, "USD", [], percents, None, month.name, amounts, cap).total
     # Each line is rounded by itself.
     if abs(whole - billed) <= lines:
         return []
