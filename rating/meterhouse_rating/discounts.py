@@ -4,7 +4,8 @@ The order is stated: discounts marked `before_minimum` come first, then the true
 other discounts (of the true-up, too), then credits. Several discounts apply one after the other, in the order in which
 they begin, each to what the earlier ones left. None takes a line below zero. A percentage is of what a month comes to:
 of a line that gives back what an earlier part of the month had too much (a cheaper tier of volume) it takes its share
-of that back. A discount is rounded once; what it takes off is shared out over its lines by largest remainder.
+of that back. An amount is of what the lines come to together. A discount is rounded once; what it takes off is shared
+out over its lines by largest remainder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,12 +70,10 @@ def take(
     base = [line.left if _covers(discount, line.component) else 0 for line in lines]
     if discount.percent is not None:
         return _percentage(discount, lines, base, currency, rounding)
-    base = [max(0, left) for left in base]
-    whole = sum(base)
-    total = min(whole, to_minor((discount.amount or Decimal(0)) - earlier, currency, rounding))
+    total = min(sum(base), to_minor((discount.amount or Decimal(0)) - earlier, currency, rounding))
     if total <= 0:
         return None
-    shares = share_out(total, base, quantum(currency))
+    shares = share_out(total, [max(0, left) for left in base], quantum(currency))
     steps = tuple(
         {"off": line.description, "amount": show(-share, currency)}
         for line, share in zip(lines, shares, strict=True)

@@ -273,3 +273,19 @@ def test_a_percentage_takes_its_share_back_of_what_a_cheaper_tier_of_volume_give
         (of("in", SECOND), 6000),
         (of("Launch", SECOND), -1200),
     ]
+
+
+def test_an_amount_is_off_what_is_left_of_a_part_that_gives_a_minimum_back(sqlite_house):
+    """The later part is closed first: 10.00, trued up to 200.00, which is off. Of the first 30.00 come, which the
+    minimum gives back: nothing is left that the other 50.00 could be off.
+    """
+    house = sqlite_house
+    house.publish(MONTH)
+    house.customer("acme", now=at("2026-09-01"), valid_from=at("2026-09-01"))
+    discount(house, amount=Decimal(250), months=1)
+    used(house, "10", "2026-10-20")
+    used(house, "30", "2026-10-05")
+    closed(house, SECOND, "2026-11-02")
+    closed(house, FIRST, "2026-11-03")
+    second = [("in", 1000), ("least", 19000), ("Launch", -20000)]
+    assert [lines for _, _, lines in full(house, "2026-10")] == [[("in", 3000), ("least", -3000)], second]

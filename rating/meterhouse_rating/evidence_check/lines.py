@@ -223,8 +223,8 @@ class _Bill:
         return found if any(found) else []
 
     def _whole(self, components: Collection[str]) -> list[int]:
-        """The same for a percentage, that takes its share back of what usage, fees and minimums give back; a fee in
-        advance gives back what was paid for it.
+        """The same, less than nothing of what usage, fees and minimums give back; a fee in advance gives back what was
+        paid for it.
         """
         return [
             0
@@ -411,11 +411,12 @@ class _Bill:
             self._cap(name, line, said)
         else:
             self._end_caps()
+        base = self._whole(said["components"])
         if said["percent"] is not None:
-            percent, base = number(said["percent"]), self._whole(said["components"])
+            percent = number(said["percent"])
             exact = money.major(sum(base), currency) * percent / 100
         else:
-            percent, base = None, self._open(said["components"])
+            percent = None
             exact = number(said["amount"]) - self._taken_earlier(line)
         off = min(max(0, sum(base)), money.minor(exact, currency, self.prices.rounding))
         if self.findings.equal(f"{name}: what it takes off", amount, -off):
