@@ -10,9 +10,8 @@ import os
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import (
@@ -32,8 +31,7 @@ MAX_BYTES = 256
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Attribution:
+class Attribution(NamedTuple):
     """What is known about whom the work is for. None: not known here."""
 
     customer: str | None = None
@@ -58,8 +56,7 @@ class Attribution:
         return {key: value for key, value in known.items() if value}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entered:
+class Entered(NamedTuple):
     """A scope that was entered in this context, and the attribution inside it."""
 
     scope: "Scope"
@@ -188,7 +185,7 @@ class Scope:
     def _push(self) -> None:
         stack = self._stack.get()
         before = stack[-1].inside if stack else _UNKNOWN
-        self._stack.set((*stack, Entered(self, self._changes, replace(before, **self._changes))))
+        self._stack.set((*stack, Entered(self, self._changes, before._replace(**self._changes))))
 
     def _pop(self) -> None:
         """Take the scope out of this context, wherever it stands.
@@ -203,7 +200,7 @@ class Scope:
         kept = stack[:at]
         for one in stack[at + 1 :]:
             before = kept[-1].inside if kept else _UNKNOWN
-            kept = (*kept, Entered(one.scope, one.changes, replace(before, **one.changes)))
+            kept = (*kept, Entered(one.scope, one.changes, before._replace(**one.changes)))
         self._stack.set(kept)
 
 

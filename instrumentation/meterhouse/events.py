@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from meterhouse import json_text
 from meterhouse.attribution import MAX_BYTES
 from meterhouse.vocabulary import (
     CACHE_TTL,
@@ -132,8 +133,8 @@ class Recorded(Protocol):
     def events(self) -> list[UsageEvent]:
         """Its events; the same objects each time."""
 
-    def as_json(self) -> dict[str, Any]:
-        """A line of the journal; `from_line` is its inverse."""
+    def as_line(self) -> str:
+        """A line of the journal, without its end; `from_line` is the inverse, of what JSON makes of it."""
 
 
 class Finished:
@@ -169,17 +170,16 @@ class Finished:
             self._events = of_call(name, at, self._rows, self.attributes, trace_id=trace_id, span_id=span_id)
         return self._events
 
-    def as_json(self) -> dict[str, Any]:
-        span = [f"{number:x}" for number in self._span]
-        line = {
-            "call": self.call_id,
-            "at": self._event_time_ns,
-            "attributes": self.attributes,
-            # A named tuple is a list of its values in JSON; most rows have none but the first two.
-            "rows": [row[:2] if row[2:] == _UNSPLIT else row for row in self._rows],
-            "span": span,
-        }
-        return {**line, "name": self._name} if self._name else line
+    def as_line(self) -> str:
+        trace_id, span_id = self._span
+        # A named tuple is a list of its values in JSON; most rows have none but the first two.
+        rows = ",".join([json_text.row(row[:2] if row[2:] == _UNSPLIT else row) for row in self._rows])
+        name = f',"name":{json_text.quoted(self._name)}' if self._name else ""
+        return (
+            f'{{"call":{json_text.quoted(self.call_id)},"at":{self._event_time_ns}'
+            f',"attributes":{json_text.of_texts(self.attributes)},"rows":[{rows}]'
+            f',"span":["{trace_id:x}","{span_id:x}"]{name}}}'
+        )
 
 
 class Loose:
@@ -198,12 +198,12 @@ class Loose:
     def events(self) -> list[UsageEvent]:
         return self._events
 
-    def as_json(self) -> dict[str, Any]:
-        return {"call": None, "events": [event.as_json() for event in self._events]}
+    def as_line(self) -> str:
+        return json_text.compact({"call": None, "events": [event.as_json() for event in self._events]})
 
 
 def from_line(record: Mapping[str, Any]) -> Recorded:
-    """What `as_json` of either wrote; raises KeyError, TypeError or ValueError for anything else."""
+    """What `as_line` of either wrote; raises KeyError, TypeError or ValueError for anything else."""
     if "events" in record:
         return Loose([UsageEvent.from_json(row) for row in record["events"]])
     call_id, at, attributes, (trace_id, span_id) = record["call"], record["at"], record["attributes"], record["span"]

@@ -21,6 +21,7 @@ from meterhouse.events import Recorded, UsageEvent, from_line
 from meterhouse.journal_records import (
     DRAFT_SUFFIX,
     SUFFIX,
+    begun,
     encoded,
     event_lines,
     forget,
@@ -88,7 +89,7 @@ class Journal:
 
     def intent(self, call_id: str, started_at_ns: int, attributes: Mapping[str, str]) -> None:
         """A provider call is about to start."""
-        intent = encoded({"intent": call_id, "at": started_at_ns, "attributes": dict(attributes)})
+        intent = begun(call_id, started_at_ns, attributes)
         with self._lock:
             try:
                 self._write(intent, INTENTS_SHARE)

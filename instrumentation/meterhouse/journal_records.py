@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from meterhouse import json_text
 from meterhouse.events import Recorded, UsageEvent
 from meterhouse.vocabulary import CUSTOMER_ID, ONCE
 
@@ -44,11 +45,18 @@ def encoded(record: Mapping[str, Any]) -> bytes:
     return _json(record) + b"\n"
 
 
-_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # `json.dumps` makes one each time
+def begun(call_id: str, started_at_ns: int, attributes: Mapping[str, str]) -> bytes:
+    """The line of a provider call that starts."""
+    known = json_text.of_texts(attributes)
+    return _bytes(f'{{"intent":{json_text.quoted(call_id)},"at":{started_at_ns},"attributes":{known}}}\n')
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="replace")
 
 
 def _json(value: Any) -> bytes:
-    return _compact(value).encode(errors="replace")
+    return _bytes(json_text.compact(value))
 
 
 def name_of(event: UsageEvent) -> str:
@@ -77,7 +85,7 @@ def event_lines(events: Iterable[UsageEvent]) -> Iterator[tuple[list[UsageEvent]
 
 def line(recorded: Recorded) -> bytes:
     """The line, or, where it would be too long to be read, the lines of what was recorded."""
-    whole = encoded(recorded.as_json())
+    whole = _bytes(recorded.as_line() + "\n")
     if len(whole) <= LONGEST_LINE_BYTES:
         return whole
     return b"".join(some for _, some in event_lines(recorded.events()))

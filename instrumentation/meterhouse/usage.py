@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeGuard
 
 from meterhouse.events import MOST, Row
 from meterhouse.vocabulary import (
@@ -106,6 +106,11 @@ def unreadable(row: Row) -> bool:
     return row.quantity != row.quantity  # only NaN differs from itself
 
 
+def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """`isinstance(value, MAPPING)`, quick also for what is not there."""
+    return value is not None and isinstance(value, MAPPING)
+
+
 def count(usage: object, *path: str) -> Quantity | None:
     """What the provider reports at `path`, as the number it is; None where it reports nothing, NaN for no number.
 
@@ -113,11 +118,11 @@ def count(usage: object, *path: str) -> Quantity | None:
     """
     value: Any = usage
     for key in path:
-        if type(value) is not dict and not isinstance(value, MAPPING):
+        if type(value) is not dict and not is_mapping(value):
             return math.nan if value else None
         value = value.get(key)
-        if value is None:
-            return None
+    if value is None:
+        return None
     if type(value) is int and -MOST <= value <= MOST:
         return value
     return _number(value)

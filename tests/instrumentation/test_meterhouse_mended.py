@@ -13,7 +13,7 @@ import pytest
 from meterhouse.events import Finished, Row, event_name, from_line
 from meterhouse.frameworks import streams
 from meterhouse.frameworks.model_calls import ModelCall
-from meterhouse.journal_records import encoded
+from meterhouse.journal_records import line
 from meterhouse.metered import Metered
 from meterhouse.tool_memory import unique
 from meterhouse.witness import Witness
@@ -56,7 +56,7 @@ def client(metering, provider):
 @pytest.mark.parametrize("row", [Row("m", 1, modality=HALF), Row("m", 1, model=HALF), Row("m", 1, model="é" * 600)])
 def test_an_event_has_the_same_id_before_and_after_it_was_in_the_journal(row):
     finished = Finished("c" * 32, 1, [row], {})
-    read = from_line(json.loads(encoded(finished.as_json())))
+    read = from_line(json.loads(line(finished)))
     (before,), (after,) = finished.events(), read.events()
     assert before == after
     assert all(len(value.encode()) <= 1024 for value in before.attributes.values())

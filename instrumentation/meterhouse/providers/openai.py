@@ -22,7 +22,7 @@ from meterhouse.providers.openai_tools import (
 )
 from meterhouse.providers.openai_usage import breakdown, merged, rows
 from meterhouse.tools import ToolResult
-from meterhouse.usage import MAPPING, Answer, count, seconds, text
+from meterhouse.usage import MAPPING, Answer, count, is_mapping, seconds, text
 from meterhouse.vocabulary import LLM_AUDIO_SECONDS, LLM_IMAGES
 
 OPERATIONS = {
@@ -107,7 +107,7 @@ class OpenAI:
     def read(self, document: Mapping[str, Any], event: str, answer: Answer) -> None:
         kind = document.get("type") or event
         response = document.get("response")
-        body = response if isinstance(response, MAPPING) else document  # responses: the events wrap it
+        body = response if is_mapping(response) else document  # responses: the events wrap it
         answer.identify(body)
         self._take_usage(body, answer)
         if body is response or body.get("object") == "response":
@@ -160,18 +160,18 @@ class OpenAI:
 
     def _take_usage(self, body: Mapping[str, Any], answer: Answer) -> None:
         groq = body.get("x_groq")  # its streams report usage there, whether or not they were asked
-        for place in (groq if isinstance(groq, MAPPING) else {}, body):
-            if isinstance(place.get("usage"), MAPPING):
+        for place in (groq, body) if is_mapping(groq) else (body,):
+            if is_mapping(place.get("usage")):
                 answer.usage = dict(place["usage"])
             parts = place.get("usage_breakdown")
-            if isinstance(parts, MAPPING) and isinstance(parts.get("models"), list):
+            if is_mapping(parts) and isinstance(parts.get("models"), list):
                 answer.noted["models"] = parts["models"]
         if "duration" in body:  # whisper's verbose answers, whose usage older servers leave out
             answer.noted["duration"] = seconds(body, "duration")
         made = body.get("data")
         if isinstance(made, list) and made and all(isinstance(one, MAPPING) and _is_image(one) for one in made):
             answer.noted["images"] = len(made)
-        if isinstance(body.get("svg_usage"), MAPPING):
+        if is_mapping(body.get("svg_usage")):
             answer.noted["svg"] = [body["svg_usage"]]
 
     def _take_response(self, body: Mapping[str, Any], answer: Answer) -> None:
@@ -222,9 +222,9 @@ def _take_text(document: Mapping[str, Any], kind: object, answer: Answer) -> Non
     if kind in ("response.output_text.delta", "response.refusal.delta", "transcript.text.delta"):
         answer.characters += len(text(document, "delta") or "")
     for choice in document.get("choices") or ():
-        if isinstance(choice, MAPPING):
+        if is_mapping(choice):
             delta = choice.get("delta")
-            if isinstance(delta, MAPPING):
+            if is_mapping(delta):
                 answer.characters += sum(len(text(delta, key) or "") for key in ("content", "refusal"))
             answer.characters += len(text(choice, "text") or "")
 

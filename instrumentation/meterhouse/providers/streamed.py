@@ -149,12 +149,22 @@ def listen(metered: Streamed, response: Any) -> None:
 
 def _whole(metered: Streamed, response: Any) -> None:
     """A hook or transport of the host's has read it all: it is kept as it would have come without our question."""
-    reading = _Reading(metered, response)
     content = response.content
+    if not metered.streaming and len(content) <= MOST_BODY_BYTES and _is_body(metered, response):
+        metered.body(content)
+        metered.end(exhausted=True)
+        return
+    reading = _Reading(metered, response)
     shown = reading.take(content) + reading.done()
     if shown != content:
         response._content = shown
         response.__dict__.pop("_text", None)  # made from the content when it is asked for
+
+
+def _is_body(metered: Streamed, response: Any) -> bool:
+    """True for the JSON that nearly all answers are: nothing has to be found out about it."""
+    kind = response.headers.get("content-type", "").lower()
+    return kind.partition(";")[0] == "application/json" and not metered.framed(kind)
 
 
 def _listen(metered: Streamed, response: Any) -> None:
