@@ -173,7 +173,7 @@ class Finished:
     def as_line(self) -> str:
         trace_id, span_id = self._span
         # A named tuple is a list of its values in JSON; most rows have none but the first two.
-        rows = ",".join([json_text.row(row[:2] if row[2:] == _UNSPLIT else row) for row in self._rows])
+        rows = ",".join([json_text.row(*row[:2], () if row[2:] == _UNSPLIT else row[2:]) for row in self._rows])
         name = f',"name":{json_text.quoted(self._name)}' if self._name else ""
         return (
             f'{{"call":{json_text.quoted(self.call_id)},"at":{self._event_time_ns}'

@@ -15,7 +15,7 @@ from meterhouse import attribution, limits, tools, witness
 from meterhouse.attribution import Attribution
 from meterhouse.call import Call, new_call_id
 from meterhouse.events import Row, cut
-from meterhouse.settings import estimating
+from meterhouse.runtime import runtime
 from meterhouse.tools import ToolResult
 from meterhouse.trouble import warn_once
 from meterhouse.usage import MAPPING, Answer, call_rows, unreadable, with_estimate
@@ -88,7 +88,8 @@ class Metered:
         """Its request runs: what is left of its context in tasks and threads that outlive it means nothing."""
         self._handed_back = handed_back
         self.elsewhere: witness.Elsewhere | None = None
-        self.estimating = estimating()
+        process = runtime()
+        self.estimating = process is not None and process.estimating
         """All of a stream is to be read, because its output is estimated should its usage never be told."""
 
     def running(self) -> "_Running[Self]":

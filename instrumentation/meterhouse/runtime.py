@@ -23,6 +23,7 @@ from meterhouse.settings import (
     JOURNAL_MAX_BYTES,
     Limits,
     destination,
+    estimating,
     journal_directory,
     journal_fsync,
     journal_limits,
@@ -60,6 +61,8 @@ class Runtime:
         self.pid = os.getpid()
         self.process_id = os.urandom(16).hex()
         resource = _resource(self.process_id)
+        self.estimating = estimating()
+        """See settings.estimating; read once, as all settings that are no attribution."""
         self._interval_s = number_of(ENV_EXPORT_INTERVAL_S, INTERVAL_S, least=0.05)
         self._export_at = number_of(ENV_EXPORT_EVENTS, EXPORT_AT_EVENTS, least=1)
         self._journal: Journal | None = None

@@ -128,6 +128,16 @@ def count(usage: object, *path: str) -> Quantity | None:
     return _number(value)
 
 
+def told(document: object, key: str) -> Quantity | None:
+    """`count` of what stands at `key`, quick for the integers of plain JSON."""
+    if type(document) is not dict:
+        return count(document, key)
+    value = document.get(key)
+    if value is None or (type(value) is int and -MOST <= value <= MOST):
+        return value
+    return _number(value)
+
+
 def seconds(usage: Mapping[str, Any], *path: str) -> Quantity | None:
     """`count` for a duration in seconds, of which parts count: to the nanosecond."""
     number = count(usage, *path)

@@ -142,7 +142,8 @@ class OpenAI:
         return merged([*found, *hosted_rows(answer)])
 
     def tool_results(self, body: Mapping[str, Any]) -> Iterable[ToolResult]:
-        return results_of_messages(body.get("messages")) or results_of_input(body.get("input"))
+        found = results_of_messages(body.get("messages"))
+        return found if found or "input" not in body else results_of_input(body["input"])
 
     def ask_for_usage(self, options: Any, path: str) -> tuple[Any, Callable[[bytes], bytes]] | None:
         """Chat streams report usage only where asked: a copy of the options that asks, or None if there is no need."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from meterhouse.events import Row
-from meterhouse.usage import Quantity, by_modality, count, is_count, rest, seconds, text, together
+from meterhouse.usage import Quantity, by_modality, count, is_count, rest, seconds, text, together, told
 from meterhouse.vocabulary import (
     LLM_AUDIO_SECONDS,
     LLM_WEB_SEARCHES,
@@ -20,14 +20,20 @@ from meterhouse.vocabulary import (
     TOKENS_REASONING,
 )
 
+_INPUT = ("input_tokens", "input_tokens_details", "input_token_details")
+_OUTPUT = ("output_tokens", "output_tokens_details", "output_token_details")
+_PROMPT = ("prompt_tokens", "prompt_tokens_details", "prompt_token_details")
+_COMPLETION = ("completion_tokens", "completion_tokens_details", "completion_token_details")
+"""A total, and where its details are: the last one is of transcriptions."""
+
 
 def rows(usage: Mapping[str, Any], model: str = "") -> list[Row]:
     """The buckets of a usage object; `model` where it is another one's than the answer's."""
-    shape = ("input_tokens", "output_tokens") if "input_tokens" in usage else ("prompt_tokens", "completion_tokens")
-    given, made = count(usage, shape[0]), count(usage, shape[1])
-    of_given, of_made = _details(usage, shape[0]), _details(usage, shape[1])
+    inputs, outputs = (_INPUT, _OUTPUT) if "input_tokens" in usage else (_PROMPT, _COMPLETION)
+    given, made = told(usage, inputs[0]), told(usage, outputs[0])
+    of_given, of_made = _details(usage, inputs), _details(usage, outputs)
     cached = _first((of_given, usage), "cached_tokens", "prompt_cache_hit_tokens")
-    written = count(of_given, "cache_write_tokens")
+    written = told(of_given, "cache_write_tokens")
     reasoning = _first((of_made, usage), "reasoning_tokens")
     visible = made if _beside(reasoning, given, made, usage) else rest(made, reasoning)
     cached_image = count(usage, "cached_tokens_details", "cached_image_tokens")
@@ -75,13 +81,14 @@ def _plus(one: Row, other: Row) -> Quantity | None:
     return together(one.quantity, other.quantity)
 
 
-def _details(usage: Mapping[str, Any], total: str) -> object:
-    """The details of `input_tokens` are in input_tokens_details, or in input_token_details (transcription)."""
-    singular = f"{total.removesuffix('s')}_details"
-    return usage[singular] if singular in usage else usage.get(f"{total}_details")
+def _details(usage: Mapping[str, Any], names: tuple[str, str, str]) -> object:
+    _, plural, singular = names
+    return usage[singular] if singular in usage else usage.get(plural)
 
 
 def _cache_writes(details: object, written: Quantity | None) -> list[Row]:
+    if type(details) is dict and "cache_write_tokens_details" not in details:
+        return [] if written is None else [Row(TOKENS_CACHE_WRITE, written)]
     half_hour = count(details, "cache_write_tokens_details", "ttl_30m_tokens")
     half_day = count(details, "cache_write_tokens_details", "ttl_12h_tokens")
     if half_hour is None and half_day is None:
@@ -99,21 +106,21 @@ def _beside(
     """Some compatible servers count reasoning beside the output instead of inside; their total shows it."""
     if not reasoning or not made or not is_count(reasoning) or not is_count(made):
         return False
-    return reasoning > made or count(usage, "total_tokens") == together(given, made, reasoning)
+    return reasoning > made or told(usage, "total_tokens") == together(given, made, reasoning)
 
 
 def _media(details: object, cached_image: Quantity | None = None) -> dict[str, Quantity | None]:
     """Audio and image tokens; what of the images is cached is told apart only by the image tool."""
-    image = count(details, "image_tokens")
+    image = told(details, "image_tokens")
     if image is not None and cached_image is not None:
         image = rest(image, cached_image)
-    return {"audio": count(details, "audio_tokens"), "image": image}
+    return {"audio": told(details, "audio_tokens"), "image": image}
 
 
 def _first(places: Iterable[object], *names: str) -> Quantity | None:
     """Some servers leave out the details, or have a name of their own (DeepSeek): the first that is told."""
     for name in names:
         for place in places:
-            if (reported := count(place, name)) is not None:
+            if (reported := told(place, name)) is not None:
                 return reported
     return None
