@@ -6,7 +6,8 @@
 Provider calls and tools are metered by auto-instrumentation (`meterhouse run -- python agent.py`).
 """
 
-from meterhouse import grants, middleware
+from typing import TYPE_CHECKING, Any
+
 from meterhouse.api import (
     Meter,
     Task,
@@ -21,7 +22,10 @@ from meterhouse.api import (
 )
 from meterhouse.attribution import Scope
 from meterhouse.carrying import carried, carrier, carry
-from meterhouse.limits import UsageLimitExceeded, waiting
+from meterhouse.pauses import UsageLimitExceeded, waiting
+
+if TYPE_CHECKING:
+    from meterhouse import grants, middleware
 
 __all__ = [
     "Meter",
@@ -43,3 +47,14 @@ __all__ = [
     "task",
     "waiting",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("grants", "middleware"):  # imported when they are used: not every agent has a front end, or is one
+        from importlib import import_module
+
+        from meterhouse import forks
+
+        with forks.lock:
+            return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

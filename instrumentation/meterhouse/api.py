@@ -1,17 +1,15 @@
 """The public functions; `import meterhouse` re-exports them. OpenTelemetry is imported when something is counted."""
 
-import hashlib
 import os
 import re
 import sys
 import time
 from collections.abc import Mapping
-from decimal import Context, Decimal
+from typing import TYPE_CHECKING, TypeGuard
 
-from meterhouse import forks, grants, interrupts, limits
+from meterhouse import forks, interrupts
 from meterhouse.attribution import MAX_BYTES, Scope, current, identifier
-from meterhouse.events import Loose, UsageEvent
-from meterhouse.trouble import warn_once
+from meterhouse.trouble import warn, warn_once
 from meterhouse.vocabulary import (
     ABORTED,
     AGENT_TASKS,
@@ -24,15 +22,16 @@ from meterhouse.vocabulary import (
     USAGE_SOURCE,
 )
 
-_EXACT = Context(prec=40, traps=[])
-"""The host's own context may round, or raise."""
-_NINE_DECIMALS = Decimal("1e-9")
+if TYPE_CHECKING:
+    from decimal import Decimal
+
 STATUSES = (OK, FAILED, ABORTED)
 DIMENSIONS = 32
 """As many as the store keeps of one event."""
-_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_METER = re.compile(r"[a-z][a-z0-9_.]{0,127}\Z")
-_DIMENSION = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
+# Compiled, and then kept by `re`, when they are first used.
+_EVENT_ID = r"[A-Za-z0-9_-]{1,64}\Z"
+_METER = r"[a-z][a-z0-9_.]{0,127}\Z"
+_DIMENSION = r"[a-z][a-z0-9_.]{0,63}\Z"
 _OURS = ("meterhouse.", "gen_ai.", "usage.", "server.")
 
 
@@ -62,6 +61,8 @@ def grant(token: str) -> Scope:
 
     Raises ValueError for what is no grant. Whether it is genuine and still valid is for the collector to say.
     """
+    with forks.lock:
+        from meterhouse import grants
     read = grants.read(token)
     agent_of = {} if read.agent is None else {"agent_name": read.agent, "agent_id": read.agent}
     return Scope(customer=read.customer, grant=token, **agent_of)
@@ -89,13 +90,14 @@ class Task(Scope):
     def over(self, error: BaseException | None) -> None:
         status = FAILED if self._failed or (error is not None and not isinstance(error, GeneratorExit)) else OK
         # A queue that delivers a job twice runs a task of its own twice: each outcome of it counts once.
-        name = hashlib.sha256("\0".join(("task", self.task_id, status)).encode()).hexdigest()[:32]
-        _record(AGENT_TASKS, 1, name, status, {ONCE: "true"} if self._given else {})
+        _record(AGENT_TASKS, 1, ("task", self.task_id, status), status, {ONCE: "true"} if self._given else {})
 
     def _push(self) -> None:
         around = current()
         super()._push()
-        limits.task_inside(around, self.task_id)
+        # Where limits.py is not imported yet, no model was called: no task's calls were let.
+        if task_inside := getattr(sys.modules.get("meterhouse.limits"), "task_inside", None):
+            task_inside(around, self.task_id)
 
 
 def task(task_id: str | None = None) -> Task:
@@ -125,7 +127,11 @@ class Timed(Scope):
         took_ns, self._started_ns = time.monotonic_ns() - self._started_ns, None
         failed = FAILED if isinstance(error, Exception) else ABORTED
         _record(
-            self._meter.name, _seconds(took_ns), os.urandom(16).hex(), OK if error is None else failed, self._attributes
+            self._meter.name,
+            _seconds(took_ns),
+            os.urandom(16).hex(),
+            OK if error is None else failed,
+            self._attributes,
         )
 
     def _push(self) -> None:
@@ -138,7 +144,7 @@ class Meter:
     """A meter of the host's own, e.g. `meterhouse.meter("pages").add(3)`."""
 
     def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not _METER.match(name):
+        if not isinstance(name, str) or not re.match(_METER, name):
             raise ValueError(
                 f"a meter's name is lower-case letters, digits, '_' and '.', at most 128; not {name!r:.80}"
             )
@@ -146,7 +152,7 @@ class Meter:
 
     def add(
         self,
-        quantity: int | Decimal | float,
+        quantity: "int | Decimal | float",
         *,
         event_id: str | None = None,
         status: str = OK,
@@ -162,8 +168,8 @@ class Meter:
         that is not 1 to 64 of `[A-Za-z0-9_-]`, a status other than ok, failed, aborted, or attributes that cannot be
         kept. Anything that goes wrong later is logged and not raised.
         """
-        number = _quantity(quantity)
-        if event_id is not None and (not isinstance(event_id, str) or not _EVENT_ID.match(event_id)):
+        number = quantity if _is_plain(quantity) else _exactly(quantity)
+        if event_id is not None and (not isinstance(event_id, str) or not re.match(_EVENT_ID, event_id)):
             raise ValueError(f"an event id is 1 to 64 of [A-Za-z0-9_-], not {event_id!r:.80}")
         if status not in STATUSES:
             raise ValueError(f"a status is one of {', '.join(STATUSES)}; not {status!r:.80}")
@@ -188,50 +194,43 @@ def meter(name: str) -> Meter:
     return Meter(name)
 
 
-def _record(name: str, number: int | float, event_id: str, status: str, attributes: Mapping[str, str]) -> None:
+def _record(
+    name: str, number: int | float, event_id: str | tuple[str, ...], status: str, attributes: Mapping[str, str]
+) -> None:
+    """`event_id`: the id, or what it is made from."""
     try:
         with forks.lock:
             from meterhouse.call import Caller
+            from meterhouse.events import Loose, UsageEvent, name_from
             from meterhouse.runtime import runtime
         caller = Caller.now()
         known = {**attributes, **caller.attributes, STATUS: status, USAGE_SOURCE: REPORTED}
-        event = UsageEvent(name, number, event_id, time.time_ns(), known, caller.trace_id, caller.span_id)
+        own = event_id if isinstance(event_id, str) else name_from(*event_id)
+        event = UsageEvent(name, number, own, time.time_ns(), known, caller.trace_id, caller.span_id)
         running = runtime()
         if running is not None:
             running.record(Loose([event]))
     except ImportError as error:  # the interpreter ends, or a signal handler struck while this was imported
-        _tell("Meterhouse could not record an event: %s", error)
+        warn("Meterhouse could not record an event: %s", error)
     except Exception as error:  # noqa: BLE001 - metering must not take the host down
         interrupts.hand_on(error)
         warn_once("record", "Meterhouse could not record an event.", with_trace=True)
 
 
-def _tell(message: str, error: ImportError) -> None:
-    try:
-        import logging  # here: nearly every host has it, and to the others it is a tenth of importing Meterhouse
-    except ImportError:
-        print(message % error, file=sys.stderr)
-        return
-    logging.getLogger("meterhouse").warning(message, error)
+def _is_plain(quantity: object) -> TypeGuard[int]:
+    return type(quantity) is int and 0 <= quantity <= 10**15
 
 
-def _quantity(quantity: int | Decimal | float) -> int | float:
-    """The number that OTLP carries, exactly the one that was given."""
-    if isinstance(quantity, int) and not isinstance(quantity, bool) and 0 <= quantity <= 10**15:
-        return quantity
-    number = isinstance(quantity, int | float | Decimal) and not isinstance(quantity, bool)
-    exact = Decimal(str(quantity)) if number else Decimal("NaN")
-    if not exact.is_finite() or not 0 <= exact <= 10**15:
-        raise ValueError(f"a quantity is a number from 0 to 10^15, not {quantity!r:.80}")
-    if exact != exact.quantize(_NINE_DECIMALS, context=_EXACT) or Decimal(repr(float(exact))) != exact:
-        raise ValueError(f"a quantity has at most nine decimals and 15 digits, not {quantity!r:.80}")
-    return float(exact)
+def _exactly(quantity: "int | Decimal | float") -> int | float:
+    with forks.lock:
+        from meterhouse import quantities
+    return quantities.exactly(quantity)
 
 
 def _seconds(took_ns: int) -> float:
     """Nine decimals as long as a double holds them exactly; microseconds from eleven days on."""
     exact = took_ns if took_ns < 10**15 else took_ns // 1000 * 1000
-    return float(Decimal(exact).scaleb(-9, context=_EXACT))
+    return exact / 10**9  # of integers: rounded once
 
 
 def _dimensions(attributes: Mapping[str, str]) -> dict[str, str]:
@@ -239,7 +238,7 @@ def _dimensions(attributes: Mapping[str, str]) -> dict[str, str]:
         raise ValueError(f"an event has at most {DIMENSIONS} attributes of your own, not {len(attributes)}")
     for name, value in attributes.items():
         ours = not isinstance(name, str) or name in POINT_ATTRIBUTES or name.startswith(_OURS)
-        if ours or not _DIMENSION.match(name):
+        if ours or not re.match(_DIMENSION, name):
             raise ValueError(
                 f"an attribute's name is lower-case letters, digits, '_' and '.', at most 64, and none of Meterhouse's "
                 f"or OpenTelemetry's own; not {name!r:.80}"

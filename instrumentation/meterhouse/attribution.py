@@ -5,7 +5,6 @@ asyncio tasks and `asyncio.to_thread`; for threads and other processes see carry
 """
 
 import functools
-import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
+from meterhouse import forks
 from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import (
     AGENT_ID,
@@ -154,6 +154,8 @@ class Scope:
 
     def __call__(self, function: Function) -> Function:
         """Decorate. TypeError for a class: its instances would be made inside the scope, and work outside of it."""
+        with forks.lock:
+            import inspect  # here: it takes as long as all else that every agent imports of Meterhouse
         if inspect.isclass(function):
             raise TypeError(f"a scope decorates functions and methods, not the class {function.__name__}")
         if inspect.isasyncgenfunction(function):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from meterhouse import grants
+from meterhouse import forks
 from meterhouse.attribution import Function, Scope, Stack, current, hinted, identifier, said
 from meterhouse.vocabulary import AGENT_ID, AGENT_NAME, CONVERSATION_ID, CUSTOMER_ID, GRANT, STEP, TASK_ID
 
@@ -53,6 +53,8 @@ def carried(mapping: Mapping[str, Any] | None) -> Scope:
 
 
 def _grant(value: object) -> str:
+    with forks.lock:
+        from meterhouse import grants
     grants.read(value)
     return str(value)
 

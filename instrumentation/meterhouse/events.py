@@ -67,6 +67,11 @@ class UsageEvent(NamedTuple):
 def event_name(call_id: str, meter: str, modality: str = "", cache_ttl: str = "", model: str = "") -> str:
     """The event id of one row of a call: the same arguments always give the same 32 characters, whatever is in them."""
     parts = (call_id, meter, modality, cache_ttl, model) if model else (call_id, meter, modality, cache_ttl)
+    return name_from(*parts)
+
+
+def name_from(*parts: str) -> str:
+    """An event id: the same parts always give the same 32 characters, whatever is in them."""
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
@@ -173,7 +178,7 @@ class Finished:
     def as_line(self) -> str:
         trace_id, span_id = self._span
         # A named tuple is a list of its values in JSON; most rows have none but the first two.
-        rows = ",".join([json_text.row(*row[:2], () if row[2:] == _UNSPLIT else row[2:]) for row in self._rows])
+        rows = ",".join(map(_text, self._rows))
         name = f',"name":{json_text.quoted(self._name)}' if self._name else ""
         return (
             f'{{"call":{json_text.quoted(self.call_id)},"at":{self._event_time_ns}'
@@ -250,6 +255,13 @@ def _split(row: Row) -> dict[str, str]:
     if row.model:
         split[RESPONSE_MODEL] = row.model
     return split
+
+
+def _text(row: Row) -> str:
+    quantity = row.quantity
+    if row[2:] == _UNSPLIT:
+        return json_text.pair(row.meter, quantity) if type(quantity) is int else json_text.compact(row[:2])
+    return json_text.compact(row)
 
 
 def _cut(row: Row) -> Row:

@@ -5,11 +5,9 @@ thread, wherever that is at the moment. Where Meterhouse catches whatever went w
 (`trouble.warn_once` does it).
 """
 
-import signal
+import sys
 from collections.abc import Iterator
 from types import CodeType, FrameType
-
-_SIGNALS = frozenset(signal.valid_signals())
 
 
 def hand_on(error: BaseException | None) -> None:
@@ -29,12 +27,16 @@ def from_host(error: BaseException) -> bool:
 
 
 def _is_handler(frame: FrameType) -> bool:
+    signal = sys.modules.get("signal")
+    if signal is None:  # nobody can have set a handler
+        return False
+    signals = signal.valid_signals()
     # By its arguments, because a handler may take itself out before it raises; by its code, because it may delete them.
     given = list(_arguments(frame))
     called = any(isinstance(one, FrameType) for one in given) and any(
-        isinstance(one, int) and one in _SIGNALS for one in given
+        isinstance(one, int) and one in signals for one in given
     )
-    return called or any(_code(signal.getsignal(number)) is frame.f_code for number in _SIGNALS)
+    return called or any(_code(signal.getsignal(number)) is frame.f_code for number in signals)
 
 
 def _arguments(frame: FrameType) -> Iterator[object]:

@@ -13,17 +13,16 @@ import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from meterhouse import attribution
 from meterhouse.allowance_client import Client, Key
-from meterhouse.attribution import Attribution, Scope
+from meterhouse.attribution import Attribution
 from meterhouse.events import Recorded
 from meterhouse.leases import TASK, Lease
+from meterhouse.pauses import UsageLimitExceeded, patience_s
 from meterhouse.trouble import warn_once
 from meterhouse.vocabulary import AGENT_ID, CUSTOMER_ID, LEASE_ID
 
@@ -34,51 +33,6 @@ if TYPE_CHECKING:  # both take longer to import than all of Meterhouse
 ENV_WAIT_S: Final = "METERHOUSE_LIMIT_WAIT_S"
 ASK_AGAIN_S: Final = 1.0
 """Between two questions of a call that waits for the end of a pause."""
-
-
-class UsageLimitExceeded(Exception):
-    """The customer's usage limit is reached: raised before the provider is called, never retried by its SDK.
-
-    `customer`; `reason`, e.g. hard_cap, or `unreachable` where the allowance cannot be asked for and the customer is to
-    be stopped then; `until`: the aware time after which a call asks again whether it may go out, None where each does.
-    """
-
-    def __init__(self, message: str = "", customer: str = "", reason: str = "", until: datetime | None = None) -> None:
-        super().__init__(message, customer, reason, until)
-        self.customer = customer
-        self.reason = reason
-        self.until = until
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class Waiting(Scope):
-    """Model calls inside wait for the end of a pause, instead of raising at once."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
-
-    def _push(self) -> None:
-        _patience.set((*_patience.get(), self))
-
-    def _pop(self) -> None:
-        kept = list(_patience.get())
-        if self in kept:
-            kept.reverse()
-            kept.remove(self)
-            _patience.set(tuple(reversed(kept)))
-
-
-_patience: ContextVar[tuple[Waiting, ...]] = ContextVar("meterhouse_patience", default=())
-
-
-def waiting(seconds: float) -> Waiting:
-    """Model calls inside wait up to `seconds` for the end of a pause. Raises ValueError for a negative number."""
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 <= seconds < float("inf"):
-        raise ValueError(f"a time to wait is a number of seconds from 0, not {seconds!r:.80}")
-    return Waiting(float(seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +203,8 @@ def _under_way(lease: Lease, who: Attribution) -> bool:
 def _patience_s() -> float:
     from meterhouse.settings import number_of
 
-    stack = _patience.get()
-    return stack[-1].seconds if stack else number_of(ENV_WAIT_S, 0.0)
+    said = patience_s()
+    return number_of(ENV_WAIT_S, 0.0) if said is None else said
 
 
 _SAID: Final = {

@@ -1,11 +1,9 @@
 """What Meterhouse says of its own trouble, in the host's log and never in its way."""
 
-import logging
 import sys
 
 from meterhouse import interrupts
 
-_log = logging.getLogger("meterhouse")
 _warned: set[str] = set()
 
 
@@ -18,4 +16,14 @@ def warn_once(topic: str, message: str, *arguments: object, with_trace: bool = F
         interrupts.hand_on(sys.exc_info()[1])
     if topic not in _warned:
         _warned.add(topic)
-        _log.warning(message, *arguments, exc_info=with_trace)
+        warn(message, *arguments, with_trace=with_trace)
+
+
+def warn(message: str, *arguments: object, with_trace: bool = False) -> None:
+    """A warning in the host's log; on stderr where the interpreter ends, and nothing can be imported any more."""
+    try:
+        import logging  # here: nearly every host has it, and to the others it is a third of importing Meterhouse
+    except ImportError:
+        print(message % arguments, file=sys.stderr)
+        return
+    logging.getLogger("meterhouse").warning(message, *arguments, exc_info=with_trace)

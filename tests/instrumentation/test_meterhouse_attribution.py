@@ -510,6 +510,19 @@ def test_importing_meterhouse_imports_neither_opentelemetry_nor_a_provider():
     assert ran.stdout == "[]\n"
 
 
+def test_importing_meterhouse_is_light_and_the_rest_comes_when_it_is_used():
+    """What takes most of an import; none of it is needed before something is counted."""
+    code = (
+        "import sys; heavy = {'dataclasses', 'decimal', 'hashlib', 'inspect', 'json', 'logging', 'signal'}; "
+        "before = set(sys.modules); import meterhouse; print(sorted(heavy & (set(sys.modules) - before))); "
+        "print(meterhouse.middleware.CUSTOMER_HEADER, meterhouse.grants.LONGEST_BYTES)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\nx-customer-id 1024\n"
+    with pytest.raises(AttributeError, match="no attribute 'grant_s'"):
+        _ = meterhouse.grant_s
+
+
 @pytest.mark.parametrize("value", ["x" * 257, "é" * 129, "\udcff"])
 def test_a_customer_of_the_environment_that_is_none_is_nobody_and_told(metering, monkeypatch, caplog, value):
     meterhouse.trouble._warned.clear()

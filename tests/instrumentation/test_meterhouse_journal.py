@@ -34,6 +34,33 @@ def finished(call_id):
     return Finished(call_id, 5, [Row("llm.requests", 1)], ATTRIBUTES)
 
 
+NASTY = 'quote " back \\ line \n nul \x00 separator \u2028 é \U0001f600'
+
+
+def test_whatever_is_in_a_call_stands_in_the_journal_as_json(tmp_path):
+    made = Journal(tmp_path, "p", {}, ROOMY)
+    made.intent(NASTY, 7, {"gen_ai.request.model": NASTY, NASTY: "half \ud83d"})
+    rows = [Row("llm.tokens.input", 10**15), Row(NASTY, 2), Row("seconds", 1.5, decimal=True), Row("m", 3, NASTY)]
+    made.record(Finished(NASTY, 8, [*rows, Row("n", float("inf"))], {"gen_ai.request.model": NASTY}, 255, 16, NASTY))
+    _, intent, call = map(json.loads, made.path.read_bytes().splitlines())
+    known = {"gen_ai.request.model": NASTY}
+    assert intent == {"intent": NASTY, "at": 7, "attributes": {**known, NASTY: "half ?"}}
+    assert call == {
+        "call": NASTY,
+        "at": 8,
+        "attributes": known,
+        "rows": [
+            ["llm.tokens.input", 10**15],
+            [NASTY, 2],
+            ["seconds", 1.5, "", "", "", "", True],
+            ["m", 3, NASTY, "", "", "", False],
+            ["n", float("inf")],
+        ],
+        "span": ["ff", "10"],
+        "name": NASTY,
+    }
+
+
 def left_by(made: Journal) -> list[UsageEvent]:
     """What an adopter finds when the process dies now."""
     unlock(made._fd)

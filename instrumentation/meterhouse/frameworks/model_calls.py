@@ -7,8 +7,8 @@ from typing import Any
 from meterhouse import limits, tools
 from meterhouse.attribution import Hint
 from meterhouse.events import Row
-from meterhouse.limits import UsageLimitExceeded
 from meterhouse.metered import Request, witnessed
+from meterhouse.pauses import UsageLimitExceeded
 from meterhouse.trouble import warn_once
 from meterhouse.usage import Answer, by_modality, count, rest
 from meterhouse.vocabulary import (

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from meterhouse import patches
-from meterhouse.limits import UsageLimitExceeded
+from meterhouse.pauses import UsageLimitExceeded
 
 
 def install(module: ModuleType) -> None:

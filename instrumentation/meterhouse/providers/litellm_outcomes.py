@@ -12,8 +12,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from meterhouse import patches
-from meterhouse.limits import UsageLimitExceeded
 from meterhouse.metered import Metered
+from meterhouse.pauses import UsageLimitExceeded
 
 _STEPS = ("__next__", "__anext__")
 _streams: "WeakKeyDictionary[Any, list[Metered]]" = WeakKeyDictionary()
