@@ -116,6 +116,17 @@ def test_a_point_of_a_running_total_without_an_increase_has_its_day_summed_anew(
         roll(world)
 
 
+def test_a_copy_of_a_point_that_turns_out_to_be_the_first_counts_for_who_sent_that(world):
+    world.metrics(total_of((1, 10)))
+    roll(world)
+    earlier = "first + 1 AS first, 'key of the first' AS credential_id"
+    world.client.command(f"INSERT INTO cumulative_points SELECT * REPLACE ({earlier}) FROM cumulative_points")
+    counted = "SELECT credential_id, sum(counted + suspended) AS of FROM conservation GROUP BY ALL HAVING of > 0"
+    for _ in range(2):
+        assert world.client.query(counted).result_rows == [("key of the first", 1)]
+        roll(world)
+
+
 def test_delays_are_summed_by_their_first_two_digits(world):
     seconds = ("0", "0.004", "0.125", "1.234", "1.249", "100", "-2.55")
     for number, delay in enumerate(seconds):
