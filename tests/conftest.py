@@ -93,7 +93,7 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The SQLAlchemy URL of a throwaway PostgreSQL server without tables; it lives as long as the test run."""
-    from quick_stores import postgres_programs
+    from quick_stores import postgres_programs, with_parent
 
     programs = postgres_programs()
     if programs is None:
@@ -116,9 +116,7 @@ def postgres_server() -> Iterator[str]:
     assert initialised.returncode == 0, initialised.stderr
     # No TCP port, so none can be taken; fsync off, because nothing in it outlives the run.
     settings = ["-c", "listen_addresses=", "-c", "fsync=off", "-k", str(home)]
-    # Where a test run is killed, its server goes too.
-    with_parent = [setpriv, "--pdeathsig", "INT"] if (setpriv := shutil.which("setpriv")) else []
-    command = [*with_parent, programs / "postgres", "-D", data, *settings]
+    command = [*with_parent("INT"), programs / "postgres", "-D", data, *settings]
     log = (home / "log").open("wb")
     server = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, **who)
     try:

@@ -49,7 +49,18 @@ def warehouse_server(data: Path) -> Iterator[WarehouseServer]:
         port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("METERHOUSE_")}
     environment |= {f"METERHOUSE_WAREHOUSE_{user.upper()}_PASSWORD": word for user, word in PASSWORDS.items()}
-    command = [sys.executable, "-c", _SERVE, "warehouse", "serve", "--data", str(data), "--port", str(port)]
+    command = [
+        *with_parent("KILL"),
+        sys.executable,
+        "-c",
+        _SERVE,
+        "warehouse",
+        "serve",
+        "--data",
+        str(data),
+        "--port",
+        str(port),
+    ]
     with (data / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=data, env=environment, stdout=log, stderr=log)
     try:
@@ -77,6 +88,12 @@ def sqlite_copies(home: Path) -> Callable[[Path], str]:
         return f"sqlite:///{path}"
 
     return copy
+
+
+def with_parent(signal: str) -> list[str]:
+    """What begins a command that gets this signal where the test run is killed."""
+    setpriv = shutil.which("setpriv")
+    return [] if setpriv is None else [setpriv, "--pdeathsig", signal]
 
 
 def postgres_programs() -> Path | None:
