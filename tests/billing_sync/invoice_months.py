@@ -1,4 +1,4 @@
-"""Two random months of invoices: crashes before and after any call and between any two steps, faults, outages, credit
+"""Two random months of invoices: crashes before and after any call and at any commit, faults, outages, credit
 notes, payments, voids, refunds by hand, disputes, top-ups, and customers whom a connected account sells to for a fee;
 news come by polls, or as events out of order and repeated. Whatever happens, in the end Stripe's totals are the
 ledger's and the truth's, to the minor unit. Everything follows from the seed; of every fourth one but the order in
@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import stripe
+from sqlalchemy.event import listen
 
 from meterhouse_billing import accounts, approvals, credit_records, news, policies, pool, records, top_ups
 from meterhouse_billing.gateway import Gateway, StripeUnavailable, connect
@@ -33,6 +34,8 @@ SMALLEST = {"USD": 1, "JPY": 1, "KWD": 10}
 TOP_UP = 5000
 PAID_CREDIT = ("balance", "refund", "outside")
 KINDS = ("dropped_before", "dropped_after", "409", "429", "saved_500", "saved_500_done")
+AT_COMMIT = 0.2
+"""How much rarer the process ends at a commit: there are many more of them than of calls and steps."""
 ROUNDS = 40
 """Attempts at one thing, of which the later ones meet no faults."""
 
@@ -55,6 +58,7 @@ class Month:
         gateway._sleep = lambda _seconds: None
         for account in ("", SHOP):
             self.mortal(gateway.on(account))
+        listen(books.engine, "commit", lambda _connection: self.die(AT_COMMIT))
         self.by_events, self.page, self.forms = self.chance.random() < 0.5, "", 1
         self.fees: dict[str, str] = {}
         self.told: set[str] = set()
@@ -73,8 +77,8 @@ class Month:
 
         gateway.send = dying  # type: ignore[method-assign]
 
-    def die(self) -> None:
-        if self.chance.random() < self.killing:
+    def die(self, part: float = 1.0) -> None:
+        if self.chance.random() < self.killing * part:
             raise Killed
 
     def later(self, by: timedelta) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 import stripe
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from meterhouse_billing import (
     accounts,
@@ -16,7 +16,9 @@ from meterhouse_billing import (
     invoice_disputes,
     news,
     policies,
+    purchases,
     records,
+    top_up_news,
     top_ups,
 )
 from meterhouse_billing.application_fees import given_back, read_fee
@@ -502,6 +504,33 @@ def test_a_top_up_is_paid_to_the_connected_account_less_the_fee(books, world, sa
     assert news.poll(world) == ["acme: the platform gave 4.00 USD of its fee back"]
     assert balances(books) == {}
     assert news.poll(world) == []
+
+
+def test_a_run_that_dies_at_any_commit_of_a_paid_top_up_posts_its_money_and_its_fee_once(books, world, sandbox):
+    put(world, stripe_account=SHOP, application_fee="10%", top_up_amounts="USD=50")
+    world, left = world.of(""), [0]
+
+    def die(_connection):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    def settle(name):
+        [row] = [row for row in purchases.unsettled(books.engine, "test", world.now()) if row["customer_id"] == name]
+        return top_up_news.settle(world, row)
+
+    event.listen(books.engine, "commit", die)
+    opener = urllib.request.build_opener(_Stay)
+    for number in range(1, 7):  # the payment's name, the credits, the fee, the notice, that it is paid, fees given back
+        registry.add_customer(books.engine, "test", f"c{number}", currency="USD", now=world.now())
+        page = top_ups.start(world, f"c{number}", 5000, "https://example.com/", who="olga").url.rpartition("/")[2]
+        opener.open(f"{sandbox.url}/_sandbox/checkout/{page}", data=b"").close()
+        left[0] = number
+        with pytest.raises(KeyboardInterrupt):
+            settle(f"c{number}")
+        settle(f"c{number}")
+        expected = {"application_fees": 500, "cash": 4500, "deferred_credits": -5000}
+        assert balances(books) == {account: amount * number for account, amount in expected.items()}
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
