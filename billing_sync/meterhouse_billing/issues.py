@@ -14,10 +14,15 @@ from meterhouse_rating.ids import digest
 from meterhouse_store.tables import invoice_issues as table
 from meterhouse_store.tables import invoices
 
+# Built once: these run for each invoice.
 _CURRENT: Final = (
     select(table).where(table.c.invoice_id == bindparam("invoice")).order_by(table.c.issue.desc()).limit(1)
 )
-"""Built once: it is asked for twice for each invoice."""
+_ADD: Final = insert(table)
+_COUNTING: Final = update(table).where(table.c.invoice_id == bindparam("invoice"), table.c.ended.is_(None))
+_ENDED: Final = select(table.c.issue).where(
+    table.c.stripe_invoice_id == bindparam("stripe_invoice"), table.c.ended.is_not(None)
+)
 
 DELETED: Final = "deleted"
 REPLACED: Final = "replaced"
@@ -32,7 +37,7 @@ def subject(invoice_id: str, issue: int) -> str:
 def begin(connection: Connection, draft: Draft, issue: int, now: datetime) -> None:
     """The next issue of an invoice, with the lines that it has now."""
     row = {"invoice_id": draft.invoice_id, "issue": issue, "content_sha256": draft.content_sha256, "begun_at": now}
-    connection.execute(insert(table).values(**row))
+    connection.execute(_ADD, row)
 
 
 def current(engine: Engine, invoice_id: str) -> RowMapping:
@@ -43,14 +48,12 @@ def current(engine: Engine, invoice_id: str) -> RowMapping:
 
 def name(connection: Connection, invoice_id: str, stripe_invoice_id: str) -> None:
     """Remember which of Stripe's invoices the issue that counts is."""
-    is_it = (table.c.invoice_id == invoice_id) & table.c.ended.is_(None)
-    connection.execute(update(table).where(is_it).values(stripe_invoice_id=stripe_invoice_id))
+    connection.execute(_COUNTING, {"invoice": invoice_id, "stripe_invoice_id": stripe_invoice_id})
 
 
 def end(connection: Connection, invoice_id: str, how: str, now: datetime) -> None:
     """The issue that counts has come to its end."""
-    is_it = (table.c.invoice_id == invoice_id) & table.c.ended.is_(None)
-    connection.execute(update(table).where(is_it).values(ended=how, ended_at=now))
+    connection.execute(_COUNTING, {"invoice": invoice_id, "ended": how, "ended_at": now})
 
 
 def stripe_ids(engine: Engine, namespace: str) -> set[str]:
@@ -63,5 +66,4 @@ def stripe_ids(engine: Engine, namespace: str) -> set[str]:
 
 def has_ended(connection: Connection, stripe_invoice_id: str) -> bool:
     """Whether a Stripe invoice stood for one of ours and does so no more."""
-    is_it = (table.c.stripe_invoice_id == stripe_invoice_id) & table.c.ended.is_not(None)
-    return connection.execute(select(table.c.issue).where(is_it)).first() is not None
+    return connection.execute(_ENDED, {"stripe_invoice": stripe_invoice_id}).first() is not None

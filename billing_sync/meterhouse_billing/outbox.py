@@ -36,6 +36,7 @@ _OF_CALL: Final = (
     & (outbox.c.subject_id == bindparam("subject_id"))
 )
 _ROWS: Final = select(outbox).where(_OF_CALL)
+_IN_STATE: Final = select(outbox.c.state).where(_OF_CALL, outbox.c.state == bindparam("state"))
 _ADD: Final = insert(outbox)
 _CHANGE: Final = update(outbox).where(outbox.c.idempotency_key == bindparam("key"))
 
@@ -146,9 +147,9 @@ class Outbox:
         return self._any(operation, subject_id, PENDING)
 
     def _any(self, operation: str, subject_id: str, state: str) -> bool:
-        query = select(outbox.c.state).where(_OF_CALL, outbox.c.state == state)
         with self.engine.connect() as connection:
-            return connection.execute(query, self._named(operation, subject_id)).first() is not None
+            asked = self._named(operation, subject_id) | {"state": state}
+            return connection.execute(_IN_STATE, asked).first() is not None
 
     def _named(self, operation: str, subject_id: str) -> dict[str, str]:
         return {"namespace": self.namespace, "operation": operation, "subject_id": subject_id}

@@ -7,7 +7,7 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, bindparam, insert, select
 
 from meterhouse_billing.application_fees import NO_FEE, Fee, read_fee
 from meterhouse_billing.gateway import BillingError
@@ -36,6 +36,13 @@ APPROVAL, TWO_PERSONS, CHANGE, TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOU
 )
 OF_CUSTOMERS: Final = (TERMS, PAID_CREDIT, AUTOMATIC_TAX, TOP_UPS, ACCOUNT, FEE)
 """Settings that a customer may have otherwise than the namespace."""
+
+# Built once. The customer's own settings come last: they override the namespace's.
+_LOADED: Final = (
+    select(table)
+    .where(table.c.namespace == bindparam("namespace"), table.c.customer_id.in_(("", bindparam("customer"))))
+    .order_by(table.c.customer_id, table.c.recorded_at)
+)
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,8 @@ class Policy:
 
 def load(engine: Engine, namespace: str, customer_id: str = "") -> Policy:
     """The policy for a customer of the namespace; what nobody set is as `Policy` has it."""
-    query = select(table).where(table.c.namespace == namespace, table.c.customer_id.in_(("", customer_id)))
-    # The customer's own last: they override the namespace's.
     with engine.connect() as connection:
-        rows = connection.execute(query.order_by(table.c.customer_id, table.c.recorded_at)).mappings().all()
+        rows = connection.execute(_LOADED, {"namespace": namespace, "customer": customer_id}).mappings().all()
     found: dict[str, Any] = {row["setting"]: row["value"] for row in rows}
     given = {_FIELDS[name]: _READ[name](value) for name, value in found.items()}
     return Policy(**given)

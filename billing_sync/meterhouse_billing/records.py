@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, select, update
 
@@ -29,8 +29,28 @@ from meterhouse_store.tables import (
 )
 
 _CHUNK = 500
-_INVOICE = select(invoices).where(invoices.c.invoice_id == bindparam("invoice"))
-"""Built once: it is asked for between all steps."""
+
+# Built once: these run for each invoice, some between all steps.
+_IS_IT: Final = invoices.c.invoice_id == bindparam("invoice")
+_INVOICE: Final = select(invoices).where(_IS_IT)
+_OF_STRIPE: Final = select(invoices).where(
+    invoices.c.stripe_invoice_id == bindparam("stripe_invoice"), invoices.c.namespace == bindparam("namespace")
+)
+_ADD: Final = insert(invoices)
+_ADD_LINES: Final = insert(invoice_lines)
+_CHANGE: Final = update(invoices).where(_IS_IT)
+_NAME_LINE: Final = update(invoice_lines).where(
+    invoice_lines.c.invoice_id == bindparam("invoice"), invoice_lines.c.line_id == bindparam("line")
+)
+_RATED_LINES: Final = (
+    select(rated_lines).where(rated_lines.c.rating_id == bindparam("rating")).order_by(rated_lines.c.position)
+)
+_VERDICT: Final = select(rating_statements.c.verdict).where(rating_statements.c.rating_id == bindparam("rating"))
+_POSTED: Final = select(func.coalesce(func.sum(ledger_entries.c.amount_minor), 0)).where(
+    ledger_entries.c.account == ledger.RECEIVABLE,
+    ledger_entries.c.currency == bindparam("currency"),
+    ledger_entries.c.transaction_id.in_(bindparam("transactions", expanding=True)),
+)
 
 # ---- what is to be invoiced
 
@@ -84,7 +104,7 @@ def _within(rating: RowMapping, period: str, time_zone: str) -> bool:
 
 
 def _draft(connection: Connection, rating: RowMapping) -> Draft:
-    query = select(rated_lines).where(rated_lines.c.rating_id == rating["rating_id"]).order_by(rated_lines.c.position)
+    named = {"rating": rating["rating_id"]}
     lines = tuple(
         Line(
             line_id=row["line_id"],
@@ -101,9 +121,8 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
             tax=taxes.of_line(row["explanation"]),
             off=taxes.taken_off(row["explanation"], row["currency"]),
         )
-        for row in connection.execute(query).mappings()
+        for row in connection.execute(_RATED_LINES, named).mappings()
     )
-    stated = select(rating_statements.c.verdict).where(rating_statements.c.rating_id == rating["rating_id"])
     return Draft(
         rating_id=rating["rating_id"],
         namespace=rating["namespace"],
@@ -114,7 +133,7 @@ def _draft(connection: Connection, rating: RowMapping) -> Draft:
         total_minor=rating["total_minor"],
         result_sha256=rating["result_sha256"],
         lines=lines,
-        completeness=connection.execute(stated).scalar_one_or_none() or "",
+        completeness=connection.execute(_VERDICT, named).scalar_one_or_none() or "",
     )
 
 
@@ -129,10 +148,9 @@ def invoice(engine: Engine, invoice_id: str) -> RowMapping | None:
 
 def by_stripe_id(engine: Engine, namespace: str, stripe_invoice_id: str) -> RowMapping | None:
     """The row of one of Stripe's invoices."""
-    query = select(invoices).where(invoices.c.namespace == namespace)
     with engine.connect() as connection:
-        found = connection.execute(query.where(invoices.c.stripe_invoice_id == stripe_invoice_id))
-        return found.mappings().one_or_none()
+        named = {"namespace": namespace, "stripe_invoice": stripe_invoice_id}
+        return connection.execute(_OF_STRIPE, named).mappings().one_or_none()
 
 
 def all_invoices(engine: Engine, namespace: str) -> Sequence[RowMapping]:
@@ -165,23 +183,21 @@ def unsettled(engine: Engine, namespace: str) -> Sequence[RowMapping]:
 def record(engine: Engine, draft: Draft, *, who: str, now: datetime) -> bool:
     """Write the invoice, its lines and its first issue; False when it was there."""
     with begin_write(engine) as connection:
-        is_it = invoices.c.invoice_id == draft.invoice_id
-        if connection.execute(select(invoices.c.invoice_id).where(is_it)).first() is not None:
+        if connection.execute(_INVOICE, {"invoice": draft.invoice_id}).first() is not None:
             return False
-        connection.execute(
-            insert(invoices).values(
-                invoice_id=draft.invoice_id,
-                namespace=draft.namespace,
-                customer_id=draft.customer_id,
-                rating_id=draft.rating_id,
-                period_start=draft.period_start,
-                period_end=draft.period_end,
-                state=states.DRAFT,
-                currency=draft.currency,
-                total_minor=draft.total_minor,
-                created_at=now,
-            )
-        )
+        row = {
+            "invoice_id": draft.invoice_id,
+            "namespace": draft.namespace,
+            "customer_id": draft.customer_id,
+            "rating_id": draft.rating_id,
+            "period_start": draft.period_start,
+            "period_end": draft.period_end,
+            "state": states.DRAFT,
+            "currency": draft.currency,
+            "total_minor": draft.total_minor,
+            "created_at": now,
+        }
+        connection.execute(_ADD, row)
         _write_lines(connection, draft)
         issues.begin(connection, draft, 1, now)
         history.begin(connection, draft.invoice_id, who=who, why="the period was closed", now=now)
@@ -200,7 +216,7 @@ def _write_lines(connection: Connection, draft: Draft) -> None:
         }
         for line in draft.lines
     ]
-    connection.execute(insert(invoice_lines), rows)
+    connection.execute(_ADD_LINES, rows)
 
 
 def start_again(connection: Connection, draft: Draft, how: str, *, who: str, why: str, now: datetime) -> None:
@@ -230,11 +246,14 @@ def set_stripe_id(connection: Connection, draft: Draft, stripe_invoice_id: str, 
 def compared(engine: Engine, draft: Draft, shown: StripeInvoice, lines: Sequence[StripeLine]) -> None:
     """Remember Stripe's total and, for credit notes, the names of its lines."""
     names = {line.metadata[LINE_ID]: line.line_item_id for line in lines}
-    named = [{"line": it, "stripe_item_id": names[item.item_id]} for item in draft.items for it in item.line_ids]
-    is_it = (invoice_lines.c.invoice_id == draft.invoice_id) & (invoice_lines.c.line_id == bindparam("line"))
+    named = [
+        {"invoice": draft.invoice_id, "line": it, "stripe_item_id": names[item.item_id]}
+        for item in draft.items
+        for it in item.line_ids
+    ]
     with begin_write(engine) as connection:
         _update(connection, draft.invoice_id, stripe_total_minor=from_stripe(shown.total, draft.currency))
-        connection.execute(update(invoice_lines).where(is_it), named)
+        connection.execute(_NAME_LINE, named)
 
 
 def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str, why: str, now: datetime) -> str:
@@ -287,8 +306,8 @@ def alone(connection: Connection, namespace: str) -> None:
 
 def _ours(connection: Connection, namespace: str, shown: StripeInvoice) -> RowMapping | None:
     """The row of a Stripe invoice; by its metadata where the id was not stored yet."""
-    known = select(invoices).where(invoices.c.stripe_invoice_id == shown.stripe_invoice_id)
-    row = connection.execute(known.where(invoices.c.namespace == namespace)).mappings().one_or_none()
+    known = {"namespace": namespace, "stripe_invoice": shown.stripe_invoice_id}
+    row = connection.execute(_OF_STRIPE, known).mappings().one_or_none()
     if row is not None or shown.metadata.get(NAMESPACE) != namespace:
         return row
     named = select(invoices).where(invoices.c.invoice_id == shown.metadata.get(INVOICE_ID))
@@ -347,13 +366,10 @@ def receivable(engine: Engine, draft: Draft) -> int:
 def receivable_in(connection: Connection, draft: Draft) -> int:
     """`receivable` within a transaction."""
     names = [ledger.transaction_id(draft.namespace, line.kind, line.line_id) for line in draft.lines]
-    query = select(func.coalesce(func.sum(ledger_entries.c.amount_minor), 0)).where(
-        ledger_entries.c.account == ledger.RECEIVABLE, ledger_entries.c.currency == draft.currency
-    )
     posted = 0
     for start in range(0, len(names), _CHUNK):
-        chunk = ledger_entries.c.transaction_id.in_(names[start : start + _CHUNK])
-        posted += int(connection.execute(query.where(chunk)).scalar_one())
+        chunk = {"currency": draft.currency, "transactions": names[start : start + _CHUNK]}
+        posted += int(connection.execute(_POSTED, chunk).scalar_one())
     return posted
 
 
@@ -365,7 +381,7 @@ def paid(engine: Engine, invoice_id: str) -> int:
 
 
 def _update(connection: Connection, invoice_id: str, **values: Any) -> None:
-    connection.execute(update(invoices).where(invoices.c.invoice_id == invoice_id).values(**values))
+    connection.execute(_CHANGE, {"invoice": invoice_id, **values})
 
 
 def _rows(engine: Engine, query: Select[Any]) -> Sequence[RowMapping]:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, RowMapping, func, insert, select
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, insert, select
 
 from meterhouse_billing import credit_records, history, policies, records, states
 from meterhouse_billing.crediting import Note
@@ -19,6 +19,37 @@ from meterhouse_store.tables import invoice_findings, invoices, rating_statement
 
 BY_CHOICE = "unbilled_"
 """How the reasons begin for which usage is free on purpose."""
+
+# Built once: these run for each invoice.
+_STATED: Final = select(rating_statements.c.statement).where(rating_statements.c.rating_id == bindparam("rating"))
+_UNRATED: Final = (
+    select(unrated_usage)
+    .where(
+        unrated_usage.c.namespace == bindparam("namespace"),
+        unrated_usage.c.customer_id == bindparam("customer"),
+        unrated_usage.c.period_start < bindparam("end"),
+        unrated_usage.c.period_end > bindparam("begin"),
+    )
+    .order_by(unrated_usage.c.unrated_id)
+)
+_EARLIER: Final = (
+    select(invoices.c.total_minor)
+    .where(
+        invoices.c.namespace == bindparam("namespace"),
+        invoices.c.customer_id == bindparam("customer"),
+        invoices.c.currency == bindparam("currency"),
+        invoices.c.period_end <= bindparam("begin"),
+        invoices.c.state != states.VOID,
+    )
+    .order_by(invoices.c.period_start.desc())
+    .limit(HISTORY)
+)
+_LATEST: Final = (
+    select(invoice_findings.c.findings)
+    .where(invoice_findings.c.invoice_id == bindparam("invoice"))
+    .order_by(invoice_findings.c.recorded_at.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +96,7 @@ def latest(engine: Engine, invoice_id: str) -> list[Finding]:
 
 
 def _latest(connection: Connection, invoice_id: str) -> list[Finding]:
-    table = invoice_findings
-    query = select(table.c.findings).where(table.c.invoice_id == invoice_id).order_by(table.c.recorded_at.desc())
-    found: list[dict[str, str]] | None = connection.execute(query.limit(1)).scalar_one_or_none()
+    found: list[dict[str, str]] | None = connection.execute(_LATEST, {"invoice": invoice_id}).scalar_one_or_none()
     return [Finding(**one) for one in found or ()]
 
 
@@ -132,29 +161,17 @@ def waits_for_a_person(world: World, row: RowMapping, policy: Policy) -> bool:
 
 
 def _evidence(connection: Connection, draft: Draft, policy: Policy, in_stripe: Sequence[str]) -> Evidence:
-    stated = select(rating_statements.c.statement).where(rating_statements.c.rating_id == draft.rating_id)
-    table = unrated_usage
-    unrated = select(table).where(
-        table.c.namespace == draft.namespace,
-        table.c.customer_id == draft.customer_id,
-        table.c.period_start < draft.period_end,
-        table.c.period_end > draft.period_start,
-    )
-    earlier = (
-        select(invoices.c.total_minor)
-        .where(
-            invoices.c.namespace == draft.namespace,
-            invoices.c.customer_id == draft.customer_id,
-            invoices.c.currency == draft.currency,
-            invoices.c.period_end <= draft.period_start,
-            invoices.c.state != states.VOID,
-        )
-        .order_by(invoices.c.period_start.desc())
-        .limit(HISTORY)
-    )
-    statement: dict[str, Any] | None = connection.execute(stated).scalar_one_or_none()
-    rows = [dict(row) for row in connection.execute(unrated.order_by(table.c.unrated_id)).mappings()]
-    totals = [int(amount) for amount in connection.execute(earlier).scalars()]
+    about = {
+        "rating": draft.rating_id,
+        "namespace": draft.namespace,
+        "customer": draft.customer_id,
+        "currency": draft.currency,
+        "begin": draft.period_start,
+        "end": draft.period_end,
+    }
+    statement: dict[str, Any] | None = connection.execute(_STATED, about).scalar_one_or_none()
+    rows = [dict(row) for row in connection.execute(_UNRATED, about).mappings()]
+    totals = [int(amount) for amount in connection.execute(_EARLIER, about).scalars()]
     return Evidence(
         draft=draft,
         policy=policy,

@@ -1,9 +1,9 @@
 """Our customers in Stripe: found by their metadata, or made, once."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from meterhouse_billing.documents import CUSTOMER_ID, NAMESPACE
 from meterhouse_billing.gateway import BillingError
@@ -12,12 +12,17 @@ from meterhouse_billing.world import World
 from meterhouse_rating.ids import digest
 from meterhouse_store.tables import customers
 
+_REGISTERED: Final = select(customers).where(
+    customers.c.namespace == bindparam("namespace"), customers.c.customer_id == bindparam("customer")
+)
+"""Built once: it is asked for with each invoice."""
+
 
 def registered(world: World, customer_id: str) -> Mapping[str, Any]:
     """The customer's row. Raises BillingError where there is none."""
-    query = select(customers).where(customers.c.namespace == world.namespace, customers.c.customer_id == customer_id)
     with world.engine.connect() as connection:
-        row = connection.execute(query).mappings().one_or_none()
+        named = {"namespace": world.namespace, "customer": customer_id}
+        row = connection.execute(_REGISTERED, named).mappings().one_or_none()
     if row is None:
         raise BillingError("is not registered: `meterhouse customers add`")
     return dict(row)

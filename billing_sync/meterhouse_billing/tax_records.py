@@ -1,8 +1,9 @@
 """Tax in SQL: which invoices in Stripe tax is computed on, and what it came to."""
 
 from datetime import datetime
+from typing import Final
 
-from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, insert, select, update
 
 from meterhouse_billing import postings, states, taxes
 from meterhouse_billing.documents import Draft, StripeInvoice
@@ -10,6 +11,9 @@ from meterhouse_rating import ledger
 from meterhouse_rating.ledger import Posting
 from meterhouse_store.tables import invoice_taxes as table
 from meterhouse_store.tables import invoices, ledger_entries
+
+_ROW: Final = select(table).where(table.c.stripe_invoice_id == bindparam("stripe_invoice"))
+"""Built once: it is asked for with each invoice."""
 
 
 def begin(connection: Connection, draft: Draft, stripe_invoice_id: str, now: datetime) -> None:
@@ -67,9 +71,7 @@ def differences(engine: Engine, draft: Draft, shown: StripeInvoice) -> list[str]
 
 
 def _row(connection: Connection, stripe_invoice_id: str) -> RowMapping | None:
-    return (
-        connection.execute(select(table).where(table.c.stripe_invoice_id == stripe_invoice_id)).mappings().one_or_none()
-    )
+    return connection.execute(_ROW, {"stripe_invoice": stripe_invoice_id}).mappings().one_or_none()
 
 
 def _insert(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, bindparam, insert, select
 
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
@@ -22,6 +22,13 @@ ON: Final = "on"
 OFF: Final = "off"
 RESTORED: Final = "restored"
 """How the reason begins with which a restore turns sync off."""
+
+_CHANGES: Final = (
+    select(namespace_switches)
+    .where(namespace_switches.c.namespace == bindparam("namespace"))
+    .order_by(namespace_switches.c.changed_at, namespace_switches.c.switch)
+)
+"""Built once: it is asked for before each call to Stripe."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,7 @@ def history(engine: Engine, namespace: str) -> list[Change]:
 
 def changes(connection: Connection, namespace: str) -> list[Change]:
     """`history` within a transaction."""
-    table = namespace_switches
-    query = select(table).where(table.c.namespace == namespace).order_by(table.c.changed_at, table.c.switch)
-    return [Change(**row) for row in connection.execute(query).mappings()]
+    return [Change(**row) for row in connection.execute(_CHANGES, {"namespace": namespace}).mappings()]
 
 
 def _latest(connection: Connection, namespace: str) -> dict[str, Change]:
