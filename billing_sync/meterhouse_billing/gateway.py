@@ -135,9 +135,9 @@ class _Client(stripe.HTTPClient):
         parts = urlsplit(url)
         if self._pacer is not None:
             self._pacer.wait(method, parts.path)
-        if parts.netloc not in self._pools:
-            self._pools[parts.netloc] = _pools(parts.scheme, parts.hostname or "")
         try:
+            if parts.netloc not in self._pools:
+                self._pools[parts.netloc] = _pools(parts.scheme, parts.hostname or "")
             answer = self._pools[parts.netloc].request(
                 method.upper(), url, body=post_data, headers=headers, redirect=False, retries=False
             )
@@ -157,6 +157,7 @@ def _pools(scheme: str, host: str) -> urllib3.PoolManager:
     proxy = proxies.get(scheme) or proxies.get("all")
     if not proxy or proxy_bypass(host):
         return urllib3.PoolManager(**options)
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
     said = urlsplit(proxy)
     if said.username is not None:
         signed_in = f"{unquote(said.username)}:{unquote(said.password or '')}"
