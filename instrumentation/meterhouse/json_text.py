@@ -7,6 +7,8 @@ from json.encoder import encode_basestring
 quoted = encode_basestring
 compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # `json.dumps` makes one each time
 
+KEPT_AT_MOST = 1000
+
 
 class _Kept(dict[str, str]):
     """Names in quotes, each with the same behind it."""
@@ -16,7 +18,9 @@ class _Kept(dict[str, str]):
         self._behind = behind
 
     def __missing__(self, name: str) -> str:
-        self[name] = text = quoted(name) + self._behind
+        text = quoted(name) + self._behind
+        if len(self) < KEPT_AT_MOST:  # a host may make up any number of names
+            self[name] = text
         return text
 
 

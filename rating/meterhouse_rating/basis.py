@@ -114,6 +114,7 @@ def inputs_of(
         facts=basis.terms.facts,
         earlier=before.earlier,
         earlier_off=before.earlier_off,
+        settled_until=before.until,
         discounted={
             it.agreement_id: before.used.discounted[it.agreement_id]
             for it in basis.agreement.discounts

@@ -83,8 +83,9 @@ class Setting:
     `since` and `until` (None: open) are when the contract, or the add-on, begins and ends. `facts` are the dated
     quantities by name. `amounts` is what the other components come to, on rounded lines, in this rating, and `earlier`
     in earlier ratings of the month, of which discounts before the minimum took `earlier_off`; all in major units, by
-    component. `discounted` is what discounts of so much a month took off in earlier ratings of the month, by agreement,
-    in the customer's currency. `currency` is the plan's, `rates` convert to it what is asked in others.
+    component; `settled_until` is the latest end of those. `discounted` is what discounts of so much a month took off in
+    earlier ratings of the month, by agreement, in the customer's currency. `currency` is the plan's, `rates` convert to
+    it what is asked in others.
     """
 
     period: Period
@@ -97,6 +98,7 @@ class Setting:
     amounts: Mapping[str, Decimal] = field(default_factory=dict)
     earlier: Mapping[str, Decimal] = field(default_factory=dict)
     earlier_off: Mapping[str, Decimal] = field(default_factory=dict)
+    settled_until: datetime | None = None
     discounted: Mapping[str, Decimal] = field(default_factory=dict)
     currency: str = ""
     rates: Mapping[str, Rate] = field(default_factory=dict)

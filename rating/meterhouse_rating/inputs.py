@@ -101,4 +101,6 @@ def _setting_json(setting: Setting) -> list[Any]:
     discounted = {name: plain(it) for name, it in sorted(setting.discounted.items())}
     known = [str(setting.period), str(setting.month), setting.zone, setting.since.isoformat(), until, earlier]
     off = {name: plain(it) for name, it in sorted(setting.earlier_off.items())}
-    return [*known, discounted, off] if discounted or off else known
+    later = setting.settled_until is not None and setting.settled_until > setting.period.end
+    told = [discounted, off, str(setting.settled_until)] if later else [discounted, off]
+    return [*known, *told] if discounted or off or later else known

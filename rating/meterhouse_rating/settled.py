@@ -196,13 +196,14 @@ class Remembered:
 
     Per component `before`, and in `earlier` what the ratings of this month come to, in major units of the plan's
     currency, of which discounts before the minimum took `earlier_off`; in `used` what usage they have, on whichever
-    plan.
+    plan; the latest of them ends at `until`.
     """
 
     before: Mapping[str, Before] = field(default_factory=dict)
     earlier: Mapping[str, Decimal] = field(default_factory=dict)
     earlier_off: Mapping[str, Decimal] = field(default_factory=dict)
     used: Used = field(default_factory=Used)
+    until: datetime | None = None
 
 
 def settled_before(
@@ -222,10 +223,12 @@ def settled_before(
     counts what the month's earlier plans rated, too.
     """
     counted = sorted(before(standing, period), key=lambda it: it.rating_id)
-    this_month = {it.rating_id for it in of_month(counted, period, customer.time_zone)}
+    parts = of_month(counted, period, customer.time_zone)
+    this_month = {it.rating_id for it in parts}
     known = [line for it in counted for line in lines.get(it.rating_id, ())]
     pending = [line for it in counted if it.closed_at is None for line in lines.get(it.rating_id, ())]
-    return remembered([*known, *corrections], this_month, contract, plan, carried), pending
+    found = remembered([*known, *corrections], this_month, contract, plan, carried)
+    return replace(found, until=max((it.period.end for it in parts), default=None)), pending
 
 
 def of_month(standing: Iterable[Standing], period: Period, zone: str) -> list[Standing]:

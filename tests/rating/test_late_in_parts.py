@@ -289,3 +289,19 @@ def test_an_amount_is_off_what_is_left_of_a_part_that_gives_a_minimum_back(sqlit
     closed(house, FIRST, "2026-11-03")
     second = [("in", 1000), ("least", 19000), ("Launch", -20000)]
     assert [lines for _, _, lines in full(house, "2026-10")] == [[("in", 3000), ("least", -3000)], second]
+
+
+def test_what_an_earlier_part_gives_back_is_trued_up_where_the_last_part_had_reached_the_minimum(house):
+    """The later part is closed first: 100 at 1.00 are more than the minimum. With 40 more all 140 cost 0.25: 35.00,
+    which is 65.00 less, and 55.00 short of 90.00.
+    """
+    house.publish(VOLUME + "      least: {model: minimum, amount: 90}\n")
+    house.customer("acme", now=at("2026-09-01"), valid_from=at("2026-09-01"))
+    used(house, "100", "2026-10-20")
+    used(house, "40", "2026-10-05")
+    closed(house, SECOND, "2026-11-02")
+    closed(house, FIRST, "2026-11-03")
+    assert [it for _, _, it in full(house, "2026-10")] == [[("in", -6500), ("least", 5500)], [("in", 10000)]]
+    assert shadow.again(house.world, "2026-10").differences == []
+    closed(house, "2026-11", "2026-12-05")
+    assert corrections(house) == []

@@ -40,12 +40,14 @@ class Minimum:
     def charge(self, portions: Sequence[Portion], before: Before, setting: Setting) -> Charged:
         """The true-up, with the month's last part; nothing where the minimum is reached.
 
-        Where the last part was billed first, an earlier one gives back what that trued up too much.
+        Where the last part was billed first, an earlier one gives back what that trued up too much, or trues up what
+        falls short by what it gives back itself.
         """
         month = setting.month
         end = month.end if setting.until is None else min(month.end, setting.until)
         billed = setting.earlier.get(self.name, Decimal(0))
-        last = setting.period.end >= end and (end == month.end or setting.period.start < end)
+        through = max(setting.period.end, setting.settled_until or setting.period.end)
+        last = through >= end and (end == month.end or setting.period.start < end)
         if not last and not billed:
             return Charged(())
         span = Period(max(month.start, setting.since), end)
