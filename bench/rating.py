@@ -42,6 +42,8 @@ ALONE = 10
 """So many customers the baselines do one by one; what that takes is multiplied to all."""
 
 PROOF_CASES = 10_000
+_BOTH = ("-m", "long or not long")
+"""On both databases, that take turns in `make test`."""
 METERS = ("llm.tokens.input", "llm.tokens.cache_read", "llm.tokens.output", "llm.tokens.reasoning", "tool.calls")
 RATED, EARLIER = "2026-10", ("2026-08", "2026-09")
 START, NOW = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 5, tzinfo=UTC)
@@ -168,14 +170,14 @@ def _random_months() -> Row:
     """tests/rating/test_random_months.py with more worlds, each of many months."""
     import suite
 
-    return suite.tests("rating.random_months", "tests/rating/test_random_months.py")
+    return suite.tests("rating.random_months", *_BOTH, "tests/rating/test_random_months.py")
 
 
 def _crashes() -> Row:
     """tests/rating/test_rating_crash.py at every step, statement and line instead of some of them."""
     import suite
 
-    return suite.tests("rating.crashes", "tests/rating/test_rating_crash.py")
+    return suite.tests("rating.crashes", *_BOTH, "tests/rating/test_rating_crash.py")
 
 
 @dataclass

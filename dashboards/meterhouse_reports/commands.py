@@ -146,7 +146,10 @@ def _write(
     if out is None:
         print(told)
     else:
-        out.write_bytes(told.encode() if isinstance(told, str) else told)
+        try:
+            out.write_bytes(told.encode() if isinstance(told, str) else told)
+        except OSError as problem:
+            fail(f"{out} cannot be written: {problem.strerror}")
         count = len(made.rows)
         print(f"{count:,} {'row' if count == 1 else 'rows'} in {out}", file=sys.stderr)
     for sentence in short:

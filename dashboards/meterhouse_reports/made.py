@@ -10,10 +10,11 @@ from typing import Any, Final
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine, func, select
 
+from meterhouse_rating.periods import FIRST_YEAR, LAST_YEAR
 from meterhouse_reports.definitions import CannotBe, Report
 from meterhouse_store import tables
 
-_MONTH: Final = re.compile(r"(\d{4})-(\d{2})")
+_MONTH: Final = re.compile(r"([0-9]{4})-([0-9]{2})")
 _COPIED: Final = (
     ("ledger transactions", tables.ledger_transactions, "uniqExact(transaction_id)", "ledger_entries", ""),
     ("closed ratings", tables.ratings, "count()", "finance_reconciliation", "state = 'closed'"),
@@ -52,7 +53,7 @@ def span_of(text: str, now: datetime) -> Span:
         this = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         return Span(_months_on(this, -1), this)
     first, dots, last = text.partition("..")
-    if re.fullmatch(r"\d{4}", text):
+    if re.fullmatch(r"[0-9]{4}", text):
         first, last, dots = f"{text}-01", f"{text}-12", ".."
     if _MONTH.fullmatch(first) and (not dots or _MONTH.fullmatch(last)):
         start, end = _month(first), _months_on(_month(last if dots else first), 1)
@@ -131,9 +132,10 @@ def totals(made: Made) -> Mapping[str, Mapping[str, Decimal]]:
 
 def _month(text: str) -> datetime:
     try:
-        return datetime(int(text[:4]), int(text[5:]), 1, tzinfo=UTC)
+        at = datetime(int(text[:4]), int(text[5:]), 1, tzinfo=UTC)
     except ValueError:
         raise CannotBe(f"{text} is no month: write it as 2026-10") from None
+    return _within_calendar(at, text)
 
 
 def _months_on(month: datetime, count: int) -> datetime:
@@ -146,7 +148,14 @@ def _day(text: str) -> datetime:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise CannotBe(f"{text!r} is no date: write 2026-10-01") from None
+    at = _within_calendar(at, text)
     return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def _within_calendar(at: datetime, text: str) -> datetime:
+    if not FIRST_YEAR <= at.year <= LAST_YEAR:
+        raise CannotBe(f"{text} is not within the years {FIRST_YEAR} to {LAST_YEAR}")
+    return at
 
 
 def _aware(value: Any) -> Any:

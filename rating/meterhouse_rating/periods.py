@@ -12,7 +12,7 @@ MAX_LENGTH: Final = timedelta(days=31, hours=1)
 """The longest period: a month of 31 days in which a clock was set back."""
 
 
-_FIRST_YEAR, _LAST_YEAR = 1969, 2200
+FIRST_YEAR, LAST_YEAR = 1969, 2200
 """A month of 1970 begins in 1969 east of Greenwich."""
 
 
@@ -40,8 +40,8 @@ def parse(text: str, time_zone: str) -> Period:
         period = _parse(text, time_zone)
     except OverflowError:
         raise PeriodError(f"{text[:40]} is beyond the calendar.") from None
-    if not _FIRST_YEAR <= period.start.year <= period.end.year <= _LAST_YEAR:
-        raise PeriodError(f"{text[:40]} is not within the years {_FIRST_YEAR} to {_LAST_YEAR}.")
+    if not FIRST_YEAR <= period.start.year <= period.end.year <= LAST_YEAR:
+        raise PeriodError(f"{text[:40]} is not within the years {FIRST_YEAR} to {LAST_YEAR}.")
     return period
 
 

@@ -392,7 +392,20 @@ def test_periods(text, start, end):
     assert (span.start, span.end) == tuple(datetime.fromisoformat(it).replace(tzinfo=UTC) for it in (start, end))
 
 
-@pytest.mark.parametrize("text", ["2026-13", "10-2026", "2026-10-02..2026-10-01", "2026-10..x", "yesterday"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-13",
+        "10-2026",
+        "2026-10-02..2026-10-01",
+        "2026-10..x",
+        "yesterday",
+        "9999",
+        "9999-12",
+        "0001-01",
+        "１９９９",
+    ],
+)
 def test_what_is_no_period_is_refused(text):
     with pytest.raises(CannotBe):
         span_of(text, NOVEMBER_3)
@@ -417,6 +430,9 @@ def test_the_command_writes_every_format(books, command_environment, tmp_path, m
     def call(*arguments):
         done = CliRunner().invoke(report, list(arguments))
         return done.exit_code, done.stdout, done.stderr
+
+    unwritable = call("revenue", "--period", "2026-10", "--format", "csv", "--out", str(tmp_path / "none" / "a.csv"))
+    assert unwritable[0] == 1 and "cannot be written" in unwritable[2] and "Traceback" not in unwritable[2]
 
     code, out, err = call("revenue", "--period", "2026-10", "--by", "customer")
     assert (code, err) == (0, "")
