@@ -13,9 +13,10 @@ from sqlalchemy import Connection, func, select
 
 from meterhouse_rating import known, ledger, periods
 from meterhouse_rating.changes import Changes
-from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, RatedLine
+from meterhouse_rating.engine import RatedLine
 from meterhouse_rating.periods import Period
 from meterhouse_rating.queries import WOUND_BACK
+from meterhouse_rating.rated import ABOUT_CLOSED
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, as_known
 from meterhouse_rating.settled import CLOSED, Standing, Unwritten, lines_of, noted_of, standings
@@ -74,7 +75,7 @@ def closed_again(world: World, connection: Connection, closed: Standing, every: 
         .where(ledger_transactions.c.namespace == world.namespace, ledger_transactions.c.source_id.in_(names))
     )
     upto = ledger.Upto(closed.closed_at, connection.execute(first).scalar_one())
-    corrections = tuple(_line(row) for row in lines if row["kind"] in (CORRECTION, CREDIT_RESTORED))
+    corrections = tuple(_line(row) for row in lines if row["kind"] in ABOUT_CLOSED)
     noted = noted_of(connection, [it.rating_id for it in before], [*(it.rating_id for it in before), closed.rating_id])
     outcome = as_known(connection, terms, closed.customer_id, closed.period, used, before, upto, corrections, noted)
     same = outcome.rated is not None and outcome.rated.sha256() == closed.result_sha256

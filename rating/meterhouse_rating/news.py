@@ -17,10 +17,10 @@ from typing import Any, Final
 from sqlalchemy import Engine, delete, insert, select
 
 from meterhouse_rating import usage
-from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period, month_of, overlaps
 from meterhouse_rating.queries import MAX_GROUPS, nanoseconds
+from meterhouse_rating.rated import ABOUT_CLOSED
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import CLOSED
 from meterhouse_rating.sorting import UsageRow
@@ -196,7 +196,7 @@ def _news(world: World, base: Base, as_of: datetime) -> dict[str, int] | None:
 
 def _left_out(world: World, as_of: datetime) -> dict[str, list[Period]]:
     """Per customer the periods, not over at a moment, of ratings that are closed or carry corrections of others."""
-    correcting = select(rated_lines.c.rating_id).where(rated_lines.c.kind.in_((CORRECTION, CREDIT_RESTORED)))
+    correcting = select(rated_lines.c.rating_id).where(rated_lines.c.kind.in_(ABOUT_CLOSED))
     query = select(ratings.c.customer_id, ratings.c.period_start, ratings.c.period_end).where(
         ratings.c.namespace == world.namespace,
         ratings.c.period_end > as_of,

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, Engine, insert, select
 
 from meterhouse_rating import results
 from meterhouse_rating.corrections import Closed, correct, total
-from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, RatedLine, UsageRow
+from meterhouse_rating.engine import Inputs, RatedLine, UsageRow
 from meterhouse_rating.periods import Period, overlaps
+from meterhouse_rating.rated import ABOUT_CLOSED
 from meterhouse_rating.settled import CLOSED, OPEN, Past, Row, Standing, credit_note_id, lines_of, noted_of
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
@@ -23,8 +24,6 @@ NEXT_INVOICE: Final = "next_invoice"
 CREDIT_NOTE: Final = "credit_note"
 NONE: Final = "none"
 POLICIES: Final = (NEXT_INVOICE, CREDIT_NOTE, NONE)
-
-_KINDS: Final = (CORRECTION, CREDIT_RESTORED)
 
 
 @dataclass(frozen=True)
@@ -216,8 +215,8 @@ def _carried(connection: Connection, among: Iterable[Standing], past: Past) -> s
 
 def _corrections_on(connection: Connection, rating_ids: Sequence[str], past: Past) -> list[Mapping[Any, Any]]:
     """The lines of ratings that correct others: as the past has them, where it does, or else as they are stored."""
-    known = [line for name in rating_ids for line in past.lines.get(name, ()) if line["kind"] in _KINDS]
+    known = [line for name in rating_ids for line in past.lines.get(name, ()) if line["kind"] in ABOUT_CLOSED]
     unknown = [name for name in rating_ids if name not in past.lines]
-    query = select(rated_lines).where(rated_lines.c.rating_id.in_(unknown), rated_lines.c.kind.in_(_KINDS))
+    query = select(rated_lines).where(rated_lines.c.rating_id.in_(unknown), rated_lines.c.kind.in_(ABOUT_CLOSED))
     stored = connection.execute(query).mappings().all() if unknown else []
     return sorted([*known, *stored], key=lambda line: line["line_id"])

@@ -10,11 +10,12 @@ from sqlalchemy import Connection, Engine, select
 
 from meterhouse_rating import recorrect, results
 from meterhouse_rating.causes import causes
-from meterhouse_rating.engine import BY_CHOICE, CORRECTION, CREDIT_RESTORED
+from meterhouse_rating.engine import BY_CHOICE
 from meterhouse_rating.late import LateUsage
 from meterhouse_rating.layout import money, number, table, unit
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, overlaps, parse
+from meterhouse_rating.rated import ABOUT_CLOSED
 from meterhouse_rating.results import Moment, Row
 from meterhouse_rating.settle import Outcome
 from meterhouse_rating.settled import CLOSED
@@ -83,7 +84,7 @@ def corrections(engine: Engine, namespace: str, customer: str | None) -> list[di
     """The corrections of closed periods, by customer: on which rating they stand, or in which credit note."""
     of_rating = (ratings.c.customer_id, ratings.c.state, ratings.c.period_start, ratings.c.period_end)
     query = select(rated_lines, *of_rating).join(ratings, ratings.c.rating_id == rated_lines.c.rating_id)
-    query = query.where(ratings.c.namespace == namespace, rated_lines.c.kind.in_((CORRECTION, CREDIT_RESTORED)))
+    query = query.where(ratings.c.namespace == namespace, rated_lines.c.kind.in_(ABOUT_CLOSED))
     if customer is not None:
         query = query.where(ratings.c.customer_id == customer)
     found = []

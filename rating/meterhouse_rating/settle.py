@@ -10,9 +10,10 @@ from meterhouse_rating import credit_book, engine, recorrect, results
 from meterhouse_rating.basis import Basis, Unpriced, basis_of, inputs_of, with_remedy
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.credit_book import Credits
-from meterhouse_rating.engine import CORRECTION, CREDIT_RESTORED, Inputs, Leftover, Rated, RatedLine, UsageRow
+from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
 from meterhouse_rating.ledger import Upto
 from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
+from meterhouse_rating.rated import ABOUT_CLOSED
 from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import (
@@ -229,7 +230,7 @@ def rerate(connection: Connection, it: Restated, corrections: Sequence[Row]) -> 
     ]
     # Credits are those that paid then (corrections.correct).
     stored = lines_of(connection, [other.rating_id for other in then])
-    lines = by_rating(line for line in stored if line["kind"] not in (CORRECTION, CREDIT_RESTORED))
+    lines = by_rating(line for line in stored if line["kind"] not in ABOUT_CLOSED)
     inputs = _inputs(it.terms, basis, period, it.found, then, lines, Credits(), (), corrections)
     return inputs if inputs.currency == it.standing.currency else None
 
