@@ -4,7 +4,7 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,7 @@ CONNECT_S: Final = 1.0
 APPLY_S: Final = 5.0
 """How often decisions are looked for that another process recorded and did not bring into the warehouse."""
 BESIDE_S: Final = 2.0
-"""How often `beside` is called, and once when the collector stops."""
+"""How often `beside` are called, and once when the collector stops."""
 BEHIND_S: Final = 60.0
 """A projection that is further behind than this is not well."""
 
@@ -53,13 +53,12 @@ def projection_lock(journal_directory: Path, *, wait: bool) -> Iterator[bool]:
 
 
 class Projection:
-    """The projector of a running collector; `beside` is given its client now and then, to write what is no usage."""
+    """The projector of a running collector."""
 
-    def __init__(
-        self, settings: Settings, journal: Journal, beside: Callable[[Client], None] = lambda _client: None
-    ) -> None:
+    def __init__(self, settings: Settings, journal: Journal) -> None:
         self._settings, self._journal = settings, journal
-        self._beside, self._beside_at = beside, 0.0
+        self._beside: Sequence[Callable[[Client], None]] = ()
+        self._beside_at = 0.0
         self._client: Client | None = None
         self._projector: Projector | None = None
         self._apply: Callable[[], object] = lambda: None
@@ -73,8 +72,12 @@ class Projection:
         self._moved_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
 
-    def start(self) -> None:
-        """Begin; connecting is tried until it works."""
+    def start(self, beside: Sequence[Callable[[Client], None]] = ()) -> None:
+        """Begin; connecting is tried until it works.
+
+        Each of `beside` is given the client now and then, to write what is no usage.
+        """
+        self._beside = beside
         self._thread.start()
 
     def stop(self) -> None:
@@ -154,10 +157,11 @@ class Projection:
         self._beside_at = time.monotonic()
         if self._client is None:
             return
-        try:
-            self._beside(self._client)
-        except Error as problem:  # usage does not wait for it
-            log.warning("what is counted beside usage cannot be written yet: %s", type(problem).__name__)
+        for write in self._beside:
+            try:
+                write(self._client)
+            except Error as problem:  # usage does not wait for it
+                log.warning("what is counted beside usage cannot be written yet: %s", type(problem).__name__)
 
     def _connect(self) -> Projector:
         database = self._settings.warehouse_database

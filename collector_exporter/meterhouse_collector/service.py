@@ -30,6 +30,7 @@ from meterhouse_collector.http_door import Health, HttpDoor
 from meterhouse_collector.http_protocol import IDLE_S, Connections, PlainHttpProtocol
 from meterhouse_collector.intake import Intake, Outcome, Report
 from meterhouse_collector.journal import Journal, JournalInUse
+from meterhouse_collector.minutes import LOOK_S, Minutes
 from meterhouse_collector.projection import CONNECT_S, Projection
 from meterhouse_collector.refusal_counts import RefusalCounts
 from meterhouse_collector.segments import ForeignSegments
@@ -89,8 +90,11 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     except (JournalInUse, ForeignSegments) as problem:
         print(f"the collector cannot start: {problem}", file=sys.stderr)
         return 1
-    projection = Projection(settings, journal, beside=refusals.write)
-    projection.start()
+    projection = Projection(settings, journal)
+    minutes = Minutes(
+        journal.collector_id, figures, waiting_bytes=lambda: journal.waiting_bytes, lag_s=projection.lag_s
+    )
+    projection.start(beside=[refusals.write, minutes.write])
     days = settings.journal_retention_days
     upkeep = Upkeep(
         journal,
@@ -139,9 +143,10 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
                 connections=slots.limit,
                 calls_per_address=doors.connections_per_address,
             )
-            runner.run(_serve_doors(uvicorn.Server(config), listener, make_grpc, credentials, tls))
+            runner.run(_serve_doors(uvicorn.Server(config), listener, make_grpc, credentials, minutes, tls))
     finally:
         push.stop()
+        minutes.end()
         upkeep.stop()
         journal.close()  # what waits is on disk then, and the projector has a last look at it
         projection.stop()
@@ -155,10 +160,11 @@ async def _serve_doors(
     listener: socket.socket,
     make_grpc: Callable[[], tuple[Any, int]],
     credentials: Credentials,
+    minutes: Minutes,
     tls: ServerTls | None,
 ) -> None:
     server, grpc_port = make_grpc()
-    beside = [asyncio.create_task(credentials.refresh_forever())]
+    beside = [asyncio.create_task(credentials.refresh_forever()), asyncio.create_task(_look_forever(minutes))]
     if tls is not None:
         beside.append(asyncio.create_task(tls.follow_files()))
     await server.start()
@@ -171,6 +177,12 @@ async def _serve_doors(
         await server.stop(GRACE_S)
         for task in beside:
             task.cancel()
+
+
+async def _look_forever(minutes: Minutes) -> None:
+    while True:
+        minutes.look()
+        await asyncio.sleep(LOOK_S)
 
 
 def _tls(doors: DoorSettings) -> ServerTls | None:

@@ -26,10 +26,12 @@ RULES = yaml.safe_load((ROOT / "dashboards/provisioning/alerting/meterhouse.yaml
 VIEWS = {"usage", "suspense", "watermark", "conservation", "received", "refused", "costs", "margins"}
 VIEWS |= {"budgets", "pauses", "notices_due"}
 VIEWS |= {"usage_by_day", "usage_by_hour", "usage_by_conversation", "usage_delays_by_hour", "costs_by_day"}
+OF_COLLECTORS = {"watermark", "collector_health", "collector_durations", "slos"}  # which serve all namespaces
+VIEWS |= OF_COLLECTORS
 VIEWS |= {"finance_entries", "finance_unbilled", "finance_invoices", "finance_reconciliation"}
 # The panels of the pipeline that need to know what is stored, not only what came.
 KEPT = {"Rows counted", "What became of the rows", "Keys", "From the event to the warehouse"}
-UNITS = {"short", "s", "h", "percentunit"}
+UNITS = {"short", "s", "h", "percentunit", "bytes"}
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
@@ -64,8 +66,9 @@ def test_every_panel_has_a_description_a_unit_and_reads_views_by_namespace(name,
     assert len(panel["description"]) > 30 and panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["unit"] in UNITS
     sql = panel["targets"][0]["rawSql"]
-    assert set(re.findall(r"(?:FROM|JOIN)\s+(\w+)", sql)) <= VIEWS
-    assert "${namespace:singlequote}" in sql or "FROM watermark" in sql
+    read = set(re.findall(r"(?:FROM|JOIN)\s+(\w+)", sql))
+    assert read <= VIEWS
+    assert "${namespace:singlequote}" in sql or read <= OF_COLLECTORS
     if panel["type"] == "table":
         assert "ORDER BY" in sql
     variables = {one["name"] for one in DASHBOARDS[name]["templating"]["list"]}
@@ -136,6 +139,8 @@ def ask(warehouse_address):
     rows.append(rows[0])  # once more: a duplicate
     put(admin, "events", [defaults | {"first": number} | row for number, row in enumerate(rows)])
     hour = at.replace(minute=0, second=0)
+    put(admin, "collector_minutes", [minute(2, 96, failed=4, acknowledged=[90, 5, 1], waiting_bytes=5000),
+        minute(180, 904, refused=7, acknowledged=[904, 0, 0], lag_s=100.0)])  # fmt: skip
     put(admin, "refusals", [
         {"namespace": "", "credential_id": "", "hour": hour, "code": "unauthenticated", "process_run_id": "p",
          "requests": 500, "bytes": 0},
@@ -203,6 +208,13 @@ def put(client, table, rows):
     client.insert(table, [[row.get(name, "") for name in names] for row in rows], column_names=names)
 
 
+def minute(ago, accepted, **more):
+    """A collector's row of so many minutes ago; the histogram's bounds are 50 ms, 100 ms and none."""
+    row = {"collector_id": "c-1", "minute": NOW - timedelta(minutes=ago), "process_run_id": "run", "accepted": accepted}
+    row |= {"refused": 0, "failed": 0, "bounds_s": [0.05, 0.1, float("inf")], "synced": [accepted, 0, 0]}
+    return row | {"waiting_bytes": 0, "lag_s": 1.0} | more
+
+
 def shown(ask, name, title, customer=None):
     answer = ask(PANELS[name, title]["targets"][0]["rawSql"], customer)
     return [dict(zip(answer.column_names, row, strict=True)) for row in answer.result_rows]
@@ -239,6 +251,33 @@ def test_the_pipeline_shows_what_became_of_the_rows(ask):
     since = (datetime.now(UTC) - NOW).total_seconds()
     assert 400 <= shown(ask, "pipeline", "Projection lag")[0]["lag_s"] <= 400 + since + 1
     assert shown(ask, "pipeline", "From the event to the warehouse")[0]["p99_s"] == 3
+
+
+def test_the_pipeline_shows_how_long_senders_wait_and_what_waits(ask):
+    then, now = shown(ask, "pipeline", "Time to acknowledge")
+    # Of 96 requests 90 took 50 ms at most; the 99th of a hundred is beyond the last bound, which a graph cannot draw.
+    assert (now["p50_s"], now["p99_s"], now["fsync_p99_s"]) == (0.05, 60, 0.05)
+    assert (then["p50_s"], then["p99_s"]) == (0.05, 0.05)
+    assert [row["waiting_bytes"] for row in shown(ask, "pipeline", "Waiting for the disk")] == [0, 5000]
+    assert [row["lag_s"] for row in shown(ask, "pipeline", "Lag over time")] == [100, 1]
+    assert [(row["accepted"], row["refused"], row["failed"]) for row in shown(ask, "pipeline", "Requests")] == [
+        (904, 7, 0), (96, 0, 4),
+    ]  # fmt: skip
+
+
+def test_objectives_are_kept_or_missed_at_a_rate(ask):
+    found = {row["slo"]: row for row in shown(ask, "pipeline", "Objectives")}
+    served = found["requests are not turned away for want of room or time"]
+    # One in a thousand may fail. Of a thousand and four did 4; of the last hour's hundred 4, of six hours' all 4.
+    assert served["objective"] == pytest.approx(0.999) and served["met"] == pytest.approx(1000 / 1004)
+    assert served["budget_left"] == pytest.approx(1 - 4 / 1004 / 0.001)
+    assert (served["burn_5m"], served["burn_1h"]) == (pytest.approx(40), pytest.approx(40))
+    assert served["burn_6h"] == pytest.approx(4 / 1004 / 0.001)
+    quick = found["acknowledged within 50 ms"]  # one in a hundred may take longer; 6 of the last 96 did
+    assert quick["objective"] == pytest.approx(0.99) and quick["met"] == pytest.approx(994 / 1000)
+    assert quick["burn_1h"] == pytest.approx(6 / 96 / 0.01) and quick["budget_left"] == pytest.approx(0.4)
+    behind = found["minutes less than a minute behind"]
+    assert behind["met"] == 0.5 and behind["burn_1h"] == 0 and behind["burn_6h"] == pytest.approx(50)
 
 
 def test_usage_is_by_customer_and_status(ask):
@@ -344,3 +383,25 @@ def test_with_nothing_in_the_warehouse_no_alert_fires(warehouse_client, reader_c
     for rule in RULES:
         ((value,),) = reader_client.query(rule["data"][0]["model"]["rawSql"]).result_rows
         assert not value, rule["uid"]
+
+
+def test_an_objective_that_is_missed_fast_or_slowly_raises_an_alert_and_a_few_failures_do_not(
+    warehouse_client, reader_client
+):
+    def firing(*rows):
+        empty(warehouse_client)
+        put(warehouse_client, "collector_minutes", [row | {"acknowledged": [row["accepted"], 0, 0]} for row in rows])
+        return {
+            rule["uid"].removeprefix("meterhouse-slo-burn-")
+            for rule in RULES
+            if "slo-burn" in rule["uid"]
+            and reader_client.query(rule["data"][0]["model"]["rawSql"]).result_rows[0][0]
+            > rule["data"][1]["model"]["conditions"][0]["evaluator"]["params"][0]
+        }
+
+    assert firing(minute(2, 1000, failed=9)) == set()  # nine times what may be, but nine in all
+    assert firing(minute(2, 1000, failed=15)) == {"fast", "slow"}
+    assert firing(minute(2, 1000), minute(40, 100, failed=100)) == set()  # it is over: nobody is woken
+    assert firing(minute(2, 10_000, failed=70)) == {"slow"}  # 7 times as fast as may be
+    assert firing(minute(2, 10_000, failed=70), minute(200, 10_000)) == set()  # of six hours 3.5 times
+    assert firing(*(minute(ago, 0, lag_s=300.0) for ago in range(1, 60))) == {"fast", "slow"}

@@ -74,7 +74,7 @@ _SUMS: Final = (
 """Made of the others, in the order in which they are emptied: without the first nothing reads the others."""
 _PROJECTED: Final = ("01_events.sql", "02_foreign.sql", "02_inbox.sql", "02_increases.sql", "mirrors.sql")
 """What a projector asks for and writes to; the last for decisions that wait for their rows."""
-_KEPT: Final = (_HISTORY, "refusals", *_SUMS)
+_KEPT: Final = (_HISTORY, "refusals", "collector_minutes", *_SUMS)
 """Tables that an exchange leaves where they are: no journal gives them again, or they are made anew."""
 
 

@@ -9,6 +9,11 @@ from panels.parts import Alert
 RULES: Final = [
     Alert("projection-lag", "The warehouse is behind", "A collector's journal is not in the warehouse.",
         "SELECT max(dateDiff('second', projected_through, now64(9, 'UTC'))) AS lag_s FROM watermark", 120, 5, "page"),
+    # Burn rates and windows: Google's SRE workbook, chapter 5. A few failures of few requests are no reason to wake anybody.
+    Alert("slo-burn-fast", "An objective is missed fast", "At this rate what may go wrong in 30 days is used up in two.",
+        "SELECT maxIf(least(burn_5m, burn_1h), bad_1h >= 10) AS burn_rate FROM slos", 14.4, 0, "page"),
+    Alert("slo-burn-slow", "An objective is missed slowly", "At this rate what may go wrong in 30 days is used up in five.",
+        "SELECT maxIf(least(burn_30m, burn_6h), bad_6h >= 10) AS burn_rate FROM slos", 6, 0, "ticket"),
     Alert("suspense", "Usage goes to suspense", "Usage of the last hour waits for a decision and is not billed.",
         "SELECT count() AS events FROM suspense WHERE received_at >= now() - INTERVAL 1 HOUR", 0, 0, "ticket"),
     Alert("refused", "Requests are refused", "The doors turned away requests in the last two hours.",

@@ -18,6 +18,9 @@ _DELAYS: Final = (
     f"    toUInt64(1) AS events FROM usage\n  WHERE {OF} AND $__timeFilter(received_at) AND $__interval_s < 3600\n)"
 )
 
+# A graph cannot draw the infinite bound.
+_AT_MOST: Final = "least(at_most_s, 60), times"
+
 TITLE: Final = "Meterhouse pipeline"
 DESCRIPTION: Final = "What came, what became of it, and how far behind the warehouse is."
 PANELS: Final = [
@@ -43,6 +46,30 @@ PANELS: Final = [
         "known the namespace is empty.", "timeseries",
         "SELECT $__timeInterval(hour) AS time, code, sum(requests) AS requests\nFROM refused\n"
         f"WHERE ({OF} OR namespace = '') AND $__timeFilter(hour)\nGROUP BY time, code ORDER BY time, code"),
+    Panel("Time to acknowledge", "Seconds from a request's head to its acknowledgement, and of the journal's fsync "
+        "alone: half of them and nearly all took this long at most, on all collectors; 60 stands for more than 10.",
+        "timeseries", "SELECT $__timeInterval(minute) AS time,\n"
+        f"  quantileExactWeightedIf(0.5)({_AT_MOST}, what = 'acknowledged') AS p50_s,\n"
+        f"  quantileExactWeightedIf(0.99)({_AT_MOST}, what = 'acknowledged') AS p99_s,\n"
+        f"  quantileExactWeightedIf(0.99)({_AT_MOST}, what = 'synced') AS fsync_p99_s\nFROM collector_durations\n"
+        "WHERE $__timeFilter(minute)\nGROUP BY time ORDER BY time", "s"),
+    Panel("Waiting for the disk", "Bytes of requests that wait for the journal, the most of each collector in that "
+        "time; near 64 MiB further requests are turned away.", "timeseries",
+        "SELECT $__timeInterval(minute) AS time, collector_id, max(waiting_bytes) AS waiting_bytes\n"
+        "FROM collector_health\nWHERE $__timeFilter(minute)\nGROUP BY time, collector_id ORDER BY time, collector_id",
+        "bytes"),
+    Panel("Requests", "Requests of all senders: acknowledged; refused for good, where the sender has to change "
+        "something; failed, which the sender sends again.", "timeseries",
+        "SELECT $__timeInterval(minute) AS time, sum(accepted) AS accepted, sum(refused) AS refused,\n"
+        "  sum(failed) AS failed\nFROM collector_health\nWHERE $__timeFilter(minute)\nGROUP BY time ORDER BY time"),
+    Panel("Lag over time", "The most seconds by which the warehouse was behind each collector in that time, as "
+        "the collector saw it itself.", "timeseries",
+        "SELECT $__timeInterval(minute) AS time, collector_id, max(lag_s) AS lag_s\nFROM collector_health\n"
+        "WHERE $__timeFilter(minute)\nGROUP BY time, collector_id ORDER BY time, collector_id", "s"),
+    Panel("Objectives", "Of the last 30 days: what is promised, what was kept, what is left of what may be bad; and "
+        "how many times too fast it was used up of late: 14 for an hour or 6 for six hours is too fast.", "table",
+        "SELECT slo, objective, met, budget_left, burn_5m, burn_1h, burn_6h\nFROM slos\nORDER BY slo",
+        size=(24, 6), units={"objective": "percentunit", "met": "percentunit", "budget_left": "percentunit"}),
     Panel("Projection lag", "Seconds by which the warehouse is behind each collector's journal.", "table",
         "SELECT collector_id, projected_through,\n"
         "  dateDiff('second', projected_through, now64(9, 'UTC')) AS lag_s\nFROM watermark\n"

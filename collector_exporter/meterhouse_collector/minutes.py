@@ -1,0 +1,105 @@
+"""How the collector does, a row a minute, in the warehouse: what dashboards show of it and its objectives are kept by.
+
+`/metrics` says the same to who scrapes it. What is under way when the process is killed is not written.
+"""
+
+import math
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from clickhouse_connect.driver.client import Client
+
+from meterhouse_collector.telemetry import BOUNDS_S, Figures
+
+LOOK_S: Final = 1.0
+"""How often `look` is to be called."""
+KEPT: Final = 10_000
+"""Rows that wait for a warehouse that is down, a week of them; what is older is forgotten."""
+_COLUMNS: Final = [
+    "collector_id", "minute", "process_run_id", "accepted", "refused", "failed", "bounds_s", "acknowledged", "synced",
+    "waiting_bytes", "lag_s",
+]  # fmt: skip
+_BOUNDS_S: Final = [*BOUNDS_S, math.inf]
+
+
+class _Counted(NamedTuple):
+    """Since the process began."""
+
+    accepted: int
+    refused: int
+    failed: int
+    acknowledged: list[int]
+    synced: list[int]
+
+
+class Minutes:
+    """`waiting_bytes` and `lag_s` are asked each second. One thread looks, another one writes."""
+
+    def __init__(
+        self,
+        collector_id: str,
+        figures: Figures,
+        *,
+        waiting_bytes: Callable[[], int],
+        lag_s: Callable[[], float],
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._collector_id, self._figures, self._clock_s = collector_id, figures, clock_s
+        self._ask_waiting_bytes, self._ask_lag_s = waiting_bytes, lag_s
+        self._run_id = uuid.uuid4().hex
+        self._before = self._counted()
+        self._minute = int(clock_s() // 60)
+        self._waiting_bytes, self._lag_s = 0, 0.0
+        self._rows: deque[list[Any]] = deque(maxlen=KEPT)
+        self._lock = threading.Lock()
+
+    def look(self) -> None:
+        """See what waits, and end the minute where it is over; a clock that is put back makes it a longer one."""
+        minute = int(self._clock_s() // 60)
+        if minute > self._minute:
+            self.end()
+            self._minute = minute
+        self._waiting_bytes = max(self._waiting_bytes, self._ask_waiting_bytes())
+        self._lag_s = max(self._lag_s, self._ask_lag_s())
+
+    def end(self) -> None:
+        """End the minute under way, as when the collector stops."""
+        now, before = self._counted(), self._before
+        row = [
+            self._collector_id,
+            datetime.fromtimestamp(self._minute * 60, UTC),
+            self._run_id,
+            *(after - earlier for after, earlier in zip(now[:3], before[:3], strict=True)),
+            _BOUNDS_S,
+            *(
+                [after - earlier for after, earlier in zip(later, sooner, strict=True)]
+                for later, sooner in zip(now[3:], before[3:], strict=True)
+            ),
+            self._waiting_bytes,
+            self._lag_s,
+        ]
+        self._before, self._waiting_bytes, self._lag_s = now, 0, 0.0
+        with self._lock:
+            self._rows.append(row)
+
+    def write(self, client: Client) -> None:
+        """Write the minutes that are over; may be repeated. Raises clickhouse-connect's errors."""
+        with self._lock:
+            rows = list(self._rows)
+        if not rows:
+            return
+        client.insert("collector_minutes", rows, column_names=_COLUMNS, settings={"async_insert": 0})
+        with self._lock:
+            while self._rows and self._rows.popleft() is not rows[-1]:
+                pass
+
+    def _counted(self) -> _Counted:
+        seen = self._figures
+        return _Counted(
+            seen.accepted, seen.refused, seen.failed, list(seen.acknowledged_s.counts), list(seen.fsync_s.counts)
+        )

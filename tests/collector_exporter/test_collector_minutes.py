@@ -1,0 +1,123 @@
+"""How the collector does is in the warehouse, minute by minute: each once, whatever the warehouse and the clock do."""
+
+import math
+import urllib.request
+from datetime import UTC, datetime
+
+import clickhouse_connect
+import pytest
+from collector_samples import Collector, event, request_of, wait_for
+
+from meterhouse_collector import minutes
+from meterhouse_collector.minutes import Minutes
+from meterhouse_collector.telemetry import Figures
+
+NOON_S = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
+HEALTH = (
+    "SELECT toString(minute), accepted, refused, failed, waiting_bytes, lag_s FROM collector_health ORDER BY minute"
+)
+
+
+class World:
+    """A collector's figures, and a clock that is set by hand."""
+
+    def __init__(self):
+        self.now_s, self.waiting, self.lag = NOON_S, 0, 0.0
+        self.figures = Figures()
+        self.minutes = Minutes(
+            "c-1",
+            self.figures,
+            waiting_bytes=lambda: self.waiting,
+            lag_s=lambda: self.lag,
+            clock_s=lambda: self.now_s,
+        )
+
+    def at(self, seconds, waiting=0, lag=0.0):
+        self.now_s, self.waiting, self.lag = NOON_S + seconds, waiting, lag
+        self.minutes.look()
+
+
+@pytest.fixture
+def empty(database):
+    database.command("TRUNCATE TABLE collector_minutes")
+    return database
+
+
+def test_a_minute_has_what_happened_in_it_and_the_most_that_waited(empty):
+    world = World()
+    world.figures.count("", False, 5, 0.003)
+    world.figures.count("", False, 5, 0.2)
+    world.figures.count("malformed", False, 0, 0.001)
+    world.figures.timed(lambda descriptor: None)(0)
+    world.at(10, waiting=700, lag=1.5)
+    world.at(59, waiting=20, lag=0.5)
+    world.minutes.write(empty)
+    assert empty.query(HEALTH).result_rows == []  # the minute is not over
+    world.at(61)
+    world.figures.count("overloaded", True, 0, 30.0)
+    world.at(185, lag=90.0)  # looked at a moment late: the row is of the minute that it begins in
+    world.minutes.end()
+    world.minutes.write(empty)
+    assert empty.query(HEALTH).result_rows == [
+        ("2026-11-30 12:00:00", 2, 1, 0, 700, 1.5),
+        ("2026-11-30 12:01:00", 0, 0, 1, 0, 0.0),
+        ("2026-11-30 12:03:00", 0, 0, 0, 0, 90.0),
+    ]
+    durations = "SELECT what, at_most_s, times FROM collector_durations WHERE what = 'acknowledged' ORDER BY ALL"
+    assert empty.query(durations).result_rows == [("acknowledged", 0.005, 1), ("acknowledged", 0.25, 1)]
+    assert empty.query("SELECT sum(times) FROM collector_durations WHERE what = 'synced'").result_rows == [(1,)]
+
+
+def test_minutes_wait_for_a_warehouse_that_is_down_and_stand_there_once(empty, monkeypatch):
+    world = World()
+    world.figures.count("", False, 1, 100.0)
+    world.at(61)
+
+    class Down:
+        def insert(self, *_arguments, **_named):
+            raise clickhouse_connect.driver.exceptions.OperationalError("down")
+
+    class Lost:
+        """Stores what it is given, and the answer is lost."""
+
+        def insert(self, *arguments, **named):
+            empty.insert(*arguments, **named)
+            raise clickhouse_connect.driver.exceptions.OperationalError("the answer is lost")
+
+    for client in (Down(), Lost()):
+        with pytest.raises(clickhouse_connect.driver.exceptions.OperationalError):
+            world.minutes.write(client)
+    world.minutes.write(empty)
+    world.figures.count("", False, 1, 0.001)
+    world.at(-3600)  # the clock is put back: the minute goes on until it comes to where it was
+    world.at(122)
+    world.minutes.write(empty)
+    world.minutes.write(empty)
+    assert [row[:2] for row in empty.query(HEALTH).result_rows] == [
+        ("2026-11-30 12:00:00", 1),
+        ("2026-11-30 12:01:00", 1),
+    ]
+    bounds = "SELECT at_most_s FROM collector_durations WHERE minute = toDateTime('2026-11-30 12:00:00', 'UTC')"
+    assert empty.query(bounds).result_rows == [(math.inf,)]
+    monkeypatch.setattr(minutes, "KEPT", 2)
+    world = World()
+    for minute in range(1, 5):
+        world.at(61 * minute)
+    assert len(world.minutes._rows) == 2  # a warehouse that is down for weeks costs no more memory than that
+
+
+def test_a_collector_writes_its_minutes_and_the_last_one_when_it_stops(collector_warehouse, empty, tmp_path):
+    running = Collector(tmp_path, collector_warehouse, empty.database)
+    running.start()
+    try:
+        for number in range(3):
+            assert running.post(request_of(event(1, f"e-{number}")))[0] == 200
+        assert running.post(b"\xff")[0] == 400
+        with urllib.request.urlopen(running.http + "/metrics", timeout=20) as reply:
+            assert "meterhouse_collector_requests_accepted_total 3" in reply.read().decode()
+    finally:
+        running.stop()
+    told = "SELECT sum(accepted), sum(refused), sum(failed) FROM collector_health"
+    wait_for(lambda: empty.query(told).result_rows == [(3, 1, 0)], within_s=20, what="the minutes")
+    durations = "SELECT sum(times) FROM collector_durations WHERE what = 'acknowledged'"
+    assert empty.query(durations).result_rows == [(3,)]
