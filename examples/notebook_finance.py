@@ -14,7 +14,10 @@ from urllib.parse import urlsplit
 import clickhouse_connect
 
 data = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("METERHOUSE_DATA", "meterhouse-data"))
-warehouse = json.loads((data / "run" / "endpoints.json").read_text())["warehouse"]
+try:
+    warehouse = json.loads((data / "run" / "endpoints.json").read_text())["warehouse"]
+except (FileNotFoundError, NotADirectoryError):
+    sys.exit(f"{data} is no data directory of a Meterhouse that runs: start it with `meterhouse up --data {data}`")
 address = urlsplit(warehouse["url"])
 client = clickhouse_connect.get_client(
     host=address.hostname, port=address.port, username="reader", password=warehouse["users"]["reader"],

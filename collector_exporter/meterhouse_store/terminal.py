@@ -23,6 +23,18 @@ Data = Annotated[Path | None, typer.Option(help="Data directory of `up` (METERHO
 Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")]
 
 
+def write_out(out: Path, content: bytes) -> None:
+    """Write a file that the user named, `-` being standard output; ends the command where it cannot be written."""
+    if str(out) == "-":
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return
+    try:
+        out.write_bytes(content)
+    except OSError as problem:
+        fail(f"{out} cannot be written: {problem.strerror}")
+
+
 def instant(text: str) -> datetime:
     """An aware time of an ISO date or instant; UTC where it names no zone."""
     try:

@@ -11,7 +11,7 @@ import typer
 
 from meterhouse_reports.definitions import REPORTS, CannotBe, Report
 from meterhouse_reports.document_commands import invoice, statement
-from meterhouse_store.terminal import Data, existing, explained, fail
+from meterhouse_store.terminal import Data, existing, explained, fail, write_out
 
 if TYPE_CHECKING:
     from meterhouse_reports.made import Made
@@ -44,8 +44,12 @@ Period = Annotated[
 ]
 By = Annotated[str, typer.Option(help="What it is grouped by, with commas between.")]
 Customer = Annotated[str | None, typer.Option(help="Only this customer.")]
-Form = Annotated[Format, typer.Option("--format", help="Money has its currency's digits in all of them.")]
-Out = Annotated[Path | None, typer.Option(help="Write to this file; needed for xlsx and parquet.")]
+Form = Annotated[
+    Format, typer.Option("--format", help="Money has its currency's digits; in parquet it has those of the views.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Write to this file, - is standard output; needed for xlsx and parquet.")
+]
 
 
 def _command(one: Report) -> Callable[..., None]:
@@ -132,6 +136,8 @@ def _write(
             client = warehouse.connect(settings, user=warehouse.READER)
             engine = open_engine(settings)
             made = making.make(client, settings.namespace, one, span, grouped, customer)
+            if customer and not made.rows and registry.customer(engine, settings.namespace, customer) is None:
+                raise CannotBe(f"there is no customer {customer!r}: `meterhouse customers list` shows them")
             short = making.lacking(engine, client, settings.namespace)
             if form is Format.PARQUET:
                 told: str | bytes = making.as_file(client, settings.namespace, one, span, grouped, customer, "Parquet")
@@ -146,10 +152,7 @@ def _write(
     if out is None:
         print(told)
     else:
-        try:
-            out.write_bytes(told.encode() if isinstance(told, str) else told)
-        except OSError as problem:
-            fail(f"{out} cannot be written: {problem.strerror}")
+        write_out(out, told.encode() if isinstance(told, str) else told)
         count = len(made.rows)
         print(f"{count:,} {'row' if count == 1 else 'rows'} in {out}", file=sys.stderr)
     for sentence in short:

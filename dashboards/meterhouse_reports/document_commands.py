@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterhouse_store.terminal import Data, existing, explained, fail
+from meterhouse_store.terminal import Data, existing, explained, fail, write_out
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Whom = Annotated[str, typer.Argument(metavar="CUSTOMER", help="The customer's id.")]
 Period = Annotated[str, typer.Option(help="A month in the customer's time zone (2026-10), or START..END.")]
-Out = Annotated[Path, typer.Option(help="The PDF to write.")]
+Out = Annotated[Path, typer.Option(help="The PDF to write; - is standard output.")]
 
 
 def invoice(customer: Whom, period: Period, out: Out, data: Data = None) -> None:
@@ -62,7 +62,6 @@ def _write(
             brand = Brand()
             document = read(open_engine(settings), settings.namespace, customer, period, Language(brand.language))
             content = draw(document, brand)
-            out.write_bytes(content)
         except ValidationError as refused:
             told = (f"METERHOUSE_BRAND_{it['loc'][0]}".upper() + f": {it['msg']}" for it in refused.errors())
             fail("\n".join(told))
@@ -70,6 +69,7 @@ def _write(
             raise typer.BadParameter(str(refused)) from None
         except (NoDocument, ValueError, OSError) as refused:
             fail(str(refused))
+    write_out(out, content)
     print(f"{document.title}, {len(document.items):,} lines, in {out}", file=sys.stderr)
     if missing := undrawable(document, brand):
         print(f"boxes stand for {missing!r}, which no font has: METERHOUSE_BRAND_FONT can name one", file=sys.stderr)

@@ -139,31 +139,25 @@ def statement(engine: Engine, namespace: str, customer_id: str, period: str, lan
 
 
 def _found(engine: Engine, namespace: str, customer_id: str, text: str) -> tuple[registry.Customer, Row, list[Row]]:
-    """The customer, the one rating within the period as written, and its lines in their order."""
+    """The customer, the one rating that is in the period as written, and its lines in their order."""
     customer = registry.customer(engine, namespace, customer_id)
     if customer is None:
         raise NoDocument(f"there is no customer {customer_id!r}: `meterhouse customers list` shows them")
     period = periods.parse(text, customer.time_zone)
     of, line = tables.ratings.c, tables.rated_lines
+    # Whatever reaches into the period: a part of it alone would look like the whole.
     query = select(tables.ratings).where(
         of.namespace == namespace,
         of.customer_id == customer_id,
-        of.period_start >= period.start,
-        of.period_end <= period.end,
+        of.period_start < period.end,
+        of.period_end > period.start,
     )
     with engine.connect() as connection:
         found = connection.execute(query.order_by(of.period_start)).mappings().all()
         if not found:
-            touched = select(tables.ratings).where(
-                of.namespace == namespace,
-                of.customer_id == customer_id,
-                of.period_start < period.end,
-                of.period_end > period.start,
-            )
-            beyond = connection.execute(touched.order_by(of.period_start)).mappings().all()
-            if beyond:
-                raise NoDocument(f"what is rated of {customer_id} begins or ends outside of {text}: {_named(beyond)}")
             raise NoDocument(f"nothing of {customer_id} is rated in {text}: `meterhouse rate run --period {text}`")
+        if found[0]["period_start"] < period.start or found[-1]["period_end"] > period.end:
+            raise NoDocument(f"what is rated of {customer_id} begins or ends outside of {text}: {_named(found)}")
         if len(found) > 1:
             raise NoDocument(
                 f"{text} of {customer_id} was rated in parts, each with a document of its own: {_named(found)}"

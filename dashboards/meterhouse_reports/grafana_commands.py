@@ -47,12 +47,15 @@ def import_command(
     from meterhouse_reports.grafana import SOURCE, Grafana, GrafanaRefused, Step, bring, shipped
     from meterhouse_store import warehouse as stored
 
+    try:
+        grafana = Grafana(url, token)
+    except GrafanaRefused as problem:
+        raise typer.BadParameter(str(problem)) from None
     done: list[Step] = []
     trouble = ""
     with explained():
         try:
             address = warehouse or stored.embedded_url(existing(data), stored.READER)
-            grafana = Grafana(url, token)
             base = docs and f"{docs.rstrip('/').removesuffix('/docs')}/"
             done.extend(bring(grafana, shipped(), address, folder, base, write=not dry_run))
             trouble = "" if dry_run else grafana.health(SOURCE)

@@ -29,6 +29,12 @@ def run(grafana, *more, token="admin-token"):
     return CliRunner().invoke(app, told, env={"COLUMNS": "200"})
 
 
+def test_what_is_no_address_is_called_wrongly(grafana):
+    grafana.url = "notaurl"
+    refused = run(grafana)
+    assert refused.exit_code == 2 and "notaurl is no address of a Grafana" in refused.output
+
+
 def outcomes(result):
     return {it["outcome"] for it in json.loads(result.output)["done"]}
 

@@ -269,6 +269,23 @@ def test_what_cannot_be_an_invoice_is_refused_with_what_to_do(house):
         documents.invoice(engine, "test", "kuwait", "2026-10")
 
 
+def test_a_month_that_a_rating_reaches_into_has_no_document_of_its_rest_alone(house):
+    engine = house.world.engine
+    november = (ratings.c.customer_id == "acme") & (ratings.c.state == "open")
+    earlier = datetime(2026, 10, 30, 4, tzinfo=UTC)
+    with begin_write(engine) as connection:
+        connection.execute(update(ratings).where(november).values(period_start=earlier))
+    for document in (documents.statement, documents.invoice):
+        with pytest.raises(
+            NoDocument, match=r"begins or ends outside of 2026-10: --period 2026-10-01T.*, --period 2026-10-30T"
+        ):
+            document(engine, "test", "acme", "2026-10")
+    with begin_write(engine) as connection:
+        connection.execute(update(ratings).where(november).values(period_end=datetime(2026, 10, 31, 4, tzinfo=UTC)))
+    with pytest.raises(NoDocument, match="2026-10 of acme was rated in parts, each with a document of its own"):
+        documents.statement(engine, "test", "acme", "2026-10")
+
+
 def test_a_document_that_is_not_what_the_ledger_says_is_refused(house):
     engine = house.world.engine
     closed = (ratings.c.customer_id == "tokyo") & (ratings.c.state == "closed")

@@ -433,6 +433,13 @@ def test_the_command_writes_every_format(books, command_environment, tmp_path, m
 
     unwritable = call("revenue", "--period", "2026-10", "--format", "csv", "--out", str(tmp_path / "none" / "a.csv"))
     assert unwritable[0] == 1 and "cannot be written" in unwritable[2] and "Traceback" not in unwritable[2]
+    nobody = call("revenue", "--period", "2026-10", "--customer", "nobody")
+    assert nobody[0] == 2 and "no customer 'nobody'" in nobody[2]
+    there = call("revenue", "--period", "1999-10", "--customer", "acme")
+    assert there[0] == 0 and "nothing in this period" in there[1]
+    piped = CliRunner().invoke(report, ["revenue", "--period", "2026-10", "--format", "parquet", "--out", "-"])
+    assert piped.exit_code == 0 and piped.stdout_bytes[:4] == piped.stdout_bytes[-4:] == b"PAR1"
+    assert not Path("-").exists()
 
     code, out, err = call("revenue", "--period", "2026-10", "--by", "customer")
     assert (code, err) == (0, "")
