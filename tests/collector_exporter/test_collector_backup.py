@@ -71,7 +71,7 @@ def test_a_backup_under_load_restores_all_that_was_acknowledged_before_it(
     for thread in threads:
         thread.start()
     try:
-        wait_for(lambda: len(acknowledged) >= 20, what="twenty acknowledged requests")
+        wait_for(lambda: len(acknowledged) >= 20, within_s=120, what="twenty acknowledged requests")
         query = "SELECT count() FROM usage"
         wait_for(lambda: database.query(query).result_rows[0][0] >= 100, within_s=120, what="the projection")
         before = len(acknowledged)
