@@ -18,11 +18,13 @@ from meterhouse_collector.telemetry import BOUNDS_S, Figures
 
 LOOK_S: Final = 1.0
 """How often `look` is to be called."""
+TELL_S: Final = 10.0
+"""How often the minute under way is written: who watches sees it before it is over."""
 KEPT: Final = 10_000
 """Rows that wait for a warehouse that is down, a week of them; what is older is forgotten."""
 _COLUMNS: Final = [
     "collector_id", "minute", "process_run_id", "accepted", "refused", "failed", "bounds_s", "acknowledged", "synced",
-    "waiting_bytes", "lag_s",
+    "waiting_bytes", "lag_s", "edition",
 ]  # fmt: skip
 _BOUNDS_S: Final = [*BOUNDS_S, math.inf]
 
@@ -54,8 +56,10 @@ class Minutes:
         self._run_id = uuid.uuid4().hex
         self._before = self._counted()
         self._minute = int(clock_s() // 60)
-        self._waiting_bytes, self._lag_s = 0, 0.0
+        self._waiting_bytes, self._lag_s, self._edition = 0, 0.0, 0
+        self._under_way = False
         self._rows: deque[list[Any]] = deque(maxlen=KEPT)
+        self._told_at_s = float("-inf")
         self._lock = threading.Lock()
 
     def look(self) -> None:
@@ -64,42 +68,64 @@ class Minutes:
         if minute > self._minute:
             self.end()
             self._minute = minute
-        self._waiting_bytes = max(self._waiting_bytes, self._ask_waiting_bytes())
-        self._lag_s = max(self._lag_s, self._ask_lag_s())
+        with self._lock:
+            self._under_way = True
+            self._waiting_bytes = max(self._waiting_bytes, self._ask_waiting_bytes())
+            self._lag_s = max(self._lag_s, self._ask_lag_s())
 
     def end(self) -> None:
         """End the minute under way, as when the collector stops."""
-        now, before = self._counted(), self._before
-        row = [
-            self._collector_id,
-            datetime.fromtimestamp(self._minute * 60, UTC),
-            self._run_id,
-            *(after - earlier for after, earlier in zip(now[:3], before[:3], strict=True)),
-            _BOUNDS_S,
-            *(
-                [after - earlier for after, earlier in zip(later, sooner, strict=True)]
-                for later, sooner in zip(now[3:], before[3:], strict=True)
-            ),
-            self._waiting_bytes,
-            self._lag_s,
-        ]
-        self._before, self._waiting_bytes, self._lag_s = now, 0, 0.0
         with self._lock:
-            self._rows.append(row)
+            now = self._counted()
+            self._rows.append(self._row(now))
+            self._before, self._waiting_bytes, self._lag_s, self._edition = now, 0, 0.0, 0
+            self._under_way = False
 
     def write(self, client: Client) -> None:
-        """Write the minutes that are over; may be repeated. Raises clickhouse-connect's errors."""
+        """Write the minutes that are over, and now and then the one under way; may be repeated.
+
+        Raises clickhouse-connect's errors.
+        """
+        now_s = self._clock_s()
         with self._lock:
-            rows = list(self._rows)
+            over = list(self._rows)
+            rows = list(over)
+            if self._under_way and abs(now_s - self._told_at_s) >= TELL_S:
+                rows.append(self._row(self._counted()))
         if not rows:
             return
         client.insert("collector_minutes", rows, column_names=_COLUMNS, settings={"async_insert": 0})
         with self._lock:
-            while self._rows and self._rows.popleft() is not rows[-1]:
+            if len(rows) > len(over):
+                self._told_at_s = now_s
+            while over and self._rows and self._rows.popleft() is not over[-1]:
                 pass
+
+    def _row(self, now: _Counted) -> list[Any]:
+        """The minute so far; each time a later edition."""
+        self._edition += 1
+        before = self._before
+        return [
+            self._collector_id,
+            datetime.fromtimestamp(self._minute * 60, UTC),
+            self._run_id,
+            now.accepted - before.accepted,
+            now.refused - before.refused,
+            now.failed - before.failed,
+            _BOUNDS_S,
+            _less(now.acknowledged, before.acknowledged),
+            _less(now.synced, before.synced),
+            self._waiting_bytes,
+            self._lag_s,
+            self._edition,
+        ]
 
     def _counted(self) -> _Counted:
         seen = self._figures
         return _Counted(
             seen.accepted, seen.refused, seen.failed, list(seen.acknowledged_s.counts), list(seen.fsync_s.counts)
         )
+
+
+def _less(counts: list[int], before: list[int]) -> list[int]:
+    return [count - earlier for count, earlier in zip(counts, before, strict=True)]

@@ -41,6 +41,9 @@ def test_all_sources_with_decisions_about_each_are_the_same_after_a_rebuild(worl
     world.client.command(
         "INSERT INTO refusals VALUES ('live', 'key-1', '2026-11-01 00:00:00', 'too_large', 'a-run', 3, 1000)"
     )
+    world.client.command(
+        "INSERT INTO collector_minutes VALUES ('c', today(), 'a-run', 3, 1, 0, [0.1, inf], [2, 1], [1, 0], 700, 1.5, 6)"
+    )
     # Meterhouse's own: usage, a copy, a conflict, nobody's, a forbidden customer's, one that counts once.
     own = {"valid_from_ns": 0}
     world.metrics(request_of(event(7, "a"), event(5, "b")), **own)

@@ -26,6 +26,8 @@ VIEWS = {
     "completeness": "*",
     "decisions": "*",
     "refused": "*",
+    "collector_health": "*",
+    "collector_durations": "*",
 }
 
 

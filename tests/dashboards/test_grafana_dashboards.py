@@ -212,7 +212,7 @@ def minute(ago, accepted, **more):
     """A collector's row of so many minutes ago; the histogram's bounds are 50 ms, 100 ms and none."""
     row = {"collector_id": "c-1", "minute": NOW - timedelta(minutes=ago), "process_run_id": "run", "accepted": accepted}
     row |= {"refused": 0, "failed": 0, "bounds_s": [0.05, 0.1, float("inf")], "synced": [accepted, 0, 0]}
-    return row | {"waiting_bytes": 0, "lag_s": 1.0} | more
+    return row | {"waiting_bytes": 0, "lag_s": 1.0, "edition": 1} | more
 
 
 def shown(ask, name, title, customer=None):

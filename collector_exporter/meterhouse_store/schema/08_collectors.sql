@@ -1,5 +1,6 @@
 -- How each collector does, minute by minute, as it writes it itself: for the dashboards, which read nothing but ClickHouse.
--- Nothing of a request is here. A row that is written again is the same; minutes of before 100 days are removed.
+-- Nothing of a request is here. The minute under way is written several times, the last stands. Minutes of before 100 days
+-- are removed.
 
 CREATE TABLE IF NOT EXISTS {database}.collector_minutes
 (
@@ -13,9 +14,10 @@ CREATE TABLE IF NOT EXISTS {database}.collector_minutes
     acknowledged Array(UInt64),            -- requests by the time from their head to their acknowledgement
     synced Array(UInt64),                  -- fdatasync of the journal, by how long it took
     waiting_bytes UInt64,                  -- for the disk, the most that was seen; looked at each second
-    lag_s Float64                          -- age of what was not in the warehouse yet, the most that was seen
+    lag_s Float64,                         -- age of what was not in the warehouse yet, the most that was seen
+    edition UInt32                         -- of the row: the last says most
 )
-ENGINE = ReplacingMergeTree
+ENGINE = ReplacingMergeTree(edition)
 ORDER BY (collector_id, minute, process_run_id)
 TTL minute + INTERVAL 100 DAY;
 
