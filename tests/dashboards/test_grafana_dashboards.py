@@ -39,7 +39,8 @@ def expand(sql, customer=None, days=30, interval_s=300):
     """As the plugin sends it: the last days; `interval_s` seconds a point; `customer` None is Grafana's `All`."""
     sql = re.sub(r"\$__conditionalAll\((.*), \$customer\)", r"\1" if customer else "1=1", sql)
     sql = re.sub(r"\$__conditionalAll\((.*), \$\w+\)", "1=1", sql)
-    since, until = int((NOW - timedelta(days=days)).timestamp()), int((NOW + timedelta(minutes=1)).timestamp())
+    now = datetime.now(UTC)
+    since, until = int((now - timedelta(days=days)).timestamp()), int((now + timedelta(minutes=1)).timestamp())
     sql = re.sub(r"\$__timeFilter\((\w+)\)", rf"\1 >= toDateTime({since}) AND \1 <= toDateTime({until})", sql)
     sql = re.sub(r"\$__timeInterval\((\w+)\)", rf"toStartOfInterval(toDateTime(\1), INTERVAL {interval_s} second)", sql)
     for told, value in (
@@ -139,8 +140,15 @@ def ask(warehouse_address):
     rows.append(rows[0])  # once more: a duplicate
     put(admin, "events", [defaults | {"first": number} | row for number, row in enumerate(rows)])
     hour = at.replace(minute=0, second=0)
-    put(admin, "collector_minutes", [minute(2, 96, failed=4, acknowledged=[90, 5, 1], waiting_bytes=5000),
-        minute(180, 904, refused=7, acknowledged=[904, 0, 0], lag_s=100.0)])  # fmt: skip
+    put(
+        admin,
+        "collector_minutes",
+        [
+            minute(2, 96, failed=4, acknowledged=[90, 5, 1], waiting_bytes=5000),
+            minute(180, 900, refused=7, acknowledged=[900, 0, 0], lag_s=100.0),
+            minute(180, 4, acknowledged=[4, 0, 0], process_run_id="next"),
+        ],
+    )  # started again: the same minute
     put(admin, "refusals", [
         {"namespace": "", "credential_id": "", "hour": hour, "code": "unauthenticated", "process_run_id": "p",
          "requests": 500, "bytes": 0},
@@ -210,7 +218,12 @@ def put(client, table, rows):
 
 def minute(ago, accepted, **more):
     """A collector's row of so many minutes ago; the histogram's bounds are 50 ms, 100 ms and none."""
-    row = {"collector_id": "c-1", "minute": NOW - timedelta(minutes=ago), "process_run_id": "run", "accepted": accepted}
+    row = {
+        "collector_id": "c-1",
+        "minute": datetime.now(UTC) - timedelta(minutes=ago),
+        "process_run_id": "run",
+        "accepted": accepted,
+    }
     row |= {"refused": 0, "failed": 0, "bounds_s": [0.05, 0.1, float("inf")], "synced": [accepted, 0, 0]}
     return row | {"waiting_bytes": 0, "lag_s": 1.0, "edition": 1} | more
 
@@ -253,6 +266,14 @@ def test_the_pipeline_shows_what_became_of_the_rows(ask):
     assert shown(ask, "pipeline", "From the event to the warehouse")[0]["p99_s"] == 3
 
 
+def test_a_range_of_less_than_an_hour_shows_the_hour_that_it_begins_in(ask):
+    since = datetime.now(UTC) - (NOW - timedelta(minutes=10))  # when the rows were received
+    for title in ("Rows received", "Rows counted", "What became of the rows", "Refused requests", "Keys"):
+        answer = ask(PANELS["pipeline", title]["targets"][0]["rawSql"], days=since / timedelta(days=1))
+        assert answer.result_rows and answer.result_rows[0][-1] is not None, title
+        assert any(row for row in answer.result_rows[0] if row not in (0, None)), title
+
+
 def test_the_pipeline_shows_how_long_senders_wait_and_what_waits(ask):
     then, now = shown(ask, "pipeline", "Time to acknowledge")
     # Of 96 requests 90 took 50 ms at most; the 99th of a hundred is beyond the last bound, which a graph cannot draw.
@@ -277,6 +298,7 @@ def test_objectives_are_kept_or_missed_at_a_rate(ask):
     assert quick["objective"] == pytest.approx(0.99) and quick["met"] == pytest.approx(994 / 1000)
     assert quick["burn_1h"] == pytest.approx(6 / 96 / 0.01) and quick["budget_left"] == pytest.approx(0.4)
     behind = found["minutes less than a minute behind"]
+    # Two minutes, one of them with two starts: not three.
     assert behind["met"] == 0.5 and behind["burn_1h"] == 0 and behind["burn_6h"] == pytest.approx(50)
 
 

@@ -21,8 +21,14 @@ ENGINE = ReplacingMergeTree(edition)
 ORDER BY (collector_id, minute, process_run_id)
 TTL minute + INTERVAL 100 DAY;
 
+-- A minute is one row, however often the collector was started in it.
 CREATE OR REPLACE VIEW {database}.collector_health AS
-SELECT collector_id, minute, accepted, refused, failed, waiting_bytes, lag_s FROM {database}.collector_minutes FINAL;
+SELECT
+    collector_id, minute, sum(collector_minutes.accepted) AS accepted, sum(collector_minutes.refused) AS refused,
+    sum(collector_minutes.failed) AS failed, max(collector_minutes.waiting_bytes) AS waiting_bytes,
+    max(collector_minutes.lag_s) AS lag_s
+FROM {database}.collector_minutes FINAL
+GROUP BY collector_id, minute;
 
 CREATE OR REPLACE VIEW {database}.collector_durations AS
 SELECT collector_id, minute, what, at_most_s, times

@@ -16,6 +16,8 @@ DAYS: Final = (
     f"{OF}\n    AND {BILLED}\n    AND {AGENT}\n    AND {MODEL}\n"
     f"    AND day >= toDate($__fromTime) AND day <= toDate($__toTime) AND {LONG}"
 )
+# What is counted by the hour: that in which a range begins is in it, or a quarter of an hour would have none.
+HOURS: Final = "hour >= toStartOfHour($__fromTime) AND hour <= $__toTime"
 WHOLE_DAYS: Final = "Ranges of three days and more are shown in whole days (UTC)."
 EVENTS_OF: Final = (
     "/d/meterhouse-usage?var-namespace=${namespace}&var-customer=${__value.raw}&from=${__from}&to=${__to}"

@@ -4,7 +4,7 @@
 
 from typing import Final
 
-from panels.parts import OF, Panel
+from panels.parts import HOURS, OF, Panel
 
 # By the hour of receipt, as what was received is.
 _SUSPENDED: Final = (
@@ -25,14 +25,14 @@ TITLE: Final = "Meterhouse pipeline"
 DESCRIPTION: Final = "What came, what became of it, and how far behind the warehouse is."
 PANELS: Final = [
     Panel("Rows received", "Rows that came in the chosen range, whatever became of them.", "stat",
-        f"SELECT sum(received) AS received FROM received\nWHERE {OF} AND $__timeFilter(hour)",
+        f"SELECT sum(received) AS received FROM received\nWHERE {OF} AND {HOURS}",
         size=(6, 4)),
     Panel("Rows counted", "Rows that count as usage; received = counted + duplicates + suspended + set aside.",
-        "stat", f"SELECT sum(counted) AS counted FROM conservation\nWHERE {OF} AND $__timeFilter(hour)",
+        "stat", f"SELECT sum(counted) AS counted FROM conservation\nWHERE {OF} AND {HOURS}",
         size=(6, 4)),
     Panel("Share in suspense", "Rows that wait for a decision, of all that were received in the range.", "stat",
-        f"SELECT if(sum(received) = 0, 0, ({_SUSPENDED} $__timeFilter(hour)) / sum(received)) AS share\n"
-        f"FROM received\nWHERE {OF} AND $__timeFilter(hour)", "percentunit", (6, 4)),
+        f"SELECT if(sum(received) = 0, 0, ({_SUSPENDED} {HOURS}) / sum(received)) AS share\n"
+        f"FROM received\nWHERE {OF} AND {HOURS}", "percentunit", (6, 4)),
     Panel("Suspense burn rate", "How many times faster than one row in a thousand goes to suspense, in the last "
         "hour: 1 uses up the year's allowance in a year, 14 in a month.", "stat",
         f"SELECT if(sum(received) = 0, 0, ({_SUSPENDED} hour >= now() - INTERVAL 1 HOUR)\n"
@@ -41,11 +41,11 @@ PANELS: Final = [
     Panel("What became of the rows", "Rows by the hour in which they were received.", "timeseries",
         "SELECT $__timeInterval(hour) AS time, sum(counted) AS counted, sum(duplicates) AS duplicates,\n"
         "  sum(suspended) AS suspended, sum(set_aside) AS set_aside\nFROM conservation\n"
-        f"WHERE {OF} AND $__timeFilter(hour)\nGROUP BY time ORDER BY time", size=(24, 8)),
+        f"WHERE {OF} AND {HOURS}\nGROUP BY time ORDER BY time", size=(24, 8)),
     Panel("Refused requests", "Requests that the doors turned away, by what was wrong; of a sender that is not "
         "known the namespace is empty.", "timeseries",
         "SELECT $__timeInterval(hour) AS time, code, sum(requests) AS requests\nFROM refused\n"
-        f"WHERE ({OF} OR namespace = '') AND $__timeFilter(hour)\nGROUP BY time, code ORDER BY time, code"),
+        f"WHERE ({OF} OR namespace = '') AND {HOURS}\nGROUP BY time, code ORDER BY time, code"),
     Panel("Time to acknowledge", "Seconds from a request's head to its acknowledgement, and of the journal's fsync "
         "alone: half of them and nearly all took this long at most, on all collectors; 60 stands for more than 10.",
         "timeseries", "SELECT $__timeInterval(minute) AS time,\n"
@@ -68,7 +68,7 @@ PANELS: Final = [
         "WHERE $__timeFilter(minute)\nGROUP BY time, collector_id ORDER BY time, collector_id", "s"),
     Panel("Objectives", "Of the last 30 days: what is promised, what was kept, what is left of what may be bad; and "
         "how many times too fast it was used up of late: 14 for an hour or 6 for six hours is too fast.", "table",
-        "SELECT slo, objective, met, budget_left, burn_5m, burn_1h, burn_6h\nFROM slos\nORDER BY slo",
+        "SELECT slo, objective, met, budget_left, burn_5m, burn_30m, burn_1h, burn_6h\nFROM slos\nORDER BY slo",
         size=(24, 6), units={"objective": "percentunit", "met": "percentunit", "budget_left": "percentunit"}),
     Panel("Projection lag", "Seconds by which the warehouse is behind each collector's journal.", "table",
         "SELECT collector_id, projected_through,\n"
@@ -82,6 +82,6 @@ PANELS: Final = [
     Panel("Keys", "What each key sent in the range; a negative number of duplicates means that a count is wrong.",
         "table", "SELECT credential_id, sum(received) AS received, sum(counted) AS counted,\n"
         "  sum(duplicates) AS duplicates, sum(suspended) AS suspended, sum(refused_requests) AS refused_requests\n"
-        f"FROM conservation\nWHERE {OF} AND $__timeFilter(hour)\nGROUP BY credential_id\n"
+        f"FROM conservation\nWHERE {OF} AND {HOURS}\nGROUP BY credential_id\n"
         "ORDER BY received DESC, credential_id LIMIT 100"),
 ]  # fmt: skip
