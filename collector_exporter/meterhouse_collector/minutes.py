@@ -1,6 +1,7 @@
 """How the collector does, a row a minute, in the warehouse: what dashboards show of it and its objectives are kept by.
 
-`/metrics` says the same to who scrapes it. What is under way when the process is killed is not written.
+`/metrics` says the same to who scrapes it. A process that is killed takes along what it has not written: some ten
+seconds, or all since the warehouse went down.
 """
 
 import math
@@ -78,7 +79,7 @@ class Minutes:
         with self._lock:
             now = self._counted()
             self._rows.append(self._row(now))
-            self._before, self._waiting_bytes, self._lag_s, self._edition = now, 0, 0.0, 0
+            self._before, self._waiting_bytes, self._lag_s = now, 0, 0.0
             self._under_way = False
 
     def write(self, client: Client) -> None:
@@ -89,14 +90,13 @@ class Minutes:
         now_s = self._clock_s()
         with self._lock:
             over = list(self._rows)
-            rows = list(over)
-            if self._under_way and abs(now_s - self._told_at_s) >= TELL_S:
-                rows.append(self._row(self._counted()))
-        if not rows:
+            due = self._under_way and abs(now_s - self._told_at_s) >= TELL_S
+            under_way = [self._row(self._counted())] if due else []
+        if not over and not under_way:
             return
-        client.insert("collector_minutes", rows, column_names=_COLUMNS, settings={"async_insert": 0})
+        client.insert("collector_minutes", over + under_way, column_names=_COLUMNS, settings={"async_insert": 0})
         with self._lock:
-            if len(rows) > len(over):
+            if under_way:
                 self._told_at_s = now_s
             while over and self._rows and self._rows.popleft() is not over[-1]:
                 pass

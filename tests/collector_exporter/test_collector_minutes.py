@@ -114,6 +114,29 @@ def test_minutes_wait_for_a_warehouse_that_is_down_and_stand_there_once(empty, m
     assert len(world.minutes._rows) == 2  # a warehouse that is down for weeks costs no more memory than that
 
 
+def test_an_insert_that_arrives_late_does_not_take_back_what_a_later_one_said(empty):
+    sent = []
+
+    class Slow:
+        """Gives up on an insert that is still on its way."""
+
+        def insert(self, *arguments, **named):
+            sent.append((arguments, named))
+            raise clickhouse_connect.driver.exceptions.OperationalError("no answer in time")
+
+    world = World()
+    world.figures.count("", False, 1, 0.001)
+    world.at(10)
+    with pytest.raises(clickhouse_connect.driver.exceptions.OperationalError):
+        world.minutes.write(Slow())
+    world.figures.count("", False, 1, 0.001)
+    world.at(20)
+    world.minutes.write(empty)
+    for arguments, named in sent:
+        empty.insert(*arguments, **named)
+    assert empty.query(HEALTH).result_rows == [("2026-11-30 12:00:00", 2, 0, 0, 0, 0.0)]
+
+
 def test_a_collector_writes_its_minutes_and_the_last_one_when_it_stops(collector_warehouse, empty, tmp_path):
     running = Collector(tmp_path, collector_warehouse, empty.database)
     running.start()
