@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from meterhouse_collector.deciding import wrong
 from meterhouse_collector.suspense_commands import suspense as suspense  # the command of that name
 from meterhouse_collector.terminal import (
     DONE,
@@ -247,7 +248,7 @@ def warehouse_status(data: Data = None, as_json: Json = False) -> None:
     held = client.query("SELECT namespace, reason, count() FROM suspense GROUP BY 1, 2 ORDER BY 1, 2").result_rows
     marks = client.query("SELECT collector_id, segment, position, projected_through FROM watermark").result_rows
     kept = client.query(_CONSERVATION).result_rows
-    wrong = client.query(_WRONG_HOURS).result_rows
+    unequal = client.query(_WRONG_HOURS).result_rows
     now = datetime.now(UTC).replace(tzinfo=None)
     behind = {row[0]: lag_s for row in marks if (lag_s := (now - row[3]).total_seconds()) > BEHIND_S}
     if as_json:
@@ -269,12 +270,12 @@ def warehouse_status(data: Data = None, as_json: Json = False) -> None:
                     "conservation": [dict(zip(_KEPT, row, strict=True)) for row in kept],
                     "does_not_add_up": [
                         {"namespace": row[0], "credential_id": row[1], "hour": iso(row[2]), "duplicates": row[3]}
-                        for row in wrong
+                        for row in unequal
                     ],
                 }
             )
         )
-        raise typer.Exit(EXCEPTIONS if behind or wrong else DONE)
+        raise typer.Exit(EXCEPTIONS if behind or unequal else DONE)
     print_rows(
         ["namespace", "state", "events"], [(r[0], "usage", r[1]) for r in totals] + [(r[0], r[1], r[2]) for r in held]
     )
@@ -284,12 +285,12 @@ def warehouse_status(data: Data = None, as_json: Json = False) -> None:
     print_rows(["collector", "projected through", "segment", "offset"], [(r[0], iso(r[3]), r[1], r[2]) for r in marks])
     for collector_id, lag_s in behind.items():
         print(f"collector {collector_id} is {lag_s:.0f} s behind: is it running, and what does its log say?")
-    for namespace, credential_id, hour, duplicates in wrong:
+    for namespace, credential_id, hour, duplicates in unequal:
         print(
             f"what {credential_id or 'an unknown key'} sent in the hour of {iso(hour)} ({namespace or 'no namespace'}) "
             f"does not add up: {-duplicates} more rows are here than were received. See `meterhouse warehouse verify`"
         )
-    raise typer.Exit(EXCEPTIONS if behind or wrong else DONE)
+    raise typer.Exit(EXCEPTIONS if behind or unequal else DONE)
 
 
 @warehouse.command("query")
@@ -303,16 +304,32 @@ def warehouse_query(
     """Run one query and print its rows. On the embedded engine it runs as `reader`: views only, nothing is changed."""
     from clickhouse_connect.driver.exceptions import Error
 
+    from meterhouse_store.warehouse import said
+
+    if not sql.strip():
+        raise wrong("the query is empty: try SELECT meter, sum(quantity) FROM usage GROUP BY meter")
+    if _has_format(sql):
+        raise wrong("leave FORMAT out: rows are printed as a table, or with --json as JSON")
     client = client_of(existing(data), user="reader")
     try:
         found = client.query(sql)
     except Error as problem:
-        raise failed(str(problem)) from None
+        raise failed(said(problem)) from None
     if as_json:
         rows = [dict(zip(found.column_names, row, strict=True)) for row in found.result_rows]
         print(json.dumps(rows, default=text_of))
     else:
         print_rows(found.column_names, found.result_rows)
+
+
+def _has_format(sql: str) -> bool:
+    """Whether a query names the format of its answer, which the client does, too."""
+    from meterhouse_store.statements import Refused, inspect
+
+    try:
+        return inspect(sql.encode(), "admin", frozenset()).output_format is not None
+    except Refused:  # the warehouse says what is wrong with it
+        return False
 
 
 def _warehouse_users(data: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from meterhouse.vocabulary import REASON_UNREADABLE
 from meterhouse_collector.foreign import Rows, storing
 from meterhouse_collector.projector import Checkpoint, Rejected, Unavailable, Unreadable
 from meterhouse_collector.segments import Position
-from meterhouse_store import conflicts, decided
+from meterhouse_store import conflicts, decided, warehouse
 from meterhouse_store.schema import RECORD_PROTO
 
 T = TypeVar("T")
@@ -132,6 +132,6 @@ def _ask(call: Callable[[], T]) -> T:
     try:
         return call()
     except OperationalError as problem:
-        raise Unavailable(str(problem)) from problem
+        raise Unavailable(warehouse.said(problem)) from problem
     except DatabaseError as problem:
-        raise Rejected(str(problem)) from problem
+        raise Rejected(warehouse.said(problem)) from problem

@@ -1,16 +1,20 @@
 """How the collector does, a row a minute, in the warehouse: what dashboards show of it and its objectives are kept by.
 
-`/metrics` says the same to who scrapes it. A process that is killed takes along what it has not written: some ten
-seconds, or all since the warehouse went down.
+`/metrics` says the same to who scrapes it. What is over and not written yet waits in a file beside the journal, so that
+the next process writes it: one that is killed takes along some ten seconds, or a minute while the warehouse is down.
 """
 
+import json
+import logging
 import math
+import os
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from clickhouse_connect.driver.client import Client
@@ -27,7 +31,10 @@ _COLUMNS: Final = [
     "collector_id", "minute", "process_run_id", "accepted", "refused", "failed", "bounds_s", "acknowledged", "synced",
     "waiting_bytes", "lag_s", "edition",
 ]  # fmt: skip
+_KINDS: Final = (str, int, str, int, int, int, list, list, list, int, float, int)
 _BOUNDS_S: Final = [*BOUNDS_S, math.inf]
+
+log = logging.getLogger(__name__)
 
 
 class _Counted(NamedTuple):
@@ -41,13 +48,17 @@ class _Counted(NamedTuple):
 
 
 class Minutes:
-    """`waiting_bytes` and `lag_s` are asked each second. One thread looks, another one writes."""
+    """`waiting_bytes` and `lag_s` are asked each second. One thread looks, another one writes.
+
+    `file` keeps the minutes that are over until they are written, also those of the process before.
+    """
 
     def __init__(
         self,
         collector_id: str,
         figures: Figures,
         *,
+        file: Path,
         waiting_bytes: Callable[[], int],
         lag_s: Callable[[], float],
         clock_s: Callable[[], float] = time.time,
@@ -59,7 +70,8 @@ class Minutes:
         self._minute = int(clock_s() // 60)
         self._waiting_bytes, self._lag_s, self._edition = 0, 0.0, 0
         self._under_way = False
-        self._rows: deque[list[Any]] = deque(maxlen=KEPT)
+        self._waiting = _WaitingRows(file)
+        self._rows: deque[list[Any]] = deque(self._waiting.read(), maxlen=KEPT)
         self._told_at_s = float("-inf")
         self._lock = threading.Lock()
 
@@ -78,7 +90,9 @@ class Minutes:
         """End the minute under way, as when the collector stops."""
         with self._lock:
             now = self._counted()
-            self._rows.append(self._row(now))
+            row = self._row(now)
+            self._rows.append(row)
+            self._waiting.append(row, self._rows)
             self._before, self._waiting_bytes, self._lag_s = now, 0, 0.0
             self._under_way = False
 
@@ -94,12 +108,15 @@ class Minutes:
             under_way = [self._row(self._counted())] if due else []
         if not over and not under_way:
             return
-        client.insert("collector_minutes", over + under_way, column_names=_COLUMNS, settings={"async_insert": 0})
+        rows = [[row[0], datetime.fromtimestamp(row[1] * 60, UTC), *row[2:]] for row in over + under_way]
+        client.insert("collector_minutes", rows, column_names=_COLUMNS, settings={"async_insert": 0})
         with self._lock:
             if under_way:
                 self._told_at_s = now_s
             while over and self._rows and self._rows.popleft() is not over[-1]:
                 pass
+            if over:
+                self._waiting.replace(self._rows)
 
     def _row(self, now: _Counted) -> list[Any]:
         """The minute so far; each time a later edition."""
@@ -107,7 +124,7 @@ class Minutes:
         before = self._before
         return [
             self._collector_id,
-            datetime.fromtimestamp(self._minute * 60, UTC),
+            self._minute,
             self._run_id,
             now.accepted - before.accepted,
             now.refused - before.refused,
@@ -125,6 +142,61 @@ class Minutes:
         return _Counted(
             seen.accepted, seen.refused, seen.failed, list(seen.acknowledged_s.counts), list(seen.fsync_s.counts)
         )
+
+
+class _WaitingRows:
+    """Rows in a file, a line each: what a process that is killed leaves to the next one.
+
+    Without fsync, and a disk that is full only costs what the file is for. A line that was torn is passed over.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._lines = file, 0
+
+    def read(self) -> list[list[Any]]:
+        """The rows, oldest first."""
+        try:
+            lines = self._file.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        self._lines = len(lines)
+        rows = [row for row in map(_row_of, lines) if row is not None]
+        if len(rows) < len(lines):
+            log.warning("%s: %d lines cannot be read and are passed over", self._file, len(lines) - len(rows))
+            self.replace(rows)
+        return rows
+
+    def append(self, row: list[Any], rows: Iterable[list[Any]]) -> None:
+        """Add a row; where the file has grown long it is made anew of the `rows` that still wait."""
+        if self._lines >= 2 * KEPT:
+            self.replace(rows)
+            return
+        self._write([row], os.O_APPEND)
+        self._lines += 1
+
+    def replace(self, rows: Iterable[list[Any]]) -> None:
+        """Let the file have these rows."""
+        kept = list(rows)
+        self._write(kept, os.O_TRUNC)
+        self._lines = len(kept)
+
+    def _write(self, rows: list[list[Any]], how: int) -> None:
+        told = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        flags = os.O_WRONLY | os.O_CREAT | how
+        try:
+            with open(self._file, "wb", opener=lambda path, _: os.open(path, flags, 0o600)) as file:
+                file.write(told)
+        except OSError as problem:
+            log.warning("minutes that wait for the warehouse cannot be kept in %s: %s", self._file, problem)
+
+
+def _row_of(line: bytes) -> list[Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    fits = isinstance(row, list) and len(row) == len(_KINDS) and all(map(isinstance, row, _KINDS))
+    return row if fits else None
 
 
 def _less(counts: list[int], before: list[int]) -> list[int]:

@@ -1,11 +1,12 @@
 """The thread that runs the projector beside the doors: connects, steps, backs off; never stops acknowledgement."""
 
 import fcntl
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,8 @@ from clickhouse_connect.driver.exceptions import Error
 from meterhouse_collector import segments
 from meterhouse_collector.inbox import Inbox
 from meterhouse_collector.journal import Journal
-from meterhouse_collector.projector import Projector
-from meterhouse_collector.segments import Position
+from meterhouse_collector.projector import Projector, Unavailable
+from meterhouse_collector.segments import START, Position
 from meterhouse_store import decided, schema, sql, warehouse
 from meterhouse_store.settings import Settings
 
@@ -34,6 +35,8 @@ APPLY_S: Final = 5.0
 """How often decisions are looked for that another process recorded and did not bring into the warehouse."""
 BESIDE_S: Final = 2.0
 """How often `beside` are called, and once when the collector stops."""
+PROJECTED: Final = "projected"
+"""The file beside the journal that says how far it is in the warehouse, for the next process, until that can ask."""
 BEHIND_S: Final = 60.0
 """A projection that is further behind than this is not well."""
 
@@ -52,6 +55,33 @@ def projection_lock(journal_directory: Path, *, wait: bool) -> Iterator[bool]:
         yield True
 
 
+def _words(problem: Exception) -> str:
+    if isinstance(problem, Error):
+        return warehouse.said(problem)
+    if isinstance(problem, warehouse.WarehouseUnavailable | Unavailable):
+        return str(problem)
+    return f"{type(problem).__name__}: {problem}"
+
+
+def _note(directory: Path, position: Position) -> None:
+    """Keep up to where the journal is in the warehouse, without fsync: a hint for the next process."""
+    fresh = directory / (PROJECTED + ".new")
+    with suppress(OSError):  # a full disk: the next process asks the warehouse without a hint
+        fresh.write_text(json.dumps(position), encoding="ascii")
+        fresh.replace(directory / PROJECTED)
+
+
+def _through_at_start_s(journal: Journal) -> float:
+    """Unix seconds: when the first request came that is not noted to be in the warehouse; now, where none is known."""
+    try:
+        segment, offset = json.loads((journal.directory / PROJECTED).read_bytes())
+        waits_since_ns = segments.first_after(journal.directory, Position(str(segment), int(offset)))
+    except (FileNotFoundError, ValueError, TypeError, segments.Gone):
+        # Nothing was ever projected, or an older copy of the journal was restored: all of it is projected again.
+        waits_since_ns = segments.first_after(journal.directory, START)
+    return time.time() if waits_since_ns is None else waits_since_ns / 1e9
+
+
 class Projection:
     """The projector of a running collector."""
 
@@ -68,7 +98,7 @@ class Projection:
         self._position: Position | None = None
         self._problem: str | None = None
         self.failures = 0
-        self._started_at = time.time()
+        self._known_through_s = _through_at_start_s(journal)
         self._moved_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="projector", daemon=True)
 
@@ -92,8 +122,11 @@ class Projection:
         return self._position
 
     def lag_s(self) -> float:
-        """Seconds since the time up to which everything is in the warehouse."""
-        through_s = self._started_at if self._through_ns is None else self._through_ns / 1e9
+        """Seconds since the time up to which everything is in the warehouse, as far as is known.
+
+        Until the warehouse says it: since the first request that an earlier process left, or since this one began.
+        """
+        through_s = self._known_through_s if self._through_ns is None else self._through_ns / 1e9
         return round(max(0.0, time.time() - through_s), 3)
 
     def trouble(self) -> str | None:
@@ -114,7 +147,7 @@ class Projection:
             # Whatever it is: the doors go on, the journal keeps everything, and a thread that had ended would be missed
             # by nobody.
             except Exception as problem:  # noqa: BLE001
-                self._problem = f"{type(problem).__name__}: {str(problem)[:500]}"
+                self._problem = _words(problem)[:500]
                 self.failures += 1
                 log.warning("the warehouse is behind, the journal keeps everything: %s", self._problem)
                 if self._projector is not None:
@@ -150,7 +183,9 @@ class Projection:
             self._moved_at = time.monotonic()
         if self._projector.done is not None:
             self._through_ns = self._projector.done.through_ns
-            self._position = self._projector.done.position
+            if self._position != self._projector.done.position:
+                self._position = self._projector.done.position
+                _note(self._journal.directory, self._position)
         return more
 
     def _write_beside(self) -> None:

@@ -19,6 +19,8 @@ from meterhouse_collector.records import decode, frames
 from meterhouse_collector.seekable import SeekableFile
 
 COMPRESSED: Final = ".zst"
+FIRST_BYTES: Final = 64 * 2**10
+"""Read at once where the first record is looked for."""
 _CLOCK: Final = struct.Struct("<QI")
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,22 @@ def holds(directory: Path, position: Position) -> bool:
             return segment.size >= position.offset
     except Gone:
         return False
+
+
+def first_after(directory: Path, position: Position) -> int | None:
+    """When the first record behind a position was received, in Unix nanoseconds; None where there is none.
+
+    Of what is damaged nothing is known, the record behind it counts. Raises Gone.
+    """
+    until = end(directory)
+    while True:
+        data, following = read(directory, position, until, FIRST_BYTES)
+        for frame in frames(data, position.segment):
+            if frame.intact:
+                return decode(data[frame.body : frame.end]).received_at_ns
+        if following == position:
+            return None
+        position = following
 
 
 def read(directory: Path, position: Position, until: Position, limit_bytes: int) -> tuple[bytes, Position]:

@@ -32,7 +32,7 @@ from meterhouse_collector.intake import Intake, Outcome, Report
 from meterhouse_collector.journal import Journal, JournalInUse
 from meterhouse_collector.minutes import LOOK_S, Minutes
 from meterhouse_collector.projection import CONNECT_S, Projection
-from meterhouse_collector.refusal_counts import RefusalCounts
+from meterhouse_collector.refusal_counts import KEEP_S, RefusalCounts
 from meterhouse_collector.segments import ForeignSegments
 from meterhouse_collector.series import SeriesLimit
 from meterhouse_collector.telemetry import Figures, Metric, Push, counter, gauge, prometheus
@@ -80,20 +80,25 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     except (MappingError, OSError) as problem:
         print(f"the collector cannot start, the mapping file cannot be used:\n{problem}", file=sys.stderr)
         return 1
-    figures, refusals = Figures(), RefusalCounts()
+    figures = Figures()
     try:
         journal = Journal(directory, on_fatal=_end_process, sync=figures.timed(os.fdatasync))
         engine = open_engine(settings)
+        refusals = RefusalCounts(directory / "refusals.json")
+        projection = Projection(settings, journal)
+        minutes = Minutes(
+            journal.collector_id,
+            figures,
+            file=directory / "minutes.jsonl",
+            waiting_bytes=lambda: journal.waiting_bytes,
+            lag_s=projection.lag_s,
+        )
     except (OSError, SQLAlchemyError) as problem:
         print(f"the collector cannot start, it must be able to write to {settings.data}: {problem}", file=sys.stderr)
         return 1
     except (JournalInUse, ForeignSegments) as problem:
         print(f"the collector cannot start: {problem}", file=sys.stderr)
         return 1
-    projection = Projection(settings, journal)
-    minutes = Minutes(
-        journal.collector_id, figures, waiting_bytes=lambda: journal.waiting_bytes, lag_s=projection.lag_s
-    )
     projection.start(beside=[refusals.write, minutes.write])
     days = settings.journal_retention_days
     upkeep = Upkeep(
@@ -143,13 +148,14 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
                 connections=slots.limit,
                 calls_per_address=doors.connections_per_address,
             )
-            runner.run(_serve_doors(uvicorn.Server(config), listener, make_grpc, credentials, minutes, tls))
+            runner.run(_serve_doors(uvicorn.Server(config), listener, make_grpc, credentials, minutes, refusals, tls))
     finally:
         push.stop()
         minutes.end()
         upkeep.stop()
         journal.close()  # what waits is on disk then, and the projector has a last look at it
         projection.stop()
+        refusals.keep()
         credentials.note_uses()
         engine.dispose()
     return 0
@@ -161,10 +167,15 @@ async def _serve_doors(
     make_grpc: Callable[[], tuple[Any, int]],
     credentials: Credentials,
     minutes: Minutes,
+    refusals: RefusalCounts,
     tls: ServerTls | None,
 ) -> None:
     server, grpc_port = make_grpc()
-    beside = [asyncio.create_task(credentials.refresh_forever()), asyncio.create_task(_look_forever(minutes))]
+    beside = [
+        asyncio.create_task(credentials.refresh_forever()),
+        asyncio.create_task(_look_forever(minutes)),
+        asyncio.create_task(_keep_forever(refusals)),
+    ]
     if tls is not None:
         beside.append(asyncio.create_task(tls.follow_files()))
     await server.start()
@@ -183,6 +194,12 @@ async def _look_forever(minutes: Minutes) -> None:
     while True:
         minutes.look()
         await asyncio.sleep(LOOK_S)
+
+
+async def _keep_forever(refusals: RefusalCounts) -> None:
+    while True:
+        await asyncio.sleep(KEEP_S)
+        await asyncio.to_thread(refusals.keep)
 
 
 def _tls(doors: DoorSettings) -> ServerTls | None:

@@ -37,7 +37,8 @@ class Beside:
         if self.process is not None and self.process.poll() is None:
             return
         if self.process is not None:
-            self._say(f"{self._name} ended with code {self.process.returncode}: it is started again")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self._say(f"{now} {self._name} ended with code {self.process.returncode}: it is started again")
         after_fork = die_with_parent(os.getpid())
         self.process = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL, preexec_fn=after_fork)
 

@@ -46,6 +46,22 @@ _UNSAFE_FUNCTIONS = frozenset(
 )
 # Everybody's queries run as the engine's one user, so these would show what others ask.
 _OTHERS_QUERIES = frozenset({"processes", "processlist", "query_log", "query_cache", "asynchronous_inserts"})
+# The tables of `system` that a reader may read: clients ask them what there is. The engine would let all be read.
+_DESCRIPTIONS = frozenset(
+    {"aggregate_function_combinators", "build_options", "collations", "columns", "contributors", "current_roles"}
+    | {
+        "data_type_families",
+        "databases",
+        "dictionaries",
+        "enabled_roles",
+        "formats",
+        "functions",
+        "keywords",
+        "licenses",
+    }
+    | {"numbers", "numbers_mt", "one", "settings", "table_engines", "table_functions", "tables", "time_zones", "zeros"}
+    | {"zeros_mt"}
+)
 
 # Narrower than the engine's lexer (src/Parsers/Lexer.cpp) wherever that one is surprising: no comment inside a comment,
 # no backslash in a quoted name, no $ in a name, no name glued to a fraction (`.1efile` is `.1e` and `file` to it), no
@@ -236,11 +252,18 @@ def _check_call(before: list[Token], token: Token, unsafe: frozenset[str]) -> No
 
 
 def _check_reader(tokens: list[Token]) -> None:
-    for before, token in pairwise([tokens[0], *tokens]):
-        if token.kind in ("word", "quoted") and token.text.lower() in _OTHERS_QUERIES:
+    for number, token in enumerate(tokens):
+        before = tokens[max(0, number - 1)]
+        name = token.text.lower() if token.kind in ("word", "quoted") else ""
+        if name in _OTHERS_QUERIES:
             raise Refused(ACCESS_DENIED, f"reader: Not enough privileges: {token.text} shows what other users do")
-        if before.is_sign(".") and token.text.lower() == "errors":
-            raise Refused(ACCESS_DENIED, "reader: Not enough privileges: errors quote what other users ask")
+        of_system = number > 1 and before.is_sign(".") and tokens[number - 2].text.lower() == "system"
+        if of_system and name not in _DESCRIPTIONS:
+            raise Refused(
+                ACCESS_DENIED,
+                f"reader: Not enough privileges: system.{token.text} tells of the engine and of its other users; a "
+                "reader has tables of system that describe: tables, columns, databases, functions, settings, ...",
+            )
         if before.is_sign(":") and token.is_word("IDENTIFIER"):
             raise Refused(ACCESS_DENIED, "reader: Not enough privileges: a name cannot be a parameter, write it out")
 

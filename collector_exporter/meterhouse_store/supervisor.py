@@ -18,6 +18,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -128,7 +129,8 @@ class Supervisor:
                 )
             pause = BACKOFF_S[min(len(child.deaths), len(BACKOFF_S)) - 1]
             child.restart_at = now + pause
-            self._say(f"{child.part.name} ended with code {code}, starts again in {pause:g} s")
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            self._say(f"{at} {child.part.name} ended with code {code}, starts again in {pause:g} s")
         elif now >= child.restart_at:
             child.process = self._spawn(child.part)
             child.restart_at = None

@@ -1,5 +1,6 @@
 """The ClickHouse client: the embedded engine's HTTP front or a server, by URL, with the same code."""
 
+import re
 import time
 import urllib.error
 import urllib.request
@@ -8,6 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 import clickhouse_connect
 from clickhouse_connect.driver import options
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import Error, OperationalError
 
 from meterhouse_store import endpoints
 from meterhouse_store.settings import Settings
@@ -21,8 +23,22 @@ READER = "reader"
 """The users of the embedded engine: one that may do everything, one that may read views."""
 
 
+_REFUSAL = re.compile(r"Code: (\d+)\. DB::Exception: (.*?)(?: ?\(for url [^)]*\))?$", re.DOTALL)
+_URL = re.compile(r" ?\(for url [^)]*\)")
+
+
 class WarehouseUnavailable(RuntimeError):
     """No warehouse is known, or it does not answer."""
+
+
+def said(problem: Error) -> str:
+    """What the driver raised, in a sentence: the warehouse's own words with their code, or that it does not answer."""
+    text = str(problem)
+    if found := _REFUSAL.search(text):
+        return f"the warehouse refuses this (code {found[1]}): {found[2].strip()}"
+    if isinstance(problem, OperationalError):
+        return "the warehouse does not answer"
+    return _URL.sub("", text)
 
 
 def connect(settings: Settings, *, timeout_s: float = 60, database: str | None = None, user: str = ADMIN) -> Client:

@@ -194,9 +194,9 @@ class Client:
         self.rows += rows
 
 
-def test_counts_that_could_not_be_written_are_written_later_and_old_hours_are_let_go():
+def test_counts_that_could_not_be_written_are_written_later_and_old_hours_are_let_go(tmp_path):
     now, client = [3600.0], Client()
-    counts = RefusalCounts(clock_s=lambda: now[0])
+    counts = RefusalCounts(tmp_path / "refusals", clock_s=lambda: now[0])
     counts.add("live", "c", "malformed", 10)
     counts.add("live", "c", "malformed", 5)
     client.down = True
@@ -211,8 +211,40 @@ def test_counts_that_could_not_be_written_are_written_later_and_old_hours_are_le
     assert counts._counts == {}
 
 
-def test_what_is_counted_is_bounded_and_goes_to_nobody_beyond_that():
-    client, counts = Client(), RefusalCounts(clock_s=lambda: 3600.0)
+def test_refusals_that_a_process_left_are_written_by_the_next_one(tmp_path):
+    file = tmp_path / "refusals"
+    killed = RefusalCounts(file, clock_s=lambda: 3600.0)
+    killed.add("live", "c", "malformed", 10)
+    killed.keep()
+    killed.add("live", "c", "malformed", 5)
+    killed.keep()
+    killed.add("live", "c", "malformed", 1)  # a crash takes along what came since
+    client, counts = Client(), RefusalCounts(file, clock_s=lambda: 7200.0)
+    counts.add("live", "d", "malformed", 1)
+    client.down = True
+    with pytest.raises(clickhouse_connect.driver.exceptions.OperationalError):
+        counts.write(client)
+    counts.keep()  # two processes' now
+    client, counts = Client(), RefusalCounts(file, clock_s=lambda: 7200.0)
+    counts.write(client)
+    counts.write(client)
+    assert sorted((row[1], row[2].hour, *row[5:]) for row in client.rows) == [("c", 1, 2, 15), ("d", 2, 1, 1)]
+    assert len({row[4] for row in client.rows}) == 2
+    client, counts = Client(), RefusalCounts(file, clock_s=lambda: 7200.0)
+    counts.write(client)
+    assert client.rows == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"3", b'[["live"], 4, ["", "", "x", "", "", 1, 1]]'])
+def test_a_damaged_file_of_refusals_is_passed_over(tmp_path, damage):
+    (tmp_path / "refusals").write_bytes(damage)
+    client, counts = Client(), RefusalCounts(tmp_path / "refusals", clock_s=lambda: 3600.0)
+    counts.write(client)
+    assert client.rows == []
+
+
+def test_what_is_counted_is_bounded_and_goes_to_nobody_beyond_that(tmp_path):
+    client, counts = Client(), RefusalCounts(tmp_path / "refusals", clock_s=lambda: 3600.0)
     for number in range(10_050):
         counts.add("live", f"c{number}", "malformed", 1)
     counts.write(client)

@@ -1,6 +1,8 @@
 """How the collector does is in the warehouse, minute by minute: each once, whatever the warehouse and the clock do."""
 
 import math
+import re
+import time
 import urllib.request
 from datetime import UTC, datetime
 
@@ -21,12 +23,13 @@ HEALTH = (
 class World:
     """A collector's figures, and a clock that is set by hand."""
 
-    def __init__(self):
+    def __init__(self, file):
         self.now_s, self.waiting, self.lag = NOON_S, 0, 0.0
         self.figures = Figures()
         self.minutes = Minutes(
             "c-1",
             self.figures,
+            file=file,
             waiting_bytes=lambda: self.waiting,
             lag_s=lambda: self.lag,
             clock_s=lambda: self.now_s,
@@ -43,8 +46,8 @@ def empty(database):
     return database
 
 
-def test_a_minute_has_what_happened_in_it_and_the_most_that_waited(empty):
-    world = World()
+def test_a_minute_has_what_happened_in_it_and_the_most_that_waited(empty, tmp_path):
+    world = World(tmp_path / "minutes")
     world.figures.count("", False, 5, 0.003)
     world.figures.count("", False, 5, 0.2)
     world.figures.count("malformed", False, 0, 0.001)
@@ -75,8 +78,8 @@ def test_a_minute_has_what_happened_in_it_and_the_most_that_waited(empty):
     assert empty.query("SELECT sum(times) FROM collector_durations WHERE what = 'synced'").result_rows == [(1,)]
 
 
-def test_minutes_wait_for_a_warehouse_that_is_down_and_stand_there_once(empty, monkeypatch):
-    world = World()
+def test_minutes_wait_for_a_warehouse_that_is_down_and_stand_there_once(empty, tmp_path, monkeypatch):
+    world = World(tmp_path / "minutes")
     world.figures.count("", False, 1, 100.0)
     world.at(61)
 
@@ -108,13 +111,50 @@ def test_minutes_wait_for_a_warehouse_that_is_down_and_stand_there_once(empty, m
     bounds = "SELECT at_most_s FROM collector_durations WHERE minute = toDateTime('2026-11-30 12:00:00', 'UTC')"
     assert empty.query(bounds).result_rows == [(math.inf,)]
     monkeypatch.setattr(minutes, "KEPT", 2)
-    world = World()
-    for minute in range(1, 5):
+    world = World(tmp_path / "other")
+    for minute in range(1, 12):
         world.at(61 * minute)
-    assert len(world.minutes._rows) == 2  # a warehouse that is down for weeks costs no more memory than that
+    # A warehouse that is down for weeks costs no more memory and no more disk than that.
+    assert len(world.minutes._rows) == 2
+    assert len((tmp_path / "other").read_text().splitlines()) <= 4
 
 
-def test_an_insert_that_arrives_late_does_not_take_back_what_a_later_one_said(empty):
+def test_the_next_process_writes_what_one_that_was_killed_left(empty, tmp_path):
+    file = tmp_path / "minutes"
+    killed = World(file)
+    killed.figures.count("", False, 1, 100.0)
+    killed.at(61)
+    killed.figures.count("", False, 1, 0.001)
+    killed.at(121)
+    with file.open("ab") as torn:
+        torn.write(b'["c-1", 29')
+    second = World(file)
+    second.at(130)
+    second.figures.count("malformed", False, 0, 0.001)
+    second.at(181)  # the torn line does not take this one along
+    third = World(file)
+    third.at(190)
+    third.minutes.write(empty)
+    assert [row[:3] for row in empty.query(HEALTH).result_rows] == [
+        ("2026-11-30 12:00:00", 1, 0),
+        ("2026-11-30 12:01:00", 1, 0),
+        ("2026-11-30 12:02:00", 0, 1),
+        ("2026-11-30 12:03:00", 0, 0),
+    ]
+    # What is written waits no more.
+    assert file.read_bytes() == b""
+
+
+def test_a_full_disk_costs_nothing_but_what_a_kill_would_take(empty, tmp_path, caplog):
+    world = World(tmp_path / "missing" / "minutes")
+    world.figures.count("", False, 1, 0.001)
+    world.at(61)
+    world.minutes.write(empty)
+    assert empty.query(HEALTH).result_rows[0][:2] == ("2026-11-30 12:00:00", 1)
+    assert "cannot be kept" in caplog.text
+
+
+def test_an_insert_that_arrives_late_does_not_take_back_what_a_later_one_said(empty, tmp_path):
     sent = []
 
     class Slow:
@@ -124,7 +164,7 @@ def test_an_insert_that_arrives_late_does_not_take_back_what_a_later_one_said(em
             sent.append((arguments, named))
             raise clickhouse_connect.driver.exceptions.OperationalError("no answer in time")
 
-    world = World()
+    world = World(tmp_path / "minutes")
     world.figures.count("", False, 1, 0.001)
     world.at(10)
     with pytest.raises(clickhouse_connect.driver.exceptions.OperationalError):
@@ -152,3 +192,57 @@ def test_a_collector_writes_its_minutes_and_the_last_one_when_it_stops(collector
     wait_for(lambda: empty.query(told).result_rows == [(3, 1, 0)], within_s=20, what="the minutes")
     durations = "SELECT sum(times) FROM collector_durations WHERE what = 'acknowledged'"
     assert empty.query(durations).result_rows == [(3,)]
+
+
+def test_what_was_seen_while_the_warehouse_was_down_is_there_when_it_is_up_again(collector_warehouse, empty, tmp_path):
+    empty.command("TRUNCATE TABLE refusals")
+    running = Collector(tmp_path, "http://admin:x@127.0.0.1:9", empty.database).start()
+    try:
+        assert running.post(request_of(event(1, "e-1")))[0] == 200
+        assert running.post(b"\xff")[0] == 400
+        running.process.terminate()
+        running._reap()
+        running.environment["METERHOUSE_WAREHOUSE_URL"] = collector_warehouse
+        running.start()
+        told = "SELECT sum(accepted), sum(refused), sum(failed) FROM collector_health"
+        wait_for(lambda: empty.query(told).result_rows == [(1, 1, 0)], within_s=30, what="the minutes")
+        refusals = "SELECT code, sum(requests) FROM refused GROUP BY code"
+        wait_for(lambda: empty.query(refusals).result_rows == [("malformed", 1)], within_s=30, what="the refusals")
+    finally:
+        running.stop()
+
+
+def test_the_lag_goes_on_from_where_a_collector_that_was_killed_had_come_to(collector_warehouse, empty, tmp_path):
+    def lag_s():
+        with urllib.request.urlopen(running.http + "/metrics", timeout=20) as reply:
+            text = reply.read().decode()
+        return float(re.search(r"^meterhouse_collector_projection_lag_seconds (\S+)$", text, re.MULTILINE)[1])
+
+    running = Collector(tmp_path, "http://admin:x@127.0.0.1:9", empty.database).start()
+    try:
+        assert running.post(request_of(event(1, "e-1")))[0] == 200
+        began = time.time()
+        running.kill()
+        time.sleep(2)
+        running.start()  # still without a warehouse: it waits since the first request came, not since this start
+        assert time.time() - began <= lag_s() <= time.time() - began + 1.5
+        running.kill()
+        running.environment["METERHOUSE_WAREHOUSE_URL"] = collector_warehouse
+        running.start()
+        collector_id = (tmp_path / "journal" / "collector_id").read_text()
+        projected = "SELECT projected_through > fromUnixTimestamp(%(now)s) FROM watermark WHERE collector_id = %(id)s"
+        asked = {"now": int(time.time()) + 1, "id": collector_id}
+        wait_for(lambda: empty.query(projected, asked).result_rows == [(1,)], within_s=60, what="the projection")
+        running.kill()
+        running.environment["METERHOUSE_WAREHOUSE_URL"] = "http://admin:x@127.0.0.1:9"
+        began = time.time()
+        running.start()  # all of it is there: nothing waits
+        assert lag_s() <= time.time() - began
+        time.sleep(2)
+        assert running.post(request_of(event(1, "e-2")))[0] == 200
+        came = time.time()
+        running.kill()
+        running.start()
+        assert 0 <= lag_s() <= time.time() - came + 1.5
+    finally:
+        running.stop()

@@ -12,9 +12,9 @@ from meterhouse_store.settings import Settings
 
 
 @pytest.fixture
-def stepped(monkeypatch):
+def stepped(monkeypatch, tmp_path):
     """A projection whose steps are noted; each comes to the end of the journal."""
-    journal = SimpleNamespace(appended=threading.Event())
+    journal = SimpleNamespace(appended=threading.Event(), directory=tmp_path)
     steps = []
     projection = Projection(Settings(), journal)
     projection._projector = SimpleNamespace(caught_up=True, forget=lambda: None)
@@ -45,9 +45,9 @@ def test_many_small_requests_are_gathered_into_five_steps_a_second_at_most(stepp
     assert 2 <= len(steps) <= 6
 
 
-def test_where_nothing_has_come_for_ten_seconds_a_step_is_taken_every_two_seconds_and_no_more():
+def test_where_nothing_has_come_for_ten_seconds_a_step_is_taken_every_two_seconds_and_no_more(tmp_path):
     waited = []
-    journal = SimpleNamespace(appended=SimpleNamespace(wait=waited.append, clear=lambda: None))
+    journal = SimpleNamespace(appended=SimpleNamespace(wait=waited.append, clear=lambda: None), directory=tmp_path)
     projection = Projection(Settings(), journal)
     for ago_s in (0, 8, 12):
         projection._moved_at = time.monotonic() - ago_s
@@ -55,9 +55,9 @@ def test_where_nothing_has_come_for_ten_seconds_a_step_is_taken_every_two_second
     assert waited == pytest.approx([0.3, 0.3, 1.8])
 
 
-def test_a_stop_waits_neither_for_a_heartbeat_nor_for_a_write(monkeypatch):
+def test_a_stop_waits_neither_for_a_heartbeat_nor_for_a_write(monkeypatch, tmp_path):
     monkeypatch.setattr(projections, "HEARTBEAT_S", 60.0)
-    projection = Projection(Settings(), SimpleNamespace(appended=threading.Event()))
+    projection = Projection(Settings(), SimpleNamespace(appended=threading.Event(), directory=tmp_path))
     projection._projector = SimpleNamespace(caught_up=True, forget=lambda: None)
     monkeypatch.setattr(projection, "_step", lambda: False)
     projection.start()

@@ -111,6 +111,33 @@ def test_a_reader_does_not_see_what_others_ask(statement):
     assert code_of(statement, "reader") == 497
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM system.events",
+        "SELECT * FROM system . `user_processes`",
+        'SELECT 1 IN "system"."stack_trace"',
+        "DESCRIBE TABLE SYSTEM.Disks",
+    ],
+)
+def test_of_system_a_reader_has_what_describes(statement):
+    assert code_of(statement, "reader") == 497
+    inspect(statement.encode(), "admin", UNSAFE)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT name FROM system.tables",
+        "SELECT 1 FROM system.`one`",
+        "SELECT merge FROM t",
+        "SELECT events FROM system",
+    ],
+)
+def test_a_reader_is_told_what_there_is(statement):
+    inspect(statement.encode(), "reader", UNSAFE)
+
+
 def test_a_reader_does_not_name_a_table_by_a_parameter():
     statement = "SELECT query FROM system.{t:Identifier}"
     assert code_of(statement, "reader") == 497
