@@ -11,6 +11,7 @@ import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
+import commands
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
@@ -162,13 +163,7 @@ class Collector:
                 return refusal.code, dict(refusal.headers), refusal.read()
 
     def command(self, *arguments):
-        return subprocess.run(
-            [sys.executable, "-c", MAIN, *arguments],
-            env=self.environment,
-            cwd=self.data,
-            capture_output=True,
-            text=True,
-        )
+        return commands.run(arguments, env=self.environment, cwd=self.data, timeout=300)
 
 
 def wait_projected(client):

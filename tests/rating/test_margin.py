@@ -1,13 +1,11 @@
 """Margins: revenue that adds up however it is divided, cost beside it, and what is not known."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 
 from meterhouse_rating import costs_book, costs_rates
@@ -17,7 +15,6 @@ from meterhouse_rating.periods import PeriodError
 from meterhouse_store.numbers import plain
 from meterhouse_store.registry import ALWAYS
 
-METERHOUSE = str(Path(sys.executable).with_name("meterhouse"))
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 BOOK = """
@@ -140,9 +137,9 @@ def test_the_command_shows_tables_and_one_document(month: Any, command_environme
         margins(month.world, "2026-10", ["colour"])
     month.event("acme", "llm.images", "1", "2026-10-21T10:00:00", agent_id="a")
     month.collected(position=1001)
-    words = [METERHOUSE, "margin", "--period", "2026-10"]
+    words = ["margin", "--period", "2026-10"]
     environment = command_environment(month)
-    told = subprocess.run(words, env=environment, capture_output=True, text=True)
+    told = commands.run(words, env=environment)
     assert told.returncode == 3, told.stderr
     assert told.stdout == (
         "  customer  revenue  cost    margin                  unknown cost\n"
@@ -155,9 +152,7 @@ def test_the_command_shows_tables_and_one_document(month: Any, command_environme
         "\n"
         "Of 1 event the cost is unknown: such margins are at most what is shown (`meterhouse costs status`).\n"
     )
-    asked = subprocess.run(
-        [*words, "--json", "--by", "customer,agent"], env=environment, capture_output=True, text=True
-    )
+    asked = commands.run([*words, "--json", "--by", "customer,agent"], env=environment)
     found = json.loads(asked.stdout)
     first = next(it for it in found["margins"] if (it["customer"], it["agent"]) == ("acme", "a"))
     assert (first["revenue_minor"], first["cost"], first["margin"], first["margin_at_most"]) == (

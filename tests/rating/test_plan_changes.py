@@ -1,12 +1,10 @@
 """A plan that changes within a month, from the change to the month's lines; every amount is worked out by hand."""
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 
+import commands
 import pytest
 from rating_samples import at
 from typer.testing import CliRunner
@@ -20,7 +18,6 @@ from meterhouse_rating.evidence import make
 from meterhouse_rating.periods import parse as parse_period
 from meterhouse_store import agreements, registry, tables
 
-METERHOUSE = str(Path(sys.executable).with_name("meterhouse"))
 BOOK = """
 book: test
 currency: USD
@@ -438,8 +435,7 @@ def test_a_whole_month_through_the_commands(sqlite_house, command_environment, t
     house.collected()
 
     def meterhouse(*arguments):
-        command = [METERHOUSE, *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        done = commands.run(arguments, env=environment, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

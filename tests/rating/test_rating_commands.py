@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from meterhouse_store import tables
@@ -29,14 +30,7 @@ def meterhouse(sqlite_house, command_environment, tmp_path):
     environment = command_environment(sqlite_house)
 
     def call(*arguments, **changed):
-        done = subprocess.run(
-            [METERHOUSE, *arguments],
-            env=environment | changed,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = commands.run(arguments, env=environment | changed, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     return call

@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import commands
 import pytest
 from rating_samples import at
 from sqlalchemy import event, select
@@ -290,7 +291,7 @@ def test_a_run_that_another_one_overtook_rates_on_what_is_known_now(house):
 
 
 def meterhouse(environment, *arguments):
-    done = subprocess.run([METERHOUSE, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    done = commands.run(arguments, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import commands
 import pytest
 import typer
 import yaml
@@ -113,7 +114,7 @@ def call(sqlite_house, command_environment):
     environment = command_environment(sqlite_house)
 
     def meterhouse(*arguments):
-        done = subprocess.run([METERHOUSE, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        done = commands.run(arguments, env=environment)
         return done.returncode, done.stdout, done.stderr
 
     return meterhouse

@@ -2,11 +2,9 @@
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
+import commands
 import pytest
 from sqlalchemy import select, update
 
@@ -17,7 +15,6 @@ from meterhouse_rating.simulate_picture import as_svg
 from meterhouse_rating.simulate_report import as_text
 from meterhouse_store import tables
 
-METERHOUSE = str(Path(sys.executable).parent / "meterhouse")
 OLD = """
 book: old
 currency: USD
@@ -81,9 +78,7 @@ def call(house, command_environment, tmp_path):
 
     def run(*arguments):
         environment = command_environment(house)
-        done = subprocess.run(
-            [METERHOUSE, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
+        done = commands.run(arguments, env=environment, cwd=tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     return run
