@@ -23,8 +23,8 @@ HEALTH = (
 class World:
     """A collector's figures, and a clock that is set by hand."""
 
-    def __init__(self, file):
-        self.now_s, self.waiting, self.lag = NOON_S, 0, 0.0
+    def __init__(self, file, since=0):
+        self.now_s, self.waiting, self.lag = NOON_S + since, 0, 0.0
         self.figures = Figures()
         self.minutes = Minutes(
             "c-1",
@@ -128,11 +128,11 @@ def test_the_next_process_writes_what_one_that_was_killed_left(empty, tmp_path):
     killed.at(121)
     with file.open("ab") as torn:
         torn.write(b'["c-1", 29')
-    second = World(file)
+    second = World(file, since=130)
     second.at(130)
     second.figures.count("malformed", False, 0, 0.001)
     second.at(181)  # the torn line does not take this one along
-    third = World(file)
+    third = World(file, since=190)
     third.at(190)
     third.minutes.write(empty)
     assert [row[:3] for row in empty.query(HEALTH).result_rows] == [
