@@ -203,7 +203,9 @@ class PlainHttpProtocol(HttpToolsProtocol):
     def _end(self, status: HTTPStatus, why: str) -> None:
         """Answer where no answer has begun, and close."""
         self._disarm()
-        if not self.transport.is_closing() and (self.cycle is None or not self.cycle.response_started):
+        of_earlier = self.cycle is not None and self._in_head and self.cycle.response_complete
+        answering = self.cycle is not None and self.cycle.response_started and not of_earlier
+        if not self.transport.is_closing() and not answering:
             self.transport.write(
                 f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
                 f"content-length: {len(why)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n{why}".encode()

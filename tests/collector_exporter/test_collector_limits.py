@@ -73,6 +73,17 @@ def test_a_head_that_does_not_end_is_not_waited_for(quick, head):
     assert is_served(quick)
 
 
+@pytest.mark.parametrize(
+    ("more", "status"), [(b"POST /v1/met", b"408 "), (b"GET / HTTP/1.1\r\nx: " + b"x" * 200_000, b"431 ")]
+)
+def test_a_later_head_on_a_connection_is_answered_like_the_first(quick, more, status):
+    with connected(quick) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert slow.recv(100_000).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(more)
+        assert everything(slow).startswith(b"HTTP/1.1 " + status)
+
+
 def test_dripping_bytes_wins_no_time(quick):
     with connected(quick) as slow:
         started = time.monotonic()
