@@ -79,7 +79,10 @@ def test_a_head_that_does_not_end_is_not_waited_for(quick, head):
 def test_a_later_head_on_a_connection_is_answered_like_the_first(quick, more, status):
     with connected(quick) as slow:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert slow.recv(100_000).startswith(b"HTTP/1.1 200 ")
+        first = b""
+        while not first.endswith(b"}"):
+            first += slow.recv(100_000)
+        assert first.startswith(b"HTTP/1.1 200 ")
         slow.sendall(more)
         assert everything(slow).startswith(b"HTTP/1.1 " + status)
 
