@@ -7,6 +7,7 @@ holds up the doors; a warehouse that is down is asked again.
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,6 +22,8 @@ from meterhouse_collector.segments import START, Gone, Position
 RANGE_BYTES: Final = 16 * 2**20
 """One insert. A quarter of its time does not depend on its size; twice the size is a tenth faster, for 400 MB more."""
 
+GATHER_BYTES: Final = RANGE_BYTES // 2
+"""Segments that are smaller are posted together: most of the time of a small insert does not depend on its size."""
 ROWS: Final = 20_000
 """Rows that are decoded before they are inserted: some tens of megabytes."""
 
@@ -68,7 +71,10 @@ class Store(Protocol):
 
 
 class Projector:
-    """The state machine; `read(position, until, limit)` and `horizon()` are the journal's."""
+    """The state machine; `read(position, until, limit)` and `horizon()` are the journal's.
+
+    A step takes on segments until it has `gather_bytes`; with 0 it stays within one.
+    """
 
     def __init__(
         self,
@@ -78,9 +84,11 @@ class Projector:
         horizon: Callable[[], Horizon],
         read: Callable[[Position, Position, int], tuple[bytes, Position]],
         range_bytes: int = RANGE_BYTES,
+        gather_bytes: int = GATHER_BYTES,
     ) -> None:
         self._collector_id, self._store = collector_id, store
         self._horizon, self._read, self._range_bytes = horizon, read, range_bytes
+        self._gather_bytes = gather_bytes
         self._done: Checkpoint | None = None
         self.caught_up = False
         """The last step came to the end of what was on disk when it began."""
@@ -103,14 +111,14 @@ class Projector:
         done = self._done or self._store.checkpoint(self._collector_id) or Checkpoint(START, 0, 0)
         horizon = self._horizon()
         try:
-            data, position = self._read(done.position, horizon.position, self._range_bytes)
+            parts, position = self._gather(done.position, horizon.position)
         except Gone as problem:
             log.error("projected up to a place that the journal does not have, so it starts anew: %s", problem)
             done = Checkpoint(START, 0, done.step)
-            data, position = self._read(START, horizon.position, self._range_bytes)
+            parts, position = self._gather(START, horizon.position)
         through_ns = done.through_ns
-        if data:
-            times = self._project(data, done.position, done.through_ns)
+        if parts:
+            times = self._project(_Range(parts), done.through_ns)
             self._store.mark_conflicts(min(times), max(times))
             self._store.settle_spans(min(times), max(times))
             through_ns = max(through_ns, *times)
@@ -121,41 +129,55 @@ class Projector:
         self._store.write_checkpoint(self._collector_id, self._done)
         return position != done.position
 
-    def _project(self, data: bytes, position: Position, before_ns: int) -> list[int]:
+    def _gather(self, position: Position, until: Position) -> tuple[list[tuple[Position, bytes]], Position]:
+        """What a step projects, in the order of the journal, and where it ends. Raises Gone."""
+        parts: list[tuple[Position, bytes]] = []
+        size = 0
+        while True:
+            try:
+                data, following = self._read(position, until, self._range_bytes)
+            except Gone:
+                if parts:  # the next step begins there, and says so
+                    return parts, position
+                raise
+            if data:
+                parts.append((position, data))
+                size += len(data)
+            if following == position or size >= self._gather_bytes:
+                return parts, following
+            position = following
+
+    def _project(self, found: "_Range", before_ns: int) -> list[int]:
         """Store a range; returns the times of its records."""
-        found = list(frames(data, position.segment))
-        end = found[-1].end if found else 0
         held: list[Unreadable] = []
         times: list[int] = []
         run: list[Frame] = []
         foreign: set[int] = set()
         latest_ns = before_ns
-        for frame in found:
-            record = _record(data, frame)
+        for frame in found.frames:
+            record = _record(found.data, frame)
             if record is not None:
                 latest_ns = record.received_at_ns
                 run.append(frame)
                 if is_foreign(record):
                     foreign.add(frame.start)
             else:
-                self._post(data, run, foreign, position, held)
+                self._post(found, run, foreign, held)
                 run = []
-                held.append(
-                    _unreadable(data[frame.start : frame.end], position, frame.start, latest_ns, "damaged record")
-                )
+                why = "not a record" if frame.body == frame.end else "damaged record"
+                held.append(Unreadable(None, found.place(frame), found.bytes_of(frame), latest_ns, why))
             times.append(latest_ns)
-        self._post(data, run, foreign, position, held)
-        if end < len(data):
-            held.append(_unreadable(data[end:], position, end, latest_ns, "not a record"))
-            times.append(latest_ns)
+        self._post(found, run, foreign, held)
         if held:
-            log.error("%d records of %s cannot be decoded; they are held in suspense", len(held), position.segment)
+            log.error(
+                "%d records of %s cannot be decoded; they are held in suspense",
+                len(held),
+                ", ".join(sorted({it.position.segment for it in held})),
+            )
             self._store.hold(held)
         return times
 
-    def _post(
-        self, data: bytes, run: list[Frame], foreign: set[int], position: Position, held: list[Unreadable]
-    ) -> None:
+    def _post(self, found: "_Range", run: list[Frame], foreign: set[int], held: list[Unreadable]) -> None:
         """Post a run of adjacent frames and add the rows of those that are foreign, which are named by their starts.
 
         Where it is rejected it is halved, down to the one record that is to blame.
@@ -163,28 +185,26 @@ class Projector:
         if not run:
             return
         try:
-            self._store.post(data[run[0].start : run[-1].end])
-            self._add([frame for frame in run if frame.start in foreign], data, position, held)
+            self._store.post(found.data[run[0].start : run[-1].end])
+            self._add([frame for frame in run if frame.start in foreign], found, held)
         except Rejected as problem:
             if len(run) > 1:
-                self._post(data, run[: len(run) // 2], foreign, position, held)
-                self._post(data, run[len(run) // 2 :], foreign, position, held)
+                self._post(found, run[: len(run) // 2], foreign, held)
+                self._post(found, run[len(run) // 2 :], foreign, held)
                 return
             self._prove_that_the_warehouse_stores()
-            record = decode(data[run[0].body : run[0].end])
-            held.append(_blamed(data, run[0], position, record, str(problem)))
+            held.append(_blamed(found, run[0], str(problem)))
 
-    def _add(self, found: list[Frame], data: bytes, position: Position, held: list[Unreadable]) -> None:
+    def _add(self, foreign: list[Frame], found: "_Range", held: list[Unreadable]) -> None:
         """Store the rows of records that ClickHouse does not decode, or not all of."""
         waiting = Rows()
-        for frame in found:
-            record = decode(data[frame.body : frame.end])
+        for frame in foreign:
             try:
-                waiting.extend(rows_of(record))
+                waiting.extend(rows_of(decode(found.data[frame.body : frame.end])))
             except (ArithmeticError, AttributeError, DecodeError, LookupError, TypeError, ValueError) as problem:
                 # A mistake of ours in a function of the record: trying again would not help, and nothing waits for it.
                 log.exception("a record cannot be decoded, it is held in suspense")
-                held.append(_blamed(data, frame, position, record, f"{type(problem).__name__}: {problem}"))
+                held.append(_blamed(found, frame, f"{type(problem).__name__}: {problem}"))
             if len(waiting) >= ROWS:
                 self._store.add(waiting)
                 waiting = Rows()
@@ -200,6 +220,37 @@ class Projector:
             raise Unavailable(f"the warehouse stores nothing at all: {problem}") from problem
 
 
+class _Range:
+    """Bytes of one or more segments after each other, and the frames in them, with offsets in `data`.
+
+    What stands behind the last frame of a segment is a frame without a body, which is not intact.
+    """
+
+    def __init__(self, parts: list[tuple[Position, bytes]]) -> None:
+        self.data = parts[0][1] if len(parts) == 1 else b"".join(data for _, data in parts)
+        self.frames: list[Frame] = []
+        self._parts: list[tuple[int, Position]] = []
+        base = 0
+        for position, data in parts:
+            self._parts.append((base, position))
+            end = 0
+            for frame in frames(data, position.segment):
+                end = frame.end
+                self.frames.append(Frame(base + frame.start, base + frame.body, base + end, frame.intact))
+            if end < len(data):
+                self.frames.append(Frame(base + end, base + len(data), base + len(data), False))
+            base += len(data)
+
+    def place(self, frame: Frame) -> Position:
+        """Where a frame stands in the journal."""
+        base, position = self._parts[bisect_right(self._parts, frame.start, key=lambda part: part[0]) - 1]
+        return Position(position.segment, position.offset + frame.start - base)
+
+    def bytes_of(self, frame: Frame) -> bytes:
+        """A frame, its head included."""
+        return self.data[frame.start : frame.end]
+
+
 def _record(data: bytes, frame: Frame) -> Record | None:
     if not frame.intact:
         return None
@@ -209,10 +260,6 @@ def _record(data: bytes, frame: Frame) -> Record | None:
         return None
 
 
-def _blamed(data: bytes, frame: Frame, position: Position, record: Record, why: str) -> Unreadable:
-    place = Position(position.segment, position.offset + frame.start)
-    return Unreadable(record, place, data[frame.start : frame.end], record.received_at_ns, why[:500])
-
-
-def _unreadable(data: bytes, position: Position, at: int, received_at_ns: int, why: str) -> Unreadable:
-    return Unreadable(None, Position(position.segment, position.offset + at), data, received_at_ns, why)
+def _blamed(found: _Range, frame: Frame, why: str) -> Unreadable:
+    record = decode(found.data[frame.body : frame.end])
+    return Unreadable(record, found.place(frame), found.bytes_of(frame), record.received_at_ns, why[:500])

@@ -376,6 +376,7 @@ class _Verification:
             _Range(Inbox(client), start),
             horizon=lambda: Horizon(until, 0),
             read=lambda position, goal, limit: segments.read(self._directory, position, goal, limit),
+            gather_bytes=0,
         )
         projector.step()
         return projector.done.position if projector.done else start

@@ -1,11 +1,13 @@
 """The projector: whatever stops it, every event is in `usage` exactly once, and nothing waits behind a bad record."""
 
 import pytest
-from collector_samples import DAY_NS, RECEIVED_NS, add_sum, event, record, request_of
+from collector_samples import DAY_NS, RECEIVED_NS, add_sum, event, record, request_of, wait_for
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from quick_stores import empty
 
+from meterhouse_collector import segments
 from meterhouse_collector.inbox import Inbox
-from meterhouse_collector.journal import Horizon
+from meterhouse_collector.journal import Entry, Horizon, Journal
 from meterhouse_collector.projector import Projector, Rejected, Unavailable
 from meterhouse_collector.records import frames
 from meterhouse_collector.segments import Gone, Position
@@ -172,6 +174,74 @@ def test_a_rotten_record_is_held_and_those_around_it_count(database):
         ("unreadable_record", "damaged record"),
         ("unreadable_record", "not a record"),
     ]
+
+
+@pytest.fixture
+def small_segments(tmp_path):
+    """Of five segments with an event each, the second has a rotten record, the third bytes behind its record."""
+    journal = Journal(tmp_path / "journal", on_fatal=lambda problem: None)
+    for number in range(5):
+        request = request_of(event(1, f"e{number}")).SerializeToString()
+        journal.append(Entry("key-1", "live", (), request)).result(20)
+        journal.rotate()
+        wait_for(lambda: journal.segment[9:17] == f"{number + 2:08d}", what="the next segment")  # noqa: B023
+    journal.close()
+    names = segments.names(journal.directory)
+    second, third = (bytearray((journal.directory / name).read_bytes()) for name in names[1:3])
+    second[-20] ^= 1
+    (journal.directory / names[1]).write_bytes(second)
+    (journal.directory / names[2]).write_bytes(third + b"\xff\xff")
+    return journal.directory, names, len(third)
+
+
+def of_segments(directory, store, **options):
+    goal = Horizon(segments.end(directory), RECEIVED_NS)
+    return Projector(
+        "collector-1",
+        store,
+        horizon=lambda: goal,
+        read=lambda position, until, limit: segments.read(directory, position, until, limit),
+        **options,
+    )
+
+
+def test_small_segments_are_posted_together_and_what_is_damaged_is_told_by_its_place(database, small_segments):
+    directory, names, third = small_segments
+    store = Faulty(Inbox(database))
+    one = of_segments(directory, store)
+    while one.step():
+        pass
+    # Up to the rotten record, up to the bytes behind the third, and the rest.
+    assert (store.calls.count("post"), store.calls.count("mark_conflicts")) == (3, 1)
+    place = "attributes['meterhouse.position'], attributes['meterhouse.error']"
+    assert database.query(f"SELECT segment, {place} FROM suspense ORDER BY segment").result_rows == [
+        (names[1], f"{names[1]}:0", "damaged record"),
+        (names[2], f"{names[2]}:{third}", "not a record"),
+    ]
+    assert database.query("SELECT count() FROM watermark").first_row == (1,)
+    totals = usage(database), suspended(database)
+    empty(database)
+    alone = Faulty(Inbox(database))
+    one = of_segments(directory, alone, gather_bytes=0)
+    while one.step():
+        pass
+    # One by one; what is behind the third record is a range of its own.
+    assert (alone.calls.count("post"), alone.calls.count("mark_conflicts")) == (4, 6)
+    assert (usage(database), suspended(database)) == totals
+
+
+@pytest.mark.parametrize("fail_at", [2, 4, 5, 8])  # the first and the last post, what is held, the checkpoint
+def test_killed_among_small_segments_and_started_again_the_totals_are_the_same(database, small_segments, fail_at):
+    directory, _, _ = small_segments
+    one = of_segments(directory, Faulty(Inbox(database), fail_at, after=True))
+    with pytest.raises(Killed):
+        while one.step():
+            pass
+    one = of_segments(directory, Inbox(database))
+    while one.step():
+        pass
+    assert database.query("SELECT count(), uniqExact(event_id) FROM usage").first_row == (4, 4)
+    assert database.query("SELECT count() FROM suspense WHERE reason = 'unreadable_record'").first_row == (2,)
 
 
 class NothingStored:
