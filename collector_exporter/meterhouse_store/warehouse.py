@@ -1,5 +1,6 @@
 """The ClickHouse client: the embedded engine's HTTP front or a server, by URL, with the same code."""
 
+import logging
 import re
 import time
 import urllib.error
@@ -22,6 +23,11 @@ ADMIN = "admin"
 READER = "reader"
 """The users of the embedded engine: one that may do everything, one that may read views."""
 
+
+PATIENCE_S = 2.0
+"""Who waits longer for the warehouse is told so, once."""
+
+log = logging.getLogger(__name__)
 
 _REFUSAL = re.compile(r"Code: (\d+)\. DB::Exception: (.*?)(?: ?\(for url [^)]*\))?$", re.DOTALL)
 _URL = re.compile(r" ?\(for url [^)]*\)")
@@ -82,7 +88,8 @@ def embedded_url(settings: Settings, user: str) -> str:
 
 
 def _wait(ping_url: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+    began, told = time.monotonic(), False
+    deadline = began + timeout_s
     while True:
         try:
             with urllib.request.urlopen(ping_url, timeout=5):
@@ -92,4 +99,7 @@ def _wait(ping_url: str, timeout_s: float) -> None:
         except OSError as problem:
             if time.monotonic() >= deadline:
                 raise WarehouseUnavailable(f"{ping_url} did not answer within {timeout_s:g} s ({problem})") from None
+            if not told and time.monotonic() - began > PATIENCE_S:
+                log.warning("%s does not answer (%s): it is waited for up to %g s", ping_url, problem, timeout_s)
+                told = True
             time.sleep(0.1)

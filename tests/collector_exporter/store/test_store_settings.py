@@ -91,6 +91,18 @@ def test_a_warehouse_that_does_not_answer_is_waited_for_only_so_long(tmp_path, u
         warehouse.connect(settings, timeout_s=0.2)
 
 
+def test_who_waits_for_the_warehouse_is_told_so_once(tmp_path, unused_port, monkeypatch, caplog):
+    settings = Settings(data=tmp_path, warehouse_url=f"http://u:p@127.0.0.1:{unused_port}")
+    monkeypatch.setattr(warehouse, "PATIENCE_S", 0.3)
+    with pytest.raises(warehouse.WarehouseUnavailable):
+        warehouse.connect(settings, timeout_s=0.2)
+    assert not caplog.records
+    with pytest.raises(warehouse.WarehouseUnavailable):
+        warehouse.connect(settings, timeout_s=1)
+    (said,) = caplog.messages
+    assert said.startswith(f"http://127.0.0.1:{unused_port}/ping does not answer") and said.endswith("up to 1 s")
+
+
 def test_the_embedded_warehouse_is_found_by_its_data_directory(tmp_path, warehouse_url_and_users):
     url, users = warehouse_url_and_users
     endpoints.write(tmp_path, described(url, users))
