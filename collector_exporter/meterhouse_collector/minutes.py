@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
+from meterhouse_collector.left_rows import INSTANT_BOUND_S, fits
 from meterhouse_collector.telemetry import BOUNDS_S, Figures
 
 LOOK_S: Final = 1.0
@@ -31,7 +32,10 @@ _COLUMNS: Final = [
     "collector_id", "minute", "process_run_id", "accepted", "refused", "failed", "bounds_s", "acknowledged", "synced",
     "waiting_bytes", "lag_s", "edition",
 ]  # fmt: skip
-_KINDS: Final = (str, int, str, int, int, int, list, list, list, int, float, int)
+_KINDS: Final = (
+    "text", "minute", "text", "uint64", "uint64", "uint64", "float64s", "uint64s", "uint64s", "uint64", "float64",
+    "uint32",
+)  # fmt: skip
 _BOUNDS_S: Final = [*BOUNDS_S, math.inf]
 
 log = logging.getLogger(__name__)
@@ -67,7 +71,7 @@ class Minutes:
         self._ask_waiting_bytes, self._ask_lag_s = waiting_bytes, lag_s
         self._run_id = uuid.uuid4().hex
         self._before = self._counted()
-        self._minute = int(clock_s() // 60)
+        self._minute = self._minute_now()
         self._waiting_bytes, self._lag_s, self._edition = 0, 0.0, 0
         self._under_way = False
         self._waiting = _WaitingRows(file)
@@ -76,11 +80,18 @@ class Minutes:
         self._lock = threading.Lock()
 
     def look(self) -> None:
-        """See what waits, and end the minute where it is over; a clock that is put back makes it a longer one."""
-        minute = int(self._clock_s() // 60)
-        if minute > self._minute:
+        """See what waits, and end the minute where it is over.
+
+        A clock that is put back by seconds makes it a longer one. Put back further, the minute ends: one that a clock
+        far ahead began would not be over for years.
+        """
+        minute = self._minute_now()
+        put_back = minute < self._minute - 1
+        if minute > self._minute or put_back:
             self.end()
             self._minute = minute
+        if put_back:  # minutes come a second time, and count beside what they were
+            self._run_id = uuid.uuid4().hex
         with self._lock:
             self._under_way = True
             self._waiting_bytes = max(self._waiting_bytes, self._ask_waiting_bytes())
@@ -117,6 +128,9 @@ class Minutes:
                 pass
             if over:
                 self._waiting.replace(self._rows)
+
+    def _minute_now(self) -> int:
+        return min(max(int(self._clock_s() // 60), 0), INSTANT_BOUND_S // 60 - 1)
 
     def _row(self, now: _Counted) -> list[Any]:
         """The minute so far; each time a later edition."""
@@ -195,8 +209,10 @@ def _row_of(line: bytes) -> list[Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    fits = isinstance(row, list) and len(row) == len(_KINDS) and all(map(isinstance, row, _KINDS))
-    return row if fits else None
+    if not fits(row, _KINDS):
+        return None
+    bounds, *histograms = row[6:9]
+    return row if all(len(counts) == len(bounds) for counts in histograms) else None
 
 
 def _less(counts: list[int], before: list[int]) -> list[int]:

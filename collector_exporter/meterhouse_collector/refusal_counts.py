@@ -18,12 +18,14 @@ from typing import Any, Final, NamedTuple
 
 from clickhouse_connect.driver.client import Client
 
+from meterhouse_collector.left_rows import INSTANT_BOUND_S, fits
+
 KEYS: Final = 10_000
 """Of one process, in memory. What is beyond is counted under the credential ''."""
 KEEP_S: Final = 10.0
 """How often `keep` is to be called."""
 _COLUMNS: Final = ["namespace", "credential_id", "hour", "code", "process_run_id", "requests", "bytes"]
-_KINDS: Final = (str, str, int, str, str, int, int)
+_KINDS: Final = ("text", "text", "hour", "text", "text", "uint64", "uint64")
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +48,11 @@ class RefusalCounts:
         self._changed: set[_Key] = set()
         self._earlier = _read(file)
         self._file_lock = threading.Lock()
-        self._is_kept = bool(self._earlier)
+        self._is_kept = file.exists()  # also what is damaged is told of once, not at each start
 
     def add(self, namespace: str, credential_id: str, code: str, size: int) -> None:
         """One more request; both ids '' where the sender is not known."""
-        hour = int(self._clock_s() // 3600)
+        hour = min(max(int(self._clock_s() // 3600), 0), INSTANT_BOUND_S // 3600 - 1)
         with self._lock:
             key = _Key(namespace, credential_id, hour, code)
             if key not in self._counts and len(self._counts) >= KEYS:
@@ -114,13 +116,10 @@ def _read(file: Path) -> list[list[Any]]:
         rows = json.loads(file.read_bytes())
     except FileNotFoundError:
         return []
-    except ValueError as problem:
-        log.warning("refusals of the process before in %s cannot be read and are passed over: %s", file, problem)
-        return []
-    if not isinstance(rows, list):
-        return []
-    return [row for row in rows if isinstance(row, list) and _fits(row)]
-
-
-def _fits(row: list[Any]) -> bool:
-    return len(row) == len(_KINDS) and all(map(isinstance, row, _KINDS))
+    except ValueError:
+        rows = None
+    found = rows if isinstance(rows, list) else [rows]
+    kept = [row for row in found if fits(row, _KINDS)]
+    if len(kept) < len(found):
+        log.warning("%s is damaged: refusals of the process before are missing, %d could be read", file, len(kept))
+    return kept

@@ -235,12 +235,27 @@ def test_refusals_that_a_process_left_are_written_by_the_next_one(tmp_path):
     assert client.rows == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"3", b'[["live"], 4, ["", "", "x", "", "", 1, 1]]'])
-def test_a_damaged_file_of_refusals_is_passed_over(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"3",
+        b'[["live"], 4, ["", "", "x", "", "", 1, 1]]',
+        b'[["live", "c", 1000000000000, "malformed", "run", 1, 1]]',
+        b'[["live", "c", 1, "malformed", "run", -1, 1]]',
+        b'[["live", "\\ud800", 1, "malformed", "run", 1, 1]]',
+    ],
+)
+def test_a_damaged_file_of_refusals_is_passed_over(tmp_path, caplog, damage):
     (tmp_path / "refusals").write_bytes(damage)
     client, counts = Client(), RefusalCounts(tmp_path / "refusals", clock_s=lambda: 3600.0)
     counts.write(client)
     assert client.rows == []
+    assert "is damaged" in caplog.text
+    caplog.clear()
+    RefusalCounts(tmp_path / "refusals")  # told of once, not at each start
+    assert caplog.text == ""
 
 
 def test_what_is_counted_is_bounded_and_goes_to_nobody_beyond_that(tmp_path):

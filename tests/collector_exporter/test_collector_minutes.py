@@ -1,5 +1,6 @@
 """How the collector does is in the warehouse, minute by minute: each once, whatever the warehouse and the clock do."""
 
+import json
 import math
 import re
 import time
@@ -98,7 +99,7 @@ def test_minutes_wait_for_a_warehouse_that_is_down_and_stand_there_once(empty, t
         with pytest.raises(clickhouse_connect.driver.exceptions.OperationalError):
             world.minutes.write(client)
     world.minutes.write(empty)
-    world.at(-3600)  # the clock is put back: the minute goes on until it comes to where it was
+    world.at(1)  # the clock is put back by seconds: the minute goes on until it comes to where it was
     world.figures.count("", False, 1, 0.001)
     world.at(122)
     world.minutes.write(empty)
@@ -143,6 +144,81 @@ def test_the_next_process_writes_what_one_that_was_killed_left(empty, tmp_path):
     ]
     # What is written waits no more.
     assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("position", "damage"),
+    [
+        (1, 10**12),
+        (1, -1),
+        (3, -1),
+        (3, 2**64),
+        (6, ["q"]),
+        (7, [0.5]),
+        (8, [1, 2]),
+        (0, "\ud800"),
+        (10, "x"),
+        (11, 2**32),
+    ],
+)
+def test_a_row_that_no_column_takes_does_not_keep_the_others_from_the_warehouse(
+    empty, tmp_path, caplog, position, damage
+):
+    file = tmp_path / "minutes"
+    killed = World(file)
+    killed.figures.count("", False, 1, 0.001)
+    killed.at(61)
+    row = ["c-1", NOON_S // 60 - 9, "run", 0, 0, 0, [0.5], [1], [1], 0, 1.0, 1]
+    row[1] = int(row[1])
+    row[position] = damage
+    with file.open("a") as damaged:
+        damaged.write(json.dumps(row) + "\n")
+    second = World(file)
+    second.at(70)
+    second.minutes.write(empty)
+    assert [row[:2] for row in empty.query(HEALTH).result_rows] == [
+        ("2026-11-30 12:00:00", 1),
+        ("2026-11-30 12:01:00", 0),
+    ]
+    assert empty.query("SELECT sum(times) FROM collector_durations").result_rows == [(1,)]
+    assert "1 lines cannot be read" in caplog.text
+    assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("years", [1, 200])
+def test_a_clock_that_was_far_ahead_for_a_moment_costs_no_minute_after_it(empty, tmp_path, years):
+    world = World(tmp_path / "minutes")
+    world.figures.count("", False, 1, 0.001)
+    world.at(30)
+    world.at(years * 365 * 86400)
+    world.figures.count("", False, 1, 0.001)
+    world.at(61)
+    world.figures.count("", False, 1, 0.001)
+    world.at(121)
+    world.at(-600)  # and back: these minutes come a second time
+    world.figures.count("", False, 1, 0.001)
+    world.at(10)
+    world.figures.count("", False, 1, 0.001)
+    world.at(61)
+    world.minutes.write(empty)
+    told = [row[:2] for row in empty.query(HEALTH).result_rows if row[0] < "2026-12"]
+    assert [row for row in told if row[1]] == [
+        ("2026-11-30 11:50:00", 1),
+        ("2026-11-30 12:00:00", 2),
+        ("2026-11-30 12:01:00", 1),
+    ]
+
+
+def test_a_minute_of_a_clock_that_was_ahead_is_in_no_objective(empty):
+    """Or its failures would be those of the last five minutes until its time has passed."""
+    insert = (
+        "INSERT INTO collector_minutes (collector_id, minute, process_run_id, accepted, failed, lag_s, edition) "
+        "VALUES ('c', now() + INTERVAL 1 DAY, 'r', 1, 9, 90, 1), ('c', now(), 'r', 1, 0, 1, 1)"
+    )
+    empty.command(insert)
+    told = empty.query("SELECT met, burn_5m, bad_1h FROM slos").result_rows
+    assert len(told) == 2
+    assert set(told) == {(1.0, 0.0, 0)}
 
 
 def test_a_full_disk_costs_nothing_but_what_a_kill_would_take(empty, tmp_path, caplog):

@@ -54,7 +54,8 @@ UNION ALL
 SELECT 'minutes less than a minute behind', minute, toUInt64(lag_s <= 60), toUInt64(lag_s > 60), 0.01
 FROM {database}.collector_health;
 
--- A burn rate of 1 uses up in 30 days just what may be bad in 30 days.
+-- A burn rate of 1 uses up in 30 days just what may be bad in 30 days. Minutes of a clock that was far ahead do not count:
+-- they would be of the last five minutes until their time has passed.
 CREATE OR REPLACE VIEW {database}.slos AS
 SELECT
     slo, 1 - any(allowed) AS objective, any(allowed) AS may_be_bad,
@@ -65,5 +66,5 @@ SELECT
     sumIf(bad, at >= now() - INTERVAL 6 HOUR) / greatest(sumIf(good + bad, at >= now() - INTERVAL 6 HOUR), 1) / may_be_bad AS burn_6h,
     sumIf(bad, at >= now() - INTERVAL 1 HOUR) AS bad_1h, sumIf(bad, at >= now() - INTERVAL 6 HOUR) AS bad_6h
 FROM {database}.slo_counts
-WHERE at >= now() - INTERVAL 30 DAY
+WHERE at BETWEEN now() - INTERVAL 30 DAY AND now() + INTERVAL 5 MINUTE
 GROUP BY slo;
