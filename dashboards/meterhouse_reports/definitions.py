@@ -1,7 +1,7 @@
 """What each report is: a view, what it may be grouped by, and what is summed. Nothing here reads or writes.
 
 Every report is one SELECT, so that a table, a file of Parquet and a notebook get the same rows. Money is grouped by its
-currency always; the last two columns say as of when a row is known and whether it is closed.
+currency always, and usage by its meter; the last two columns say as of when a row is known and whether it is closed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ class CannotBe(ValueError):
 class Report:
     """`dimensions` and `measures` map a column to its SQL over `source`; `by` is what it is grouped by unasked.
 
-    `times` bounds `accounted_at`. `money`: grouped by currency always, and measures are amounts but for `counts`.
+    `apart` is what it is grouped by always, as a sum over it means nothing: dollars and yen, tokens and calls. Where it
+    is the currency, measures are amounts but for `counts`. `times` bounds `accounted_at`.
     `daily`: a faster source that has the same in days of UTC, without the dimensions `within_days`.
     `unknown`: measures that are not known where they are NULL, and have no total then.
     """
@@ -36,7 +37,7 @@ class Report:
     by: tuple[str, ...]
     where: str = "1"
     times: str = WITHIN
-    money: bool = True
+    apart: str = "currency"
     counts: frozenset[str] = frozenset()
     having: str = ""
     daily: str = ""
@@ -45,11 +46,11 @@ class Report:
 
     def columns(self, by: Sequence[str]) -> tuple[str, ...]:
         """The columns when it is grouped so."""
-        return (*by, *(("currency",) if self.money and "currency" not in by else ()), *self.measures, "as_of", "closed")
+        return (*by, *(() if self.apart in by else (self.apart,)), *self.measures, "as_of", "closed")
 
     def amounts(self) -> frozenset[str]:
         """The columns that are money, in major units."""
-        return frozenset(self.measures) - self.counts if self.money else frozenset()
+        return frozenset(self.measures) - self.counts if self.apart == "currency" else frozenset()
 
     def sql(self, by: Sequence[str], customer: str | None = None, *, whole_days: bool = False) -> str:
         """The SELECT, with the parameters namespace, start, end and, where one is named, customer.
@@ -64,14 +65,13 @@ class Report:
         if len(set(by)) != len(by):
             raise CannotBe("a report is grouped by each column once")
         keys = {name: self.dimensions[name] for name in by}
-        if self.money:
-            keys.setdefault("currency", "currency")
+        keys.setdefault(self.apart, self.dimensions.get(self.apart, self.apart))
         sums = {**self.measures, "as_of": "max(as_of)", "closed": "toBool(min(is_closed))"}
         shown = ", ".join(f"{expression} AS `{name}`" for name, expression in (keys | sums).items())
         source = self.daily if self.daily and whole_days and self.within_days.isdisjoint(by) else self.source
         of_one = " AND customer_id = {customer:String}" if customer is not None else ""
-        grouped = f" GROUP BY {', '.join(keys.values())}" if keys else ""
-        ordered = f" ORDER BY {', '.join(f'`{name}`' for name in keys)}" if keys else ""
+        grouped = f" GROUP BY {', '.join(keys.values())}"
+        ordered = f" ORDER BY {', '.join(f'`{name}`' for name in keys)}"
         return (
             f"SELECT {shown} FROM {source} "  # noqa: S608 - all of it is written here; values are parameters
             f"WHERE namespace = {{namespace:String}} AND {self.times} AND {self.where}{of_one}{grouped}"
@@ -188,7 +188,7 @@ _ALL: Final = (
         {"quantity": "sum(quantity)", "events": "sum(events)"},
         ("month", "customer", "meter"),
         where=_NEAR,
-        money=False,
+        apart="meter",
         counts=frozenset({"events"}),
         daily="finance_usage_by_day",
         within_days=frozenset({"conversation"}),

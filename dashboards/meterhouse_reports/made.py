@@ -115,7 +115,7 @@ def totals(made: Made) -> Mapping[str, Mapping[str, Decimal]]:
     There is no sum of what is not known for one of the rows.
     """
     sums: dict[str, dict[str, Decimal]] = {}
-    if not made.report.money:
+    if made.report.apart != "currency":
         return sums
     at = made.columns.index("currency")
     for row in made.rows:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, RowMapping, func, select
 from meterhouse_rating import ledger
 from meterhouse_rating.ids import digest
 from meterhouse_rating.ledger import Entry, Posting
-from meterhouse_rating.money import chargeable, show, smallest
+from meterhouse_rating.money import chargeable, largest, show, smallest
 from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.numbers import D
 from meterhouse_store.sql import begin_write
@@ -125,7 +125,8 @@ def minor_of(amount: str, currency: str) -> int:
     except ValueError:
         raise AdjustmentRefused(f"{amount!r} is no amount: write digits and a point, such as 12.50") from None
     if not value or not chargeable(value, currency):
-        raise AdjustmentRefused(f"{amount} {currency} is no amount that can be charged: {smallest(currency)} or more")
+        span = f"{smallest(currency)} to {largest(currency)}"
+        raise AdjustmentRefused(f"{amount} {currency} is no amount that can be charged: {span}")
     return int(value.scaleb(MINOR_DIGITS[currency]))
 
 

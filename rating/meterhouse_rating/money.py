@@ -27,6 +27,9 @@ ROUNDING: Final[dict[str, str]] = {
 """The rounding modes a price book may choose; half_even is the default. `up` and `down`: away from zero, towards it."""
 
 
+LARGEST_MINOR: Final = 10**15
+"""The largest amount that is taken from people, in minor units: the sum of thousands is still a 64-bit integer."""
+
 _ONE: Final = Decimal(1)
 _QUOTIENT: Final = Decimal("1e-12")
 _WIDE: Final = decimal.Context(prec=120, rounding=ROUND_HALF_EVEN)
@@ -61,9 +64,14 @@ def of_minor(amount_minor: int, currency: str) -> Decimal:
 
 
 def chargeable(amount: Decimal, currency: str) -> bool:
-    """True when the amount (major units) needs no rounding; so it is, too, for a currency that is not known."""
+    """True when the amount (major units) needs no rounding and is not beyond LARGEST_MINOR.
+
+    So it is, too, for a currency that is not known.
+    """
     digits = _CHARGED_DIGITS.get(currency)
-    return digits is None or amount == round(amount, digits)
+    if digits is None:
+        return True
+    return abs(amount) <= of_minor(LARGEST_MINOR, currency) and amount == round(amount, digits)
 
 
 def show(amount_minor: int, currency: str) -> str:
@@ -74,6 +82,11 @@ def show(amount_minor: int, currency: str) -> str:
 def smallest(currency: str) -> str:
     """The smallest amount of the currency that can be charged: `0.01`, `1`; for KWD `0.01`, although it has fils."""
     return format(Decimal(1).scaleb(-_CHARGED_DIGITS[currency]), "f")
+
+
+def largest(currency: str) -> str:
+    """The largest amount of the currency that can be charged: `10,000,000,000,000`."""
+    return f"{of_minor(LARGEST_MINOR, currency):,.0f}"
 
 
 def decimal_of(value: Fraction) -> Decimal:

@@ -242,6 +242,8 @@ def test_the_commands_grant_list_refund_and_say_what_is_left(call):
     [
         (("grant", "globex", "1", "--why", "x"), "globex is not registered"),
         (("grant", "acme", "0", "--why", "x"), "0 USD is no amount that can be charged"),
+        (("grant", "acme", "99999999999999999999", "--why", "x"), "is no amount that can be charged: 0.01 to 10,000"),
+        (("grant", "acme", "1e30", "--why", "x"), "1e30 USD is no amount that can be charged: 0.01 to 10,000"),
         (("grant", "acme", "1", "--why", " "), "say why"),
         (("grant", "acme", "1", "--why", "x", "--expires", "2020-01-01"), "it expires before it begins"),
         (("grant", "acme", "1", "--why", "x", "--rollover", "1"), "only what expires is rolled over"),

@@ -94,8 +94,10 @@ def test_an_adjustment_names_what_it_corrects_and_is_posted_once(engine):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("acme", "0"), "0 USD is no amount that can be charged: 0.01 or more"),
-        (("acme", "1.005"), "1.005 USD is no amount that can be charged: 0.01 or more"),
+        (("acme", "0"), "0 USD is no amount that can be charged: 0.01 to 10,000,000,000,000"),
+        (("acme", "1.005"), "1.005 USD is no amount that can be charged: 0.01 to 10,000,000,000,000"),
+        (("acme", "10_000_000_000_000.01"), "USD is no amount that can be charged: 0.01 to 10,000,000,000,000"),
+        (("acme", "1e30"), "1e30 USD is no amount that can be charged: 0.01 to 10,000,000,000,000"),
         (("acme", "much"), "'much' is no amount: write digits and a point, such as 12.50"),
         (("globex", "1"), "globex is not registered: `meterhouse customers add globex`"),
         (("acme", "1", "--account", "promotions"), "'promotions' cannot be adjusted against"),

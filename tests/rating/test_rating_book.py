@@ -155,6 +155,7 @@ def test_a_currency_that_is_none_is_answered_with_what_to_write(currency, remedy
         ("a: {model: per_unit, metric: input, price: 1__0}", "`1__0` is not a number"),
         ("a: {model: per_unit, metric: input, price: 1_}", "`1_` is not a number"),
         ("a: {model: flat, price: 49.001}", "49.001 is no amount of USD"),
+        ("a: {model: flat, price: 10000000000001}", "10000000000001 is no amount of USD"),
         ("a: {model: per_unit, metric: input, price: [1]}", "a list or mapping is not a number"),
     ],
 )

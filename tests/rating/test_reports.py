@@ -170,6 +170,16 @@ def test_usage_says_what_is_closed(books):
     ]
 
 
+def test_tokens_are_not_added_to_what_is_no_token(house_of_reports):
+    """However it is grouped, a quantity is one of its meter."""
+    house = house_of_reports
+    house.event("acme", "tool.calls", "3", "2026-10-10T00:00:00", model="gpt-5")
+    for by in (("customer",), ("month",), ("conversation",), ("agent", "day")):
+        found = [row for row in rows(house, "usage", "2026-10", by=by, customer="acme") if row["meter"] == "tool.calls"]
+        assert [(row["quantity"], row["events"]) for row in found] == [(3, 1)]
+        assert tuple(found[0])[: len(by) + 1] == (*by, "meter")
+
+
 def test_usage_and_margins_are_the_same_of_days_that_are_summed(house_of_reports):
     """The days within which acme's and tokyo's months begin are not: these are read event by event."""
     house = house_of_reports
@@ -373,8 +383,8 @@ def test_every_report_can_be_grouped_by_each_of_its_columns_and_sums_stay_the_sa
         for name in asked.dimensions:
             parts = make(books.world.client, "test", asked, span, (name,))
             assert formats.totals(parts) == formats.totals(whole), (asked.name, name)
-        if not asked.money:
-            assert [row[0] for row in whole.rows] == [Decimal(38501)]
+        if asked.name == "usage":
+            assert [row[:2] for row in whole.rows] == [("llm.tokens.input", Decimal(38501))]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from meterhouse_rating.document import Block
 from meterhouse_rating.models.dimensions import DIMENSIONS, is_dimension
-from meterhouse_rating.money import chargeable, smallest
+from meterhouse_rating.money import chargeable, largest, smallest
 from meterhouse_store.numbers import plain
 
 _PRORATIONS = ("day", "second", "none")
@@ -33,7 +33,9 @@ def read_amount(
     amount = block.number(key, default=default, positive=positive)
     if amount is not None and not chargeable(amount, scope.currency):
         what = f"{plain(amount)} is no amount of {scope.currency}"
-        block.wrong(what, f"Its unit is {smallest(scope.currency)}.", key=key)
+        block.wrong(
+            what, f"Its unit is {smallest(scope.currency)}, and the largest {largest(scope.currency)}.", key=key
+        )
     return amount
 
 
