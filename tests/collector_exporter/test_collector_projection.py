@@ -45,6 +45,32 @@ def test_many_small_requests_are_gathered_into_five_steps_a_second_at_most(stepp
     assert 2 <= len(steps) <= 6
 
 
+def test_traffic_that_is_steady_is_gathered_for_longer_so_that_inserts_leave_the_core_to_others(monkeypatch, tmp_path):
+    gathered = []
+    journal = SimpleNamespace(
+        appended=SimpleNamespace(wait=lambda _seconds: None, clear=lambda: None), directory=tmp_path
+    )
+    projection = Projection(Settings(), journal)
+    projection._projector = SimpleNamespace(caught_up=True, forget=lambda: None)
+    clock = [0.0]
+    steps = iter([(True, 0.1)] * 7 + [(True, 2.0), (False, 0.1), (True, 0.1), (True, 0.001)])
+
+    def step():
+        more, took = next(steps, (None, 0))
+        if more is None:
+            projection._stop.set()
+            return False
+        clock[0] += took
+        return more
+
+    monkeypatch.setattr(projection, "_step", step)
+    monkeypatch.setattr(projection._stop, "wait", lambda seconds: gathered.append(round(seconds, 3)))
+    monkeypatch.setattr(projections, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+    projection._run()
+    # Four times a tenth from the fifth on, a second at most, and after a step without anything as at first.
+    assert gathered[:11] == [0.2, 0.2, 0.2, 0.2, 0.4, 0.4, 0.4, 1.0, 0.2, 0.2, 0.2]
+
+
 def test_where_nothing_has_come_for_ten_seconds_a_step_is_taken_every_two_seconds_and_no_more(tmp_path):
     waited = []
     journal = SimpleNamespace(appended=SimpleNamespace(wait=waited.append, clear=lambda: None), directory=tmp_path)
