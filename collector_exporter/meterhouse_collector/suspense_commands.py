@@ -159,11 +159,15 @@ def suspense_assign(
     The customer as claimed stays with the row; `usage` has CUSTOMER as billed_customer_id. Exit code 3 when rows that
     were found were refused.
     """
-    from meterhouse_store import suspended
+    from meterhouse_store import registry, suspended
 
     if not to or len(to.encode()) > 256:
         raise wrong("a customer is named by 1 to 256 bytes")
-    decide(asked, f"assigned to {to}", lambda rows, client, namespace: suspended.assign(
+    with opened(asked.settings) as engine:
+        known = registry.customer(engine, asked.settings.namespace, to)
+    # It may be: the usage of a customer that is still to be added. Or somebody has mistyped it.
+    whom = to if known is not None else f"{to}, who is not registered (`meterhouse customers list` shows who is)"
+    decide(asked, f"assigned to {whom}", lambda rows, client, namespace: suspended.assign(
         rows, to, suspended.counting(client, namespace, asked.which, to)
     ))  # fmt: skip
 

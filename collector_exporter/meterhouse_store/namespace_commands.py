@@ -55,6 +55,8 @@ def _history(
     from meterhouse_store import switches
 
     with explained(), opened_registry(existing(data)) as engine:
+        if name not in {one["namespace"] for one in _found(engine)}:
+            fail(f"there is no namespace {name!r}: `meterhouse namespaces list` shows them")
         found = [plain(vars(change)) for change in switches.history(engine, name)]
     print_table(found, _change_row, as_json, f"Nothing was turned on or off in {name}.")
 

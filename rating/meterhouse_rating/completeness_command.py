@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from meterhouse_rating.command_line import EXCEPTIONS, Data, Json, existing, print_json, refusals, world_of
+from meterhouse_rating.command_line import EXCEPTIONS, Data, Json, existing, fail, print_json, refusals, world_of
 
 app = typer.Typer(help="Say whether a customer's usage of a period is all there.", add_completion=False)
 
@@ -35,6 +35,8 @@ def completeness(
         zone = known[customer].time_zone if customer in known else "UTC"
         asked = periods.parse(period, zone)
         found = report(world.client, world.namespace, customer, asked.start, asked.end, now=datetime.now(UTC))
+        if customer not in known and not found.found.streams:
+            fail(f"{customer} is not registered and sent nothing: `meterhouse customers list` shows who is.")
         if as_json:
             print_json(found.as_json())
         else:

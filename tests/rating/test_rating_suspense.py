@@ -114,6 +114,20 @@ def test_commands_refuse_in_sentences(now_house):
     assert command("show", "unheard-of") == (1, "there is no event 'unheard-of' in namespace test\n")
 
 
+def test_whom_nobody_registered_is_told_before_rows_are_assigned_to_it(now_house):
+    told = command("assign", "acmee", "--event", "lost-1", "--why", "x", "--dry-run")
+    assert "to be assigned to acmee, who is not registered (`meterhouse customers list` shows who is)" in told[1]
+    assert "registered" not in command("assign", "acme", "--event", "lost-1", "--why", "x", "--dry-run")[1]
+
+
+def test_a_customer_that_is_none_is_not_complete(now_house):
+    said = "acmee is not registered and sent nothing: `meterhouse customers list` shows who is.\n"
+    assert command("--customer", "acmee", "--period", "2026-10", app=completeness) == (1, said)
+    now_house.event("acmee", "llm.tokens.input", "1000", "2026-10-31T22:00:00")  # one that is still to be added
+    code, told = command("--customer", "acmee", "--period", "2026-10", app=completeness)
+    assert (code, "1 event of 1 process" in told) == (3, True)
+
+
 def test_completeness_tells_what_is_there_and_ends_with_a_verdict(now_house):
     now_house.event("acme", "llm.tokens.input", "1000", "2026-10-31T22:00:00", service_name="shop", credential_id="")
     code, told = command("--customer", "acme", "--period", "2026-10", app=completeness)

@@ -76,6 +76,12 @@ def test_the_command_sets_lists_and_remembers(call):
     ]
 
 
+def test_the_history_of_no_namespace_is_a_mistake(call):
+    code, _, said = call("history", "lvie")
+    assert code == 1
+    assert "there is no namespace 'lvie': `meterhouse namespaces list` shows them" in said
+
+
 @pytest.mark.parametrize("arguments", [(), ("--rating", "maybe"), ("--sync", "OFF")])
 def test_a_switch_is_named_and_set_on_or_off(call, arguments):
     assert call("set", "live", *arguments, "--why", "because")[0] == 2
