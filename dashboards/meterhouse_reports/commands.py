@@ -93,7 +93,7 @@ def journal_command(
 
     try:
         one = journal(codes_from(accounts))
-    except (CannotBe, OSError) as problem:
+    except CannotBe as problem:
         raise typer.BadParameter(str(problem)) from None
     _write(one, period, ",".join(one.by), customer, form, out, data)
 

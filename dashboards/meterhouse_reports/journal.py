@@ -19,17 +19,20 @@ _DATE: Final = (
 def codes_from(file: Path | None) -> dict[str, str]:
     """Account -> its code in the accounting program, from YAML such as `receivable: "1200"`; the names without a file.
 
-    Raises CannotBe, OSError.
+    Raises CannotBe.
     """
     if file is None:
         return {name: name for name in ACCOUNTS}
     try:
-        told = yaml.safe_load(file.read_text(encoding="utf-8"))
+        # All of it is text: to YAML the code 0400 is the number 256.
+        told = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as problem:
+        raise CannotBe(f"{file} cannot be read: {problem.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise CannotBe(f"{file} cannot be read: {problem}") from None
     if not isinstance(told, Mapping):
         raise CannotBe(f"{file} has to map accounts to codes, a line each, such as\n  receivable: '1200'")
-    codes = {str(name): str(code) for name, code in told.items()}
+    codes = {str(name): code if isinstance(code, str) else "" for name, code in told.items()}
     strange = sorted(set(codes) - set(ACCOUNTS))
     missing = sorted(set(ACCOUNTS) - set(codes))
     if strange:

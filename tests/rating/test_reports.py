@@ -268,6 +268,29 @@ def test_the_journal_has_codes_and_its_sides_are_equal(books, tmp_path):
         assert sum(it[0] for it in sides) == sum(it[1] for it in sides) > 0
 
 
+CODES = """
+receivable: 1200
+cash: 0400
+revenue: 4000.10
+deferred_credits: 12:30
+promotions: 1_000
+adjustments: yes
+tax: "2200"
+application_fees: 0x10
+"""
+
+
+def test_a_code_is_what_stands_in_the_file_with_and_without_quotes(tmp_path):
+    file = tmp_path / "codes.yaml"
+    file.write_text(CODES)
+    assert list(codes_from(file).values()) == ["1200", "0400", "4000.10", "12:30", "1_000", "yes", "2200", "0x10"]
+
+
+def test_a_mapping_that_is_not_there_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(CannotBe, match=r"codes\.yaml cannot be read: No such file or directory"):
+        codes_from(tmp_path / "codes.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -275,6 +298,8 @@ def test_the_journal_has_codes_and_its_sides_are_equal(books, tmp_path):
         ("receivabel: 1\n", "there is no account 'receivabel'"),
         ("- 1\n", "has to map accounts to codes"),
         ("a: [\n", "cannot be read"),
+        (CODES.replace("0400", ""), "the code of cash has to be 1 to"),
+        (CODES.replace("0400", "[4]"), "the code of cash has to be 1 to"),
     ],
 )
 def test_a_mapping_with_a_mistake_is_refused(tmp_path, text, says):
