@@ -13,12 +13,12 @@ from typing import Any, Final
 from meterhouse_rating import discounts, lines
 from meterhouse_rating.agreements import Discount
 from meterhouse_rating.charges import NO_PRICE, Before, Charge, Component, Unpriced
-from meterhouse_rating.credit_lines import used_told
+from meterhouse_rating.credit_lines import minor, used_told
 from meterhouse_rating.credits import Grant, burn, usable
 from meterhouse_rating.inputs import Inputs
 from meterhouse_rating.models.minimum import Minimum
 from meterhouse_rating.money import decimal_of, exact, of_minor, show, to_minor
-from meterhouse_rating.rated import CORRECTION, CREDIT_RESTORED, Rated, RatedLine, left_over, merged
+from meterhouse_rating.rated import CORRECTION, CREDIT_APPLIED, CREDIT_RESTORED, Rated, RatedLine, left_over, merged
 from meterhouse_rating.rates import Rate, rate_at
 from meterhouse_rating.sorting import (
     BY_CHOICE,
@@ -140,7 +140,7 @@ class _Bill:
         """Top up where the rule says so; then one negative line that pays the usage lines, as far as credits reach."""
         inputs, period = self.inputs, self.inputs.setting.period
         payable = [
-            line.amount_minor + taken if line.kind == "usage" or _late_usage(line) else 0
+            _payable(line, inputs.currency) + (taken if line.kind == "usage" else 0)
             for line, taken in zip(self.lines, self.reduced, strict=True)
         ]
         grants = usable([*inputs.credits, *self.granted], period)
@@ -163,7 +163,7 @@ class _Bill:
             "amount": show(-spent, inputs.currency),
         }
         amount = of_minor(-spent, inputs.currency)
-        words = ("credit_applied", "credits", None, "Credits applied", Decimal(1), "")
+        words = (CREDIT_APPLIED, "credits", None, "Credits applied", Decimal(1), "")
         self.lines.append(RatedLine(*words, (), amount, -spent, explanation))
         self.reduced.append(0)
 
@@ -174,8 +174,11 @@ def _left(line: RatedLine, taken: int) -> int:
     return left if line.kind in _DISCOUNTED and "service" not in line.explanation else max(0, left)
 
 
-def _late_usage(line: RatedLine) -> bool:
-    return line.kind == CORRECTION and line.metric is not None
+def _payable(line: RatedLine, currency: str) -> int:
+    """What credits may pay of a line before discounts; of late usage all, where that is from before lines said it."""
+    if line.kind == CORRECTION and "payable" in line.explanation:
+        return minor(line.explanation["payable"], currency)
+    return line.amount_minor if line.kind == "usage" or (line.kind == CORRECTION and line.metric is not None) else 0
 
 
 def _check_steps(component: str, charge: Charge) -> None:

@@ -12,6 +12,7 @@ from meterhouse_rating.sorting import Leftover, UsageRow
 
 CORRECTION: Final = "correction"
 CREDIT_RESTORED: Final = "credit_restored"
+CREDIT_APPLIED: Final = "credit_applied"
 ABOUT_CLOSED: Final = (CORRECTION, CREDIT_RESTORED)
 """Kinds of lines about a period that was closed before."""
 

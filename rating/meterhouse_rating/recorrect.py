@@ -1,7 +1,7 @@
 """Corrections in SQL: which closed ratings a period corrects, by the customer's policy, and what is kept of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -9,10 +9,11 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, insert, select
 
 from meterhouse_rating import results
-from meterhouse_rating.corrections import Closed, correct, total
+from meterhouse_rating.corrections import Closed, correct, total, with_payable
+from meterhouse_rating.credit_lines import minor
 from meterhouse_rating.engine import Inputs, RatedLine, UsageRow
 from meterhouse_rating.periods import Period, overlaps
-from meterhouse_rating.rated import ABOUT_CLOSED
+from meterhouse_rating.rated import ABOUT_CLOSED, CREDIT_APPLIED
 from meterhouse_rating.settled import CLOSED, OPEN, Past, Row, Standing, credit_note_id, lines_of, noted_of
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
@@ -91,7 +92,7 @@ def corrected(
     others = [it for it in past.standing if it.state == OPEN and not overlaps(it.period, period)]
     sooner = _carried(connection, [it for it in others if it.period < period], past)
     carried = sooner | _carried(connection, others, past)
-    final = _final(connection, past)
+    final, paid_late = _final(connection, past)
     known = [row for rows in final.values() for row in rows]
     found = []
     for it in sorted(restated, key=lambda it: _when_closed(it.standing)):
@@ -100,16 +101,27 @@ def corrected(
         if inputs is None:
             continue
         lines = [dict(row) for row in lines_of(connection, [closed.rating_id])]
-        so_far = final.get(closed.rating_id, [])
+        so_far = final.get(closed.rating_id, []), paid_late.get(closed.rating_id, [])
         after = _corrected_before(past, closed, inputs.setting.month, known)
-        made = correct(Closed(closed.rating_id, closed.period, closed.currency, lines, so_far, after), inputs)
+        made = correct(Closed(closed.rating_id, closed.period, closed.currency, lines, *so_far, after), inputs)
         known += results.line_rows_of("", closed.currency, made)
         elsewhere = sooner if overlaps(closed.period, month) else carried
         if closed.period.end > period.start or closed.rating_id in elsewhere:
             continue
         noted = policy == CREDIT_NOTE and total(made) < 0
         found.append(Corrected(it, inputs, () if noted else made, made if noted else ()))
-    return tuple(sorted(found, key=lambda it: it.restated.standing.period))
+    return tuple(sorted(_with_payable(found), key=lambda it: it.restated.standing.period))
+
+
+def _with_payable(found: Sequence[Corrected]) -> list[Corrected]:
+    """The corrections, with what credits may pay of those of each month."""
+    stamped = []
+    for month in sorted({it.inputs.setting.month for it in found}):
+        of_it = [it for it in found if it.inputs.setting.month == month]
+        lines = [it.on_rating for it in of_it], [it.on_note for it in of_it]
+        made = with_payable(*lines, of_it[0].restated.standing.currency)
+        stamped += [replace(it, on_rating=on_rating) for it, on_rating in zip(of_it, made, strict=True)]
+    return stamped
 
 
 def _corrected_before(past: Past, closed: Standing, month: Period, corrections: Iterable[Row]) -> list[Period]:
@@ -198,13 +210,25 @@ def notes(connection: Connection, namespace: str, customer_id: str | None = None
     return [dict(row) for row in connection.execute(ordered).mappings()]
 
 
-def _final(connection: Connection, past: Past) -> dict[str, list[Row]]:
-    """The customer's corrections that are final, on closed ratings and credit notes, by the rating they are of."""
+def _final(connection: Connection, past: Past) -> tuple[dict[str, list[Row]], dict[str, list[tuple[str, int]]]]:
+    """The customer's corrections that are final, on closed ratings and credit notes, by the rating they are of; and
+    which grants paid how much of them, in minor units.
+    """
     closed = [it.rating_id for it in past.standing if it.state == CLOSED]
     found: dict[str, list[Row]] = {}
+    of: dict[tuple[str, str], str] = {}
     for row in (*map(dict, _corrections_on(connection, closed, past)), *noted_of(connection, closed)):
-        found.setdefault(row["explanation"]["corrects"]["rating"], []).append(row)
-    return found
+        corrects = row["explanation"]["corrects"]["rating"]
+        found.setdefault(corrects, []).append(row)
+        of[row["rating_id"], row["description"]] = corrects
+    paid: dict[str, list[tuple[str, int]]] = {}
+    carrying = {rating_id for rating_id, _ in of}
+    for row in _lines_on(connection, [it for it in closed if it in carrying], past, [CREDIT_APPLIED]):
+        for step in row["explanation"]["steps"]:
+            corrects = of.get((row["rating_id"], step["pays"][:256]), "")
+            if corrects:
+                paid.setdefault(corrects, []).append((step["grant"], minor(step["amount"], row["currency"])))
+    return found, paid
 
 
 def _carried(connection: Connection, among: Iterable[Standing], past: Past) -> set[str]:
@@ -215,8 +239,14 @@ def _carried(connection: Connection, among: Iterable[Standing], past: Past) -> s
 
 def _corrections_on(connection: Connection, rating_ids: Sequence[str], past: Past) -> list[Mapping[Any, Any]]:
     """The lines of ratings that correct others: as the past has them, where it does, or else as they are stored."""
-    known = [line for name in rating_ids for line in past.lines.get(name, ()) if line["kind"] in ABOUT_CLOSED]
+    return _lines_on(connection, rating_ids, past, ABOUT_CLOSED)
+
+
+def _lines_on(
+    connection: Connection, rating_ids: Sequence[str], past: Past, kinds: Sequence[str]
+) -> list[Mapping[Any, Any]]:
+    known = [line for name in rating_ids for line in past.lines.get(name, ()) if line["kind"] in kinds]
     unknown = [name for name in rating_ids if name not in past.lines]
-    query = select(rated_lines).where(rated_lines.c.rating_id.in_(unknown), rated_lines.c.kind.in_(ABOUT_CLOSED))
+    query = select(rated_lines).where(rated_lines.c.rating_id.in_(unknown), rated_lines.c.kind.in_(kinds))
     stored = connection.execute(query).mappings().all() if unknown else []
     return sorted([*known, *stored], key=lambda line: line["line_id"])

@@ -13,7 +13,7 @@ from meterhouse_rating.credit_book import Credits
 from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
 from meterhouse_rating.ledger import Upto
 from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
-from meterhouse_rating.rated import ABOUT_CLOSED
+from meterhouse_rating.rated import ABOUT_CLOSED, CREDIT_RESTORED
 from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import (
@@ -180,7 +180,9 @@ def as_known(
     rows = [*noted, *results.line_rows_of("", basis.customer.currency, corrections)]
     inputs = replace(
         _inputs(terms, basis, period, found, standing, lines, Credits(), corrections, rows),
-        credits=credit_book.at_start(credit_book.standing(*where, pending, upto=upto), period.start),
+        credits=credit_book.at_start(
+            credit_book.standing(*where, [*pending, *_restored(rows)], upto=upto), period.start
+        ),
         top_up=credit_book.top_up_in_force(*where, period.end, upto.recorded_at),
     )
     rated = engine.rate(inputs)
@@ -261,10 +263,16 @@ def _inputs(
     customer, plan = basis.customer, basis.terms.plan
     carried = basis.book.carried_on()
     before, pending = settled_before(customer, basis.contract, plan, period, standing, lines, carried, corrected)
-    grants = credits.standing(customer.currency, pending)
+    back = _restored(results.line_rows_of("", customer.currency, corrections))
+    grants = credits.standing(customer.currency, [*pending, *back])
     return replace(
         inputs_of(terms, basis, period, found, before),
         credits=credit_book.at_start(grants, period.start),
         top_up=credits.top_up(customer.currency, period.end),
         corrections=corrections,
     )
+
+
+def _restored(corrections: Sequence[Row]) -> list[Row]:
+    """Those that give credits back which may pay at once; from before lines said so none does."""
+    return [it for it in corrections if it["kind"] == CREDIT_RESTORED and "payable" in it["explanation"]]

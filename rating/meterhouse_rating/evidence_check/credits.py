@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any, Final
 
 from .dates import moment
-from .findings import Findings, sha256, whole
-from .money import show
+from .findings import Findings, number, sha256, whole
+from .money import minor, show
 
 _BEFORE_GRANTS: Final = "before-grants"
 _ALWAYS: Final = "1970-01-01T00:00:00.000000000Z"
@@ -46,6 +46,11 @@ def before(rating: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[Grant] 
             if entry["account"] == "deferred_credits" and entry["currency"] == rating["currency"]:
                 name = entry["grant_id"] or _BEFORE_GRANTS
                 left[name] = left.get(name, 0) - whole(entry["amount_minor"])
+    for line in rating["lines"]:
+        # What comes back on the rating may pay at once; from before lines said so it does not.
+        if line["kind"] == "credit_restored" and "payable" in line["explanation"]:
+            for name, used in line["explanation"]["used"].items():
+                left[name] = left.get(name, 0) - minor(number(used), rating["currency"], "half_even")
     found = []
     for name, amount in left.items():
         told = rating["grants"].get(name, {})

@@ -33,6 +33,11 @@ def period_in(start: str, end: str, zone: str) -> str:
     return told if zone == "UTC" else f"{told} {zone}"
 
 
+def month_in(moment: str, zone: str) -> str:
+    """The month of the zone's calendar that a moment falls in, as lines tell it: 2026-10."""
+    return f"{_day(moment, zone):%Y-%m}"
+
+
 def days(start: str, end: str, zone: str) -> int:
     """The days of the customer's calendar between two moments."""
     first, last = (_day(it, zone) for it in (start, end))

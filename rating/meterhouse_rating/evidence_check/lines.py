@@ -6,7 +6,7 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import Any, Final
 
-from . import amounts, caps, money
+from . import amounts, caps, late, money
 from .amounts import Carried, twelve_digits
 from .costs import amount_of
 from .credits import Grant, burnt, made_by
@@ -53,6 +53,7 @@ def check_rating(
         bill.check(line)
     if not isinstance(prices, str):
         bill.check_missing()
+    late.check(rating, earlier, findings)
     total = sum(whole(line["amount_minor"]) for line in rating["lines"])
     if findings.equal(f"the total of {what}", whole(rating["total_minor"]), total):
         findings.done("totals as the sum of their lines")
@@ -477,7 +478,7 @@ class _Bill:
     def _credits(self, name: str, line: Mapping[str, Any]) -> None:
         explanation, currency, amount = line["explanation"], self.rating["currency"], whole(line["amount_minor"])
         payable = [
-            left if it["kind"] == "usage" or (it["kind"] == "correction" and it["metric"]) else 0
+            left if it["kind"] == "usage" else late.payable(it, currency) if it["kind"] == "correction" else 0
             for it, left in zip(self.lines, self.left, strict=True)
         ]
         before, after = number(explanation["balance_before"]), number(explanation["balance_after"])
