@@ -104,6 +104,8 @@ def inputs_of(
     since, until = span_of(terms.contracts[customer.customer_id], contract, customer.time_zone, period, at_once)
     trial_end = terms.trial_end(customer.customer_id, period)
     month = month_of(period.start, customer.time_zone)
+    agreed = basis.agreement.discounts
+    going_on = [it for it in agreed if it.amount is not None and it.agreement_id in before.used.discounted]
     setting = Setting(
         period=period,
         month=month,
@@ -115,11 +117,8 @@ def inputs_of(
         earlier=before.earlier,
         earlier_off=before.earlier_off,
         settled_until=before.until,
-        discounted={
-            it.agreement_id: before.used.discounted[it.agreement_id]
-            for it in basis.agreement.discounts
-            if it.amount is not None and it.agreement_id in before.used.discounted
-        },
+        discounted={it.agreement_id: before.used.discounted[it.agreement_id] for it in going_on},
+        discounted_left={it.agreement_id: before.used.left_by(it, agreed, customer.currency) for it in going_on},
     )
     inputs = Inputs(
         contract_id=contract.contract_id,

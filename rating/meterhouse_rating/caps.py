@@ -1,10 +1,11 @@
 """What is used above a hard cap is not billed: a discount of exactly that, on usage lines, before all others.
 
 The caps are the customer's budgets (`meterhouse_store.budgets`) as they were known when the period was rated. Above a
-cap of money is what usage lines come to beyond it. Above a cap of units is what the invoice would be less if usage had
-ended at the cap, all priced dimensions in proportion: so what is included, tiers and percentages on top come out as
-they then would. A cap holds for the whole month in which it is set, raised or acknowledged, and for no month before;
-of a month in parts, on whatever plans, each part has what the others left of it.
+cap of money is what usage lines come to beyond it: where a later part of a month gives back, so does the cap, of what
+an earlier part was less by it. Above a cap of units is what the invoice would be less if usage had ended at the cap,
+all priced dimensions in proportion: so what is included, tiers and percentages on top come out as they then would. A
+cap holds for the whole month in which it is set, raised or acknowledged, and for no month before; of a month in parts,
+on whatever plans, each part has what the others left of it.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Final
 from meterhouse_rating import engine
 from meterhouse_rating.agreements import Cap, Discount
 from meterhouse_rating.book import Book
-from meterhouse_rating.discounts import share_out
+from meterhouse_rating.discounts import share_out, within
 from meterhouse_rating.ids import digest
 from meterhouse_rating.metrics import SUM
 from meterhouse_rating.money import exact, of_minor, to_minor
@@ -73,10 +74,12 @@ def capped(inputs: engine.Inputs, caps: Sequence[Cap], earlier: Used) -> engine.
         for cap, limit in holding:
             if cap.of:
                 less = replace(part, usage=_ended_at(part, cap.of, limit, earlier))
-                over, part = _by_component(_priced(part), _priced(less), _metered(inputs)), less
+                above = _by_component(_priced(part), _priced(less), _metered(inputs))
+                over, part = {of: amount for of, amount in above.items() if amount > 0}, less
             else:
-                over = {_metered(inputs): _over_money(part, limit, earlier)}
-            made += [_discount(inputs, cap, limit, of, amount) for of, amount in over.items() if amount > 0]
+                ended = sum(earlier.capped.get(it.name, 0) for it, _ in holding if it.of)
+                over = {_metered(inputs): _over_money(part, cap, limit, earlier, ended)}
+            made += [_discount(inputs, cap, limit, of, amount) for of, amount in over.items() if amount]
         if not made:
             return inputs
         agreement = replace(inputs.agreement, discounts=(*made, *inputs.agreement.discounts))
@@ -145,11 +148,16 @@ def _by_component(whole: Counter[str], less: Counter[str], metered: tuple[str, .
     return {metered: sum(over.values())}
 
 
-def _over_money(inputs: engine.Inputs, limit: Decimal, earlier: Used) -> int:
+def _over_money(inputs: engine.Inputs, cap: Cap, limit: Decimal, earlier: Used, ended: int) -> int:
+    """What usage is above the cap; less than nothing where other parts were less by it than the month is above it.
+
+    `ended`: what those were less by caps of units.
+    """
     lines = engine.rate(replace(inputs, agreement=replace(inputs.agreement, discounts=()))).lines
     used = sum(line.amount_minor for line in lines if line.kind == "usage")
-    known = to_minor(limit, inputs.currency, inputs.book.rounding) - earlier.minor.get(inputs.currency, 0)
-    return min(used, used - max(0, known))
+    whole = earlier.minor.get(inputs.currency, 0) - ended + used
+    above = max(0, whole - to_minor(limit, inputs.currency, inputs.book.rounding))
+    return within(above - earlier.capped.get(cap.name, 0), used)
 
 
 def _metered(inputs: engine.Inputs) -> tuple[str, ...]:

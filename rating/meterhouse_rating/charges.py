@@ -84,8 +84,8 @@ class Setting:
     quantities by name. `amounts` is what the other components come to, on rounded lines, in this rating, and `earlier`
     in earlier ratings of the month, of which discounts before the minimum took `earlier_off`; all in major units, by
     component; `settled_until` is the latest end of those. `discounted` is what discounts of so much a month took off in
-    earlier ratings of the month, by agreement, in the customer's currency. `currency` is the plan's, `rates` convert to
-    it what is asked in others.
+    earlier ratings of the month, by agreement, in the customer's currency, and `discounted_left` what they left there.
+    `currency` is the plan's, `rates` convert to it what is asked in others.
     """
 
     period: Period
@@ -100,6 +100,7 @@ class Setting:
     earlier_off: Mapping[str, Decimal] = field(default_factory=dict)
     settled_until: datetime | None = None
     discounted: Mapping[str, Decimal] = field(default_factory=dict)
+    discounted_left: Mapping[str, Decimal] = field(default_factory=dict)
     currency: str = ""
     rates: Mapping[str, Rate] = field(default_factory=dict)
 

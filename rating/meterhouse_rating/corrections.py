@@ -167,6 +167,7 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None, us
     }
     settled = settled_by(now) if now is not None else {}
     more = {key: settled.get(key, Decimal(0)) - was.settled.get(key, Decimal(0)) for key in {*settled, *was.settled}}
+    budget = like["explanation"].get("budget") or like["explanation"].get("corrects", {}).get("budget")
     off_usage = sum((it for (what, of), it in more.items() if what == "off" and of in usage), Decimal(0))
     explanation = {
         "corrects": {
@@ -176,6 +177,7 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None, us
             "kind": kind,
             "period": str(closed.period),
             **({"order": _order_of(like)} if kind == "discount" else {}),
+            **({"budget": budget} if budget else {}),
             **({"after": [str(it) for it in closed.after]} if closed.after else {}),
         },
         "price": like["explanation"].get("price", {}),

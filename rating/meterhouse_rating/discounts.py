@@ -4,11 +4,12 @@ The order is stated: discounts marked `before_minimum` come first, then the true
 other discounts (of the true-up, too), then credits. Several discounts apply one after the other, in the order in which
 they begin, each to what the earlier ones left. None takes a line below zero. A percentage is of what a month comes to:
 of a line that gives back what an earlier part of the month had too much (a cheaper tier of volume) it takes its share
-of that back. An amount is of what the lines come to together. A discount is rounded once; what it takes off is shared
-out over its lines by largest remainder.
+of that back. An amount is of what the lines come to together in the month: where a later part of it gives back, so does
+the discount, of what it took off too much. A discount is rounded once; what it takes off is shared out over its lines
+by largest remainder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -61,25 +62,47 @@ def applies(discount: Discount, period: Period, zone: str) -> bool:
 
 
 def take(
-    discount: Discount, lines: Sequence[Open], currency: str, rounding: str, earlier: Decimal = Decimal(0)
+    discount: Discount,
+    lines: Sequence[Open],
+    currency: str,
+    rounding: str,
+    earlier: Decimal = Decimal(0),
+    earlier_left: Decimal = Decimal(0),
 ) -> Taken | None:
     """What the discount takes off the lines; None where there is nothing to take.
 
-    `earlier`: what of an amount per month other ratings of the month took off.
+    `earlier`: what of an amount per month other ratings of the month took off, and `earlier_left` what that left there.
     """
     base = [line.left if _covers(discount, line.component) else 0 for line in lines]
     if discount.percent is not None:
         return _percentage(discount, lines, base, currency, rounding)
-    total = min(sum(base), to_minor((discount.amount or Decimal(0)) - earlier, currency, rounding))
-    if total <= 0:
+    room = to_minor((discount.amount or Decimal(0)) - earlier, currency, rounding)
+    whole = sum(base)
+    taken, left = (to_minor(it, currency, "half_even") for it in (earlier, earlier_left))
+    total = within(min(room, max(-taken, left + whole)), whole)
+    if not total:
         return None
-    shares = share_out(total, [max(0, left) for left in base], quantum(currency))
+    unit = quantum(currency)
+    if total > 0:
+        shares = share_out(total, [max(0, left) for left in base], unit)
+    else:
+        shares = [-it for it in share_out(-total, [max(0, -left) for left in base], unit)]
     steps = tuple(
         {"off": line.description, "amount": show(-share, currency)}
         for line, share in zip(lines, shares, strict=True)
         if share
     )
     return Taken(-of_minor(total, currency), -total, tuple(shares), steps)
+
+
+def within(amount: int, whole: int) -> int:
+    """What of an amount lines can take that come to `whole`: no more than that, and nothing of the other sign."""
+    return max(min(amount, max(0, whole)), min(0, whole))
+
+
+def in_order(found: Iterable[Discount]) -> list[Discount]:
+    """The discounts as they are applied, those before the minimum first."""
+    return sorted(found, key=lambda it: (not it.before_minimum, it.valid_from, it.agreement_id))
 
 
 def _percentage(

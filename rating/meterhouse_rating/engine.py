@@ -18,7 +18,16 @@ from meterhouse_rating.credits import Grant, burn, usable
 from meterhouse_rating.inputs import Inputs
 from meterhouse_rating.models.minimum import Minimum
 from meterhouse_rating.money import decimal_of, exact, of_minor, show, to_minor
-from meterhouse_rating.rated import CORRECTION, CREDIT_APPLIED, CREDIT_RESTORED, Rated, RatedLine, left_over, merged
+from meterhouse_rating.rated import (
+    CORRECTION,
+    CREDIT_APPLIED,
+    CREDIT_RESTORED,
+    DISCOUNTED,
+    Rated,
+    RatedLine,
+    left_over,
+    merged,
+)
 from meterhouse_rating.rates import Rate, rate_at
 from meterhouse_rating.sorting import (
     BY_CHOICE,
@@ -53,9 +62,6 @@ __all__ = [
     "left_over",
     "rate",
 ]
-
-_DISCOUNTED: Final = frozenset({"usage", "flat", "minimum"})
-"""Kinds of lines that discounts in percent take their share back of where they give something back."""
 
 NOT_REGISTERED: Final = "customer_not_registered"
 CONTRACT_ENDED: Final = "contract_ended"
@@ -113,7 +119,7 @@ class _Bill:
     def discount(self, found: Iterable[Discount]) -> None:
         """Apply the discounts that hold, each to what is left of the lines."""
         inputs = self.inputs
-        for it in sorted(found, key=lambda it: (it.valid_from, it.agreement_id)):
+        for it in discounts.in_order(found):
             if not discounts.applies(it, inputs.setting.period, inputs.setting.zone):
                 continue
             open_lines = [
@@ -121,7 +127,8 @@ class _Bill:
                 for line, taken in zip(self.lines, self.reduced, strict=True)
             ]
             earlier = inputs.setting.discounted.get(it.agreement_id, Decimal(0))
-            taken = discounts.take(it, open_lines, inputs.currency, inputs.book.rounding, earlier)
+            left = inputs.setting.discounted_left.get(it.agreement_id, Decimal(0))
+            taken = discounts.take(it, open_lines, inputs.currency, inputs.book.rounding, earlier, left)
             if taken is None:
                 continue
             self.lines.append(lines.discounted(inputs, it, taken))
@@ -171,7 +178,7 @@ class _Bill:
 def _left(line: RatedLine, taken: int) -> int:
     """What discounts left of a line. What a fee in advance gives back is what was paid for it, after discounts."""
     left = line.amount_minor + taken
-    return left if line.kind in _DISCOUNTED and "service" not in line.explanation else max(0, left)
+    return left if line.kind in DISCOUNTED and "service" not in line.explanation else max(0, left)
 
 
 def _payable(line: RatedLine, currency: str) -> int:

@@ -78,6 +78,9 @@ def sentences(line: Row, language: Language | None = None) -> list[str]:
         if "earlier_this_month" in explanation:
             amount = _money(explanation["earlier_this_month"], currency, to)
             text.append(to.say("Of the amount for this month %(amount)s were taken off before.", amount=amount))
+        if "earlier_left" in explanation:
+            amount = _money(explanation["earlier_left"], currency, to)
+            text.append(to.say("Earlier parts of the month left %(amount)s after it.", amount=amount))
         text.append(to.say("Taken off %(order)s, by %(why)s.", order=to.translated(explanation["order"]), why=why))
     if tax := explanation.get("tax"):
         behaviour, code = to.translated(tax["behaviour"] or "unspecified"), tax["code"] or to.translated("none")

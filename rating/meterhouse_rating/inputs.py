@@ -99,8 +99,17 @@ def _setting_json(setting: Setting) -> list[Any]:
     earlier = {name: plain(it) for name, it in setting.earlier.items()}
     until = None if setting.until is None else setting.until.isoformat()
     discounted = {name: plain(it) for name, it in sorted(setting.discounted.items())}
-    known = [str(setting.period), str(setting.month), setting.zone, setting.since.isoformat(), until, earlier]
+    known: list[Any] = [
+        str(setting.period),
+        str(setting.month),
+        setting.zone,
+        setting.since.isoformat(),
+        until,
+        earlier,
+    ]
     off = {name: plain(it) for name, it in sorted(setting.earlier_off.items())}
     later = setting.settled_until is not None and setting.settled_until > setting.period.end
-    told = [discounted, off, str(setting.settled_until)] if later else [discounted, off]
-    return [*known, *told] if discounted or off or later else known
+    if discounted or off or later:
+        known += [discounted, off, str(setting.settled_until)] if later else [discounted, off]
+    left = {name: plain(it) for name, it in sorted(setting.discounted_left.items()) if it}
+    return [*known, {"left": left}] if left else known

@@ -107,11 +107,13 @@ def top_up(inputs: Inputs, each_minor: int, times: int) -> tuple[RatedLine, list
 
 def discounted(inputs: Inputs, discount: Discount, taken: discounts.Taken) -> RatedLine:
     earlier = inputs.setting.discounted.get(discount.agreement_id)
+    left = inputs.setting.discounted_left.get(discount.agreement_id)
     explanation = {
         "discount": discount.agreement_id,
         **({"budget": discount.budget} if discount.budget else {}),
         "order": discounts.BEFORE_MINIMUM if discount.before_minimum else discounts.AFTER_MINIMUM,
         **({"earlier_this_month": plain(earlier)} if earlier else {}),
+        **({"earlier_left": plain(left)} if left else {}),
         "steps": [dict(step) for step in taken.steps],
         "amount_exact": plain(taken.exact),
         "rounding": f"{inputs.book.rounding} to {smallest(inputs.currency)} {inputs.currency}",

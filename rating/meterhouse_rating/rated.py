@@ -10,6 +10,8 @@ from meterhouse_rating.ids import digest
 from meterhouse_rating.money import exact
 from meterhouse_rating.sorting import Leftover, UsageRow
 
+DISCOUNTED: Final = frozenset({"usage", "flat", "minimum"})
+"""Kinds of lines of which discounts take their part back where they give something back."""
 CORRECTION: Final = "correction"
 CREDIT_RESTORED: Final = "credit_restored"
 CREDIT_APPLIED: Final = "credit_applied"

@@ -9,14 +9,16 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping, select
 
+from meterhouse_rating.agreements import Discount
 from meterhouse_rating.book import Plan
 from meterhouse_rating.charges import Before, Dimensions
 from meterhouse_rating.credit_book import Credits, credits_of
-from meterhouse_rating.discounts import BEFORE_MINIMUM, shares_told
+from meterhouse_rating.discounts import BEFORE_MINIMUM, in_order, shares_told
 from meterhouse_rating.ids import digest
 from meterhouse_rating.models.minimum import Minimum
 from meterhouse_rating.money import decimal_of, of_minor
 from meterhouse_rating.periods import Period, month_of, next_month, overlaps
+from meterhouse_rating.rated import DISCOUNTED
 from meterhouse_rating.settling import in_plan, settling
 from meterhouse_store.numbers import D
 from meterhouse_store.registry import Contract, Customer
@@ -166,12 +168,18 @@ def contract_in_force(contracts: Iterable[Contract], period: Period) -> Contract
 @dataclass(frozen=True)
 class Used:
     """What lines have of usage: the quantity per meter, and what they come to per currency, in minor units; and what
-    discounts took off, by agreement.
+    discounts took off, by agreement, and caps, by budget, in minor units.
+
+    `came` is what the lines come to that discounts may be off, by kind and component, and `off` what each discount took
+    off that, in minor units.
     """
 
     meters: Mapping[str, Decimal] = field(default_factory=dict)
     minor: Mapping[str, int] = field(default_factory=dict)
     discounted: Mapping[str, Decimal] = field(default_factory=dict)
+    capped: Mapping[str, int] = field(default_factory=dict)
+    came: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    off: Mapping[str, Mapping[tuple[str, str], int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, lines: Iterable[Row]) -> "Used":
@@ -179,15 +187,50 @@ class Used:
         meters: dict[str, Decimal] = {}
         minor: dict[str, int] = {}
         discounted: dict[str, Decimal] = {}
+        capped: dict[str, int] = {}
+        lines = list(lines)
+        named = {(line["rating_id"], line["description"]): _what(line) for line in lines if line["kind"] != "discount"}
+        came: dict[tuple[str, str], int] = {}
+        off: dict[str, dict[tuple[str, str], int]] = {}
         for line in lines:
             if line["kind"] == "discount":
                 name, amount = line["explanation"]["discount"], of_minor(-line["amount_minor"], line["currency"])
                 discounted[name] = discounted.get(name, Decimal(0)) + amount
-            elif line["kind"] == "usage":
+                if budget := line["explanation"].get("budget"):
+                    capped[budget] = capped.get(budget, 0) - line["amount_minor"]
+                taken = off.setdefault(name, {})
+                for reduced, minor_off in shares_told(line):
+                    what = named.get((line["rating_id"], reduced), ("", ""))
+                    taken[what] = taken.get(what, 0) + minor_off
+                continue
+            if line["kind"] in (*DISCOUNTED, "credit_pack"):
+                gives_back = line["kind"] in DISCOUNTED and "service" not in line["explanation"]
+                amount_minor = line["amount_minor"] if gives_back else max(0, line["amount_minor"])
+                came[_what(line)] = came.get(_what(line), 0) + amount_minor
+            if line["kind"] == "usage":
                 minor[line["currency"]] = minor.get(line["currency"], 0) + line["amount_minor"]
                 for meter, quantity in line["explanation"].get("meters", {}).items():
                     meters[meter] = meters.get(meter, Decimal(0)) + D(quantity)
-        return cls(dict(sorted(meters.items())), dict(sorted(minor.items())), dict(sorted(discounted.items())))
+        sums = dict(sorted(meters.items())), dict(sorted(minor.items())), dict(sorted(discounted.items()))
+        return cls(*sums, dict(sorted(capped.items())), came, off)
+
+    def left_by(self, discount: Discount, agreed: Iterable[Discount], currency: str) -> Decimal:
+        """What a discount left of the lines that it is off, in major units; of those `agreed` the ones before it, and
+        caps, were taken off first.
+        """
+        ordered = [it.agreement_id for it in in_order(agreed)]
+        later = set(ordered[ordered.index(discount.agreement_id) + 1 :])
+        left = 0
+        for sign, found in ((1, self.came), *((-1, off) for name, off in self.off.items() if name not in later)):
+            for (kind, component), minor in found.items():
+                covered = not discount.components or component in discount.components
+                if covered and not (discount.before_minimum and kind == "minimum"):
+                    left += sign * minor
+        return of_minor(max(0, left), currency)
+
+
+def _what(line: Row) -> tuple[str, str]:
+    return line["kind"], line["component"]
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ def _of_its_month(line: Row) -> Row:
         made["conversion"] = {"amount": settles.get("in_plan", {}).get(currency, "0"), "rate": rate}
     if corrects["kind"] == "discount":
         made |= {"discount": line["dimensions"]["discount"], "order": corrects["order"]}
+        made |= {"budget": corrects["budget"]} if "budget" in corrects else {}
         made["steps"] = [{"off": name, "amount": plain(-D(it))} for name, it in settles.get("off", {}).items()]
     own = {"rating_id": corrects["rating"], "kind": corrects["kind"], "description": uncorrected(line["description"])}
     return {**line, **own, "explanation": made}

@@ -153,7 +153,8 @@ def _corrections_of(lines: Sequence[Mapping[Any, Any]], rating_ids: Sequence[str
 def _used(lines: Sequence[Mapping[Any, Any]], currency: str) -> dict[str, Any]:
     used = Used.of(settling(lines))
     meters = {name: plain(quantity) for name, quantity in used.meters.items()}
-    return {"meters": meters, "minor": used.minor.get(currency, 0)}
+    told = {"meters": meters, "minor": used.minor.get(currency, 0)}
+    return {**told, "off": dict(used.capped)} if used.capped else told
 
 
 def _grants(connection: Connection, namespace: str, standing: Standing) -> dict[str, Any]:

@@ -48,10 +48,13 @@ def above(prices: Prices, groups: Sequence[Group], rating: Mapping[str, Any]) ->
             over, now = _by_component(_sums(now), _sums(less), metered), less
         else:
             used = sum(minor for (_, kind), minor in now.items() if kind == "usage")
-            room = max(0, money.minor(limit, rating["currency"], prices.rounding) - whole(earlier["minor"]))
-            over = {metered: min(used, used - room)}
+            off = {name: whole(it) for name, it in earlier.get("off", {}).items()}
+            ended = sum(off.get(it["name"], 0) for it in told["held"] if it["of"])
+            month = whole(earlier["minor"]) - ended + used
+            most = max(0, month - money.minor(limit, rating["currency"], prices.rounding)) - off.get(cap["name"], 0)
+            over = {metered: max(min(most, max(0, used)), min(0, used))}
         for of, minor in over.items():
-            if minor > 0:
+            if minor > 0 or (minor and not cap["of"]):
                 name = sha256(["cap", cap["name"], cap["of"], cap["limit"], told["period_start"], *of])
                 found.append(Above(name, cap["name"], of, minor))
     return found

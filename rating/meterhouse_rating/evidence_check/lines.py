@@ -168,8 +168,16 @@ class _Bill:
             money_used += whole(told["elsewhere"]["minor"])
             for meter, quantity in told["elsewhere"]["meters"].items():
                 meters[meter] = meters.get(meter, Fraction(0)) + number(quantity)
-        claimed = {meter: number(it) for meter, it in told["meters"].items()}, whole(told["minor"])
-        if self.findings.equal("what earlier parts of the month used of caps", claimed, (meters, money_used)) and found:
+        off: dict[str, int] = {}
+        for line in self._lines_of(found, "discount"):
+            if budget := line["explanation"].get("budget"):
+                off[budget] = off.get(budget, 0) - whole(line["amount_minor"])
+        for budget, minor in told.get("elsewhere", {}).get("off", {}).items():
+            off[budget] = off.get(budget, 0) + whole(minor)
+        claimed_off = {name: whole(it) for name, it in told.get("off", {}).items()}
+        claimed = {meter: number(it) for meter, it in told["meters"].items()}, whole(told["minor"]), claimed_off
+        used = meters, money_used, off
+        if self.findings.equal("what earlier parts of the month used of caps", claimed, used) and found:
             self.findings.done("what earlier parts of the month used of caps, from their lines", len(found))
 
     def check(self, line: Mapping[str, Any]) -> None:
@@ -211,14 +219,14 @@ class _Bill:
         missing, self.above = list(self.above.values()), {}
         for cap in missing:
             currency = self.rating["currency"]
-            if self._open(cap.components):
+            if self._open(cap.components, -1 if cap.minor < 0 else 1):
                 told = f"{money.show(cap.minor, currency)} {currency}"
                 self.findings.wrong(f"{told} are above a cap, and no line takes them off")
 
-    def _open(self, components: Collection[str]) -> list[int]:
-        """What is left of each line, as far as it is of these components (none: all of them)."""
+    def _open(self, components: Collection[str], sign: int) -> list[int]:
+        """What is left of each line, of that sign, as far as it is of these components (none: all of them)."""
         found = [
-            left if left > 0 and (not components or it["component"] in components) else 0
+            left if left * sign > 0 and (not components or it["component"] in components) else 0
             for it, left in zip(self.lines, self.left, strict=True)
         ]
         return found if any(found) else []
@@ -419,7 +427,8 @@ class _Bill:
         else:
             percent = None
             exact = number(said["amount"]) - self._taken_earlier(line)
-        off = min(max(0, sum(base)), money.minor(exact, currency, self.prices.rounding))
+        off = money.minor(exact, currency, self.prices.rounding)
+        off = self._off_or_back(line, said, off, sum(base)) if percent is None else min(max(0, sum(base)), off)
         if self.findings.equal(f"{name}: what it takes off", amount, -off):
             self.findings.done(DISCOUNTS)
         if not any(base):
@@ -434,6 +443,49 @@ class _Bill:
                     taken if conversion is None else twelve_digits(taken / number(conversion["rate"]))
                 )
 
+    def _off_or_back(self, line: Mapping[str, Any], said: Mapping[str, Any], room: int, whole_now: int) -> int:
+        """What an amount is off lines that come to so much: of the month's, less what it was off earlier parts."""
+        currency, told = self.rating["currency"], line["explanation"]
+        earlier, left = (
+            money.minor(number(told.get(it, "0")), currency, "half_even")
+            for it in ("earlier_this_month", "earlier_left")
+        )
+        if "earlier_this_month" in told:
+            known = self._left_earlier(said)
+            if known is None:
+                self.findings.carry("what discounts of so much a month left of other parts of the month")
+            else:
+                self.findings.equal(f"what {said['name']} left of earlier parts of the month", left, known)
+        wanted = min(room, max(-earlier, left + whole_now))
+        return max(min(wanted, max(0, whole_now)), min(0, whole_now))
+
+    def _left_earlier(self, said: Mapping[str, Any]) -> int | None:
+        """What a discount of so much left of earlier parts of the month; None where their lines alone do not say it."""
+        told = self.rating["caps"].get("earlier", {"ratings": None})
+        found = [it for it in self.earlier if it["rating_id"] in (told["ratings"] or ())]
+        if told["ratings"] is None or len(found) < len(told["ratings"]) or "elsewhere" in told:
+            return None
+        if any(line["kind"] == "correction" for it in (*found, self.rating) for line in it["lines"]):
+            return None
+        left = 0
+        for it in found:
+            of = {one["id"]: set(one["components"]) for one in it.get("discounts", ())}
+            names = [line["explanation"].get("discount") for line in it["lines"]]
+            if said["id"] not in names or said["id"] not in of:
+                return None
+            for line in it["lines"][: names.index(said["id"]) + 1]:
+                if line["kind"] == "discount":
+                    covered = of[line["explanation"]["discount"]]
+                    if said["components"] and not (covered and covered <= set(said["components"])):
+                        return None
+                    left += whole(line["amount_minor"])
+                elif line["kind"] in _GIVE_BACK and "service" not in line["explanation"]:
+                    named = not said["components"] or line["component"] in said["components"]
+                    left += whole(line["amount_minor"]) if named else 0
+                else:
+                    return None
+        return max(0, left)
+
     def _earlier_lines(self, kind: str) -> list[Mapping[str, Any]]:
         """The lines of a kind of earlier ratings of the month, as far as the pack has them."""
         return self._lines_of([it for it in self.earlier if it["month"] == self.rating["month"]], kind)
@@ -446,7 +498,8 @@ class _Bill:
             corrects = line["explanation"]["corrects"]
             if "settles" in line["explanation"] and corrects["rating"] in names and corrects["kind"] == kind:
                 told = {"meters": line["explanation"]["corrected_meters"]}
-                found.append({**line, "explanation": told | {"discount": line["dimensions"].get("discount")}})
+                told |= {"discount": line["dimensions"].get("discount"), "budget": corrects.get("budget")}
+                found.append({**line, "explanation": told})
         return found
 
     def _taken_earlier(self, line: Mapping[str, Any]) -> Fraction:
