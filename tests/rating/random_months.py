@@ -114,15 +114,15 @@ def world(seed: int, customers: int) -> World:
 
 
 def _month(draw: Random, name: str, parts: int, order: list[int]) -> Month:
-    # A discount of so much and a cap are of what is there when a part is closed: not where less comes of more usage.
+    # A cap of units is of what is there when a part is closed: not where less comes of more usage.
     priced = STEADY if draw.random() < 0.6 else STEADY + CHEAPER * 3
     of = {metric: draw.choice(priced).replace("%s", metric) for metric in METERS}
     steady = priced is STEADY
     lines = [*(f"{metric}: {{{it}}}" for metric, it in of.items()), draw.choice(MORE)]
     cap = None
-    if steady and draw.random() < 0.4:
+    if draw.random() < 0.4:
         cappable = [metric for metric, it in of.items() if "by: [model]" not in it and "percentage" not in it]
-        whole = "support" not in lines[-1]
+        whole = steady and "support" not in lines[-1]
         cap = (draw.choice(["", *cappable]) if whole else "", draw.choice([10, 30, 60, 100]))
     events = []
     for part in range(parts):
@@ -132,7 +132,7 @@ def _month(draw: Random, name: str, parts: int, order: list[int]) -> Month:
             metric, model = draw.choice(list(METERS)), draw.choice("abc")
             events.append(Event(part, metric, model, draw.choice([1, 5, 10, 20, 40, 50]), known))
     percent = draw.choice([0, 0, 10, 25, 50])
-    amount = draw.choice([0, 0, 15, 40]) if steady else 0
+    amount = draw.choice([0, 0, 15, 40])
     return Month(name, tuple(line for line in lines if line), percent, amount, cap, tuple(events))
 
 

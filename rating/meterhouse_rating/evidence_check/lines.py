@@ -479,11 +479,9 @@ class _Bill:
                     if said["components"] and not (covered and covered <= set(said["components"])):
                         return None
                     left += whole(line["amount_minor"])
-                elif line["kind"] in _GIVE_BACK and "service" not in line["explanation"]:
-                    named = not said["components"] or line["component"] in said["components"]
-                    left += whole(line["amount_minor"]) if named else 0
-                else:
-                    return None
+                elif not said["components"] or line["component"] in said["components"]:
+                    gives_back = line["kind"] in _GIVE_BACK and "service" not in line["explanation"]
+                    left += whole(line["amount_minor"]) if gives_back else max(0, whole(line["amount_minor"]))
         return max(0, left)
 
     def _earlier_lines(self, kind: str) -> list[Mapping[str, Any]]:
