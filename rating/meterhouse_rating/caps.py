@@ -71,14 +71,16 @@ def capped(inputs: engine.Inputs, caps: Sequence[Cap], earlier: Used) -> engine.
     with exact():
         made: list[Discount] = []
         part = inputs
-        for cap, limit in holding:
+        less_by_money = 0
+        for at, (cap, limit) in enumerate(holding):
             if cap.of:
                 less = replace(part, usage=_ended_at(part, cap.of, limit, earlier))
                 above = _by_component(_priced(part), _priced(less), _metered(inputs))
                 over, part = {of: amount for of, amount in above.items() if amount > 0}, less
             else:
-                ended = sum(earlier.capped.get(it.name, 0) for it, _ in holding if it.of)
-                over = {_metered(inputs): _over_money(part, cap, limit, earlier, ended)}
+                capped_before = sum(earlier.capped.get(it.name, 0) for it, _ in holding[:at])
+                amount = _over_money(part, cap, limit, earlier, capped_before, less_by_money)
+                over, less_by_money = {_metered(inputs): amount}, less_by_money + amount
             made += [_discount(inputs, cap, limit, of, amount) for of, amount in over.items() if amount]
         if not made:
             return inputs
@@ -148,14 +150,14 @@ def _by_component(whole: Counter[str], less: Counter[str], metered: tuple[str, .
     return {metered: sum(over.values())}
 
 
-def _over_money(inputs: engine.Inputs, cap: Cap, limit: Decimal, earlier: Used, ended: int) -> int:
+def _over_money(inputs: engine.Inputs, cap: Cap, limit: Decimal, earlier: Used, capped_before: int, less: int) -> int:
     """What usage is above the cap; less than nothing where other parts were less by it than the month is above it.
 
-    `ended`: what those were less by caps of units.
+    `capped_before`: what those were less by caps before this one, `less` what this part is by such caps of money.
     """
     lines = engine.rate(replace(inputs, agreement=replace(inputs.agreement, discounts=()))).lines
-    used = sum(line.amount_minor for line in lines if line.kind == "usage")
-    whole = earlier.minor.get(inputs.currency, 0) - ended + used
+    used = sum(line.amount_minor for line in lines if line.kind == "usage") - less
+    whole = earlier.minor.get(inputs.currency, 0) - capped_before + used
     above = max(0, whole - to_minor(limit, inputs.currency, inputs.book.rounding))
     return within(above - earlier.capped.get(cap.name, 0), used)
 

@@ -101,8 +101,8 @@ def within(amount: int, whole: int) -> int:
 
 
 def in_order(found: Iterable[Discount]) -> list[Discount]:
-    """The discounts as they are applied, those before the minimum first."""
-    return sorted(found, key=lambda it: (not it.before_minimum, it.valid_from, it.agreement_id))
+    """The discounts as they are applied, those before the minimum first; of caps each goes on from those before it."""
+    return sorted(found, key=lambda it: (not it.before_minimum, it.valid_from, "" if it.budget else it.agreement_id))
 
 
 def _percentage(

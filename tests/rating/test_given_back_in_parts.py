@@ -16,7 +16,8 @@ from meterhouse_rating.evidence import make
 from meterhouse_rating.evidence_check.main import verify
 from meterhouse_rating.ledger_proof import prove
 from meterhouse_rating.periods import parse
-from meterhouse_store import agreements, tables
+from meterhouse_store import agreements, budgets, tables
+from meterhouse_store.budgets import MONEY, UNITS, Budget
 
 OVER = "Above the cap of 60 USD: not billed"
 
@@ -194,4 +195,55 @@ def test_late_usage_makes_a_later_part_give_back_what_a_cap_took_off_the_first(s
         (of("in", SECOND), 6000),
         (of(OVER, SECOND), -2875),
     ]
+    proved(house, tmp_path)
+
+
+TWO = """
+book: parts
+currency: USD
+metrics:
+  input: {unit: token, meters: [llm.tokens.input]}
+  calls: {unit: call, meters: [tool.calls]}
+plans:
+  pay:
+    components:
+      in: {model: per_unit, metric: input, price: 1.00}
+      calls: {model: per_unit, metric: calls, price: 1.00}
+"""
+
+
+def budget(house, name, limit, what=""):
+    more = {"of": what} if what else {}
+    made = Budget("acme", name, UNITS if what else MONEY, Decimal(limit), **more)
+    budgets.set_budget(house.world.engine, "test", made, who="ann", why="agreed", now=at("2026-10-02"))
+
+
+def test_a_cap_of_money_counts_of_earlier_parts_what_a_cap_of_units_left(sqlite_house, tmp_path):
+    """Of 120 tokens 100 are billed; 30.00 of calls make 130.00, 20.00 above 110.00."""
+    house = sqlite_house
+    volume(house, TWO)
+    budget(house, "tokens", "100", "input")
+    budget(house, "money", "110")
+    house.event("acme", "tool.calls", "30", "2026-10-20T00:00:00")
+    assert in_two_parts(house, "120", "5") == [
+        [("in", 12000), ("Above the cap of 100 input: not billed", -2000)],
+        [
+            ("in", 500),
+            ("calls", 3000),
+            ("Above the cap of 100 input: not billed", -500),
+            ("Above the cap of 110 USD: not billed", -2000),
+        ],
+    ]
+    proved(house, tmp_path)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_of_two_caps_of_money_the_lower_one_holds(sqlite_house, tmp_path, names):
+    """70.00 and 60.00: 130.00, of which 80.00 are billed, whichever of the two is taken off first."""
+    house = sqlite_house
+    volume(house, TWO)
+    budget(house, names[0], "100")
+    budget(house, names[1], "80")
+    in_two_parts(house, "70", "60")
+    assert [row["total_minor"] for row in house.rows(tables.ratings)] in ([7000, 1000], [1000, 7000])
     proved(house, tmp_path)

@@ -39,20 +39,21 @@ def above(prices: Prices, groups: Sequence[Group], rating: Mapping[str, Any]) ->
     usage, now = list(groups), _stated(rating)
     found: list[Above] = []
     touched: set[str] = set()
+    capped_before = less_by_money = 0
     for cap in sorted(told["held"], key=lambda it: (not it["of"], it["name"])):
-        limit = number(cap["limit"])
+        limit, off = number(cap["limit"]), whole(earlier.get("off", {}).get(cap["name"], 0))
         if cap["of"]:
             usage, meters = _ended_at(prices, usage, cap["of"], limit, told["by"], earlier["meters"])
             touched |= meters  # what is a percentage of several is of all that ended
             less = _priced(prices, usage, touched, now, rating) if meters else now
             over, now = _by_component(_sums(now), _sums(less), metered), less
         else:
-            used = sum(minor for (_, kind), minor in now.items() if kind == "usage")
-            off = {name: whole(it) for name, it in earlier.get("off", {}).items()}
-            ended = sum(off.get(it["name"], 0) for it in told["held"] if it["of"])
-            month = whole(earlier["minor"]) - ended + used
-            most = max(0, month - money.minor(limit, rating["currency"], prices.rounding)) - off.get(cap["name"], 0)
+            used = sum(minor for (_, kind), minor in now.items() if kind == "usage") - less_by_money
+            month = whole(earlier["minor"]) - capped_before + used
+            most = max(0, month - money.minor(limit, rating["currency"], prices.rounding)) - off
             over = {metered: max(min(most, max(0, used)), min(0, used))}
+            less_by_money += over[metered]
+        capped_before += off
         for of, minor in over.items():
             if minor > 0 or (minor and not cap["of"]):
                 name = sha256(["cap", cap["name"], cap["of"], cap["limit"], told["period_start"], *of])
