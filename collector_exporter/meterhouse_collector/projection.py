@@ -207,8 +207,9 @@ class Projection:
         for write in self._beside:
             try:
                 write(self._client)
-            except Error as problem:  # usage does not wait for it
-                log.warning("what is counted beside usage cannot be written yet: %s", type(problem).__name__)
+            # Usage does not wait for it, whatever it is.
+            except Exception as problem:  # noqa: BLE001
+                log.warning("what is counted beside usage cannot be written yet: %s", _words(problem)[:500])
 
     def _connect(self) -> Projector:
         database = self._settings.warehouse_database

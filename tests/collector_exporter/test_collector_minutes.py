@@ -6,6 +6,7 @@ import re
 import time
 import urllib.request
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import clickhouse_connect
 import pytest
@@ -13,6 +14,7 @@ from collector_samples import Collector, event, request_of, wait_for
 
 from meterhouse_collector import minutes
 from meterhouse_collector.minutes import Minutes
+from meterhouse_collector.projection import Projection
 from meterhouse_collector.telemetry import Figures
 
 NOON_S = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
@@ -207,6 +209,20 @@ def test_a_clock_that_was_far_ahead_for_a_moment_costs_no_minute_after_it(empty,
         ("2026-11-30 12:00:00", 2),
         ("2026-11-30 12:01:00", 1),
     ]
+
+
+def test_what_is_counted_beside_usage_keeps_neither_usage_nor_the_rest_waiting(tmp_path, caplog):
+    projection = Projection(None, SimpleNamespace(directory=tmp_path))
+    written = []
+
+    def fails(_client):
+        raise ValueError("year 1903294 is out of range")
+
+    projection._client, projection._beside = object(), (fails, written.append)
+    projection._write_beside()
+    assert len(written) == 1
+    assert projection.trouble() is None
+    assert "cannot be written yet: ValueError: year 1903294 is out of range" in caplog.text
 
 
 def test_a_minute_of_a_clock_that_was_ahead_is_in_no_objective(empty):
