@@ -62,6 +62,14 @@ class Grafana:
         """Write; the answer. Raises GrafanaRefused."""
         return self._taken(method, path, *self._ask(method, path, body))
 
+    def require(self) -> None:
+        """Raise GrafanaRefused where no Grafana answers: a 404 of another server would look like an empty Grafana."""
+        about = self.get("/api/health")
+        if not isinstance(about, dict) or "database" not in about:
+            raise GrafanaRefused(
+                f"{self._url} is no Grafana: it has no /api/health of one; name the address of its pages, path included"
+            )
+
     def health(self, uid: str) -> str:
         """What is wrong with a data source; empty where it answers."""
         status, answer = self._ask("GET", f"/api/datasources/uid/{uid}/health", None)
@@ -126,6 +134,7 @@ def bring(grafana: Grafana, what: Shipped, warehouse: str, folder: str, docs: st
     `warehouse`: how Grafana reaches ClickHouse, http://user:password@host:8123; `folder`: the uid of the folder;
     `docs`: what stands before docs/ in the alerts' links to runbooks. Raises GrafanaRefused.
     """
+    grafana.require()
     yield _source(grafana, what.source, warehouse, write)
     there = grafana.get(f"/api/folders/{folder}")
     if there is None and write:

@@ -39,6 +39,9 @@ class Grafana:
                 return handler(self, *found.groups(), *([body] if method != "GET" else []))
         raise Refused(404, "Not found")
 
+    def about(self):
+        return {"commit": "087143f285", "database": "ok", "version": "11.0.0"}
+
     def source(self, uid):
         need(uid in self.sources, "Data source not found", 404)
         shown = {name: value for name, value in self.sources[uid].items() if name != "secureJsonData"}
@@ -117,6 +120,7 @@ class Grafana:
 
     UID = r"([\w-]+)"
     ROUTES = (
+        (r"GET /api/health", about),
         (rf"GET /api/datasources/uid/{UID}", source),
         (rf"GET /api/datasources/uid/{UID}/health", source_health),
         (r"POST /api/datasources", add_source),

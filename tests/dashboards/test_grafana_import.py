@@ -94,6 +94,16 @@ def test_a_dry_run_writes_nothing(grafana):
     assert grafana.writes == [] and list(grafana.sources) == ["own"]
 
 
+@pytest.mark.parametrize("path", ["/api", "/grafana"])
+def test_what_answers_and_is_no_grafana_is_not_taken_for_an_empty_one(grafana, path):
+    grafana.url += path
+    for more in ((), ("--dry-run",)):
+        found = run(grafana, *more)
+        assert found.exit_code == 1
+        assert f"{grafana.url} is no Grafana: it has no /api/health of one; name the address" in found.output
+    assert grafana.writes == []
+
+
 def test_refusals_say_what_to_do(grafana):
     wrong = run(grafana, token="nobody's")
     assert wrong.exit_code == 1 and "Grafana does not take the token" in wrong.output
