@@ -28,7 +28,7 @@ from clickhouse_connect.driver.client import Client
 from load import request_of
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from meterhouse_store import registry, schema, sql, warehouse
+from meterhouse_store import access, registry, schema, sql, warehouse
 from meterhouse_store.settings import Settings
 
 EVENTS_PER_REQUEST = 500
@@ -217,7 +217,7 @@ class _System:
         self.client = warehouse.connect(settings)
         engine = sql.open_engine(settings)
         registry.ensure_namespace(engine, "live")
-        self.key = registry.create_key(engine, "live", "bench")[1]
+        self.key = access.create_key(engine, "live", "bench")[1]
         engine.dispose()
         self.start_collector()
 

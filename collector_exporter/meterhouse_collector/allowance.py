@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from meterhouse_collector.refusals import FORBIDDEN, MALFORMED, OVERLOADED, Refused
 from meterhouse_store import reservations, switches, tables
+from meterhouse_store.access import Credential
 from meterhouse_store.numbers import D, plain
-from meterhouse_store.registry import Credential
 from meterhouse_store.reservations import Answer, Held, Limit, decide
 from meterhouse_store.sql import begin_write
 

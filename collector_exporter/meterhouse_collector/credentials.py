@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from meterhouse_collector.refusals import OVERLOADED, UNAUTHENTICATED, Refused
-from meterhouse_store.registry import METERING, Credential, hash_key
+from meterhouse_store.access import METERING, Credential, hash_key
 
 REFRESH_S: Final = 2.0
 """How long a revoked key may still be taken."""

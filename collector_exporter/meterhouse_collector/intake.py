@@ -20,7 +20,7 @@ from meterhouse_collector.refusals import FORBIDDEN, OVERLOADED, Kind, Refused
 from meterhouse_collector.series import SeriesLimit, foreign_metrics
 from meterhouse_collector.signals import METRICS, Signal
 from meterhouse_collector.spans_allowed import reduce_traces
-from meterhouse_store.registry import Credential
+from meterhouse_store.access import Credential
 
 HELD_BYTES: Final = 256 * 2**20
 """Bodies of requests under way, as sent and decompressed."""

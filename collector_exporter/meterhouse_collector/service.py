@@ -39,7 +39,7 @@ from meterhouse_collector.telemetry import Figures, Metric, Push, counter, gauge
 from meterhouse_collector.tls import ServerTls
 from meterhouse_collector.upkeep import Upkeep
 from meterhouse_collector.warehouse_counts import WarehouseCounts
-from meterhouse_store import key_uses, registry, warehouse
+from meterhouse_store import access, key_uses, warehouse
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
 
@@ -108,7 +108,7 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
         keep=None if days is None else timedelta(days=days),
     )
     upkeep.start()
-    credentials = Credentials(lambda: registry.credentials(engine), partial(key_uses.note, engine))
+    credentials = Credentials(lambda: access.credentials(engine), partial(key_uses.note, engine))
     intake = Intake(
         credentials,
         journal,

@@ -144,20 +144,20 @@ def _keys_create(
     as_json: Json = False,
 ) -> None:
     """Make a key. Its text is shown now and never again."""
-    from meterhouse_store import registry
+    from meterhouse_store import access
 
     settings = existing(data)
     allowed = None if for_customers is None else [part.strip() for part in for_customers.split(",") if part.strip()]
     with explained(), opened_registry(settings) as engine:
         own = _new_grant_key(ed25519) if grants or ed25519 else None
-        made, text = registry.create_key(engine, settings.namespace, name, customers=allowed, grant_key=own, role=role)
+        made, text = access.create_key(engine, settings.namespace, name, customers=allowed, grant_key=own, role=role)
     if as_json:
         signs = {} if own is None else {"grant_key": str(own)}
         print(json.dumps({"credential_id": made.credential_id, "key": text} | signs))
         return
     whom = "any customer" if own is None else "the customers of its grants"
     print(f"{made.credential_id} ({made.name}): for {', '.join(made.customers) if made.customers else whom}")
-    if role == registry.PRICING:
+    if role == access.PRICING:
         print(f"\nIt reads prices: Authorization: Bearer {text}")
     else:
         print(f"\nexport METERHOUSE_API_KEY={text}")
@@ -178,11 +178,11 @@ def _keys_grant_key(
     as_json: Json = False,
 ) -> None:
     """Make a key that signs grants, one more where there is one. From now on KEY reports only for their customers."""
-    from meterhouse_store import registry
+    from meterhouse_store import access
 
     with explained(), opened_registry(existing(data)) as engine:
         own = _new_grant_key(ed25519) if take is None else _taken_grant_key(take)
-        bound = registry.add_grant_key(engine, credential_id, own)
+        bound = access.add_grant_key(engine, credential_id, own)
     if as_json:
         signs = {} if own.kind == "ed25519-public" else {"grant_key": str(own)}
         print(json.dumps({"credential_id": credential_id, "grant_key_id": own.key_id} | signs))
@@ -195,11 +195,11 @@ def _keys_grant_key(
 @keys.command("list")
 def _keys_list(data: Data = None, as_json: Json = False) -> None:
     """List the keys, without their text, and when each was last used, to about a minute. Times are UTC."""
-    from meterhouse_store import key_uses, registry
+    from meterhouse_store import access, key_uses
 
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
-        found = [plain(vars(credential)) for credential in registry.credentials(engine, settings.namespace)]
+        found = [plain(vars(credential)) for credential in access.credentials(engine, settings.namespace)]
         used = key_uses.last(engine)
     for credential in found:
         at = used.get(credential["credential_id"])
@@ -225,10 +225,10 @@ def _keys_rotate(
     as_json: Json = False,
 ) -> None:
     """Give a key another text. Its text is shown now and never again; id, name and customers stay."""
-    from meterhouse_store import registry
+    from meterhouse_store import access
 
     with explained(), opened_registry(existing(data)) as engine:
-        changed, text = registry.rotate_key(engine, credential_id, overlap)
+        changed, text = access.rotate_key(engine, credential_id, overlap)
     until = changed.retired[-1][1]
     if as_json:
         print(json.dumps({"credential_id": credential_id, "key": text, "old_key_until": until.isoformat()}))
@@ -246,16 +246,16 @@ def _keys_revoke(
     ] = None,
 ) -> None:
     """Revoke a key: what is sent with it from now on is refused."""
-    from meterhouse_store import registry
+    from meterhouse_store import access
 
     with explained(), opened_registry(existing(data)) as engine:
         if grant_key is not None:
-            left = registry.revoke_grant_key(engine, credential_id, grant_key)
+            left = access.revoke_grant_key(engine, credential_id, grant_key)
             print(
                 f"{credential_id} takes no grants of {grant_key} any more; {len(left.grant_keys or ())} keys are left."
             )
             return
-        revoked = registry.revoke_key(engine, credential_id)
+        revoked = access.revoke_key(engine, credential_id)
     print(f"{revoked.credential_id} ({revoked.name}) is revoked since {revoked.revoked_at:%Y-%m-%d %H:%M:%S} UTC.")
 
 

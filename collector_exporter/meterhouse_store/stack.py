@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import select
 
-from meterhouse_store import endpoints, registry
+from meterhouse_store import access, endpoints, registry
 from meterhouse_store.endpoints import Address, Collector, Endpoints, Warehouse, replace_private
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
@@ -175,7 +175,7 @@ def _register(settings: Settings, found: Endpoints, options: Options) -> None:
     try:
         plan = None if options.strict else STARTER_PLAN
         registry.ensure_namespace(engine, settings.namespace, default_plan=plan)
-        registry.create_key(engine, settings.namespace, "meterhouse up", key_text=found.collector.api_key)
+        access.create_key(engine, settings.namespace, "meterhouse up", key_text=found.collector.api_key)
     finally:
         engine.dispose()
 

@@ -22,7 +22,7 @@ from meterhouse_rating.book import BookRefused
 from meterhouse_rating.periods import PeriodError, month_of
 from meterhouse_rating.versions import NotThere
 from meterhouse_rating.world import World
-from meterhouse_store import audit, budgets, meters, operator_changes, plans, registry
+from meterhouse_store import access, audit, budgets, meters, operator_changes, plans, registry
 from meterhouse_store.operator_changes import REJECTED
 from meterhouse_store.plans import PlanRefused
 from meterhouse_store.registry import ALWAYS, ENDED, RegistryError
@@ -123,7 +123,7 @@ def _served(it: Asked, sentence: str) -> str:
 
 def _key(it: Asked) -> str:
     """A key with which agents report for this customer alone. Its text is in the answer, and nowhere else."""
-    _, text = registry.create_key(
+    _, text = access.create_key(
         it.visit.engine, it.visit.namespace, it.needed("name", "what the key is for"), customers=[it.customer_id],
         now=it.visit.clock(),
     )  # fmt: skip
@@ -134,7 +134,7 @@ def _revoke(it: Asked) -> str:
     """Revoke a key of this customer's."""
     if it.form.get("key", "") not in {one.credential_id for one in _keys_of(it.visit, it.customer_id)}:
         raise RegistryError("There is no such key of this customer.")
-    registry.revoke_key(it.visit.engine, it.form["key"], now=it.visit.clock())
+    access.revoke_key(it.visit.engine, it.form["key"], now=it.visit.clock())
     return "The key is revoked."
 
 
@@ -286,9 +286,9 @@ def _plans(visit: OperatorVisit) -> dict[str, str]:
     return {it.customer_id: it.plan for it in registry.contracts(visit.engine, visit.namespace) if it.valid_from <= now}
 
 
-def _keys_of(visit: OperatorVisit, customer_id: str) -> list[registry.Credential]:
+def _keys_of(visit: OperatorVisit, customer_id: str) -> list[access.Credential]:
     """The keys that are for this customer alone."""
-    return [it for it in registry.credentials(visit.engine, visit.namespace) if it.customers == (customer_id,)]
+    return [it for it in access.credentials(visit.engine, visit.namespace) if it.customers == (customer_id,)]
 
 
 def _agents(visit: OperatorVisit, customer_id: str) -> list[tuple[str, str, int, datetime]] | None:

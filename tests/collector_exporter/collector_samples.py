@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
 from meterhouse_collector.records import Record, encode
-from meterhouse_store import registry, sql
+from meterhouse_store import access, registry, sql
 from meterhouse_store.settings import Settings
 
 DELTA, CUMULATIVE = 1, 2
@@ -121,7 +121,7 @@ class Collector:
         self.settings = Settings(data=data, warehouse_url=warehouse_url, warehouse_database=database)
         self.engine = sql.open_engine(self.settings)
         registry.ensure_namespace(self.engine, "live")
-        self.key = registry.create_key(self.engine, "live", "agents")[1]
+        self.key = access.create_key(self.engine, "live", "agents")[1]
         self.process = None
 
     def start(self):

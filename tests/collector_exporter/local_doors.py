@@ -13,7 +13,7 @@ from meterhouse_collector.http_door import Health, HttpDoor
 from meterhouse_collector.http_protocol import Connections, PlainHttpProtocol
 from meterhouse_collector.intake import Intake
 from meterhouse_collector.journal import Journal
-from meterhouse_store.registry import Credential, hash_key
+from meterhouse_store.access import Credential, hash_key
 
 KEY = "mh_" + "k" * 40
 CREDENTIAL = Credential("c-1", "live", "agents", hash_key(KEY), None, datetime(2026, 1, 1, tzinfo=UTC), None)

@@ -9,7 +9,7 @@ from sqlalchemy import delete, insert
 import meterhouse
 from meterhouse import limits
 from meterhouse.allowance_client import Client
-from meterhouse_store import registry, switches, tables
+from meterhouse_store import access, switches, tables
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_units_and_weights_arrive_as_exact_numbers_and_are_counted_down(agent):
 
 
 def test_a_key_that_may_not_act_for_the_customer_decides_nothing(agent, shared_collector, monkeypatch):
-    _, key = registry.create_key(shared_collector.engine, "live", "only-acme", customers=["acme"])
+    _, key = access.create_key(shared_collector.engine, "live", "only-acme", customers=["acme"])
     agent("other", pauses=[{"agent_id": "", "reason": "operator"}])
     monkeypatch.setenv("METERHOUSE_API_KEY", key)
     admitted("other")  # its usage is suspended as customer_forbidden anyway

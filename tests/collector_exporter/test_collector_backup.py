@@ -20,7 +20,7 @@ from meterhouse.cli import main
 from meterhouse_collector import archive, erasure, retention, sealing
 from meterhouse_collector.archive import Archive
 from meterhouse_collector.segments import Position
-from meterhouse_store import decisions, registry, sql, sql_migrations, suspended, switches, warehouse
+from meterhouse_store import access, decisions, registry, sql, sql_migrations, suspended, switches, warehouse
 from meterhouse_store.settings import Settings
 
 NOON = datetime(2026, 11, 2, 12, tzinfo=UTC)
@@ -231,7 +231,7 @@ def test_sql_goes_from_sqlite_to_postgresql(small, tmp_path, postgres_url):
         sql.open_engine(settings)
         for settings in (Settings(data=small / "data"), Settings(data=tmp_path, sql_url=postgres_url))
     )
-    assert registry.credentials(before) == registry.credentials(after) != []
+    assert access.credentials(before) == access.credentials(after) != []
     code, _, error = meterhouse(
         "backup", tmp_path / "again", "--data", tmp_path / "new", "--no-warehouse", METERHOUSE_SQL_URL=postgres_url
     )

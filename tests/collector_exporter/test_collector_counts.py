@@ -24,7 +24,7 @@ from meterhouse_collector.door_settings import DoorSettings
 from meterhouse_collector.refusal_counts import RefusalCounts
 from meterhouse_collector.telemetry import Figures, Histogram, Metric, Push, gauge, prometheus
 from meterhouse_collector.warehouse_counts import WarehouseCounts
-from meterhouse_store import key_uses, registry, sql
+from meterhouse_store import access, key_uses, registry, sql
 from meterhouse_store.settings import Settings
 
 CANARY = "canary-7f3a"
@@ -52,7 +52,7 @@ def json_collector(collector_warehouse, database, tmp_path):
 
 
 def test_refusals_are_counted_by_key_and_reason_and_no_payload_is_told_anywhere(json_collector, database):
-    credential, key = registry.create_key(json_collector.engine, "live", "sender")
+    credential, key = access.create_key(json_collector.engine, "live", "sender")
     garbage = b"\xff" + CANARY.encode()
     text = json.dumps({CANARY: 1, CANARY.upper(): 2}).encode()
     assert json_collector.post(garbage, key=key)[0] == 400
@@ -95,7 +95,7 @@ def test_refusals_are_counted_by_key_and_reason_and_no_payload_is_told_anywhere(
 
 
 def test_what_became_of_the_rows_is_told_by_reason_and_when_a_key_was_last_used(collector, database):
-    unused, _ = registry.create_key(collector.engine, "live", "unused")
+    unused, _ = access.create_key(collector.engine, "live", "unused")
     now = time.time_ns()
     copies = [request_of(event(3, "a", now), event(4, "b", now)), request_of(event(4, "b", now))]
     nobody = request_of(event(5, "c", now), point={})
@@ -129,7 +129,7 @@ def used(collector):
 def test_the_use_of_a_key_is_noted_seldom_and_kept_while_it_cannot_be_written(tmp_path):
     engine = sql.open_engine(Settings(data=tmp_path))
     registry.ensure_namespace(engine, "live")
-    made, text = registry.create_key(engine, "live", "agents")
+    made, text = access.create_key(engine, "live", "agents")
     noted, broken = [], [True]
 
     def note(uses):
@@ -138,7 +138,7 @@ def test_the_use_of_a_key_is_noted_seldom_and_kept_while_it_cannot_be_written(tm
         noted.append(dict(uses))
         key_uses.note(engine, uses)
 
-    credentials = Credentials(lambda: registry.credentials(engine), note)
+    credentials = Credentials(lambda: access.credentials(engine), note)
 
     async def use(times):
         for _ in range(times):

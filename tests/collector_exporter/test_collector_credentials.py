@@ -8,7 +8,7 @@ import pytest
 
 from meterhouse_collector.credentials import Credentials
 from meterhouse_collector.refusals import Refused
-from meterhouse_store.registry import Credential, hash_key
+from meterhouse_store.access import Credential, hash_key
 
 
 class Registry:

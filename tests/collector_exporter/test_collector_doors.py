@@ -23,7 +23,7 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, PeriodicExp
 
 from meterhouse_collector.encodings import gunzip, json_to_protobuf
 from meterhouse_collector.refusals import OVERLOADED, Refused
-from meterhouse_store import registry, sql, tables
+from meterhouse_store import access, registry, sql, tables
 
 EXPORT = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 
@@ -220,15 +220,15 @@ def test_overload_tells_both_protocols_to_come_again_in_a_second():
 
 
 def test_a_revoked_key_stops_working_and_a_new_one_works_at_once(shared_collector):
-    credential, key = registry.create_key(shared_collector.engine, "live", "second", customers=["globex"])
+    credential, key = access.create_key(shared_collector.engine, "live", "second", customers=["globex"])
     time.sleep(0.6)  # the collector looks for unknown keys twice a second at most
     assert shared_collector.post(request_of(event(1)), key=key)[0] == 200
-    registry.revoke_key(shared_collector.engine, credential.credential_id)
+    access.revoke_key(shared_collector.engine, credential.credential_id)
     wait_for(lambda: shared_collector.post(request_of(event(1)), key=key)[0] == 401, what="the revocation")
 
 
 def test_the_customers_of_a_key_are_written_into_the_record(shared_collector, shared_database):
-    key = registry.create_key(shared_collector.engine, "live", "globex only", customers=["globex"])[1]
+    key = access.create_key(shared_collector.engine, "live", "globex only", customers=["globex"])[1]
     time.sleep(0.6)
     assert shared_collector.post(batch(["acme", "globex"], 1, "k"), key=key)[0] == 200
     wait_projected(shared_database)

@@ -13,7 +13,7 @@ from meterhouse_collector.grants import REQUEST_GRANTS, Verifier, tokens
 from meterhouse_collector.inbox import Inbox
 from meterhouse_collector.records import Granted, Record, decode, encode, frames
 from meterhouse_collector.refusals import Refused
-from meterhouse_store import registry, sql
+from meterhouse_store import access, registry, sql
 from meterhouse_store.settings import Settings
 
 NOW_S = RECEIVED_NS // 10**9
@@ -151,20 +151,20 @@ def test_too_many_grants_are_refused_with_what_to_do():
 def test_the_registry_keeps_what_verifies_and_a_credential_stays_bound(tmp_path):
     engine = sql.open_engine(Settings(data=tmp_path))
     registry.ensure_namespace(engine, "live")
-    free, _ = registry.create_key(engine, "live", "free")
+    free, _ = access.create_key(engine, "live", "free")
     ed = grants.new_key(grants.ED25519)
-    bound, _ = registry.create_key(engine, "live", "bound", grant_key=ed)
-    assert registry.add_grant_key(engine, bound.credential_id, KEY).grant_keys == (str(ed.verifying()), str(KEY))
-    assert registry.add_grant_key(engine, bound.credential_id, KEY).grant_keys == (str(ed.verifying()), str(KEY))
-    registry.revoke_grant_key(engine, bound.credential_id, KEY.key_id)
-    registry.revoke_grant_key(engine, bound.credential_id, ed.key_id, now=datetime(2026, 1, 1, tzinfo=UTC))
-    found = {one.name: one for one in registry.credentials(engine)}
+    bound, _ = access.create_key(engine, "live", "bound", grant_key=ed)
+    assert access.add_grant_key(engine, bound.credential_id, KEY).grant_keys == (str(ed.verifying()), str(KEY))
+    assert access.add_grant_key(engine, bound.credential_id, KEY).grant_keys == (str(ed.verifying()), str(KEY))
+    access.revoke_grant_key(engine, bound.credential_id, KEY.key_id)
+    access.revoke_grant_key(engine, bound.credential_id, ed.key_id, now=datetime(2026, 1, 1, tzinfo=UTC))
+    found = {one.name: one for one in access.credentials(engine)}
     assert (found["free"].grant_keys, found["bound"].grant_keys) == (None, ())
     assert str(KEY) not in repr(found)
     with pytest.raises(registry.RegistryError, match="has no grant key"):
-        registry.revoke_grant_key(engine, free.credential_id, "0" * 16)
+        access.revoke_grant_key(engine, free.credential_id, "0" * 16)
     with pytest.raises(registry.RegistryError, match="there is no key"):
-        registry.add_grant_key(engine, "cred_none", KEY)
+        access.add_grant_key(engine, "cred_none", KEY)
     engine.dispose()
 
 
@@ -174,7 +174,7 @@ def test_a_database_of_before_grants_gets_their_table(tmp_path):
         connection.exec_driver_sql("DROP TABLE grant_keys")
     engine.dispose()
     engine = sql.open_engine(Settings(data=tmp_path))
-    assert registry.credentials(engine) == []
+    assert access.credentials(engine) == []
     engine.dispose()
 
 

@@ -24,7 +24,7 @@ from meterhouse_collector.records import decode, frames
 from meterhouse_collector.refusals import MALFORMED, TOO_LARGE, Refused
 from meterhouse_collector.series import foreign_metrics
 from meterhouse_collector.spans_allowed import reduce_traces
-from meterhouse_store import registry
+from meterhouse_store import access
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 LOGS = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
@@ -254,7 +254,7 @@ def test_json_and_gzip_are_taken_and_hexadecimal_ids_understood(shared_collector
 
 
 def test_a_trace_record_says_since_when_its_key_is_valid_and_for_whom(shared_collector):
-    credential, key = registry.create_key(shared_collector.engine, "live", "tracer", customers=["acme"])
+    credential, key = access.create_key(shared_collector.engine, "live", "tracer", customers=["acme"])
     request = llm_span({"gen_ai.usage.input_tokens": 1}, name="since when")
     assert shared_collector.post(request, path="/v1/traces", key=key)[::2] == (200, b"")
     [(record, _)] = spans_named(shared_collector, "since when")
@@ -274,7 +274,7 @@ def test_only_a_request_with_foreign_metrics_names_them_to_the_mapping():
 
 def test_grants_of_a_traces_scope_are_verified_and_written_into_the_record(shared_collector):
     signer = grants.new_key(grants.HMAC)
-    key = registry.create_key(shared_collector.engine, "live", "bound", grant_key=signer)[1]
+    key = access.create_key(shared_collector.engine, "live", "bound", grant_key=signer)[1]
     request = llm_span({"customer.id": "acme"}, name="granted")
     token = grants.sign("acme", key=str(signer), expires_in_s=1000, now_s=1_999_999_000)
     value = AnyValue()

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from meterhouse_portal import access_keys, app
 from meterhouse_rating import versions
 from meterhouse_rating.price_api.app import build
-from meterhouse_store import meters, registry
+from meterhouse_store import access, meters, registry
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
 
@@ -36,7 +36,7 @@ def prices(tmp_path_factory):
     units = {name: it.unit for name, it in meters.declared(Settings()).items()}
     versions.publish(engine, "live", versions.starter(), units, author="tests", now=datetime(2026, 1, 1, tzinfo=UTC))
     registry.add_customer(engine, "live", "acme")
-    _, key = registry.create_key(engine, "live", "shop", role=registry.PRICING)
+    _, key = access.create_key(engine, "live", "shop", role=access.PRICING)
     yield build(lambda: engine, now=lambda: NOW), key, "/v1/openapi.json"
     engine.dispose()
 

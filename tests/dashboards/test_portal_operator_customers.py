@@ -11,7 +11,7 @@ from meterhouse_billing import drivers
 from meterhouse_portal import app, members
 from meterhouse_rating import publishing
 from meterhouse_rating.publishing import Person
-from meterhouse_store import budgets, registry
+from meterhouse_store import access, budgets, registry
 
 ANNA, BEN = "anna@operator.example", "ben@operator.example"
 
@@ -102,13 +102,13 @@ def test_agents_are_stopped_and_go_on_and_keys_are_shown_once(world, anna):
     assert "Paused: operator" in text_of(anna.get("/operator/customer?id=acme").text)
     assert "Calls go on." in sent(anna, "unpause", "acme").text and budgets.pauses(at.engine, "live", "acme") == []
     text = re.search(r"mh_[\w-]{43}", sent(anna, "key", "acme", name="nightly").text).group(0)
-    assert registry.credential_of(at.engine, text, NOW).customers == ("acme",)
-    (key,) = [it for it in registry.credentials(at.engine, "live") if it.name == "nightly"]
+    assert access.credential_of(at.engine, text, NOW).customers == ("acme",)
+    (key,) = [it for it in access.credentials(at.engine, "live") if it.name == "nightly"]
     again = anna.get("/operator/customer?id=acme").text + anna.get("/operator/record").text
     assert "nightly" in again and text not in again
     assert sent(anna, "revoke", "globex", key=key.credential_id).status_code == 422  # acme's
     assert sent(anna, "revoke", "acme", key=key.credential_id).status_code == 200
-    assert registry.credential_of(at.engine, text, NOW) is None
+    assert access.credential_of(at.engine, text, NOW) is None
 
 
 def test_where_prices_take_two_persons_so_does_what_a_customer_pays(world, anna):

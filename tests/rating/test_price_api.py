@@ -16,7 +16,7 @@ from meterhouse_rating import publishing, versions
 from meterhouse_rating.price_api.app import build
 from meterhouse_rating.price_api.operations import OPERATIONS, document
 from meterhouse_rating.publishing import Person
-from meterhouse_store import agreements, key_uses, registry
+from meterhouse_store import access, agreements, key_uses, registry
 from meterhouse_store.registry_commands import keys
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
@@ -108,8 +108,8 @@ def app(engine):
     return build(lambda: engine, now=lambda: NOW)
 
 
-def key(engine, role=registry.PRICING, customers=None, namespace="test"):
-    made = registry.create_key(engine, namespace, role, role=role, customers=customers, now=NOW - timedelta(days=1))
+def key(engine, role=access.PRICING, customers=None, namespace="test"):
+    made = access.create_key(engine, namespace, role, role=role, customers=customers, now=NOW - timedelta(days=1))
     return made[1]
 
 
@@ -192,7 +192,7 @@ def test_the_second_person_is_told(reading, engine):
 
 def test_a_key_that_reports_usage_reads_no_prices_and_no_key_reads_nothing(app, engine):
     registry.add_customer(engine, "test", "acme", plan="pay", now=NOW)
-    metering = Reading(app, key(engine, registry.METERING, ["acme"]))
+    metering = Reading(app, key(engine, access.METERING, ["acme"]))
     for path in ("/v1/price-books", "/v1/price-books/1/plans/pay", "/v1/customers/acme/prices"):
         assert metering.refused(path) == (403, "wrong_role")
         assert Reading(app).refused(path) == (401, "unauthenticated")
@@ -229,10 +229,10 @@ def test_a_key_for_one_customer_reads_that_customers_prices_alone(app, engine):
 def test_a_revoked_key_and_the_key_of_another_namespace_read_nothing_here(app, engine, reading):
     registry.ensure_namespace(engine, "other", now=NOW)
     assert Reading(app, key(engine, namespace="other")).get("/v1/price-books").json()["items"] == []
-    [made] = [it for it in registry.credentials(engine, "test") if it.role == registry.PRICING]
+    [made] = [it for it in access.credentials(engine, "test") if it.role == access.PRICING]
     reading.get("/v1/price-books")
     assert key_uses.last(engine)[made.credential_id] == NOW
-    registry.revoke_key(engine, made.credential_id, now=NOW)
+    access.revoke_key(engine, made.credential_id, now=NOW)
     assert reading.refused("/v1/price-books") == (401, "unauthenticated")
 
 

@@ -35,8 +35,8 @@ from meterhouse_rating.price_api.operations import (
 )
 from meterhouse_rating.price_api.price_list import NotPriced
 from meterhouse_rating.versions import Version
-from meterhouse_store import key_uses, registry
-from meterhouse_store.registry import PRICING, Credential
+from meterhouse_store import access, key_uses
+from meterhouse_store.access import PRICING, Credential
 from meterhouse_store.sql import SchemaMismatch
 
 MAX_ADDRESS: Final = 4096
@@ -117,7 +117,7 @@ class _Prices:
         if scheme.lower() != "bearer" or not text:
             raise Problem(401, "unauthenticated", "send the header `Authorization: Bearer mh_...`", asks)
         now = self._now()
-        found = registry.credential_of(self.engine, text, now) if len(text) <= MAX_KEY else None
+        found = access.credential_of(self.engine, text, now) if len(text) <= MAX_KEY else None
         if found is None:
             raise Problem(401, "unauthenticated", "this key is unknown or was revoked", asks)
         if found.role != PRICING:

@@ -26,7 +26,7 @@ from meterhouse_collector.spans_allowed import (
     TEXT_BYTES,
     reduce_traces,
 )
-from meterhouse_store.registry import Credential
+from meterhouse_store.access import Credential
 
 KINDS = (
     "metrics",

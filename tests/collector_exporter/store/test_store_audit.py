@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select, text, update
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
-from meterhouse_store import audit, audit_book, audit_rules, privacy, registry, sql_dump, switches, tables
+from meterhouse_store import access, audit, audit_book, audit_rules, privacy, registry, sql_dump, switches, tables
 from meterhouse_store.audit_book import Anchor
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
@@ -35,8 +35,8 @@ def test_what_is_changed_is_in_the_log_with_who_what_when_and_why(engine):
         registry.add_customer(engine, "live", "acme", plan="pay", email="olga@acme.example", now=NOW)
     switches.turn(engine, "live", {"sync": "off"}, who="anna", why="audit", now=NOW)
     with audit.acting("paul"):
-        credential, _ = registry.create_key(engine, "live", "agents", customers=["acme"], now=NOW)
-        registry.revoke_key(engine, credential.credential_id, now=NOW)
+        credential, _ = access.create_key(engine, "live", "agents", customers=["acme"], now=NOW)
+        access.revoke_key(engine, credential.credential_id, now=NOW)
         registry.add_customer(engine, "live", "acme", email="new@acme.example", now=NOW)
     assert told(engine)[1:] == [
         ("customer", "acme", "", "olga", ""),
@@ -159,7 +159,7 @@ def test_no_secret_and_no_address_is_in_the_log(engine):
     registry.add_customer(
         engine, "live", "acme", name="Acme Ltd", email="olga@acme.example", reference="CRM-1", now=NOW
     )
-    _, key = registry.create_key(engine, "live", "agents", now=NOW)
+    _, key = access.create_key(engine, "live", "agents", now=NOW)
     with engine.connect() as connection:
         rows = [str(tuple(row)) for row in connection.execute(select(tables.audit_log))]
         stored = connection.execute(select(tables.credentials.c.key_sha256)).scalars().all()

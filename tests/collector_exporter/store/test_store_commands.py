@@ -9,7 +9,7 @@ from sqlalchemy import insert
 from meterhouse.cli import main
 from meterhouse_collector.terminal import print_rows
 from meterhouse_store import commands, endpoints, terminal
-from meterhouse_store.registry import credentials, hash_key
+from meterhouse_store.access import credentials, hash_key
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
 from meterhouse_store.tables import price_books

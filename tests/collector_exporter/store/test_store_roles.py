@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 
-from meterhouse_store import audit, audit_book, registry, roles, switches
+from meterhouse_store import access, audit, audit_book, registry, roles, switches
 from meterhouse_store.roles import INVOICING, METERING, PRICING, NotAllowed
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write, open_engine
@@ -33,7 +33,7 @@ def held(engine: Engine) -> list[tuple[str, str]]:
 
 def test_a_role_that_nobody_has_is_everybody_s_and_one_that_is_given_is_theirs_alone(engine):
     with audit.acting("ben"):
-        made, _ = registry.create_key(engine, "live", "agents", now=NOW)
+        made, _ = access.create_key(engine, "live", "agents", now=NOW)
     give(engine, METERING, "Anna")
     give(engine, METERING, "olga@operator.example")
     before = audit_book.verify(engine, "live").sequence
@@ -41,17 +41,17 @@ def test_a_role_that_nobody_has_is_everybody_s_and_one_that_is_given_is_theirs_a
         with pytest.raises(
             NotAllowed, match=r"ben may not change this: metering of live .* is with anna, olga@operator"
         ):
-            registry.create_key(engine, "live", "more", now=NOW)
+            access.create_key(engine, "live", "more", now=NOW)
         with pytest.raises(NotAllowed):
-            registry.revoke_key(engine, made.credential_id, now=NOW)
+            access.revoke_key(engine, made.credential_id, now=NOW)
     # Nothing of it is there, and nothing is in the log.
-    assert [it.name for it in registry.credentials(engine, "live")] == ["agents"]
+    assert [it.name for it in access.credentials(engine, "live")] == ["agents"]
     assert audit_book.verify(engine, "live").sequence == before
     for who in ("ANNA", "olga@operator.example"):
         with audit.acting(who):
-            registry.create_key(engine, "live", who, now=NOW)
+            access.create_key(engine, "live", who, now=NOW)
     with audit.acting("ben"):
-        registry.create_key(engine, "test", "of another namespace", now=NOW)
+        access.create_key(engine, "test", "of another namespace", now=NOW)
         registry.add_customer(engine, "live", "acme", plan="pay", now=NOW)  # pricing is nobody's
     switches.turn(engine, "live", {"sync": "off"}, who="ben", why="anybody may stop it", now=NOW)
 
