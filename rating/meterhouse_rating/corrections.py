@@ -182,6 +182,7 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None, us
         },
         "price": like["explanation"].get("price", {}),
         **({"tax": like["explanation"]["tax"]} if "tax" in like["explanation"] else {}),
+        **({"now": _now(line)} if line is not None else {}),
         "steps": [
             {"comes_to": str(closed.period), "amount": plain(exact)},
             {"billed_so_far": str(closed.period), "amount": plain(-was.exact)},
@@ -205,6 +206,11 @@ def _correction(closed: Closed, name: str, was: _Was, line: RatedLine | None, us
         amount,
         explanation,
     )
+
+
+def _now(line: RatedLine) -> dict[str, Any]:
+    """The arithmetic of a line as it comes to now."""
+    return {name: line.explanation[name] for name in ("steps", "conversion") if name in line.explanation}
 
 
 def _shown(amount: Decimal, currency: str) -> str:

@@ -60,13 +60,8 @@ def sentences(line: Row, language: Language | None = None) -> list[str]:
     if explanation.get("payable", explanation["amount"]) != explanation["amount"]:
         words = "Credits may pay %(money)s of it: the rest goes off what other corrections of the month give back."
         text.append(to.say(words, money=_money(explanation["payable"], currency, to)))
-    conversion = explanation.get("conversion")
-    priced_in = currency if conversion is None else conversion["currency"]
-    text += [said(step, priced_in, to) for step in explanation["steps"]]
-    if conversion is not None:
-        rate = {"rate": f"{_written(conversion['rate'], to)} {currency}", "line": conversion["line"]}
-        rate |= {"money": _money(conversion["amount"], priced_in, to), "day": conversion["valid_from"][:10]}
-        text.append(to.say("%(money)s at %(rate)s (line %(line)s, from %(day)s on).", **rate))
+    text += _arithmetic(explanation.get("now", {"steps": ()}), currency, to)
+    text += _arithmetic(explanation, currency, to)
     if "balance_after" in explanation:
         text.append(to.say("Credits left: %(money)s.", money=_money(explanation["balance_after"], currency, to)))
     if "credits" in explanation:
@@ -98,6 +93,18 @@ def sentences(line: Row, language: Language | None = None) -> list[str]:
         else:  # a top-up needs no rounding
             whole = to.say("Exactly %(exact)s: %(amount)s.", **sums)
         text.append(whole)
+    return text
+
+
+def _arithmetic(explanation: Mapping[str, Any], currency: str, to: Language) -> list[str]:
+    """The steps of a line, and how what they come to was converted."""
+    conversion = explanation.get("conversion")
+    priced_in = currency if conversion is None else conversion["currency"]
+    text = [said(step, priced_in, to) for step in explanation["steps"]]
+    if conversion is not None:
+        rate = {"rate": f"{_written(conversion['rate'], to)} {currency}", "line": conversion["line"]}
+        rate |= {"money": _money(conversion["amount"], priced_in, to), "day": conversion["valid_from"][:10]}
+        text.append(to.say("%(money)s at %(rate)s (line %(line)s, from %(day)s on).", **rate))
     return text
 
 

@@ -358,6 +358,7 @@ def _settled_by(
     events: dict[str, int] = {}
     billed: dict[str, Decimal] = {}
     ahead: dict[str, Decimal] = {}
+    standing: list[int] = []
     off: dict[str, Decimal] = {}
     charged = False
     for line in lines:
@@ -374,12 +375,18 @@ def _settled_by(
         if metric is None:
             charged = True
             continue
-        used = {name: D(it) for name, it in explanation.get("quantities", {}).items()} or {metric: line["quantity"]}
+        used = {metric: line["quantity"]}
+        if "quantities" in explanation:
+            used = {name: D(it) for name, it in explanation["quantities"].items()}
+            standing.append(explanation.get("lines", 1))
         for name, quantity in used.items():
             quantities[name] = quantities.get(name, Decimal(0)) + quantity
         cell = (metric, tuple(line["dimensions"].items()))
         cells[cell] = cells.get(cell, Decimal(0)) + line["quantity"]
         events[metric] = events.get(metric, 0) + explanation.get("events", 0)
+    if standing and sum(standing) <= 0:
+        # All its lines were taken away: what it comes to with nothing used is on none.
+        quantities = {name: it for name, it in quantities.items() if it}
     known = dict(sorted(quantities.items())), charged, dict(sorted(cells.items())), dict(sorted(events.items()))
     fees = [line for line in lines if "service" in line["explanation"]]
     for fee, amount in _off_lines(discounts, fees):

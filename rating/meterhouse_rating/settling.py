@@ -17,20 +17,23 @@ Row = Mapping[Any, Any]
 """A row of `rated_lines`, or of the lines of a credit note."""
 
 Sums = dict[tuple[str, str], Decimal]
-"""By what is settled (`quantities`, `events`, `in_plan`, `off`) and the name of the metric, currency or line."""
+"""By what is settled (`lines`, `quantities`, `events`, `in_plan`, `off`) and the name of what it is of."""
 
 _CORRECTED: Final = " (correction of "
 
 
 def settled_by(line: Row) -> Sums:
-    """What a line settles: quantities of metrics that its own quantity does not say, events, what it comes to in the
-    plan's currency where it is converted, and what a discount takes off each line, in major units.
+    """What a line settles: quantities of metrics that its own quantity does not say (and `lines`: that it is there),
+    events, what it comes to in the plan's currency where it is converted, and what a discount takes off each line, in
+    major units.
     """
     explanation = line["explanation"]
     if line["kind"] == CORRECTION:
         told = explanation.get("settles", {})
         return {(what, name): D(it) for what, found in told.items() for name, it in found.items() if what != "rate"}
     found = {("quantities", name): D(it) for name, it in explanation.get("quantities", {}).items()}
+    if "quantities" in explanation:
+        found["lines", line["metric"]] = Decimal(1)
     if "events" in explanation:
         found["events", line["metric"]] = Decimal(explanation["events"])
     if "conversion" in explanation:
@@ -87,8 +90,9 @@ def _of_its_month(line: Row) -> Row:
     explanation = line["explanation"]
     corrects, settles = explanation["corrects"], explanation["settles"]
     made: dict[str, Any] = {"price": explanation["price"], "meters": explanation["corrected_meters"]}
-    if "quantities" in settles:
-        made["quantities"] = settles["quantities"]
+    if "quantities" in settles or "lines" in settles:
+        made["quantities"] = settles.get("quantities", {})
+        made["lines"] = int(settles.get("lines", {}).get(line["metric"], 0))
     if "events" in settles:
         made["events"] = int(settles["events"][line["metric"]])
     for currency, rate in settles.get("rate", {}).items():

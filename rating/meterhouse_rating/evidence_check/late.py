@@ -21,6 +21,19 @@ def payable(line: Mapping[str, Any], currency: str) -> int:
     return whole(line["amount_minor"]) if line["metric"] else 0
 
 
+def check_now(name: str, line: Mapping[str, Any], findings: Findings) -> None:
+    """The arithmetic that a correction shows of its line as it is now is what that comes to."""
+    now = line["explanation"].get("now")
+    if now is None or not line["metric"]:
+        return
+    come_to = sum((number(it["amount"]) for it in now["steps"] if "amount" in it), Fraction(0))
+    if "conversion" in now:
+        findings.equal(f"{name}: what it comes to now, converted", number(now["conversion"]["amount"]), come_to)
+        come_to *= number(now["conversion"]["rate"])
+    said = [number(it["amount"]) for it in line["explanation"]["steps"] if "comes_to" in it]
+    findings.equal(f"{name}: what it comes to now", sum(said, Fraction(0)), come_to)
+
+
 def check(rating: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], findings: Findings) -> None:
     """What credits may pay of each month's corrections is what usage comes to more, after what is given back."""
     currency, months = rating["currency"], dict[str, list[Mapping[str, Any]]]()

@@ -565,6 +565,7 @@ class _Bill:
         steps = sum((number(it["amount"]) for it in line["explanation"]["steps"]), Fraction(0))
         currency = self.rating["currency"]
         self.findings.equal(f"{name}: the sum of its arithmetic", exact, steps)
+        late.check_now(name, line, self.findings)
         # Both sides were rounded by themselves, so that a correction may be a unit off its exact amount.
         if abs(money.major(amount, currency) - exact) >= 2 * money.major(money.unit(currency), currency):
             self.findings.wrong(f"{name}: {money.show(amount, currency)} is not {shown(exact)} {currency}, rounded")
