@@ -13,6 +13,7 @@ from sqlalchemy import Engine, select
 from meterhouse_rating import late, periods
 from meterhouse_rating.late import LateUsage
 from meterhouse_rating.settled import contract_in_force
+from meterhouse_rating.sorting import BY_CHOICE
 from meterhouse_rating.world import World
 from meterhouse_store import registry, tables
 
@@ -20,8 +21,6 @@ LAST_YEAR = 2199
 CUSTOMERS_SHOWN = 100
 """The page is for a look; whoever has more customers asks the command line or Grafana."""
 HINTS_SHOWN = 20
-NEVER_PRICED = ("customer_not_registered", "contract_ended", "meter_not_declared", "no_price")
-"""Reasons of unrated usage that somebody has to act on; the others are the price book's choice."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +269,7 @@ def _unrated(
 ) -> tuple[tuple[Unrated, ...], Counter[str], int]:
     """What has no price in the month, by cause and by customer; and how many events have none in other months."""
     table = tables.unrated_usage
-    query = select(table).where(table.c.namespace == namespace, table.c.reason.in_(NEVER_PRICED))
+    query = select(table).where(table.c.namespace == namespace, table.c.reason.not_in(BY_CHOICE))
     causes: Counter[tuple[str, str]] = Counter()
     customers: Counter[str] = Counter()
     elsewhere = 0

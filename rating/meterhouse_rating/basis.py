@@ -10,7 +10,9 @@ from meterhouse_rating.caps import capped
 from meterhouse_rating.charges import Setting
 from meterhouse_rating.effective import AgreementRefused, Effective, effective
 from meterhouse_rating.inputs import Inputs
+from meterhouse_rating.money import LARGEST_MINOR, largest, show
 from meterhouse_rating.periods import Period, month_of, short
+from meterhouse_rating.rated import Rated
 from meterhouse_rating.rates import Rate, rate_at
 from meterhouse_rating.settled import Remembered, contract_in_force, span_of
 from meterhouse_rating.sorting import Leftover
@@ -136,6 +138,16 @@ def inputs_of(
         rate=basis.rate,
     )
     return capped(inputs, basis.agreement.caps, before.used)
+
+
+def beyond(rated: Rated, currency: str) -> Unpriced | None:
+    """Why a rating cannot stand: a mistaken price or quantity made an amount that no ledger or invoice can hold."""
+    found = max(rated.lines, key=lambda line: abs(line.amount_minor), default=None)
+    if found is None or max(abs(found.amount_minor), abs(rated.total_minor)) <= LARGEST_MINOR:
+        return None
+    amount = f"{found.component} would come to {show(found.amount_minor, currency)} {currency}"
+    remedy = "correct the price, or the quantity: `meterhouse events amend`, `events retract`"
+    return Unpriced(engine.AMOUNT_TOO_LARGE, f"{amount}, and at most {largest(currency)} can be charged: {remedy}")
 
 
 def with_remedy(left: Leftover, period: Period) -> Leftover:

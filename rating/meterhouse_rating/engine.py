@@ -43,6 +43,7 @@ from meterhouse_rating.sorting import (
 from meterhouse_store.numbers import plain
 
 __all__ = [
+    "AMOUNT_TOO_LARGE",
     "BY_CHOICE",
     "CONTRACT_ENDED",
     "CORRECTION",
@@ -65,6 +66,7 @@ __all__ = [
 
 NOT_REGISTERED: Final = "customer_not_registered"
 CONTRACT_ENDED: Final = "contract_ended"
+AMOUNT_TOO_LARGE: Final = "amount_too_large"
 
 
 def rate(inputs: Inputs) -> Rated:

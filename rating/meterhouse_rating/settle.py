@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from meterhouse_rating import credit_book, engine, recorrect, results
-from meterhouse_rating.basis import Basis, Unpriced, basis_of, inputs_of, with_remedy
+from meterhouse_rating.basis import Basis, Unpriced, basis_of, beyond, inputs_of, with_remedy
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.credit_book import Credits
 from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRow
@@ -113,12 +113,16 @@ def settle(
             raise WatermarkWentBack(gone, it)
     replaced = [it for it in standing if overlaps(it.period, period)]
     basis = basis_of(terms, customer_id, period, found)
-    if isinstance(basis, Unpriced):
-        left = engine.left_over(usage, basis.reason, basis.hint)
+
+    def unpriced(why: Unpriced) -> Outcome:
+        left = engine.left_over(usage, why.reason, why.hint)
         changed = changes.unrated(past, customer_id, period, left)
         changes.remove_open(replaced)
         what = "unrated" if usage else "rated" if changed else "nothing"
         return Outcome(what, customer_id, period, leftovers=left, usage=usage)
+
+    if isinstance(basis, Unpriced):
+        return unpriced(basis)
     month = month_of(period.start, basis.customer.time_zone)
     corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, month, past, restated, rerate)
     lines = tuple(line for it in corrected for line in it.on_rating)
@@ -126,6 +130,8 @@ def settle(
     rows = [*past.noted, *results.line_rows_of("", basis.customer.currency, (*lines, *noted))]
     inputs = _inputs(terms, basis, period, found, standing, past.lines, past.credits, lines, rows)
     rated = engine.rate(inputs)
+    if (too_large := beyond(rated, inputs.currency)) is not None:
+        return unpriced(too_large)
     left = tuple(with_remedy(it, period) for it in rated.leftovers)
     outcome = Outcome("rated", customer_id, period, rated, inputs, left, usage)
     expiring = (customer_id, past.credits, basis.customer.currency)

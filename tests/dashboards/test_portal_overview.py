@@ -158,6 +158,7 @@ def test_unrated_usage_is_summed_by_hint_and_what_is_free_by_choice_is_left_out(
         {**row, "unrated_id": "2", "events": 4, "reason": "no_price", "hint": "add m"},
         {**row, "unrated_id": "3", "events": 5, "reason": "unbilled_meter", "hint": "free"},
         {**row, "unrated_id": "4", "events": 6, "reason": "no_price", "hint": "other", "namespace": "test"},
+        {**row, "unrated_id": "5", "events": 2, "reason": "cost_unknown", "hint": "set it"},
     ]
     with sql.begin_write(engine) as connection:
         connection.execute(insert(tables.unrated_usage), rows)
@@ -165,9 +166,9 @@ def test_unrated_usage_is_summed_by_hint_and_what_is_free_by_choice_is_left_out(
     found = overview.read(engine, "live", NOVEMBER, None, NOW)
     other = overview.read(engine, "live", Month(2026, 10), None, NOW)
 
-    assert found.unrated == (Unrated("no_price", "add m", 7),)
-    assert [(customer.customer_id, customer.unpriced) for customer in found.customers] == [("acme", 7)]
-    assert (found.unrated_elsewhere, other.unrated, other.unrated_elsewhere) == (0, (), 7)
+    assert found.unrated == (Unrated("no_price", "add m", 7), Unrated("cost_unknown", "set it", 2))
+    assert [(customer.customer_id, customer.unpriced) for customer in found.customers] == [("acme", 9)]
+    assert (found.unrated_elsewhere, other.unrated, other.unrated_elsewhere) == (0, (), 9)
 
 
 def test_the_plan_shown_is_the_one_that_prices_the_month(engine):

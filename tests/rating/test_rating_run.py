@@ -48,6 +48,35 @@ def unrated(house):
     }
 
 
+def test_an_amount_that_nothing_can_hold_is_no_rating_and_keeps_nobody_elses(house):
+    """A price that was mistyped, and a great quantity: 10^15 tokens at 100,000,000.00 each are 10^25 cents."""
+    mad = "  mad:\n    components:\n      in: {model: per_unit, metric: input, per: 1, price: 100000000.00}\n"
+    house.publish(BOOK + mad)
+    house.customer("acme")
+    house.customer("mad", plan="mad")
+    house.customer("zoo")
+    house.collected()
+    for customer_id in ("acme", "zoo"):
+        house.event(customer_id, "llm.tokens.input", "1500", "2026-10-01T00:00:00", model="big")
+    house.event("mad", "llm.tokens.input", "50000", "2026-10-01T00:00:00")
+    house.run()
+    assert totals(house)["mad", "open"] == 5 * 10**14
+    house.event("mad", "llm.tokens.input", "1000000000000000", "2026-10-02T00:00:00")
+    house.run()
+    assert totals(house) == {("acme", "open"): 300, ("zoo", "open"): 300}
+    [left] = house.rows(tables.unrated_usage)
+    assert (left["customer_id"], left["reason"], left["quantity"]) == ("mad", "amount_too_large", 10**15 + 50000)
+    assert (
+        "in would come to 100000000005000000000000.00 USD, and at most 10,000,000,000,000 can be charged"
+        in left["hint"]
+    )
+    house.close()
+    assert totals(house) == {("acme", "closed"): 300, ("zoo", "closed"): 300}
+    house.publish(BOOK + mad.replace("100000000.00", "0.001"), valid_from=at("2026-10-01"))
+    house.close()
+    assert totals(house)["mad", "closed"] == 10**14 + 5000
+
+
 def test_a_month_is_priced_per_customer_and_nothing_is_lost(house):
     house.publish(BOOK)
     house.customer("acme")

@@ -133,8 +133,8 @@ unrated_usage = Table(
     Column("events", BigInteger, nullable=False),
     Column("quantity", Exact, nullable=False),
     # customer_not_registered | contract_ended | meter_not_declared | no_price | cost_unknown | formula_failed |
-    # too_many_groups | negative_quantity, or by choice: unbilled_meter | unbilled_status | unbilled_task |
-    # unbilled_trial
+    # too_many_groups | negative_quantity | amount_too_large, or by choice: unbilled_meter | unbilled_status |
+    # unbilled_task | unbilled_trial
     Column("reason", String(32), nullable=False),
     Column("hint", Text, nullable=False),  # the line to add, or why it is free
 )
