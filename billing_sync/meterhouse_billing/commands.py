@@ -97,14 +97,16 @@ def run(
             return
         exceptions = []
         todo = pool.jobs(world, drafts, notes, approve=approve)
-        with counting(len(todo), "customers", sys.stderr) as advance:
-            for step in pool.work(todo, workers, advance):
-                # Flushed line by line: whoever watches, or stops the run, knows what is committed.
-                say(str(step), as_json)
-                if step.failed:
-                    exceptions.append({"customer_id": step.customer_id, "text": step.text})
-        if later := mirrors.catch_up(engine, settings):
-            say(f"note: {later}", as_json)
+        try:
+            with counting(len(todo), "customers", sys.stderr) as advance:
+                for step in pool.work(todo, workers, advance):
+                    # Flushed line by line: whoever watches, or stops the run, knows what is committed.
+                    say(str(step), as_json)
+                    if step.failed:
+                        exceptions.append({"customer_id": step.customer_id, "text": step.text})
+        finally:  # what is committed is reported, also where Stripe does not answer
+            if later := mirrors.catch_up(engine, settings):
+                say(f"note: {later}", as_json)
         if as_json:
             names = {draft.invoice_id for draft in drafts}
             rows = [row for row in _invoices(engine, settings.namespace) if row["invoice_id"] in names]

@@ -156,7 +156,7 @@ def _write(
         count = len(made.rows)
         print(f"{count:,} {'row' if count == 1 else 'rows'} in {out}", file=sys.stderr)
     for sentence in short:
-        print(f"{sentence}: `meterhouse rate run` brings what is missing there", file=sys.stderr)
+        print(sentence, file=sys.stderr)
     if short or any(row[made.columns.index("differs")] for row in made.rows if "differs" in made.columns):
         raise typer.Exit(EXCEPTIONS)
 

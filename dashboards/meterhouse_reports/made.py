@@ -105,7 +105,9 @@ def lacking(engine: Engine, client: Client, namespace: str) -> list[str]:
             query = f"SELECT {count} FROM {view} WHERE namespace = {{namespace:String}}"  # noqa: S608 - fixed parts
             here = int(client.query(query, parameters={"namespace": namespace}).result_rows[0][0])
             if here != there:
-                found.append(f"{here:,} of {there:,} {what} are in the warehouse")
+                run = "bill run" if table is tables.invoices else "rate run"
+                missing = f"{here:,} of {there:,} {what} are in the warehouse"
+                found.append(f"{missing}: `meterhouse {run} --due` brings what is missing there")
     return found
 
 

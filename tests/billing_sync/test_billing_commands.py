@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 
 import pytest
+from test_billing_pool import control
 from typer.testing import CliRunner
 
 from meterhouse_billing import records
@@ -59,6 +60,16 @@ def test_run_prints_steps_and_says_that_the_warehouse_waits(books, call):
     result = call("run", "--period", "2026-10", "--approve")
     assert result.exit_code == 0
     assert "acme: approved" in result.output
+    assert "note: the warehouse's copy of the invoices waits" in result.output
+
+
+def test_what_was_recorded_is_brought_to_the_warehouse_also_where_stripe_is_away(books, sandbox, call):
+    """The warehouse is not there either: the note says that it was asked."""
+    books.rating("acme", USAGE)
+    control(sandbox, "faults", {"down": True})
+    result = call("run", "--due")
+    assert result.exit_code == 1
+    assert "Stripe gave no answer" in result.output
     assert "note: the warehouse's copy of the invoices waits" in result.output
 
 

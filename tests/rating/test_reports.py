@@ -316,9 +316,16 @@ def test_what_happens_later_shows_too(sqlite_house):
     credits(house, 300, "bought", NOVEMBER_3)
     why = {"account": "adjustments", "why": "outage", "who": "ann", "corrects": None, "now": NOVEMBER_3}
     ledger_books.adjust(engine, "test", "acme", "-5.00", **why)
-    assert lacking(engine, client, "test") == ["5 of 7 ledger transactions are in the warehouse"]
+    assert lacking(engine, client, "test") == [
+        "5 of 7 ledger transactions are in the warehouse: `meterhouse rate run --due` brings what is missing there"
+    ]
     catch_up(engine, client, "test")  # brings what came outside of ratings
     assert lacking(engine, client, "test") == []
+    invoice(house, "tokyo", "draft")
+    assert lacking(engine, client, "test") == [
+        "1 of 2 invoices are in the warehouse: `meterhouse bill run --due` brings what is missing there"
+    ]
+    mirror.push(engine, client, "test")
     (november,) = rows(house, "deferred", "2026-11", customer="acme")
     assert (november["opening"], november["granted"], november["closing"]) == (0, 3, 3)
     assert amounts(rows(house, "corrections", "2026-11"), "customer", "kind", "description", "amount") == [
