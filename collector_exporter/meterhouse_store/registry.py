@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Table, delete, insert, select, update
 
 from meterhouse_store import audit, tables
+from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.persons import is_email
 from meterhouse_store.sql import begin_write
 
@@ -417,7 +418,7 @@ def _zones() -> frozenset[str]:
 
 
 def _currency_mistakes(currency: str) -> list[str]:
-    if re.fullmatch(r"[A-Z]{3}", currency):
+    if currency in MINOR_DIGITS:
         return []
     return [f"currency {currency!r} is not an ISO 4217 code such as USD"]
 

@@ -111,6 +111,7 @@ def test_mistakes_end_with_1_and_name_all_of_them(call):
     ("arguments", "said"),
     [
         (("",), "customer id ''"),
+        (("acme", "--currency", "UDS"), "currency 'UDS' is not an ISO 4217 code such as USD"),
         (("acme", "--email", "billing at acme"), "'billing at acme' is no e-mail address"),
         (("acme", "--email", "Acme <billing@acme.example>"), "is no e-mail address"),
         *(
