@@ -106,7 +106,10 @@ def _shaped(text: str) -> str:
 
 @lru_cache(maxsize=8)
 def _registered(file: Path) -> TTFont:
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as problem:
+        raise FontRefused(f"METERHOUSE_BRAND_FONT: {file} cannot be read: {problem.strerror}") from None
     # Named by what is in it: a file that changes is another font.
     name = f"{file.stem[:40]}-{hashlib.sha256(content).hexdigest()[:8]}"
     try:
