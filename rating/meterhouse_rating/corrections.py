@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final
 
-from meterhouse_rating.credit_lines import minor, used_by
+from meterhouse_rating.credit_lines import minor, paid_by, used_by
 from meterhouse_rating.credits import PROMOTIONAL, Grant
 from meterhouse_rating.engine import Inputs, rate
 from meterhouse_rating.ids import digest
@@ -99,14 +99,15 @@ def with_payable(
     whole = sum(owed) + sum(min(0, _owed(lines, currency)) for lines in noted)
     left = min(sum(max(0, it) for it in owed), max(0, whole) + back)
     found = []
-    for lines in made:
-        stamped = []
+    for lines, of_it in zip(made, owed, strict=True):
+        stamped, room = [], min(left, max(0, of_it))
+        left -= room
         for line in lines:
             may_pay = line.amount_minor if line.kind == CREDIT_RESTORED else _of_usage(line, currency)
             if may_pay > 0:
                 if line.kind != CREDIT_RESTORED:
-                    may_pay = min(left, may_pay)
-                    left -= may_pay
+                    may_pay = min(room, may_pay)
+                    room -= may_pay
                 line = replace(line, explanation={**line.explanation, "payable": show(may_pay, currency)})
             stamped.append(line)
         found.append(tuple(stamped))
@@ -248,9 +249,15 @@ def _paid(closed: Closed) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]
     for row in closed.corrected:
         for name, amount in used_by(row["explanation"], closed.currency).items():
             back[name] = back.get(name, 0) - amount
-    used = [used_by(row["explanation"], closed.currency) for row in closed.lines if row["kind"] == CREDIT_APPLIED]
+    own = [
+        (grant, amount)
+        for row in closed.lines
+        if row["kind"] == CREDIT_APPLIED
+        for name, grant, amount in paid_by(row["explanation"], closed.currency)
+        if uncorrected(name) == name  # what it paid of corrections is of the ratings that these correct
+    ]
     late = _left_of(closed.paid_late, back)
-    return _left_of([it for uses in used for it in uses.items()], back), late
+    return _left_of(own, back), late
 
 
 def _left_of(paid: Sequence[tuple[str, int]], back: dict[str, int]) -> list[tuple[str, int]]:

@@ -80,6 +80,12 @@ def used_by(explanation: Mapping[str, Any], currency: str) -> dict[str, int]:
     return {name: minor(amount, currency) for name, amount in explanation.get("used", {}).items()}
 
 
+def paid_by(explanation: Mapping[str, Any], currency: str) -> list[tuple[str, str, int]]:
+    """The lines that a line of credits paid, by which grant, and how much in minor units, as `used_told` told it."""
+    steps = [step for step in explanation["steps"] if "grant" in step]
+    return [(step["pays"], step["grant"], minor(step["amount"], currency)) for step in steps]
+
+
 def minor(amount: str, currency: str) -> int:
     """An amount as `show` writes it, in minor units."""
     return int(D(amount).scaleb(MINOR_DIGITS[currency]))

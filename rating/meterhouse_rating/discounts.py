@@ -111,10 +111,11 @@ def _percentage(
     percent, whole = discount.percent or Decimal(0), sum(base)
     exact = of_minor(whole, currency) * percent / 100
     total = min(max(whole, 0), to_minor(exact, currency, rounding))
-    if not total:
+    shares = tuple(_percent_of_each(total, base, percent, currency))
+    if not any(shares):
         return None
     steps = tuple(_step(discount, line, left, currency) for line, left in zip(lines, base, strict=True) if left)
-    return Taken(-exact, -total, tuple(_percent_of_each(total, base, percent, currency)), steps)
+    return Taken(-exact, -total, shares, steps)
 
 
 def _percent_of_each(total: int, base: Sequence[int], percent: Decimal, currency: str) -> list[int]:

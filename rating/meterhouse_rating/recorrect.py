@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, insert, select
 
 from meterhouse_rating import results
 from meterhouse_rating.corrections import Closed, correct, total, with_payable
-from meterhouse_rating.credit_lines import minor
+from meterhouse_rating.credit_lines import paid_by
 from meterhouse_rating.engine import Inputs, RatedLine, UsageRow
 from meterhouse_rating.periods import Period, overlaps
 from meterhouse_rating.rated import ABOUT_CLOSED, CREDIT_APPLIED
@@ -224,10 +224,9 @@ def _final(connection: Connection, past: Past) -> tuple[dict[str, list[Row]], di
     paid: dict[str, list[tuple[str, int]]] = {}
     carrying = {rating_id for rating_id, _ in of}
     for row in _lines_on(connection, [it for it in closed if it in carrying], past, [CREDIT_APPLIED]):
-        for step in row["explanation"]["steps"]:
-            corrects = of.get((row["rating_id"], step["pays"][:256]), "")
-            if corrects:
-                paid.setdefault(corrects, []).append((step["grant"], minor(step["amount"], row["currency"])))
+        for description, grant, amount in paid_by(row["explanation"], row["currency"]):
+            if corrects := of.get((row["rating_id"], description[:256])):
+                paid.setdefault(corrects, []).append((grant, amount))
     return found, paid
 
 

@@ -284,3 +284,39 @@ def test_credits_that_paid_late_usage_under_a_cap_come_back(sqlite_house, tmp_pa
     ]
     assert stands(house) == (0, 14000)
     proved(house, tmp_path, "2026-12")
+
+
+def test_credits_that_paid_the_corrections_on_a_rating_do_not_come_back_when_that_is_corrected(sqlite_house, tmp_path):
+    """80.00; 20.00 late ones are on the second part, which has 5.00 itself. 10 more there are 5.00 more, by credits."""
+    house = sqlite_house
+    moved(house)
+    granted(house, 200, "2026-10-01")
+    used(house, "80", "2026-10-05")
+    used(house, "10", "2026-10-20")
+    closed(house, FIRST, "2026-10-12")
+    used(house, "20", "2026-10-06", received="2026-10-14")
+    closed(house, SECOND, "2026-11-05")
+    assert stands(house) == (0, 9500)
+    used(house, "10", "2026-10-21", received="2026-11-08")
+    closed(house, "2026-11", "2026-12-05")
+    assert lines(house, "2026-11") == [(of("in", SECOND), 500), ("Credits applied", -500)]
+    assert stands(house) == (0, 9000)
+    proved(house, tmp_path, "2026-11")
+
+
+def test_credits_pay_usage_less_a_percentage_that_a_minimum_takes_back_as_much_of(sqlite_house, tmp_path):
+    """The second part is closed first: 200.00 are due at least, less 25 %. Of 40.00 of usage in the first, that the
+    minimum gives back, 10.00 are off; 30.00 of credits pay the rest, and 120.00 are money.
+    """
+    house = sqlite_house
+    one_plan(house, WITH_A_FEE.replace("fee: {model: flat, price: 50}", "least: {model: minimum, amount: 200}"))
+    discount(house, percent=Decimal(25), months=1)
+    granted(house, 100, "2026-10-01")
+    used(house, "40", "2026-10-05")
+    closed(house, SECOND, "2026-11-02")
+    closed(house, FIRST, "2026-11-03")
+    second = [("least", 20000), ("Launch", -5000)]
+    first = [("in", 4000), ("least", -4000), ("Launch", 0), ("Credits applied", -3000)]
+    assert [it for _, _, it in full(house, "2026-10")] == [first, second]
+    assert stands(house) == (12000, 7000)
+    proved(house, tmp_path, "2026-10")
