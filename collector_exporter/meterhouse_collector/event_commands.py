@@ -96,6 +96,7 @@ def events_amend(
     decision: at no moment do both count, or none. Where it was interrupted the same command goes on.
     """
     from meterhouse_collector import backfill
+    from meterhouse_store.completeness import AMENDMENTS
 
     settings = existing(data)
     client = client_of(settings)
@@ -113,7 +114,7 @@ def events_amend(
     said = f"{row['meter']} of {row['customer_id']} at {text_of(row['event_time'])}: "
     if not agreed(f"{said}{text_of(row['quantity'])} would become {text_of(copy.quantity)}", yes, dry_run):
         return
-    _send(list(backfill.requests([copy], "meterhouse-events")), data)
+    _send(list(backfill.requests([copy], AMENDMENTS)), data)
     ruling = _awaited(client, settings.namespace, copy)
     with opened(settings) as engine:
         record_and_apply(settings, engine, ruling.drafts, why, by)
@@ -137,6 +138,7 @@ def events_import(
     imports are taken back by `events retract --batch NAME`.
     """
     from meterhouse_collector import backfill
+    from meterhouse_store.completeness import IMPORTS
     from meterhouse_store.meters import declared
     from meterhouse_store.suspended import BATCH
 
@@ -158,7 +160,7 @@ def events_import(
             [(*row[:4], _moment(row[4]), _moment(row[5])) for row in totals],
         )
     if agreed(f"{counted(len(found), 'event')} as batch {name}, to be imported", yes, dry_run, quiet=as_json):
-        _send(list(backfill.requests(found, "meterhouse-import")), data)
+        _send(list(backfill.requests(found, IMPORTS)), data)
         done = True
     if as_json:
         rows = [

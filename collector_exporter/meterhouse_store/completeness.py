@@ -20,6 +20,10 @@ from meterhouse_store.reasons import sentence
 HOUR: Final = timedelta(hours=1)
 SILENT_AT_LEAST: Final = timedelta(hours=24)
 """A stream that sent nothing for so long, and for longer than ever between two hours before, has fallen silent."""
+IMPORTS, AMENDMENTS = "meterhouse-import", "meterhouse-events"
+"""What `meterhouse events` calls itself where it sends what a person decided."""
+BY_HAND: Final = frozenset({IMPORTS, AMENDMENTS})
+"""Nobody expects these to send again: they fall silent without being told."""
 
 # All queries are of many customers at once: to plan the views takes longer than to read a customer's rows by the key.
 # A stream is what one service sends with one key. Hours before the period tell what is usual for it.
@@ -304,6 +308,17 @@ def _of_the_watermark(found: Found, end: datetime, now: datetime) -> list[str]:
 
 
 def _of_a_stream(stream: Stream, start: datetime, until: datetime) -> list[str]:
+    sentences = [] if stream.service_name in BY_HAND else _of_silence(stream, start, until)
+    if stream.unfinished:
+        sentences.append(f"{stream.name}: {stream.unfinished} calls died before their answer was read")
+    if stream.without_usage > stream.unfinished:
+        sentences.append(f"{stream.name}: of {stream.without_usage - stream.unfinished} calls no usage was reported")
+    if stream.estimated:
+        sentences.append(f"{stream.name}: {stream.estimated} events are estimates")
+    return sentences
+
+
+def _of_silence(stream: Stream, start: datetime, until: datetime) -> list[str]:
     sentences = []
     hours = [hour for hour in stream.hours if hour >= start - HOUR]
     before = stream.hours[: len(stream.hours) - len(hours)]
@@ -316,12 +331,6 @@ def _of_a_stream(stream: Stream, start: datetime, until: datetime) -> list[str]:
     inner = max([later - earlier for earlier, later in pairwise(hours)], default=HOUR)
     if hours and until - hours[-1] > max(SILENT_AT_LEAST, usual, inner):
         sentences.append(f"{stream.name} sent nothing after {_at(hours[-1])}")
-    if stream.unfinished:
-        sentences.append(f"{stream.name}: {stream.unfinished} calls died before their answer was read")
-    if stream.without_usage > stream.unfinished:
-        sentences.append(f"{stream.name}: of {stream.without_usage - stream.unfinished} calls no usage was reported")
-    if stream.estimated:
-        sentences.append(f"{stream.name}: {stream.estimated} events are estimates")
     return sentences
 
 

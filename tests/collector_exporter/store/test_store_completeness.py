@@ -4,6 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
+
 from meterhouse_store.completeness import Baseline, Found, Held, Received, Stream, assess
 
 START, END = datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC)
@@ -32,6 +34,15 @@ def test_usage_without_an_exception_is_complete_as_far_as_can_be_known():
 def test_a_stream_that_stopped_is_told_with_its_last_hour():
     hours = tuple(hour for hour in EVERY_HOUR if hour < datetime(2026, 10, 20, 7, tzinfo=UTC))
     assert of_stream(hours=hours) == ("shop (key-1) sent nothing after 2026-10-20 06:00 UTC",)
+
+
+@pytest.mark.parametrize("sender", ["meterhouse-import", "meterhouse-events"])
+def test_what_people_sent_once_has_not_fallen_silent(sender):
+    hours = (datetime(2026, 10, 3, 7, tzinfo=UTC), datetime(2026, 10, 20, 7, tzinfo=UTC))
+    assert of_stream(service_name=sender, hours=hours) == ()
+    assert of_stream(service_name=sender, hours=hours[:1], estimated=2) == (
+        f"{sender} (key-1): 2 events are estimates",
+    )
 
 
 def test_a_gap_in_a_stream_is_told_with_both_ends():
