@@ -320,3 +320,16 @@ def test_credits_pay_usage_less_a_percentage_that_a_minimum_takes_back_as_much_o
     assert [it for _, _, it in full(house, "2026-10")] == [first, second]
     assert stands(house) == (12000, 7000)
     proved(house, tmp_path, "2026-10")
+
+
+def test_credits_pay_late_usage_less_what_an_amount_a_month_moves_to_it_from_a_fee(sqlite_house):
+    """40.00 are off 50.00 and a fee of 50.00, half each; of 100.00 and the fee 26.67 are off usage, 6.67 more."""
+    house = sqlite_house
+    one_plan(house, WITH_A_FEE)
+    discount(house, amount=Decimal(40), months=1)
+    used(house, "50", "2026-10-05")
+    closed(house, "2026-10", "2026-11-05")
+    granted(house, 100, "2026-11-06")
+    used(house, "50", "2026-10-06", received="2026-11-08")
+    closed(house, "2026-11", "2026-12-05")
+    assert lines(house, "2026-11")[-1] == ("Credits applied", -4333)
