@@ -58,8 +58,12 @@ def sentences(line: Row, language: Language | None = None) -> list[str]:
     if after := explanation.get("corrects", {}).get("after"):
         text.append(to.say("It goes on from %(parts)s of its month, corrected as well.", parts=", ".join(after)))
     if explanation.get("payable", explanation["amount"]) != explanation["amount"]:
-        words = "Credits may pay %(money)s of it: the rest goes off what other corrections of the month give back."
-        text.append(to.say(words, money=_money(explanation["payable"], currency, to)))
+        text.append(
+            to.say(
+                "Credits may pay %(money)s of it: the rest goes off what other corrections of the month give back.",
+                money=_money(explanation["payable"], currency, to),
+            )
+        )
     text += _arithmetic(explanation.get("now", {"steps": ()}), currency, to)
     text += _arithmetic(explanation, currency, to)
     if "balance_after" in explanation:
