@@ -73,6 +73,8 @@ def batch_of(file: Path) -> str:
 
 def read(file: Path, meters: Mapping[str, Any], now: datetime, told: Mapping[str, str]) -> list[Event]:
     """The events of the file, each with the attributes `told`. Raises FileRefused, OSError."""
+    if not file.is_file() and file.exists():
+        raise FileRefused(f"{file} is no file that can be read twice, as an import is: save it to one first")
     found: list[Event] = []
     mistakes: list[str] = []
     alike: Counter[str] = Counter()

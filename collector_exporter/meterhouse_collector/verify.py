@@ -196,7 +196,8 @@ class Verified:
 
     def verdict(self) -> str:
         """The result in a sentence."""
-        found = f"{self.ranges} ranges, {self.bytes / 2**20:.1f} MB of the journal read"
+        ranges = "1 range" if self.ranges == 1 else f"{self.ranges} ranges"
+        found = f"{ranges}, {self.bytes / 2**20:.1f} MB of the journal read"
         lost = "".join(f"; a segment is damaged: {problem}" for problem in self.unreadable)
         if self.unreadable:
             lost += " (`meterhouse journal fetch` brings its copy back where it is moved away)"

@@ -337,7 +337,8 @@ def _of_silence(stream: Stream, start: datetime, until: datetime) -> list[str]:
 def _of_suspense(held: Held, customer: str) -> str:
     whose = f"of {customer}" if held.claimed else "of nobody, sent with the same keys"
     words = sentence(held.reason)
-    return f"{held.rows} rows {whose} are in suspense as {held.reason}" + (f": {words}" if words else "")
+    rows, are = ("1 row", "is") if held.rows == 1 else (f"{held.rows} rows", "are")
+    return f"{rows} {whose} {are} in suspense as {held.reason}" + (f": {words}" if words else "")
 
 
 def _of_key(credential_id: str) -> str:

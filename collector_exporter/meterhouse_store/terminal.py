@@ -1,5 +1,6 @@
 """What the commands of the store share: options, errors in sentences, tables. Heavy imports happen inside."""
 
+import errno
 import json
 import re
 import sys
@@ -26,8 +27,9 @@ Json = Annotated[bool, typer.Option("--json", help="For machines: one JSON docum
 def write_out(out: Path, content: bytes) -> None:
     """Write a file that the user named, `-` being standard output; ends the command where it cannot be written."""
     if str(out) == "-":
-        sys.stdout.buffer.write(content)
-        sys.stdout.flush()
+        with explained():
+            sys.stdout.buffer.write(content)
+            sys.stdout.flush()
         return
     try:
         out.write_bytes(content)
@@ -111,12 +113,16 @@ def explained() -> Iterator[None]:
         fail(str(problem))
     except OperationalError as problem:
         fail(f"the SQL database cannot be used: {problem.orig}")
+    except BrokenPipeError:  # a reader that has seen enough is no error
+        raise
     except OSError as problem:
         fail(told(problem))
 
 
 def told(problem: OSError) -> str:
     """What the operating system said, with the file that it is about."""
+    if problem.errno == errno.ENOSPC and not problem.filename:
+        return "the output cannot be written: no space is left where it goes"
     return f"{problem.filename}: {problem.strerror}" if problem.filename and problem.strerror else str(problem)
 
 

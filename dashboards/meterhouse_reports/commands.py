@@ -150,7 +150,8 @@ def _write(
         except (warehouse.WarehouseUnavailable, ClickHouseError) as problem:
             fail(f"the warehouse cannot be asked: {problem}")
     if out is None:
-        print(told)
+        with explained():
+            print(told, flush=True)
     else:
         write_out(out, told.encode() if isinstance(told, str) else told)
         count = len(made.rows)

@@ -55,6 +55,8 @@ def _parse(text: str, time_zone: str) -> Period:
     start, dots, end = text.partition("..")
     if not dots:
         raise PeriodError(f"{text!r} is no period. Write a month (2026-10) or START..END (2026-10-01..2026-10-15).")
+    if any(re.fullmatch(r"[0-9]{4}-[0-9]{2}", it) for it in (start, end)):
+        raise PeriodError(f"{text} is no period. Write one month (2026-10), or days: 2026-10-01..2026-10-15.")
     period = Period(instant(start), instant(end))
     if period.end <= period.start:
         raise PeriodError(f"{text} ends before it begins.")

@@ -1,6 +1,7 @@
 """Usage that counts, imported from files, retracted, amended and reverted, in the real engine; figures by hand."""
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -235,3 +236,9 @@ def test_what_cannot_be_amended_is_refused_with_what_to_do(change, problem):
     }
     with pytest.raises(ValueError, match=problem):
         backfill.amended(row | {"billed_customer_id": "acme"} | change, "250")
+
+
+def test_a_pipe_is_refused_because_an_import_reads_twice(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileRefused, match="read twice"):
+        backfill.read(tmp_path / "pipe", METERS, NOW, TOLD)

@@ -176,7 +176,7 @@ def test_a_closed_period_carries_what_was_known_of_its_completeness_to_the_invoi
     assert (kept["rating_id"], kept["verdict"], statement["verdict"]) == (rating["rating_id"], verdict, verdict)
     assert statement["exceptions"] == [
         "shop (cred_1): 1 calls died before their answer was read",
-        "1 rows of nobody, sent with the same keys are in suspense as customer_missing: "
+        "1 row of nobody, sent with the same keys is in suspense as customer_missing: "
         "nobody says which customer it was for",
     ]
     (stream,) = statement["streams"]
@@ -252,7 +252,31 @@ def test_closing_an_empty_month_says_that_there_is_nothing_in_it(sqlite_house, m
     assert (code, out.splitlines()[-1]) == (0, "Nothing to close in 2026-09: no usage and no fees.")
 
 
-@pytest.mark.parametrize("arguments", [("prices", "show"), ("rate", "run", "--period", "2026-10"), ("rate", "status")])
+def test_output_that_does_not_fit_is_told_in_a_sentence(sqlite_house, command_environment):
+    environment = command_environment(sqlite_house)
+    for more in ((), ("--out", "-")):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [METERHOUSE, "report", "revenue", "--period", "2026-10", *more],
+                env=environment,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+        assert done.stderr.startswith("the output cannot be written: no space is left where it goes\n"), done.stderr
+        assert "Traceback" not in done.stderr and done.returncode != 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prices", "show"),
+        ("rate", "run", "--period", "2026-10"),
+        ("rate", "status"),
+        ("report", "revenue", "--period", "2026-10"),
+    ],
+)
 def test_a_reader_that_has_seen_enough_is_no_error(sqlite_house, command_environment, arguments):
     sqlite_house.publish(BOOK)
     used(sqlite_house, "stranger")

@@ -50,6 +50,7 @@ def test_a_period_reads_back_as_it_is_written():
         ("2026-10-02..2026-10-01", "ends before it begins"),
         ("2026-10-01..2026-10-01", "ends before it begins"),
         ("2026-10-01..2026-12-01", "longer than a month"),
+        ("2026-09..2026-10", "Write one month"),
         ("2026-10-01..soon", "is no date or instant"),
     ],
 )

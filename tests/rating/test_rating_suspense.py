@@ -133,5 +133,5 @@ def test_completeness_tells_what_is_there_and_ends_with_a_verdict(now_house):
     code, told = command("--customer", "acme", "--period", "2026-10", app=completeness)
     assert code == 3
     assert "  shop (no key): 1 event of 1 process, last in the hour of 2026-10-31 22:00 UTC\n" in told
-    assert "! 1 rows of nobody, sent with the same keys are in suspense as customer_missing: " in told
+    assert "! 1 row of nobody, sent with the same keys is in suspense as customer_missing: " in told
     assert told.endswith("Not certain to be complete: 1 event of 1 stream, 2 to look at.\n"), told
