@@ -7,7 +7,6 @@ a crash takes along what was counted since.
 
 import json
 import logging
-import os
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from clickhouse_connect.driver.client import Client
 
 from meterhouse_collector.left_rows import INSTANT_BOUND_S, fits
+from meterhouse_collector.segments import write_durably
 
 KEYS: Final = 10_000
 """Of one process, in memory. What is beyond is counted under the credential ''."""
@@ -85,17 +85,14 @@ class RefusalCounts:
             self.keep()
 
     def keep(self) -> None:
-        """Let the file have what is not written yet; without fsync: it is for a process that ends, not for power."""
+        """Let the file have what is not written yet."""
         with self._file_lock:
             with self._lock:
                 rows = [*self._earlier, *self._rows_of(self._changed)]
             if not rows and not self._is_kept:
                 return
-            fresh = self._file.with_name(self._file.name + ".new")
             try:
-                with open(fresh, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                    file.write(json.dumps(rows).encode())
-                fresh.replace(self._file)
+                write_durably(self._file, json.dumps(rows).encode())
             except OSError as problem:
                 log.warning("refusals that wait for the warehouse cannot be kept in %s: %s", self._file, problem)
             else:
