@@ -27,6 +27,8 @@ _FIRST_SPAN: Final = timedelta(hours=2)
 _WIDER: Final = 8
 _FEW: Final = 20_000
 """So many events are looked through as fast as the question is planned."""
+_LATEST: Final = 2_000
+"""So many events are more than a page of actions, unless one has dozens."""
 
 _EXPORTED: Final = (
     "event_time", "meter", "quantity", "status", "agent_id", "agent_name", "provider", "model", "operation", "tool",
@@ -74,8 +76,7 @@ class _Place:
 
     @property
     def at(self) -> datetime:
-        whole = datetime.fromtimestamp(self.at_ns // 10**9, UTC)
-        return whole + timedelta(microseconds=self.at_ns % 10**9 // 1000)
+        return _moment(self.at_ns)
 
 
 _CHOICES: Final = {name: By((FILTERS[name],), some=True) for name in ("meter", "model", "agent", "tool", "status")}
@@ -106,7 +107,8 @@ def _latest(
     """The actions after a place, latest first: a page of them, and one more if there is one.
 
     Where few events are left, all of them are looked through. Else it looks back from where it stands over longer and
-    longer spans: the latest actions are found at once, however many there are in the period.
+    longer spans, and in one with many events only at its latest: a page is found at once, however many events there are
+    in the period, and however close together.
     """
     end = period.end if place is None else min(period.end, place.at + timedelta(microseconds=1))
     narrowed, bound = _narrowed(wanted)
@@ -115,7 +117,7 @@ def _latest(
         narrowed += f" AND (toUnixTimestamp64Nano(event_time), {_ACTION}) < ({{cursor_ns:Int64}}, {{cursor_id:String}})"
         bound |= {"cursor_ns": place.at_ns, "cursor_id": place.action}
 
-    def asked(start: datetime, limit: str) -> Sequence[Sequence[Any]]:
+    def asked(start: datetime, limit: str = "") -> Sequence[Sequence[Any]]:
         query = (
             "SELECT at, action, any(agent_name), any(agent_id), any(model), any(tool), any(operation), "
             "if(countIf(status = 'failed') > 0, 'failed', any(status)), any(conversation_id), any(task_id), "
@@ -126,13 +128,26 @@ def _latest(
         )
         return mine.ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
 
-    rows = asked(period.start, f" LIMIT {_FEW}")
-    if not rows or rows[0][13] < _FEW:
+    def latest_since(start: datetime) -> datetime:
+        latest = f"SELECT event_time FROM usage WHERE {MINE}{narrowed} ORDER BY event_time DESC LIMIT {_LATEST}"
+        query = f"SELECT toUnixTimestamp64Nano(min(event_time)) FROM ({latest})"
+        return max(start, _moment(mine.ask(query, Period(start, end), **bound)[0][0]))
+
+    def are_few(rows: Sequence[Sequence[Any]]) -> bool:
+        return not rows or rows[0][13] < _FEW
+
+    few = f" LIMIT {_FEW}"
+    rows = asked(period.start, few)
+    if are_few(rows):
         return rows
     span = _FIRST_SPAN
     while True:
         start = max(period.start, min(end, mine.now + timedelta(days=1)) - span)
-        rows = asked(start, "")
+        rows = asked(start, few)
+        if not are_few(rows):
+            rows = asked(latest_since(start))
+            if len(rows) <= PAGE:
+                rows = asked(start)
         if len(rows) > PAGE or start <= period.start:
             return rows
         span *= _WIDER
@@ -207,6 +222,11 @@ def _action(row: Sequence[Any], prices: Prices) -> Action:
         action_id, _aware(at), name or agent, model, tool, operation, status, conversation, task, trace,
         tuple(sums.items()), summed(uses),
     )  # fmt: skip
+
+
+def _moment(at_ns: int) -> datetime:
+    """Nanoseconds since 1970 as a time, down to the microsecond before."""
+    return datetime.fromtimestamp(at_ns // 10**9, UTC) + timedelta(microseconds=at_ns % 10**9 // 1000)
 
 
 def _aware(at: datetime) -> datetime:

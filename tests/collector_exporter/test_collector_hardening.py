@@ -274,7 +274,14 @@ def test_a_restored_older_journal_beside_the_same_warehouse_loses_nothing(collec
     assert database.query("SELECT count() FROM usage").first_row == (6,)
 
 
-@pytest.mark.parametrize("place", [0, 1, 150], ids=["length", "tag", "content"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(0, id="length"),
+        pytest.param(1, id="tag", marks=pytest.mark.long),
+        pytest.param(150, id="content", marks=pytest.mark.long),
+    ],
+)
 def test_one_damaged_byte_costs_one_record_which_is_in_suspense(collector, database, place):
     for number in range(20):
         assert collector.post(batch(["acme"], 1, f"rot{number:02d}"))[0] == 200

@@ -283,10 +283,11 @@ def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(worl
         assert "2026-10-31 23:30:00 CET" in october and "2026-11-01 00:30:00" not in october
 
 
-@pytest.mark.parametrize("few", [20_000, 2])
-def test_pages_of_the_log_have_every_call_once(world, monkeypatch, few):
+@pytest.mark.parametrize(("few", "latest"), [(20_000, 2_000), (2, 2), (2, 20)])
+def test_pages_of_the_log_have_every_call_once(world, monkeypatch, few, latest):
     monkeypatch.setattr("meterhouse_portal.usage_log.PAGE", 6)
     monkeypatch.setattr("meterhouse_portal.usage_log._FEW", few)  # beyond which it looks back span by span
+    monkeypatch.setattr("meterhouse_portal.usage_log._LATEST", latest)  # of which a page is made, if they are enough
     with visiting(world, "vera@acme.example") as browser:
         seen, path = [], "/account/usage"
         while path:

@@ -206,7 +206,18 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+MORE = {
+    "an unhandled exception",
+    "os.execv",
+    "multiprocessing, fork",
+    "multiprocessing, spawn",
+    "a process pool that renews its workers",
+    "fork before the first call",
+}
+"""They differ little from others."""
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.long) if way in MORE else way for way in WAYS])
 def test_each_call_arrives_once_however_processes_start_fork_and_end(way, program, provider, metering, capsys):
     source, calls, code, by_itself = WAYS[way]
     for _ in range(calls):

@@ -95,8 +95,12 @@ def of(what, period):
         ("", [(of("in", FIRST), 1500), (of(OVER % "USD", SECOND), -1500)]),
         # 20 of 60 tokens were billed in the second part, 5 are now: 7.50 less.
         ("input", [(of("in", FIRST), 1500), (of(OVER % "input", SECOND), -750)]),
-        ("llm.tokens.input", [(of("in", FIRST), 1500), (of(OVER % "llm.tokens.input", SECOND), -750)]),
-        ("llm.tokens.cache_read", [(of("in", FIRST), 1500)]),
+        pytest.param(
+            "llm.tokens.input",
+            [(of("in", FIRST), 1500), (of(OVER % "llm.tokens.input", SECOND), -750)],
+            marks=pytest.mark.long,
+        ),
+        pytest.param("llm.tokens.cache_read", [(of("in", FIRST), 1500)], marks=pytest.mark.long),
     ],
 )
 def test_a_cap_holds_over_the_month_when_usage_of_its_first_part_is_late(house, cap_of, expected):

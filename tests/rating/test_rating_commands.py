@@ -53,12 +53,17 @@ def used(house, *customers):
     "arguments",
     [
         ("rate", "status"),
-        ("rate", "run", "--due"),
-        ("rate", "close", "--period", "2026-10"),
-        ("rate", "explain", "ab"),
-        ("prices", "list"),
-        ("prices", "show"),
         ("prices", "publish", "--starter"),
+        *(
+            pytest.param(it, marks=pytest.mark.long)
+            for it in (
+                ("rate", "run", "--due"),
+                ("rate", "close", "--period", "2026-10"),
+                ("rate", "explain", "ab"),
+                ("prices", "list"),
+                ("prices", "show"),
+            )
+        ),
     ],
 )
 def test_a_directory_without_a_meterhouse_is_refused_and_stays_as_it_is(tmp_path, arguments):
@@ -75,7 +80,7 @@ def test_a_book_can_be_checked_where_there_is_no_meterhouse(tmp_path, book):
     assert list(tmp_path.iterdir()) == [book]
 
 
-@pytest.mark.parametrize("command", ["check", "publish"])
+@pytest.mark.parametrize("command", [pytest.param("check", marks=pytest.mark.long), "publish"])
 def test_a_file_that_is_no_book_is_refused_in_a_sentence(meterhouse, tmp_path, command):
     (tmp_path / "binary").write_bytes(b"ab\xff")
     assert meterhouse("prices", command, "missing.yaml") == (

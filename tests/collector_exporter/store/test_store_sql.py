@@ -47,7 +47,8 @@ def test_many_processes_that_start_at_once_make_one_schema(store_settings):
     engine.dispose()
 
 
-def test_no_opener_of_a_new_sqlite_file_finds_it_locked(tmp_path):
+@pytest.mark.parametrize("rounds", [10, pytest.param(60, marks=pytest.mark.long)])
+def test_no_opener_of_a_new_sqlite_file_finds_it_locked(tmp_path, rounds):
     # Switching to WAL fails, without waiting, where another connection does the same; one time in sixty without a lock.
     def open_together(round_number):
         barrier = threading.Barrier(8)
@@ -59,7 +60,7 @@ def test_no_opener_of_a_new_sqlite_file_finds_it_locked(tmp_path):
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(one, range(8)))
 
-    for round_number in range(60):
+    for round_number in range(rounds):
         open_together(round_number)
 
 
