@@ -6,9 +6,11 @@ exit code, output and signals are real. What an installed command's start is lik
 """
 
 import atexit
+import contextlib
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ IMPORTED = (
     "meterhouse_store.registry",
     "meterhouse_store.registry_commands",
     "meterhouse_collector.commands",
+    "meterhouse_collector.service",
     "meterhouse_collector.verify",
     "meterhouse_rating.publishing",
     "meterhouse_rating.run",
@@ -45,26 +48,80 @@ _server = None
 
 def run(arguments, *, env, cwd=None, timeout=60, text=True):
     """As `subprocess.run([meterhouse, *arguments], capture_output=True)`."""
-    with _lock:
-        address = _address()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, socket.socket(socket.AF_UNIX) as asked:
-        asked.connect(address)
-        told = json.dumps({"arguments": [*map(str, arguments)], "env": dict(env), "cwd": str(cwd or os.getcwd())})
-        socket.send_fds(asked, [told.encode() + b"\n"], [out.fileno(), err.fileno()])
-        reply = asked.makefile("rb")
-        pid = int(reply.readline())
-        asked.settimeout(timeout)
-        try:
-            code = int(reply.readline())
-        except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(["meterhouse", *arguments], timeout) from None
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with start(arguments, env=env, cwd=cwd, stdout=out, stderr=err) as command:
+            try:
+                code = command.wait(timeout)
+            except subprocess.TimeoutExpired:
+                command.kill()
+                raise
         out.seek(0)
         err.seek(0)
         said = [out.read(), err.read()]
     if text:
         said = [one.decode() for one in said]
-    return subprocess.CompletedProcess(["meterhouse", *arguments], code, *said)
+    return subprocess.CompletedProcess(command.args, code, *said)
+
+
+def start(arguments, *, env, cwd=None, stdout, stderr):
+    """As `subprocess.Popen([meterhouse, *arguments])`; `stdout` and `stderr` are files or descriptors."""
+    with _lock:
+        address = _address()
+    asked = socket.socket(socket.AF_UNIX)
+    asked.connect(address)
+    told = json.dumps({"arguments": [*map(str, arguments)], "env": dict(env), "cwd": str(cwd or os.getcwd())})
+    files = [file if isinstance(file, int) else file.fileno() for file in (stdout, stderr)]
+    socket.send_fds(asked, [told.encode() + b"\n"], files)
+    return Command(["meterhouse", *arguments], asked)
+
+
+class Command:
+    """A command that was started, with what tests use of `subprocess.Popen`."""
+
+    def __init__(self, arguments, told):
+        self.args, self._told, self._read = arguments, told, b""
+        self.pid, self.returncode = self._number(None), None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *problem):
+        self._told.close()
+
+    def poll(self):
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout=None):
+        if self.returncode is None:
+            self.returncode = self._number(timeout)
+            self._told.close()
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def _number(self, timeout):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while b"\n" not in self._read:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            if not select.select([self._told], [], [], left)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            found = self._told.recv(64)
+            assert found, "who starts the commands is gone"
+            self._read += found
+        line, _, self._read = self._read.partition(b"\n")
+        return int(line)
 
 
 def _address():
@@ -92,7 +149,6 @@ def _end(process, folder, pid):
 def _serve(address):
     """In the process that is forked from: it ends with its stdin."""
     import importlib
-    import select
 
     for name in IMPORTED:
         importlib.import_module(name)

@@ -3,8 +3,6 @@
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -125,12 +123,12 @@ class Collector:
         self.process = None
 
     def start(self):
-        command = [sys.executable, "-c", MAIN, "collector", "serve", "--http-port", "0", "--grpc-port", "0"]
-        with (self.data / "collector.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environment, cwd=self.data, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        line = self.process.stdout.readline()
+        arguments = ["collector", "serve", "--http-port", "0", "--grpc-port", "0"]
+        read, write = os.pipe()
+        with (self.data / "collector.log").open("ab") as log, open(write, "wb") as told:
+            self.process = commands.start(arguments, env=self.environment, cwd=self.data, stdout=told, stderr=log)
+        self.output = open(read)  # noqa: SIM115
+        line = self.output.readline()
         self.http, self.grpc = re.search(r"(http://\S+), OTLP/gRPC on (\S+)", line).groups()
         return self
 
@@ -146,7 +144,7 @@ class Collector:
 
     def _reap(self):
         self.process.wait(20)
-        self.process.stdout.close()
+        self.output.close()
         self.process = None
 
     def post(self, body, *, path="/v1/metrics", key=None, media_type="application/x-protobuf", **headers):

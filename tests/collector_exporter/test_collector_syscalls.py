@@ -134,7 +134,7 @@ def test_a_failed_fdatasync_ends_the_collector_and_its_next_start_has_what_was_a
         with suppress(OSError):  # the process may be faster than its reply
             assert alone.post(request("lost"))[0] == 503
         assert alone.process.wait(20) == 1
-    alone.process.stdout.close()
+    alone.output.close()
     alone.start()
     assert alone.post(request("after"))[0] == 200
     found = [data for data in kept(alone) if b"lost" not in data]  # it may be there: nobody was told either way
