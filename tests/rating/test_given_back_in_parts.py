@@ -156,6 +156,22 @@ def test_what_earlier_parts_were_less_by_caps_and_left_after_discounts_cannot_be
         assert verify(written(files, tmp_path / "forged.zip")).findings.problems
 
 
+def test_what_a_discount_left_of_earlier_parts_is_checked_also_where_no_amount_depends_on_it(sqlite_house, tmp_path):
+    """30.00 less 30.00, then 60.00 less the other 10.00 of the month: nothing was left of the first part."""
+    house = sqlite_house
+    volume(house)
+    discount(house, amount=Decimal(40), months=1)
+    assert in_two_parts(house, "30", "60") == [[("in", 3000), ("Launch", -3000)], [("in", 6000), ("Launch", -1000)]]
+    proved(house, tmp_path)
+    with zipfile.ZipFile(tmp_path / "pack.zip") as archive:
+        files = {it: archive.read(it) for it in archive.namelist()}
+    value = json.loads(files["ratings.json"])
+    value[1]["lines"][1]["explanation"]["earlier_left"] = "15"
+    files["ratings.json"] = json.dumps(value).encode()
+    problems = verify(written(files, tmp_path / "forged.zip")).findings.problems
+    assert problems == ["what Launch left of earlier parts of the month: it says 1500, recomputed it is 0"]
+
+
 def test_what_is_late_of_the_first_part_comes_to_the_month_with_what_is_given_back(sqlite_house, tmp_path):
     """85.00 less 40.00 of 80.00 in the first part. With 40 late ones 120 are 30.00, and 5 more 1.25: all are off."""
     house = sqlite_house
