@@ -14,14 +14,14 @@ from meterhouse_rating import ledger
 from meterhouse_rating.credit_lines import grants_of, used_by
 from meterhouse_rating.credits import BEFORE_GRANTS, BOUGHT, Grant, TopUp, carried_over, endings
 from meterhouse_rating.ids import digest
-from meterhouse_rating.ledger import Entry, Posting
+from meterhouse_rating.ledger import CreditsLeft, Entry, Posting
 from meterhouse_store.registry import ALWAYS
 from meterhouse_store.tables import credit_grants, credit_top_ups
 
 PACK, OPERATOR, ROLLOVER = "pack", "operator", "rollover"
 """Where a grant comes from: a line of a rating, a command, another grant that expired."""
 
-GRANTED, EXPIRED, REFUNDED, REVOKED = "credit_granted", "credit_expired", "credit_refunded", "credit_revoked"
+GRANTED, EXPIRED, REFUNDED, REVOKED = "credit_granted", ledger.CREDIT_EXPIRED, "credit_refunded", "credit_revoked"
 """Kinds of transactions."""
 
 AGAINST: Final[Mapping[str, Mapping[str, str]]] = {
@@ -48,7 +48,7 @@ class Credits:
     """A customer's credits in SQL: its grants, per currency and grant what is left, its top-up rules."""
 
     grants: Sequence[Mapping[Any, Any]] = ()
-    left: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    left: Mapping[str, Mapping[str, CreditsLeft]] = field(default_factory=dict)
     top_ups: Sequence[Mapping[Any, Any]] = ()
 
     def standing(self, currency: str, open_lines: Iterable[Any] = ()) -> list[Grant]:
@@ -66,9 +66,9 @@ def credits_of(connection: Connection, namespace: str, customers: Sequence[str])
     grants, rules = _by_customer(rows_of(connection, namespace, customers)), credit_top_ups
     query = select(rules).where(rules.c.namespace == namespace, rules.c.customer_id.in_(customers))
     top_ups = _by_customer(connection.execute(query).mappings().all())
-    left: dict[str, dict[str, dict[str, int]]] = {}
-    for customer, currency, grant, amount in ledger.all_credits_left(connection, namespace, customers):
-        left.setdefault(customer, {}).setdefault(currency, {})[grant] = amount
+    left: dict[str, dict[str, dict[str, CreditsLeft]]] = {}
+    for customer, currency, grant, rest in ledger.all_credits_left(connection, namespace, customers):
+        left.setdefault(customer, {}).setdefault(currency, {})[grant] = rest
     return {name: Credits(grants.get(name, ()), left.get(name, {}), top_ups.get(name, ())) for name in customers}
 
 
@@ -87,15 +87,15 @@ def standing(
 
 
 def _with_lines(
-    rows: Iterable[Mapping[Any, Any]], left: Mapping[str, int], currency: str, lines: Iterable[Any]
+    rows: Iterable[Mapping[Any, Any]], left: Mapping[str, CreditsLeft], currency: str, lines: Iterable[Any]
 ) -> list[Grant]:
-    grants = {
-        row["grant_id"]: replace(_grant(row), left_minor=left.get(row["grant_id"], 0))
-        for row in rows
-        if row["currency"] == currency
-    }
-    if left.get(BEFORE_GRANTS):
-        grants[BEFORE_GRANTS] = Grant(BEFORE_GRANTS, BOUGHT, left[BEFORE_GRANTS], ALWAYS)
+    grants, none = {}, CreditsLeft(0, 0)
+    for row in rows:
+        if row["currency"] == currency:
+            rest = left.get(row["grant_id"], none)
+            grants[row["grant_id"]] = replace(_grant(row), left_minor=rest.minor, expired=rest.expired)
+    if left.get(BEFORE_GRANTS, none).minor:
+        grants[BEFORE_GRANTS] = Grant(BEFORE_GRANTS, BOUGHT, left[BEFORE_GRANTS].minor, ALWAYS)
     for line in lines:
         for grant in grants_of(line["explanation"], currency):
             grants.setdefault(grant.grant_id, grant)
@@ -188,7 +188,9 @@ def expiries(grants: Sequence[Grant], currency: str, through: datetime) -> list[
                 sides.append(Entry(ledger.DEFERRED_CREDITS, -it.carried.left_minor, currency, it.carried.grant_id))
                 carried = (it.carried, Origin(ROLLOVER, grant.grant_id, "", "carried over"))
             memo = f"credits of {grant.granted_at:%Y-%m-%d} expired"
-            posting = Posting(EXPIRED, grant.grant_id, memo, tuple(sides))
+            # What came back after that expires again, by another name.
+            name = digest([EXPIRED, grant.grant_id, grant.expired]) if grant.expired else grant.grant_id
+            posting = Posting(EXPIRED, name, memo, tuple(sides))
             found.append(Expiry(posting, grant.expires_at or through, carried))
         gone = {it.grant.grant_id for it in ended}
         left = [it for it in left if it.grant_id not in gone]

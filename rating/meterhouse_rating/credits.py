@@ -5,7 +5,7 @@ first, then the id. Credits pay usage lines in the order of the lines, never fee
 
 A grant pays the usage of every period in which it holds for a moment: granted before the period's end, and not expired
 at its start. Its rest goes when the period in which it expires is closed: up to `rollover_minor` of it becomes a new
-grant that holds as long again and is not rolled over a second time; the rest is lost.
+grant that holds as long again and is not rolled over a second time; the rest is lost. So is what comes back later.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +36,8 @@ class Grant:
     expires_at: datetime | None = None
     priority: int = 0
     rollover_minor: int = 0
+    expired: int = 0
+    """How often a rest of it has expired and was posted."""
 
     def holds_in(self, period: Period) -> bool:
         return self.granted_at < period.end and (self.expires_at is None or self.expires_at > period.start)
@@ -119,7 +121,7 @@ def endings(grants: Iterable[Grant], moment: datetime) -> list[Ending]:
     for it in order(grants):
         if it.expires_at is None or it.expires_at > moment or it.left_minor <= 0:
             continue
-        carried = min(it.rollover_minor, it.left_minor)
+        carried = 0 if it.expired else min(it.rollover_minor, it.left_minor)
         following = None
         if carried > 0:
             until = it.expires_at + (it.expires_at - it.granted_at)

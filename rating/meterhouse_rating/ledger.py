@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, case, func, insert, select
 
 from meterhouse_rating.credit_lines import grants_of, used_by
 from meterhouse_rating.credits import BEFORE_GRANTS
@@ -37,6 +37,10 @@ ACCOUNTS: Final[Mapping[str, str]] = {
     TAX: "owed to the tax office",
     APPLICATION_FEES: "what the platform kept of payments",
 }
+
+
+CREDIT_EXPIRED: Final = "credit_expired"
+"""The kind of transaction by which a rest of a grant goes."""
 
 
 class Entry(NamedTuple):
@@ -182,6 +186,19 @@ class Upto:
     before: int | None
 
 
+class CreditsLeft(NamedTuple):
+    """What is left of a grant, in minor units, and how often a rest of it has expired."""
+
+    minor: int
+    expired: int
+
+
+_LEFT: Final = (
+    func.sum(ledger_entries.c.amount_minor),
+    func.sum(case(((ledger_transactions.c.kind == CREDIT_EXPIRED) & (ledger_entries.c.amount_minor > 0), 1), else_=0)),
+)
+
+
 def credits_left(
     connection: Connection,
     namespace: str,
@@ -189,11 +206,11 @@ def credits_left(
     currency: str,
     at: datetime | None = None,
     upto: Upto | None = None,
-) -> dict[str, int]:
-    """Per grant of the customer, in minor units, what was deferred and not used: the fold of entries (up to `at`)."""
+) -> dict[str, CreditsLeft]:
+    """Per grant of the customer what was deferred and not used: the fold of entries (up to `at`)."""
     grant = func.coalesce(ledger_entries.c.grant_id, BEFORE_GRANTS)
     query = (
-        select(grant, func.sum(ledger_entries.c.amount_minor))
+        select(grant, *_LEFT)
         .join(ledger_transactions, ledger_transactions.c.transaction_id == ledger_entries.c.transaction_id)
         .where(
             ledger_transactions.c.namespace == namespace,
@@ -211,17 +228,17 @@ def credits_left(
             chain = ledger_chain_table
             query = query.join(chain, chain.c.transaction_id == ledger_transactions.c.transaction_id)
             query = query.where(chain.c.sequence < upto.before)
-    return {str(name): -int(amount) for name, amount in connection.execute(query)}
+    return {str(name): CreditsLeft(-int(minor), int(expired)) for name, minor, expired in connection.execute(query)}
 
 
 def all_credits_left(
     connection: Connection, namespace: str, customers: Sequence[str]
-) -> Iterable[tuple[str, str, str, int]]:
+) -> Iterable[tuple[str, str, str, CreditsLeft]]:
     """What `credits_left` says of each customer and currency: customer, currency, grant and what is left of it."""
     grant = func.coalesce(ledger_entries.c.grant_id, BEFORE_GRANTS)
     whose = (ledger_transactions.c.customer_id, ledger_entries.c.currency, grant)
     query = (
-        select(*whose, func.sum(ledger_entries.c.amount_minor))
+        select(*whose, *_LEFT)
         .join(ledger_transactions, ledger_transactions.c.transaction_id == ledger_entries.c.transaction_id)
         .where(
             ledger_transactions.c.namespace == namespace,
@@ -230,8 +247,8 @@ def all_credits_left(
         )
         .group_by(*whose)
     )
-    for customer, currency, name, amount in connection.execute(query):
-        yield str(customer), str(currency), str(name), -int(amount)
+    for customer, currency, name, minor, expired in connection.execute(query):
+        yield str(customer), str(currency), str(name), CreditsLeft(-int(minor), int(expired))
 
 
 def _check(posting: Posting) -> None:

@@ -11,7 +11,7 @@ from test_evidence import written
 from test_late_in_parts import BOOK, FIRST, OVER, SECOND, cap, closed, discount, full, moved, of, used
 from typer.testing import CliRunner
 
-from meterhouse_rating import credit_changes, ledger_books, shadow
+from meterhouse_rating import credit_changes, ledger_books, recorrect, shadow
 from meterhouse_rating.commands import rate
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.evidence import make
@@ -333,3 +333,36 @@ def test_credits_pay_late_usage_less_what_an_amount_a_month_moves_to_it_from_a_f
     used(house, "50", "2026-10-06", received="2026-11-08")
     closed(house, "2026-11", "2026-12-05")
     assert lines(house, "2026-11")[-1] == ("Credits applied", -4333)
+
+
+@pytest.mark.parametrize("policy", ["next_invoice", "credit_note"])
+def test_credits_that_come_back_after_their_rest_expired_expire_again(house, tmp_path, policy):
+    """Of 50.00 until 20 October 30.00 paid, up to 5.00 were carried over, 15.00 were lost. The 30.00 come back by and
+    by in November and December: they are over, and nothing more of them is carried over.
+    """
+    one_plan(house)
+    recorrect.set_policy(house.world.engine, "test", "acme", policy, who="ann", why="agreed", now=at("2026-09-01"))
+    credit_changes.grant(
+        house.world.engine, "test", "acme", Grant("", "promotional", 5000, at("2026-10-01"), at("2026-10-20"), 0, 500),
+        None, reference="gift", who="ann", why="x", now=at("2026-10-01"),
+    )  # fmt: skip
+    used(house, "10", "2026-10-05")
+    used(house, "20", "2026-10-06")
+    closed(house, "2026-10", "2026-11-05")
+    # Of the 20.00 that are left 5.00 hold up to 8 November.
+    assert lines(house, "2026-10") == [("in", 3000), ("Credits applied", -3000)]
+    take_away(house, 10)
+    closed(house, "2026-11", "2026-12-05")
+    take_away(house, 20)
+    closed(house, "2026-12", "2027-01-05")
+    assert stands(house) == (0, 0)
+    posted = [(row["effective_at"].date().isoformat(), row["kind"]) for row in house.rows(tables.ledger_transactions)]
+    assert sorted(it for it in posted if it[1] == "credit_expired") == [
+        ("2026-10-20", "credit_expired"),
+        ("2026-10-20", "credit_expired"),
+        ("2026-10-20", "credit_expired"),
+        ("2026-11-08", "credit_expired"),
+    ]
+    if policy == "next_invoice":
+        proved(house, tmp_path, "2026-11")
+        proved(house, tmp_path, "2026-12")

@@ -41,11 +41,14 @@ def before(rating: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[Grant] 
     if rating["state"] != "closed" or first is None:
         return None
     left: dict[str, int] = {}
+    expired = set()
     for it in own:
         for entry in it["entries"] if it["sequence"] < first else ():
             if entry["account"] == "deferred_credits" and entry["currency"] == rating["currency"]:
                 name = entry["grant_id"] or _BEFORE_GRANTS
                 left[name] = left.get(name, 0) - whole(entry["amount_minor"])
+                if it["kind"] == "credit_expired" and whole(entry["amount_minor"]) > 0:
+                    expired.add(name)  # what comes back after that is not carried on
     for line in rating["lines"]:
         # What comes back on the rating may pay at once; from before lines said so it does not.
         if line["kind"] == "credit_restored" and "payable" in line["explanation"]:
@@ -55,7 +58,8 @@ def before(rating: Mapping[str, Any], ledger: Mapping[str, Any]) -> list[Grant] 
     for name, amount in left.items():
         told = rating["grants"].get(name, {})
         rules = (told.get("granted_at", _ALWAYS), told.get("expires_at") or _NEVER, told.get("priority", 0))
-        found.append(Grant(name, told.get("kind", "bought"), amount, *rules, whole(told.get("rollover", 0))))
+        rollover = 0 if name in expired else whole(told.get("rollover", 0))
+        found.append(Grant(name, told.get("kind", "bought"), amount, *rules, rollover))
     return _at_start(found, rating["period_start"])
 
 
