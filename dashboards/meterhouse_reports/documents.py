@@ -228,7 +228,7 @@ def _document(
         (say("Period"), _span(start, end, zone, language)),
         (say("Time zone"), _zone(start, end, zone, language)),
         (say("Currency"), rating["currency"]),
-        (say("Plan"), rating["plan"]),
+        *([(say("Plan"), rating["plan"])] if rating["plan"] else []),  # none after the end of a contract
         (say("Total"), f"{_money(total, currency, language)} {currency}"),
     ]
     sums: dict[str, int] = {}

@@ -77,7 +77,8 @@ def closed_again(world: World, connection: Connection, closed: Standing, every: 
     upto = ledger.Upto(closed.closed_at, connection.execute(first).scalar_one())
     corrections = tuple(_line(row) for row in lines if row["kind"] in ABOUT_CLOSED)
     noted = noted_of(connection, [it.rating_id for it in before], [*(it.rating_id for it in before), closed.rating_id])
-    outcome = as_known(connection, terms, closed.customer_id, closed.period, used, before, upto, corrections, noted)
+    what = (closed.customer_id, closed.period, used, before, upto, corrections, noted)
+    outcome = as_known(connection, terms, *what, correcting=True)
     same = outcome.rated is not None and outcome.rated.sha256() == closed.result_sha256
     return Known(outcome, closed, same)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from meterhouse_rating import engine
 from meterhouse_rating.agreements import Agreement
-from meterhouse_rating.book import Book
+from meterhouse_rating.book import Book, Plan
 from meterhouse_rating.caps import capped
 from meterhouse_rating.charges import Setting
 from meterhouse_rating.effective import AgreementRefused, Effective, effective
@@ -41,23 +41,29 @@ class Basis:
     rate: Rate | None
 
 
-def basis_of(terms: Terms, customer_id: str, period: Period, found: Found) -> Basis | Unpriced:
+def basis_of(
+    terms: Terms, customer_id: str, period: Period, found: Found, *, correcting: bool = False
+) -> Basis | Unpriced:
+    """Where the contract ended, a rating that is `correcting` closed ones has a basis, too, which prices nothing."""
     name = shlex.quote(customer_id)
     customer = terms.customers.get(customer_id)
     contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
     if customer is None or contract is None:
         plans = sorted({plan for version in terms.versions[-1:] for plan in terms.book(version).plans})
         return Unpriced(engine.NOT_REGISTERED, f"meterhouse customers add {name} --plan {'|'.join(plans) or 'PLAN'}")
-    if contract.plan == ENDED:
-        return Unpriced(
-            engine.CONTRACT_ENDED,
-            f"its contract ended at {short(contract.valid_from)}: if that is wrong, meterhouse customers add {name} "
-            "--plan PLAN --valid-from T; else find out who still uses it",
-        )
+    ended = (
+        f"its contract ended at {short(contract.valid_from)}: if that is wrong, meterhouse customers add {name} "
+        "--plan PLAN --valid-from T; else find out who still uses it"
+    )
+    if contract.plan == ENDED and not correcting:
+        return Unpriced(engine.CONTRACT_ENDED, ended)
     version = in_force(terms.versions, period)
     if version is None:
         return Unpriced(engine.NO_PRICE, _publish(period))
     book = terms.book(version)
+    if contract.plan == ENDED:
+        none = Plan(ENDED, "", customer.currency, (), frozenset(), 0, ended=ended)
+        return Basis(customer, contract, version, book, Effective(none, {}, {}), Agreement(), None)
     plan = book.plans.get(contract.plan)
     if plan is None:
         return Unpriced(

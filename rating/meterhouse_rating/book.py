@@ -68,6 +68,8 @@ class Plan:
     line: int
     options: Mapping[str, Options] = field(default_factory=dict)
     trial_days: int = 0
+    ended: str = ""
+    """Of what customers are on whose contract ended, which is no plan of the book: what is told of usage."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from meterhouse_rating.rated import (
 from meterhouse_rating.rates import Rate, rate_at
 from meterhouse_rating.sorting import (
     BY_CHOICE,
+    CONTRACT_ENDED,
     NOT_DECLARED,
     TOO_MANY_GROUPS,
     UNBILLED_METER,
@@ -65,7 +66,6 @@ __all__ = [
 ]
 
 NOT_REGISTERED: Final = "customer_not_registered"
-CONTRACT_ENDED: Final = "contract_ended"
 AMOUNT_TOO_LARGE: Final = "amount_too_large"
 
 
@@ -153,7 +153,7 @@ class _Bill:
             for line, taken in zip(self.lines, self.reduced, strict=True)
         ]
         grants = usable([*inputs.credits, *self.granted], period)
-        if inputs.top_up is not None:
+        if inputs.top_up is not None and not inputs.plan.ended:
             wanted = sum(amount for amount in payable if amount > 0)
             times = inputs.top_up.times(sum(it.left_minor for it in grants), wanted)
             if times:

@@ -104,7 +104,7 @@ def begin(world: World, customer_id: str, period: Period) -> Begun:
 
 def _closed(world: World, connection: Connection, closed: Standing, zone: str) -> tuple[Part, Wanted]:
     terms = known.terms(world, closed.closed_at, closed.book_version, closed.customer_id)
-    by = basis_of(terms, closed.customer_id, closed.period, Found())
+    by = basis_of(terms, closed.customer_id, closed.period, Found(), correcting=True)
     query = select(unrated_usage).where(
         unrated_usage.c.namespace == world.namespace,
         unrated_usage.c.customer_id == closed.customer_id,

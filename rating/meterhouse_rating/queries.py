@@ -51,6 +51,12 @@ FIRST_DAYS: Final = (
 )
 """The UTC day of each customer's first usage, also of what was not known yet; read from the sums of days."""
 
+USED_DAYS: Final = (
+    "SELECT DISTINCT billed_customer_id, day FROM usage_by_day WHERE namespace = {namespace:String} "
+    "AND day >= {since:Date} AND billed_customer_id IN {customers:Array(String)}"
+)
+"""The UTC days on which customers used anything, also what was not known yet."""
+
 FIRST_USAGE: Final = (
     "SELECT billed_customer_id, min(event_time) FROM usage WHERE namespace = {namespace:String} "
     "AND known_at <= fromUnixTimestamp64Nano({as_of_ns:Int64}, 'UTC') "
@@ -163,11 +169,13 @@ def levels_query(measurement: Measurement, dimensions: Sequence[str], *, tasks: 
     )
 
 
-TOTALS: Final = (
-    f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {WINDOW} "
-    "GROUP BY billed_customer_id, meter ORDER BY billed_customer_id, meter"
-)
-"""Per customer and meter what a period comes to, and when the last of it became known."""
+def totals_query(customers: Sequence[str] | None) -> str:
+    """Per customer and meter what a period comes to, and when the last of it became known."""
+    return (
+        f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {WINDOW}"
+        f"{only(customers)} GROUP BY billed_customer_id, meter ORDER BY billed_customer_id, meter"
+    )
+
 
 HOURS: Final = (
     "SELECT billed_customer_id, meter, status, toUnixTimestamp(toStartOfHour(event_time, 'UTC')) AS hour, count(), "

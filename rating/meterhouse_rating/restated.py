@@ -1,6 +1,6 @@
 """Closed ratings whose usage is not what it was: more of it arrived, or a decision took some away."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -17,16 +17,16 @@ from meterhouse_store.numbers import D
 from meterhouse_store.tables import unrated_usage
 
 
-def changed(world: World, only: str | None, as_of: datetime) -> dict[str, list[Restated]]:
-    """Per customer its closed ratings whose usage is another than they account for, with what it is now; and of months
-    in parts those that go on from such a one.
+def changed(world: World, customers: Sequence[str] | None, as_of: datetime) -> dict[str, list[Restated]]:
+    """Per customer, of these or of all, its closed ratings whose usage is another than they account for, with what it
+    is now; and of months in parts those that go on from such a one.
 
     Ratings that ended more than 400 days ago are settled: usage that old is not taken any more.
     """
     with world.engine.connect() as connection:
         closed = [
             it
-            for it in standings(connection, world.namespace, only)
+            for it in standings(connection, world.namespace, among=customers)
             if it.state == CLOSED and it.period.end > as_of - LOOK_BACK
         ]
         if not closed:
@@ -37,7 +37,8 @@ def changed(world: World, only: str | None, as_of: datetime) -> dict[str, list[R
         totals: dict[Period, dict[str, dict[str, tuple[Decimal, datetime]]]] = {}
         for it in closed:
             if it.period not in totals:
-                totals[it.period] = usage.totals(world.client, world.namespace, it.period, as_of=as_of)
+                about = world.client, world.namespace, it.period
+                totals[it.period] = usage.totals(*about, as_of=as_of, customers=customers)
             through, quantities = accounts.get(it.rating_id) or (it.as_of, _from_lines(connection, it))
             known_to[it.rating_id] = through
             now = totals[it.period].get(it.customer_id, {})
@@ -46,7 +47,7 @@ def changed(world: World, only: str | None, as_of: datetime) -> dict[str, list[R
             }
             if not same or any(last > through for _, last in now.values()):
                 suspects.add(it.rating_id)
-    zones = {it.customer_id: it.time_zone for it in registry.customers(world.engine, world.namespace, only)}
+    zones = {it.customer_id: it.time_zone for it in registry.customers(world.engine, world.namespace)}
     suspects |= _going_on(closed, suspects, known_to, zones)
     groups: dict[tuple[Period, datetime, int], list[Standing]] = {}
     for it in closed:

@@ -54,6 +54,11 @@ class Request:
     beside: bool = False
     """Of a period that overlaps closed ones, what lies beside them; else it is refused."""
 
+    @property
+    def customers(self) -> list[str] | None:
+        """The one, or None for all."""
+        return None if self.customer is None else [self.customer]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -103,7 +108,7 @@ def run(world: World, request: Request) -> Iterator[Step]:
     if request.new:
         yield from _new(it, moment)
         return
-    it.restated = restated.changed(world, request.customer, moment.as_of)
+    it.restated = restated.changed(world, request.customers, moment.as_of)
     asked = windows.asked_for(world, request.period, request.customer, it.terms, moment.as_of, beside=request.beside)
     yield _watermark_step(it, moment)
     for window in asked:
@@ -140,7 +145,7 @@ def close(world: World, request: Request, *, grace: timedelta, wait_s: float) ->
         raise NotYet(f"{request.period} can be closed from {due.isoformat()} on: its end and {grace} of grace")
     it, moment = _begun(world, request, _wait_for(world, due, wait_s), close=True)
     _apply_decisions(world)
-    it.restated = restated.changed(world, request.customer, moment.as_of)
+    it.restated = restated.changed(world, request.customers, moment.as_of)
     yield _watermark_step(it, moment)
     for window in asked:
         yield from _settle_window(it, window, moment)
@@ -187,10 +192,9 @@ def _watermark_step(it: _Run, moment: Moment) -> Step:
 
 
 def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator[Step]:
-    only = None if it.request.customer is None else [it.request.customer]
     found = window.used
     if found is None:
-        found = known.gather(it.world, it.terms, window.period, moment.as_of, only)
+        found = known.gather(it.world, it.terms, window.period, moment.as_of, it.request.customers)
     mine = window.customers(found, it.request.customer)
     events = sum(row.events for name in mine if name in found for row in found[name].rows)
     users = sum(name in found for name in mine)

@@ -14,7 +14,7 @@ from meterhouse_rating.engine import Inputs, Leftover, Rated, RatedLine, UsageRo
 from meterhouse_rating.ledger import Upto
 from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
 from meterhouse_rating.rated import ABOUT_CLOSED, CREDIT_RESTORED
-from meterhouse_rating.recorrect import Restated
+from meterhouse_rating.recorrect import Corrected, Restated
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import (
     CLOSED,
@@ -112,7 +112,20 @@ def settle(
         if gone := mark.went_backwards(dict(it.watermark)):
             raise WatermarkWentBack(gone, it)
     replaced = [it for it in standing if overlaps(it.period, period)]
-    basis = basis_of(terms, customer_id, period, found)
+    corrected: tuple[Corrected, ...] = ()
+    if customer_id in terms.customers:
+        month = month_of(period.start, terms.customers[customer_id].time_zone)
+        corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, month, past, restated, rerate)
+    correcting = any(it.on_rating or it.on_note for it in corrected)
+    basis = basis_of(terms, customer_id, period, found, correcting=correcting)
+    mine = results.rating_id(terms.namespace, customer_id, period)
+
+    def accounted() -> list[dict[str, Any]]:
+        noted: list[dict[str, Any]] = []
+        for late in corrected:
+            noted += changes.correction(customer_id, late, mine, moment)
+            changes.unrated(past, customer_id, late.restated.standing.period, engine.rate(late.inputs).leftovers)
+        return noted
 
     def unpriced(why: Unpriced) -> Outcome:
         left = engine.left_over(usage, why.reason, why.hint)
@@ -122,9 +135,9 @@ def settle(
         return Outcome(what, customer_id, period, leftovers=left, usage=usage)
 
     if isinstance(basis, Unpriced):
+        if close and basis.reason == engine.CONTRACT_ENDED:
+            accounted()  # what changed and comes to the same needs no rating
         return unpriced(basis)
-    month = month_of(period.start, basis.customer.time_zone)
-    corrected = recorrect.corrected(connection, terms.namespace, customer_id, period, month, past, restated, rerate)
     lines = tuple(line for it in corrected for line in it.on_rating)
     noted = tuple(line for it in corrected for line in it.on_note)
     rows = [*past.noted, *results.line_rows_of("", basis.customer.currency, (*lines, *noted))]
@@ -150,11 +163,8 @@ def settle(
     changes.unrated(past, customer_id, period, left)
     if not close:
         return outcome
-    mine = results.rating_id(terms.namespace, customer_id, period)
     changes.account(mine, usage, moment.as_of)
-    for late in corrected:
-        posted += changes.correction(customer_id, late, mine, moment)
-        changes.unrated(past, customer_id, late.restated.standing.period, engine.rate(late.inputs).leftovers)
+    posted += accounted()
     changes.expire(*expiring, posted, period.end, moment.rated_at)
     return replace(outcome, what="closed")
 
@@ -170,13 +180,15 @@ def as_known(
     corrections: tuple[RatedLine, ...],
     noted: Sequence[Row],
     unwritten: Mapping[str, Sequence[Mapping[Any, Any]]] | None = None,
+    *,
+    correcting: bool = False,
 ) -> Outcome:
     """The customer's period rated by what is given, with the credits that were there then; nothing is written.
 
-    `corrections` stand on it, `noted` on credit notes. `unwritten`: the lines, by rating, of those in `standing` that
-    are not stored.
+    `corrections` stand on it, `noted` on credit notes; it is `correcting` where it may have such. `unwritten`: the
+    lines, by rating, of those in `standing` that are not stored.
     """
-    basis = basis_of(terms, customer_id, period, found)
+    basis = basis_of(terms, customer_id, period, found, correcting=correcting)
     if isinstance(basis, Unpriced):
         left = engine.left_over(found.rows, basis.reason, basis.hint)
         return Outcome("unrated", customer_id, period, leftovers=left, usage=found.rows)

@@ -16,6 +16,7 @@ from meterhouse_rating.metrics import COUNT, NOT_FAILED, OK_ONLY, Metric
 from meterhouse_store.meters import how_to_declare
 
 NOT_DECLARED: Final = "meter_not_declared"
+CONTRACT_ENDED: Final = "contract_ended"
 TOO_MANY_GROUPS: Final = "too_many_groups"
 NEGATIVE_QUANTITY: Final = "negative_quantity"
 UNBILLED_METER: Final = "unbilled_meter"
@@ -199,6 +200,8 @@ def left_out(
             return UNBILLED_STATUS, f"the price book {book.name} does not bill calls that are {row.status}"
         if free:
             return UNBILLED_METER, f"listed as unbilled in the price book {book.name}"
+        if plan.ended:
+            return CONTRACT_ENDED, plan.ended
         return NO_PRICE, _component_to_add(book, plan, row.meter)
     options = options_of(plan, component)
     if row.status in book.free_statuses(metric, options):

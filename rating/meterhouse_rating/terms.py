@@ -16,7 +16,7 @@ from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.sorting import measurements, needs_tasks
 from meterhouse_rating.usage import Wanted
 from meterhouse_rating.versions import Version, in_force
-from meterhouse_store.registry import ALWAYS, Contract, Customer
+from meterhouse_store.registry import ALWAYS, ENDED, Contract, Customer
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Terms:
             return None
         # A contract that holds from ever obliges to nothing before the customer was there.
         return max(min(contract.valid_from for contract in contracts), self.customers[customer_id].registered_at)
+
+    def over(self, customer_id: str, period: Period) -> bool:
+        """Whether the customer's contract ended before the period."""
+        contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+        return contract is not None and contract.plan == ENDED
 
     def parts(self, customer_id: str, period: Period, closed: Iterable[Period] = ()) -> list[Period]:
         """The period, cut where the customer's plan changes at once; never inside of what is closed."""

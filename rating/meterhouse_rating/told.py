@@ -53,6 +53,7 @@ from meterhouse_rating.usage import Found, Wanted
 from meterhouse_rating.versions import in_force
 from meterhouse_rating.world import World
 from meterhouse_store.numbers import plain
+from meterhouse_store.registry import ENDED
 from meterhouse_store.tables import ratings, unrated_usage
 
 COST_DIMENSIONS: Final = (*COST_KEY[1:-1], "usage_source", "source")
@@ -306,6 +307,9 @@ def _terms(
     """What the customer had agreed to, and the calendar that it is billed by."""
     zone, agreement = terms.customers[customer_id].time_zone, terms.agreements.get(customer_id, Agreement())
     contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
+    over = contract is not None and contract.plan == ENDED
+    if over:
+        agreement = Agreement()
     trial_end = terms.trial_end(customer_id, period)
     quantities = {**agreement.quantities}
     addons: dict[str, Any] = {}
@@ -316,7 +320,7 @@ def _terms(
             packs = {it.agreement_id[:_SHORT_ID]: plain(it.quantity) for it in rows}
             addons[name] = {"number": plain(at(quantities[name], period.end)), "packs": packs}
     own = sorted((it for it in agreement.overrides if it.holds(period)), key=lambda it: it.valid_from)
-    metered = () if contract is None else _metered(terms, contract.plan, agreement, period)
+    metered = () if contract is None or over else _metered(terms, contract.plan, agreement, period)
     return {
         "zone": zone,
         "month": moment(month_of(period.start, zone).start),

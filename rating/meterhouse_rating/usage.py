@@ -5,7 +5,7 @@ The queries are built in `queries.py`, from fixed parts; values are bound by the
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final
@@ -24,13 +24,14 @@ from meterhouse_rating.queries import (
     FIRST_USAGE,
     HOURS,
     MAX_GROUPS,
-    TOTALS,
     USAGE,
+    USED_DAYS,
     WATERMARK,
     aggregate_query,
     measure_parameters,
     measure_query,
     nanoseconds,
+    totals_query,
     window_parameters,
 )
 from meterhouse_rating.sorting import Measure, Measurement, UsageRow
@@ -141,12 +142,12 @@ def largest(
 
 
 def totals(
-    client: Client, namespace: str, period: Period, *, as_of: datetime
+    client: Client, namespace: str, period: Period, *, as_of: datetime, customers: Sequence[str] | None = None
 ) -> dict[str, dict[str, tuple[Decimal, datetime]]]:
     """Per customer and meter the quantity of a period, and when the last of it became known."""
     found: dict[str, dict[str, tuple[Decimal, datetime]]] = {}
-    parameters = window_parameters(namespace, period, as_of=as_of)
-    for customer, meter, quantity, last in client.query(TOTALS, parameters=parameters).result_rows:
+    parameters = window_parameters(namespace, period, as_of=as_of, customers=customers)
+    for customer, meter, quantity, last in client.query(totals_query(customers), parameters=parameters).result_rows:
         found.setdefault(customer, {})[meter] = (_exact(quantity), _aware(last))
     return found
 
@@ -176,6 +177,16 @@ def first_days(client: Client, namespace: str) -> dict[str, datetime]:
     """Per customer the start of the UTC day before which it has no usage, whenever that became known."""
     rows = client.query(FIRST_DAYS, parameters={"namespace": namespace}).result_rows
     return {customer: datetime.combine(day, time(0), UTC) for customer, day in rows}
+
+
+def used_days(client: Client, namespace: str, customers: Sequence[str], since: datetime) -> dict[str, list[Period]]:
+    """Per customer the UTC days from one on, on which it used anything, whenever that became known."""
+    found: dict[str, list[Period]] = {}
+    parameters = {"namespace": namespace, "customers": list(customers), "since": since.astimezone(UTC).date()}
+    for customer, day in client.query(USED_DAYS, parameters=parameters).result_rows:
+        start = datetime.combine(day, time(0), UTC)
+        found.setdefault(customer, []).append(Period(start, start + timedelta(days=1)))
+    return found
 
 
 def first_usage(client: Client, namespace: str, customers: Sequence[str], *, as_of: datetime) -> dict[str, datetime]:

@@ -1,15 +1,16 @@
 """Which periods a run rates, and for whom: customers in different time zones have different months."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from sqlalchemy import select
 
-from meterhouse_rating import periods, usage
+from meterhouse_rating import periods, restated, usage
 from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
-from meterhouse_rating.settled import CLOSED, standings
+from meterhouse_rating.recorrect import NONE, policies
+from meterhouse_rating.settled import CLOSED, OPEN, standings
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
 from meterhouse_rating.world import World
@@ -17,6 +18,9 @@ from meterhouse_store.tables import unrated_usage
 
 _STRANGERS_ZONE = "UTC"
 """The time zone of customers that are not registered."""
+
+_ASKED_AT_ONCE: Final = 1000
+"""So many customers at most are in one question to a database."""
 
 
 @dataclass
@@ -98,7 +102,8 @@ def _refuse_overlaps(closed: Mapping[str, Iterable[Period]], found: Iterable[Win
 
 
 def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, as_of: datetime) -> list[Window]:
-    """Every calendar month since a customer began or first had usage, without what is closed of it.
+    """Every calendar month since a customer began or first had usage, without what is closed of it; after the end of a
+    contract only those in which there is something.
 
     When that was is asked only of whom it may make more due: it takes reading all of a customer's usage.
     """
@@ -114,6 +119,7 @@ def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, a
     ]
     first = usage.first_usage(world.client, world.namespace, unsure, as_of=as_of)
     found: dict[Period, Window] = {}
+    over: dict[str, list[Period]] = {}
     for name in names:
         since = min((it for it in (first.get(name), began[name]) if it is not None), default=None)
         if since is None:
@@ -121,8 +127,42 @@ def _due(world: World, only: str | None, members: Iterable[str], terms: Terms, a
         for month in periods.months(since, max(world.now(), since), zones.get(name, _STRANGERS_ZONE)):
             for rest in periods.without(month, closed.get(name, ())):
                 for part in terms.parts(name, rest):
-                    found.setdefault(part, Window(part)).members.add(name)
+                    if terms.over(name, part):
+                        over.setdefault(name, []).append(part)
+                    else:
+                        found.setdefault(part, Window(part)).members.add(name)
+    ended = sorted(over)
+    for start in range(0, len(ended), _ASKED_AT_ONCE):
+        some = {name: over[name] for name in ended[start : start + _ASKED_AT_ONCE]}
+        for name, part in _after_the_end(world, some, zones, as_of):
+            found.setdefault(part, Window(part)).members.add(name)
     return list(found.values())
+
+
+def _after_the_end(
+    world: World, over: Mapping[str, Sequence[Period]], zones: Mapping[str, str], as_of: datetime
+) -> Iterator[tuple[str, Period]]:
+    """Of parts of months after the end of a contract those with usage, with something that is listed or open, and, of
+    customers with closed ratings to be corrected, those of the month under way and of the one before.
+    """
+    names = list(over)
+    since = min(part.start for parts in over.values() for part in parts)
+    wanted = usage.used_days(world.client, world.namespace, names, since)
+    listed = select(unrated_usage.c.customer_id, unrated_usage.c.period_start, unrated_usage.c.period_end)
+    with world.engine.connect() as connection:
+        for it in standings(connection, world.namespace, among=names):
+            if it.state == OPEN:
+                wanted.setdefault(it.customer_id, []).append(it.period)
+        for name, start, end in connection.execute(listed.where(unrated_usage.c.namespace == world.namespace)):
+            wanted.setdefault(name, []).append(Period(start, end))
+        agreed = policies(connection, world.namespace)
+    for name in restated.changed(world, names, as_of):
+        if agreed.get(name) != NONE:
+            now = month_of(world.now(), zones[name])
+            before = month_of(now.start - timedelta(days=1), zones[name])
+            wanted.setdefault(name, []).append(Period(before.start, now.end))
+    for name in names:
+        yield from ((name, part) for part in over[name] if any(overlaps(part, it) for it in wanted.get(name, ())))
 
 
 def _more_due(day: datetime, began: datetime | None, zone: str, closed: Iterable[Period]) -> bool:

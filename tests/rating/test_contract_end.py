@@ -7,7 +7,12 @@ from rating_samples import at
 from test_plan_changes import FEES, parts, used
 from typer.testing import CliRunner
 
+from meterhouse_rating import shadow
+from meterhouse_rating.commands import rate
 from meterhouse_rating.contract_commands import contracts
+from meterhouse_rating.evidence import make
+from meterhouse_rating.ledger_proof import prove
+from meterhouse_rating.periods import parse
 from meterhouse_store import registry, tables
 from meterhouse_store.registry import RegistryError
 
@@ -77,6 +82,47 @@ def test_what_was_paid_in_advance_beyond_the_end_comes_back(house):
     assert [(plan, end, sum(amount for _, amount in lines)) for plan, end, lines in parts(house, "2026-11")] == [
         ("small", "11-11", -2000)
     ]
+
+
+def test_what_is_late_of_a_contract_that_ended_is_billed_after_it_and_what_was_taken_away_comes_back(
+    sqlite_house, tmp_path, command_environment
+):
+    """October ends the contract; of its 4.00 the 3.00 are taken away, and 7 more arrive: 4.00 more. 5 are after it."""
+    house = sqlite_house
+    house.publish(FEES % ("31.00", "", "62.00"))
+    joined(house)
+    used(house, "1", "2026-10-02")
+    used(house, "3", "2026-10-03", event_id="wrong")
+    assert cancelled(house, "2026-11-01")[1]
+    house.close()
+    assert parts(house) == [("small", "11-01", [("fee", 3100), ("in", 400)])]
+    used(house, "7", "2026-10-20", received="2026-11-22")
+    used(house, "5", "2026-11-20")
+    house.world.client.command(
+        "INSERT INTO events SELECT * REPLACE ('retracted' AS reason, toUInt64(18446744073709551615) AS first, "
+        "toDateTime64('2026-11-22 00:00:00', 6, 'UTC') AS decided_at, 'd' AS decision_id) FROM events FINAL "
+        "WHERE event_id = 'wrong'"
+    )
+    house.collected("2026-12-05T00:00:00", position=2000)
+    house.at(at("2026-12-05"))
+    for _ in range(2):
+        house.run(None)
+        assert parts(house, "2026-11") == [("", "12-01", [("in", 400)])]
+        [left] = house.rows(tables.unrated_usage)
+        assert (left["reason"], int(left["quantity"])) == ("contract_ended", 5)
+    for _ in range(2):
+        house.close(None)
+        assert parts(house, "2026-11") == [("", "12-01", [("in", 400)])]
+    assert parts(house, "2026-12") == []
+    assert house.run(None)[-1].late == ()
+    assert shadow.again(house.world, "2026-11").differences == []
+    assert shadow.again(house.world, "2026-11").same == 1
+    assert prove(house.world.engine, "test").problems == []
+    pack = make(house.world, "acme", parse("2026-11", "UTC"), tmp_path / "pack.zip")
+    assert pack.verified, pack.as_text()
+    [line] = [row for row in house.rows(tables.rated_lines) if row["kind"] == "correction"]
+    done = CliRunner().invoke(rate, ["explain", line["line_id"]], env=command_environment(house))
+    assert done.exit_code == 0, done.output
 
 
 def test_an_end_that_would_keep_what_was_paid_in_advance_is_refused(sqlite_house, call):

@@ -3,9 +3,9 @@
 import pytest
 from rating_samples import at
 
-from meterhouse_rating import known, usage, windows
+from meterhouse_rating import known, recorrect, usage, windows
 from meterhouse_rating.queries import FIRST_USAGE
-from meterhouse_store import rollups, tables
+from meterhouse_store import registry, rollups, tables
 
 BOOK = """
 book: due
@@ -100,6 +100,77 @@ def test_a_month_that_comes_to_nothing_is_closed_once_and_due_no_more(house):
         "09",
         "10",
     }
+
+
+def test_after_the_end_of_a_contract_only_months_in_which_there_is_something_are_due(house):
+    """gone's contract ended with October 2026; it is February 2028. In March 2027 it used something all the same."""
+    engine = house.world.engine
+    for name in ("gone", "back"):
+        house.customer(name, now=at("2026-09-20"), time_zone="Asia/Tokyo")
+        house.event(name, "llm.tokens.input", "2", "2026-10-20T00:00:00")
+        registry.end_contract(
+            engine, "test", name, at("2026-10-31T15:00:00"), who="ann", why="moved", now=at("2026-10-21")
+        )
+        house.close(None, customer=name)
+    house.customer("back", valid_from=at("2027-12-31T15:00:00"), now=at("2027-12-01"))
+
+    def due(name):
+        found = windows.asked_for(house.world, None, name, known.terms(house.world), house.world.now())
+        return [f"{it.period.start:%Y-%m}" for it in found]
+
+    house.at(at("2028-02-10"))
+    house.collected("2028-02-10T00:00:00", position=2000)
+    assert (due("gone"), due("back")) == ([], ["2027-12", "2028-01"])  # as they begin in UTC
+    house.event("gone", "llm.tokens.input", "5", "2027-03-31T16:00:00")  # 1 April in Tokyo
+    assert due("gone") == ["2027-02", "2027-03"]  # the days are those of UTC
+    for _ in range(2):
+        house.run(None, customer="gone")
+        (left,) = [row for row in house.rows(tables.unrated_usage) if row["customer_id"] == "gone"]
+        assert (left["reason"], int(left["quantity"]), f"{left['period_start']:%Y-%m-%dT%H}") == (
+            "contract_ended",
+            5,
+            "2027-03-31T15",
+        )
+    house.world.client.command(
+        "INSERT INTO events SELECT * REPLACE ('retracted' AS reason, toUInt64(18446744073709551615) AS first, "
+        "toDateTime64('2028-02-01 00:00:00', 6, 'UTC') AS decided_at, 'd' AS decision_id) FROM events FINAL "
+        "WHERE quantity = 5"
+    )
+    house.run(None, customer="gone")
+    assert [row for row in house.rows(tables.unrated_usage) if row["customer_id"] == "gone"] == []
+    assert due("gone") == []
+
+
+def test_what_is_late_of_a_contract_that_ended_long_ago_is_on_the_rating_of_the_month_before(house):
+    """Whatever the policy; of what is not billed late no month is due."""
+    for name in ("gone", "quit"):
+        house.customer(name, now=at("2026-09-20"))
+        house.event(name, "llm.tokens.input", "2", "2026-10-20T00:00:00")
+        registry.end_contract(
+            house.world.engine, "test", name, at("2026-11-01"), who="ann", why="moved", now=at("2026-10-21")
+        )
+    recorrect.set_policy(house.world.engine, "test", "quit", "none", who="ann", why="agreed", now=at("2026-10-21"))
+    for name in ("gone", "quit"):
+        house.close(None, customer=name)
+        house.event(name, "llm.tokens.input", "7", "2026-10-21T00:00:00", received="2027-03-08T00:00:00")
+    for day, position in (("2027-03-10", 2000), ("2027-05-10", 3000)):
+        house.at(at(day))
+        house.collected(f"{day}T00:00:00", position=position)
+        for name in ("gone", "quit"):
+            house.run(None, customer=name)
+        rated = {it["rating_id"]: it for it in house.rows(tables.ratings)}
+        (line,) = [it for it in house.rows(tables.rated_lines) if it["kind"] == "correction"]
+        on = rated[line["rating_id"]]
+        assert (on["customer_id"], f"{on['period_start']:%Y-%m}", line["amount_minor"]) == ("gone", "2027-02", 700)
+    for name in ("gone", "quit"):
+        house.close(None, customer=name)
+        house.run(None, customer=name)
+    late = [it for it in house.rows(tables.ratings) if it["customer_id"] in ("gone", "quit")]
+    assert [(it["customer_id"], f"{it['period_start']:%Y-%m}", it["state"]) for it in late if it["plan"] == ""] == [
+        ("gone", "2027-02", "closed")
+    ]
+    for name in ("gone", "quit"):
+        assert windows.asked_for(house.world, None, name, known.terms(house.world), house.world.now()) == []
 
 
 def test_what_is_late_of_a_month_that_came_to_nothing_is_corrected(house):

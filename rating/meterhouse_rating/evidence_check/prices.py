@@ -167,7 +167,8 @@ class Prices:
 def prices_of(book_text: str, terms: Mapping[str, Any]) -> Prices:
     """The customer's plan as the book and its agreements have it. Raises Refused, and Unreadable for strange YAML."""
     book = read(book_text)
-    plan = _below(book, "plans", terms["plan"])
+    # After the end of a contract there is none: such a rating has corrections alone.
+    plan = _below(book, "plans", terms["plan"]) if terms["plan"] else Node(0, {}, {})
     own = plan.text("currency", book.text("currency"))
     parts: dict[str, Part] = {}
     for name, node, line in _components(plan):
