@@ -23,6 +23,19 @@ class Used:
     quantity: Fraction
 
 
+@dataclass(frozen=True)
+class Later:
+    """The plan, none where it is empty, that a customer is on after `share` of the month, and its usage from then on.
+
+    Where `carry_on`, its tiers and included usage go on from what was used before.
+    """
+
+    plan: str
+    used: list[Used]
+    share: Fraction
+    carry_on: bool
+
+
 @dataclass
 class Bill:
     """Amounts per (kind, component, model or cell) in minor units, and quantities per meter that are on no line."""
@@ -43,10 +56,12 @@ def bill(
     plan_name: str = "sample",
     amounts_off: tuple[Fraction, ...] = (),
     cap: tuple[str, Fraction] | None = None,
+    later: Later | None = None,
 ) -> Bill:
-    """`amounts_off` a month come after the percentages; `cap` is of a metric, or of money where that is empty."""
+    """`amounts_off` a month come after the percentages; `cap` is of a metric, or of money where that is empty (then
+    alone there may be a `later` plan).
+    """
     book = yaml.load(text, Loader=yaml.BaseLoader)
-    plan = book["plans"][plan_name]
     free = book.get("unbilled", {}).get("statuses", ["failed", "aborted", "unfinished"])
     mode = book.get("rounding", "half_even")
     own = book["currency"]
@@ -55,51 +70,65 @@ def bill(
         if (it["from"], it["to"]) == (own, currency):
             rate = number(it["rate"])
     result = Bill()
-    amounts: dict[str, Fraction] = {}
     order: list[tuple] = []
     taken: list[Used] = []
+    on_plans = [(plan_name, used, Fraction(1) if later is None else later.share, [])]
+    if later is not None and later.plan:
+        on_plans.append((later.plan, later.used, 1 - later.share, used if later.carry_on else []))
+    amounts: dict[str, dict[str, Fraction]] = {name: {} for name, *_ in on_plans}
 
-    def put(kind, component, cell, exact):
-        key = (kind, component, cell)
+    def put(kind, plan, component, cell, exact):
+        key = (kind, component if plan == plan_name else f"{plan} {component}", cell)
         result.lines[key] = to_minor(exact * rate, currency, mode)
         order.append(key)
-        amounts[component] = amounts.get(component, Fraction(0)) + Fraction(to_minor(exact, own, mode), MINOR[own])
+        amount = Fraction(to_minor(exact, own, mode), MINOR[own])
+        amounts[plan][component] = amounts[plan].get(component, Fraction(0)) + amount
+        return result.lines[key]
 
-    for name, part in plan["components"].items():
-        model = part["model"]
-        if model == "minimum":
-            continue
-        if model in ("flat", "recurring"):
-            put("flat", name, "", number(part["price"]))
-        if model == "credit_pack":
-            put("credit_pack", name, "", number(part["price"]))
-            worth = to_minor(number(part["credits"]) * rate, currency, mode)
-            paid = min(worth, result.lines["credit_pack", name, ""])
-            credits = [*credits, new("bought", paid), new("promotional", worth - paid)]
-        metrics = [part["metric"]] if "metric" in part else list(part.get("overage", part.get("inputs", {}).values()))
-        for metric in metrics:
-            meters = book["metrics"][metric]["meters"]
-            mine = [it for it in used if it.meter in meters and it.status not in free]
-            counted = book["metrics"][metric].get("aggregate") == "count"
-            if not counted:
-                mine = without_negative(part, mine)
-            for cell, group, price in cells(part, mine):
-                if price is None:
-                    continue
-                taken += group
-                quantity = sum((Fraction(it.events) if counted else it.quantity for it in group), Fraction(0))
-                events = sum(it.events for it in group)
-                put("usage", name, metric if model == "flat" else cell, priced(part, metric, price, quantity, events))
-        if model == "percentage" and "of" in part:
-            base = sum((amounts.get(one, Fraction(0)) for one in part["of"]), Fraction(0))
-            if base:
-                put("flat", name, "", priced(part, "", part, base, 1))
+    for plan, on_it, share, before in on_plans:
+        for name, part in book["plans"][plan]["components"].items():
+            model = part["model"]
+            if model == "minimum":
+                continue
+            if model in ("flat", "recurring"):
+                put("flat", plan, name, "", number(part["price"]) * (share if model == "recurring" else 1))
+            if model == "credit_pack":
+                price = put("credit_pack", plan, name, "", number(part["price"]))
+                worth = to_minor(number(part["credits"]) * rate, currency, mode)
+                paid = min(worth, price)
+                of = "" if plan == plan_name else f" {plan}"
+                credits = [*credits, new(f"bought{of}", paid), new(f"promotional{of}", worth - paid)]
+            metrics = (
+                [part["metric"]] if "metric" in part else list(part.get("overage", part.get("inputs", {}).values()))
+            )
+            for metric in metrics:
+                meters = book["metrics"][metric]["meters"]
+                mine = [it for it in on_it if it.meter in meters and it.status not in free]
+                counted = book["metrics"][metric].get("aggregate") == "count"
+                if not counted:
+                    mine = without_negative(part, mine)
+                for cell, group, price in cells(part, mine):
+                    if price is None:
+                        continue
+                    taken += group
+                    quantity = sum((Fraction(it.events) if counted else it.quantity for it in group), Fraction(0))
+                    events = sum(it.events for it in group)
+                    so_far = sum((it.quantity for it in before if it.meter in meters), Fraction(0))
+                    exact = priced(part, metric, price, so_far + quantity, events)
+                    exact -= priced(part, metric, price, so_far, 0) if so_far else 0
+                    put("usage", plan, name, metric if model == "flat" else cell, exact)
+            if model == "percentage" and "of" in part:
+                base = sum((amounts[plan].get(one, Fraction(0)) for one in part["of"]), Fraction(0))
+                if base:
+                    put("flat", plan, name, "", priced(part, "", part, base, 1))
     above = 0 if cap is None else above_cap(text, book, used, currency, plan_name, result, *cap)
-    for name, part in plan["components"].items():
-        if part["model"] == "minimum":
-            missing = number(part["amount"]) - sum(amounts.values(), Fraction(0)) + Fraction(above, MINOR[own])
-            if missing > 0:
-                put("minimum", name, "", missing)
+    for plan, _, share, _ in on_plans:
+        for name, part in book["plans"][plan]["components"].items():
+            if part["model"] == "minimum":
+                missing = number(part["amount"]) * share - sum(amounts[plan].values(), Fraction(0))
+                missing += Fraction(above, MINOR[own])
+                if missing > 0:
+                    put("minimum", plan, name, "", missing)
     left = {key: result.lines[key] for key in order}
     if above:
         result.lines["discount", "", "cap"] = -above
@@ -165,7 +194,7 @@ def pay(result: Bill, amounts: list[int], credits: list, top_up: tuple) -> None:
         while amount and any(it["left"] for it in held):
             first = min(
                 (it for it in held if it["left"]),
-                key=lambda it: (it["priority"], it["until"], it["kind"] == "bought", it["from"], it["id"]),
+                key=lambda it: (it["priority"], it["until"], it["kind"].startswith("bought"), it["from"], it["id"]),
             )
             paid = min(amount, first["left"])
             first["left"] -= paid
