@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from rating_samples import at
 from typer.testing import CliRunner
 
+from meterhouse_collector import event_commands
 from meterhouse_collector.suspense_commands import suspense
 from meterhouse_rating import credit_changes
 from meterhouse_rating.as_of import rate_as_of
@@ -101,3 +102,71 @@ def test_a_decision_of_later_is_taken_back(sqlite_house, monkeypatch, command_en
     assert done.exit_code == 0 and "as it was closed, to the byte" in done.output, done.output
     document, _ = json.JSONDecoder().raw_decode(done.output, done.output.index("{"))
     assert document["ratings"][0]["total_minor"] == 500
+
+
+def test_what_was_retracted_and_amended_since_and_put_back_again_is_wound_back(
+    sqlite_house, monkeypatch, command_environment
+):
+    """Two months, of which the second carries what was decided after the first was closed; then that is reverted."""
+    house = sqlite_house
+    for name, value in command_environment(house).items():
+        if name.startswith("METERHOUSE_"):
+            monkeypatch.setenv(name, value)
+    third = datetime.now(UTC).replace(day=1) - timedelta(days=1)
+    second = third.replace(day=1) - timedelta(days=1)
+    first = second.replace(day=1) - timedelta(days=1)
+    names = [f"{it:%Y-%m}" for it in (first, second, third)]
+
+    def decide(*arguments):
+        time.sleep(1)  # what is decided in the second in which a month was closed may be known to it
+        done = CliRunner().invoke(event_commands.events, [*arguments, "--why", "x", "--yes"])
+        assert done.exit_code in (0, 3), done.output
+
+    def closed(month, position):
+        now = datetime.now(UTC) + timedelta(seconds=1)
+        house.at(now)
+        house.collected(now.strftime("%Y-%m-%dT%H:%M:%S.%f"), position=position)
+        house.close(month)
+
+    def came_out_again():
+        """How many of the months are closed: all of them as they were."""
+        so_many = 0
+        for month in names:
+            shadowed = CliRunner().invoke(rate, ["shadow", "--period", month])
+            done = CliRunner().invoke(rate, ["run", "--period", month, "--as-of", "2200-01-01"])
+            assert (shadowed.exit_code, done.exit_code) == (0, 0), shadowed.output + done.output
+            so_many += "as it was closed, to the byte" in done.output
+        return so_many
+
+    began = first.replace(day=1, hour=0) - timedelta(days=9)
+    house.publish(BOOK, now=began)
+    house.customer("acme", now=began)
+    when = f"{first:%Y-%m}-10T00:00:00"
+    for name, quantity in (("retracted", "1000"), ("amended", "3000"), ("kept", "500")):
+        house.event("acme", "llm.tokens.input", quantity, when, event_id=name, source="meterhouse")
+    closed(names[0], 2000)
+    # The collector takes the copy, and holds it as a conflict.
+    copy = {
+        "event_id": "amended",
+        "source": "meterhouse",
+        "reason": "conflict",
+        "received": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}",
+    }
+    monkeypatch.setattr(
+        event_commands, "_send", lambda *_: house.event("acme", "llm.tokens.input", "2000", when, **copy)
+    )
+    decide("retract", "--event", "retracted")
+    decide("amend", "amended", "2000")
+    assert came_out_again() == 1
+    closed(names[1], 3000)
+    assert came_out_again() == 2
+    commands = {row["decided_at"]: row["decision_id"] for row in house.rows(tables.decisions)}
+    assert len(commands) == 2
+    for decision in commands.values():
+        decide("revert", decision[:12], "--whole")
+    assert came_out_again() == 2
+    closed(names[2], 4000)
+    assert came_out_again() == 3
+    # 4,500 at 2.00 per 1,000; 2,000 less; and 2,000 more.
+    totals = {f"{row['period_start']:%Y-%m}": row["total_minor"] for row in house.rows(tables.ratings)}
+    assert [totals[month] for month in names] == [900, -400, 400]
