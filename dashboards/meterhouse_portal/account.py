@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -27,11 +28,12 @@ from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.settled import contract_in_force, lines_of
 from meterhouse_rating.sums import By, Sum, Sums
+from meterhouse_rating.together import together
 from meterhouse_rating.versions import NotThere
 from meterhouse_rating.world import World
 from meterhouse_reports import documents
 from meterhouse_reports.documents import Document, NoDocument
-from meterhouse_store import registry
+from meterhouse_store import registry, usage_source
 from meterhouse_store.language import Language
 from meterhouse_store.meters import Meter
 from meterhouse_store.tables import invoices, ledger_entries, ledger_transactions, notices, rated_lines, ratings
@@ -50,7 +52,7 @@ MINE: Final = (
     "AND event_time >= fromUnixTimestamp64Nano({start_ns:Int64}, 'UTC') "
     "AND event_time < fromUnixTimestamp64Nano({end_ns:Int64}, 'UTC')"
 )
-"""What a query of the view `usage` asks for: this customer's events of a period."""
+"""What a query of the view `usage`, or of Account.source, asks for: this customer's events of a period."""
 # Every part of the texts below is a constant of this module or a name of a closed list.
 # ruff: noqa: S608
 
@@ -74,6 +76,11 @@ class Account:
     meters: Mapping[str, Meter]
     now: datetime
 
+    @cached_property
+    def source(self) -> str:
+        """The view that is asked for this customer's usage; looked up once, as a page is made."""
+        return usage_source.of_customer(self.client, self.namespace, self.customer_id)
+
     def customer(self) -> registry.Customer:
         """Who it is. Raises RegistryError for one that is not registered any more."""
         found = registry.customer(self.engine, self.namespace, self.customer_id)
@@ -93,11 +100,14 @@ class Account:
     def sums(self, period: Period, *more: By) -> Sums:
         """What was used in a period, by each of `more`."""
         edges = [period.start, period.end]
-        return sums.ask(self.client, self.namespace, self.customer_id, edges, as_of=self.now, more=more)
+        return sums.ask(
+            self.client, self.namespace, self.customer_id, edges, as_of=self.now, more=more, source=self.source
+        )
 
     def totals(self, period: Period) -> list[tuple[str, Decimal, int]]:
         """Meter, quantity and events of the period."""
-        rows = self.ask(f"SELECT meter, sum(quantity), count() FROM usage WHERE {MINE} GROUP BY meter", period)
+        query = f"SELECT meter, sum(quantity), count() FROM {self.source} WHERE {MINE} GROUP BY meter"
+        rows = self.ask(query, period)
         return sorted((str(meter), quantity, int(events)) for meter, quantity, events in rows)
 
     def under_way(self, by: str, month: Period, zone: str) -> tuple[Days, Outlook | None, str]:
@@ -106,10 +116,10 @@ class Account:
         """
         daily = By(("toDate(event_time, {zone:String})", "meter", GROUPS[by]), {"zone": zone})
         try:
-            begun = outlook.begin(self.world(), self.customer_id)
+            begun, _ = together(lambda: outlook.begin(self.world(), self.customer_id), lambda: self.source)
         except NotThere:
             return _by_day(self.sums(month, daily).by(daily, month), month, zone), None, "There are no prices yet."
-        told = begun.ask(daily)
+        told = begun.ask(daily, source=self.source)
         days = _by_day(told.by(daily, month), month, zone)
         try:
             return days, begun.outlook(told), ""

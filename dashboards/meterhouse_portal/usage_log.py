@@ -123,13 +123,13 @@ def _latest(
             "if(countIf(status = 'failed') > 0, 'failed', any(status)), any(conversation_id), any(task_id), "
             "any(trace_id), groupArray(told), toUnixTimestamp64Nano(at), sum(count()) OVER () FROM ("
             f"SELECT event_time AS at, {_ACTION} AS action, agent_name, agent_id, model, tool, operation, status, "
-            f"conversation_id, task_id, trace_id, tuple({priced.columns}) AS told FROM usage "
+            f"conversation_id, task_id, trace_id, tuple({priced.columns}) AS told FROM {mine.source} "
             f"WHERE {MINE}{narrowed}{limit}) GROUP BY at, action ORDER BY at DESC, action DESC LIMIT {PAGE + 1}"
         )
         return mine.ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
 
     def latest_since(start: datetime) -> datetime:
-        latest = f"SELECT event_time FROM usage WHERE {MINE}{narrowed} ORDER BY event_time DESC LIMIT {_LATEST}"
+        latest = f"SELECT event_time FROM {mine.source} WHERE {MINE}{narrowed} ORDER BY event_time DESC LIMIT {_LATEST}"
         query = f"SELECT toUnixTimestamp64Nano(min(event_time)) FROM ({latest})"
         return max(start, _moment(mine.ask(query, Period(start, end), **bound)[0][0]))
 

@@ -14,6 +14,7 @@ from meterhouse_rating.queries import EPOCH, kind_columns, nanoseconds, window_p
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.shares import AVERAGE, DIGITS, EXACT, FREE, NOT_RATED, SHOWN, Kind, Part, UnitPrice
 from meterhouse_rating.sums import By, Sums
+from meterhouse_rating.together import together
 from meterhouse_rating.usage import Wanted
 from meterhouse_rating.versions import NotThere
 
@@ -183,7 +184,7 @@ class Pricing:
     def ask(self, *more: By) -> Sums | None:
         """The usage that prices depend on, and sums of the period by `more`; None where there is nothing to ask for."""
         if self.begun is not None:
-            return self.begun.ask(*more)
+            return self.begun.ask(*more, source=self.mine.source)
         return self.mine.sums(self.period, *more) if more else None
 
     def prices(self, told: Sums | None) -> Prices:
@@ -198,7 +199,7 @@ class Pricing:
 def pricing(mine: Account, period: Period) -> Pricing:
     """How the uses of a period are priced."""
     try:
-        begun = begin(mine.world(), mine.customer_id, period)
+        begun, _ = together(lambda: begin(mine.world(), mine.customer_id, period), lambda: mine.source)
     except NotThere:
         return Pricing(mine, period, None, Wanted())
     return Pricing(mine, period, begun, begun.wanted)

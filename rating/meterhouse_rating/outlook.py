@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from meterhouse_rating import known, periods, sums, usage
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.periods import Period, month_of
-from meterhouse_rating.queries import nanoseconds
+from meterhouse_rating.queries import USAGE, nanoseconds
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, settle
 from meterhouse_rating.settled import CLOSED, Unwritten, pasts, standings
@@ -107,7 +107,7 @@ class Begun:
     def current(self) -> Period | None:
         return next((part for part in self.parts if part.start <= self.moment.rated_at < part.end), None)
 
-    def ask(self, *more: By) -> Sums:
+    def ask(self, *more: By, source: str = USAGE) -> Sums:
         """The usage that the month is looked at by; and sums by `more` of all of it."""
         end, current = self.moment.as_of, self.current
         edges = {self.month.start, self.month.end, *edges_of(self.terms, self.customer_id, self.parts)}
@@ -121,6 +121,7 @@ class Begun:
             as_of=end,
             dimensions=dimensions_of(self.terms, self.parts),
             more=[*more, *([] if current is None else [_daily(end)])],
+            source=source,
         )
 
     def outlook(self, told: Sums) -> Outlook:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, select
 from meterhouse_rating import known, outlook, periods, results, sums, usage
 from meterhouse_rating.basis import Unpriced, basis_of
 from meterhouse_rating.periods import Period, overlaps
+from meterhouse_rating.queries import USAGE
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settled import CLOSED, Standing, Unwritten, lines_of, standings
 from meterhouse_rating.shares import NOT_RATED, Part, left_in
@@ -35,7 +36,7 @@ class Begun:
     mark: Watermark
     zone: str
 
-    def ask(self, *more: By) -> Sums | None:
+    def ask(self, *more: By, source: str = USAGE) -> Sums | None:
         """The usage of what is under way, and sums of the period by `more`; None where there is nothing to ask for."""
         if not self.under_way and not more:
             return None
@@ -47,6 +48,7 @@ class Begun:
             as_of=self.moment.as_of,
             dimensions=outlook.dimensions_of(self.terms, self.under_way) if self.under_way else None,
             more=more,
+            source=source,
         )
 
     def parts(self, told: Sums | None) -> list[Part]:

@@ -15,7 +15,7 @@ from clickhouse_connect.driver.client import Client
 
 from meterhouse_rating.charges import Dimensions
 from meterhouse_rating.periods import Period
-from meterhouse_rating.queries import MAX_GROUPS, columns_of, nanoseconds, window_parameters
+from meterhouse_rating.queries import MAX_GROUPS, USAGE, columns_of, nanoseconds, window_parameters
 from meterhouse_rating.sorting import UsageRow
 
 # Every part of the texts below is a constant or a column of a closed list.
@@ -118,9 +118,10 @@ def ask(
     as_of: datetime,
     dimensions: Sequence[str] | None = None,
     more: Sequence[By] = (),
+    source: str = USAGE,
 ) -> Sums:
     """What the customer used from the first of the moments to the last: for rating by `dimensions` (None: not for it),
-    as far as it was known at `as_of`; and by `more`, of which no two have the same columns.
+    as far as it was known at `as_of`; and by `more`, of which no two have the same columns. `source`: the view.
     """
     moments = tuple(sorted(set(edges)))
     rated = None if dimensions is None else By((_KNOWN, "meter", "status", *columns_of(dimensions)), some=True)
@@ -133,7 +134,7 @@ def ask(
     inner = ", ".join(f"{column} AS {key}" for column, key in zip([_SEGMENT, *columns], keys, strict=True))
     query = (
         f"SELECT grouping({', '.join(keys)}) AS place, {', '.join(keys)}, count(), sum(amount), min(at) FROM ("
-        f"SELECT {inner}, quantity AS amount, event_time AS at FROM usage WHERE {_MINE}) "
+        f"SELECT {inner}, quantity AS amount, event_time AS at FROM {source} WHERE {_MINE}) "
         f"GROUP BY GROUPING SETS ({', '.join('(' + ', '.join(one) + ')' for one in sets)}) "
         f"LIMIT {MAX_GROUPS + 1} BY place, if(place IN {{some:Array(UInt64)}}, 0, cityHash64({', '.join(keys)}))"
     )
