@@ -7,9 +7,10 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -65,9 +66,9 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
         print(f"the collector cannot start, its settings cannot be used: {problem}", file=sys.stderr)
         return 2
     logs.configure(doors.log)
-    # uvicorn raises the signal again when its server has stopped; the default action would skip what follows it here.
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: None)
+        signal.signal(number, lambda _number, _frame: stop.set())
     try:
         listener = socket.create_server((host, http_port), family=_family(host), backlog=2048)
     except OSError as problem:
@@ -148,7 +149,7 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
                 connections=slots.limit,
                 calls_per_address=doors.connections_per_address,
             )
-            runner.run(_serve_doors(uvicorn.Server(config), listener, make_grpc, credentials, minutes, refusals, tls))
+            runner.run(_serve_doors(_Server(config, stop), listener, make_grpc, credentials, minutes, refusals, tls))
     finally:
         push.stop()
         minutes.end()
@@ -159,6 +160,23 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
         credentials.note_uses()
         engine.dispose()
     return 0
+
+
+class _Server(uvicorn.Server):
+    """Stops when it is told to, also before it listens: uvicorn's own way knows of no earlier signal, and raises
+    each again at its end, where the default action would skip what is to follow.
+    """
+
+    def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._stop.is_set()
 
 
 async def _serve_doors(

@@ -12,6 +12,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+import commands
 import pytest
 from collector_samples import Collector, attributes, batch, event, request_of, wait_for, wait_projected
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -357,3 +358,14 @@ def full(journal):
         for _ in range(100):
             journal.append(Entry("key-1", "live", (), b"x" * 100_000)).result(10)
     assert not journal.failed
+
+
+def test_a_collector_that_is_told_to_stop_while_it_starts_stops(collector_warehouse, database, tmp_path):
+    starting = Collector(tmp_path, collector_warehouse, database.database)
+    arguments = ["collector", "serve", "--http-port", "0", "--grpc-port", "0"]
+    with open(tmp_path / "printed", "wb") as printed:
+        process = commands.start(arguments, env=starting.environment, cwd=starting.data, stdout=printed, stderr=printed)
+    wait_for((starting.data / "journal" / "lock").exists, what="the journal")  # the doors open later
+    process.terminate()
+    assert process.wait(20) == 0
+    starting.engine.dispose()
