@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTABLE := $(VENV)/.testable
 # Processes that run the tests, whose files are shared out among them. Two of them leave a quarter of two cores idle; each
-# more collects all tests and has an engine of its own.
+# more collects all tests and has an engine of its own. In the order of their names: those with the fewest tests, which
+# come last otherwise, take the longest.
 JOBS ?= 3
 
 # The tests start thousands of processes: without compiled modules each compiles all that it imports, two seconds of it.
@@ -48,7 +49,7 @@ down: $(READY) ## stop what `make up ARGS=--detach` left running, in ./meterhous
 	@$(BIN)/meterhouse down $(ARGS)
 
 test: $(TESTABLE) ## run the test suite
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 environments: $(READY) ## meter libraries that need environments of their own, and the oldest (one: ONLY=crewai)
 	@$(BIN)/python tests/environments/run.py $(ONLY)

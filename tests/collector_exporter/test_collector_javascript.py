@@ -86,8 +86,14 @@ def quantity(point):
     return point.as_int if point.WhichOneof("value") == "as_int" else point.as_double
 
 
-@pytest.mark.parametrize("kind", ["proto", "http", "grpc"])
-@pytest.mark.parametrize(("temporality", "expected"), [("delta", [(1, 2), (1, 3)]), ("cumulative", [(2, 2), (2, 5)])])
+@pytest.mark.parametrize(
+    ("kind", "temporality", "expected"),
+    [
+        *((kind, "delta", [(1, 2), (1, 3)]) for kind in ("proto", "http", "grpc")),
+        ("proto", "cumulative", [(2, 2), (2, 5)]),
+        *(pytest.param(kind, "cumulative", [(2, 2), (2, 5)], marks=pytest.mark.long) for kind in ("http", "grpc")),
+    ],
+)
 def test_the_three_exporters_of_the_javascript_sdk_are_acknowledged_and_stored(
     javascript, doors, kind, temporality, expected
 ):
