@@ -28,7 +28,6 @@ from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.settled import contract_in_force, lines_of
 from meterhouse_rating.sums import By, Sum, Sums
-from meterhouse_rating.together import together
 from meterhouse_rating.versions import NotThere
 from meterhouse_rating.world import World
 from meterhouse_reports import documents
@@ -78,7 +77,10 @@ class Account:
 
     @cached_property
     def source(self) -> str:
-        """The view that is asked for this customer's usage; looked up once, as a page is made."""
+        """The view that is asked for this customer's usage; looked up once, as a page is made.
+
+        After the watermark: what is known up to that is in conflict in the warehouse already, if it is.
+        """
         return usage_source.of_customer(self.client, self.namespace, self.customer_id)
 
     def customer(self) -> registry.Customer:
@@ -116,7 +118,7 @@ class Account:
         """
         daily = By(("toDate(event_time, {zone:String})", "meter", GROUPS[by]), {"zone": zone})
         try:
-            begun, _ = together(lambda: outlook.begin(self.world(), self.customer_id), lambda: self.source)
+            begun = outlook.begin(self.world(), self.customer_id)
         except NotThere:
             return _by_day(self.sums(month, daily).by(daily, month), month, zone), None, "There are no prices yet."
         told = begun.ask(daily, source=self.source)

@@ -14,7 +14,6 @@ from meterhouse_rating.queries import EPOCH, kind_columns, nanoseconds, window_p
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.shares import AVERAGE, DIGITS, EXACT, FREE, NOT_RATED, SHOWN, Kind, Part, UnitPrice
 from meterhouse_rating.sums import By, Sums
-from meterhouse_rating.together import together
 from meterhouse_rating.usage import Wanted
 from meterhouse_rating.versions import NotThere
 
@@ -199,7 +198,7 @@ class Pricing:
 def pricing(mine: Account, period: Period) -> Pricing:
     """How the uses of a period are priced."""
     try:
-        begun, _ = together(lambda: begin(mine.world(), mine.customer_id, period), lambda: mine.source)
+        begun = begin(mine.world(), mine.customer_id, period)
     except NotThere:
         return Pricing(mine, period, None, Wanted())
     return Pricing(mine, period, begun, begun.wanted)

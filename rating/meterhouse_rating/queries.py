@@ -11,10 +11,11 @@ from meterhouse_rating.metrics import ALL_TASKS, LATEST, MAX, NOT_FAILED, OK_ONL
 from meterhouse_rating.models.dimensions import attribute, is_dimension
 from meterhouse_rating.periods import Period
 from meterhouse_rating.sorting import TASK_FAILED, TASK_OK, TASK_OPEN, Measurement
+from meterhouse_store import usage_source
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-USAGE: Final = "usage"
+USAGE: Final = usage_source.WHOLE
 """What queries read, but for those about what was known before (WOUND_BACK)."""
 
 MAX_GROUPS: Final = 10_000

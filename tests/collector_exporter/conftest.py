@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for collector_samples
 
 import collector_samples as samples
 from quick_stores import empty
+from worlds import World
 
 from meterhouse_store import schema, warehouse
 from meterhouse_store.settings import Settings
@@ -47,6 +48,16 @@ def database(only_database):
     """A client whose database is empty."""
     empty(only_database)
     return only_database
+
+
+@pytest.fixture
+def world(tmp_path, database, collector_warehouse):
+    """A journal, `database` that follows it, and somebody who decides."""
+    found = World(
+        tmp_path, database, lambda name: warehouse.connect(Settings(warehouse_url=collector_warehouse), database=name)
+    )
+    yield found
+    found.engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -6,23 +6,13 @@ import threading
 import pytest
 from collector_samples import event, request_of
 from foreign_samples import START_NS, call, span, sum_of, tokens_of, total_of
-from worlds import VIEWS, World
+from worlds import VIEWS
 
 from meterhouse_collector.verify import verify
-from meterhouse_store import mirror, suspended, warehouse
-from meterhouse_store.settings import Settings
+from meterhouse_store import mirror, suspended
 
 OLD = json.dumps({"metrics": [{"metric": "shop.*", "customer": "tenant", "meter": "pages.read"}]})
 NEW = json.dumps({"metrics": [{"metric": "shop.*", "customer": "buyer", "meter": "pages.sold", "scale": "0.5"}]})
-
-
-@pytest.fixture
-def world(tmp_path, database, collector_warehouse):
-    found = World(
-        tmp_path, database, lambda name: warehouse.connect(Settings(warehouse_url=collector_warehouse), database=name)
-    )
-    yield found
-    found.engine.dispose()
 
 
 def assert_rebuilds_the_same(world):

@@ -8,12 +8,10 @@ import pytest
 from collector_samples import RECEIVED_NS as RECEIVED
 from collector_samples import event, request_of
 from foreign_samples import call, span, total_of
-from worlds import World
 
 from meterhouse.cli import main
 from meterhouse_collector.verify import verify
-from meterhouse_store import rollups, schema, suspended, warehouse
-from meterhouse_store.settings import Settings
+from meterhouse_store import rollups, schema, suspended
 
 LAST, FIRST = date(2026, 10, 31), date(2026, 11, 1)
 ANY = {"valid_from_ns": 0}
@@ -30,13 +28,9 @@ CONVERSATIONS = """
 
 
 @pytest.fixture
-def world(tmp_path, database, collector_warehouse):
-    found = World(
-        tmp_path, database, lambda name: warehouse.connect(Settings(warehouse_url=collector_warehouse), database=name)
-    )
-    found.url = collector_warehouse
-    yield found
-    found.engine.dispose()
+def world(world, collector_warehouse):
+    world.url = collector_warehouse
+    return world
 
 
 def roll(world):

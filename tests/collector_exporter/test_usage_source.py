@@ -3,22 +3,11 @@
 import pytest
 from collector_samples import DAY_NS, RECEIVED_NS, event, request_of
 from foreign_samples import call, span, total_of
-from worlds import World
 
-from meterhouse_store import suspended, usage_source, warehouse
-from meterhouse_store.settings import Settings
+from meterhouse_store import suspended, usage_source
 
 ANY = {"valid_from_ns": 0}
 ALL = "SELECT * EXCEPT (attributes), toString(attributes) FROM {} WHERE billed_customer_id = '{}' ORDER BY ALL"
-
-
-@pytest.fixture
-def world(tmp_path, database, collector_warehouse):
-    found = World(
-        tmp_path, database, lambda name: warehouse.connect(Settings(warehouse_url=collector_warehouse), database=name)
-    )
-    yield found
-    found.engine.dispose()
 
 
 def came(world, *events, **more):

@@ -307,6 +307,11 @@ def test_a_page_asks_the_view_of_usage_as_seldom_as_it_can(world, monkeypatch, p
     )
     with visiting(world, "vera@acme.example") as browser:
         assert browser.get(page).status_code == 200
+    # What is known up to the watermark is in conflict already, if it is: so only then is it looked up whether any is.
+    positions = [
+        next(at for at, text in enumerate(asked) if name in text) for name in ("FROM watermark", "usage_apart")
+    ]
+    assert positions == sorted(positions)
     # The engine takes longer to plan a question of it than to answer it.
     assert sum(len(re.findall(r"FROM usage(?:_plain)? ", text)) for text in asked) == most
 
