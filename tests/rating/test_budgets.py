@@ -405,7 +405,7 @@ def test_the_commands_set_show_raise_acknowledge_pause_and_remove(acme, command_
         monkeypatch.setenv(name, value)
     acme.customer("acme", time_zone="Asia/Tokyo")
     tokyo = datetime.now(ZoneInfo("Asia/Tokyo"))
-    talks(acme, 90, f"{tokyo.replace(day=1, hour=9).astimezone(UTC):%Y-%m-%dT%H:%M:%S}")
+    talks(acme, 90, f"{tokyo.replace(day=1, hour=0, minute=0, second=0).astimezone(UTC):%Y-%m-%dT%H:%M:%S}")
     acme.collected(datetime.now(UTC).replace(tzinfo=None).isoformat(), position=2000)
 
     def call(*arguments, code=0):
