@@ -112,7 +112,8 @@ def test_what_was_retracted_and_amended_since_and_put_back_again_is_wound_back(
     for name, value in command_environment(house).items():
         if name.startswith("METERHOUSE_"):
             monkeypatch.setenv(name, value)
-    third = datetime.now(UTC).replace(day=1) - timedelta(days=1)
+    ended = datetime.now(UTC) - timedelta(hours=2)  # a month can be closed an hour after its end
+    third = ended.replace(day=1) - timedelta(days=1)
     second = third.replace(day=1) - timedelta(days=1)
     first = second.replace(day=1) - timedelta(days=1)
     names = [f"{it:%Y-%m}" for it in (first, second, third)]
