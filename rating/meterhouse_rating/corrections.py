@@ -86,6 +86,16 @@ def correct(closed: Closed, inputs: Inputs) -> tuple[RatedLine, ...]:
     return tuple(found) if restored <= 0 else (*found, _restored(closed, [*paid, *late], restored))
 
 
+def in_favour(made: tuple[RatedLine, ...], currency: str) -> tuple[RatedLine, ...]:
+    """What of the corrections of a closed rating can be on a credit note: where they are in the customer's favour all,
+    or, where usage comes to more, which is owed and which credits may pay, what they give back beside it.
+    """
+    if total(made) >= 0:
+        return ()
+    beside = tuple(line for line in made if line.kind != CREDIT_RESTORED and not _tells_of_usage(line))
+    return beside if _owed(made, currency) > 0 and total(beside) < 0 else made
+
+
 def with_payable(
     made: Sequence[tuple[RatedLine, ...]], noted: Iterable[tuple[RatedLine, ...]], currency: str
 ) -> list[tuple[RatedLine, ...]]:
@@ -117,6 +127,10 @@ def with_payable(
 def _owed(lines: Iterable[RatedLine], currency: str) -> int:
     """What corrections of a rating have of usage, beyond what credits paid of it already."""
     return sum(it.amount_minor if it.kind == CREDIT_RESTORED else _of_usage(it, currency) for it in lines)
+
+
+def _tells_of_usage(line: RatedLine) -> bool:
+    return line.metric is not None or "of_usage" in line.explanation
 
 
 def _of_usage(line: RatedLine, currency: str) -> int:

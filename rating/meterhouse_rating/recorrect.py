@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, insert, select
 
 from meterhouse_rating import results
-from meterhouse_rating.corrections import Closed, correct, total, with_payable
+from meterhouse_rating.corrections import Closed, correct, in_favour, total, with_payable
 from meterhouse_rating.credit_lines import paid_by
 from meterhouse_rating.engine import Inputs, RatedLine, UsageRow
 from meterhouse_rating.periods import Period, overlaps
@@ -108,8 +108,8 @@ def corrected(
         elsewhere = sooner if overlaps(closed.period, month) else carried
         if closed.period.end > period.start or closed.rating_id in elsewhere:
             continue
-        noted = policy == CREDIT_NOTE and total(made) < 0
-        found.append(Corrected(it, inputs, () if noted else made, made if noted else ()))
+        on_note = in_favour(made, closed.currency) if policy == CREDIT_NOTE else ()
+        found.append(Corrected(it, inputs, tuple(line for line in made if line not in on_note), on_note))
     return tuple(sorted(_with_payable(found), key=lambda it: it.restated.standing.period))
 
 

@@ -335,6 +335,39 @@ def test_credits_pay_late_usage_less_what_an_amount_a_month_moves_to_it_from_a_f
     assert lines(house, "2026-11")[-1] == ("Credits applied", -4333)
 
 
+@pytest.mark.parametrize(("credits", "owed", "left"), [(200, 9000, 9000), (85, 11500, 0), (0, 20000, 0)])
+def test_credits_pay_late_usage_that_a_minimum_gives_back_on_a_credit_note(sqlite_house, tmp_path, credits, owed, left):
+    """50.00, 30.00, and 120.00 up to 200.00 at least. 20.00 and 10.00 are late: the 30.00 come back as money on a
+    credit note, and are usage on the next rating, which credits pay like the 80.00 as far as there are any.
+    """
+    house = sqlite_house
+    one_plan(house, LEAST)
+    recorrect.set_policy(house.world.engine, "test", "acme", "credit_note", who="ann", why="x", now=at("2026-09-01"))
+    if credits:
+        granted(house, credits, "2026-10-01")
+    used(house, "50", "2026-10-05")
+    used(house, "30", "2026-10-20")
+    closed(house, FIRST, "2026-10-12")
+    closed(house, SECOND, "2026-11-05")
+    used(house, "20", "2026-10-06", received="2026-11-08")
+    used(house, "10", "2026-10-21", received="2026-11-08")
+    for _ in range(2):
+        closed(house, "2026-11", "2026-12-05")
+    november = ("least", 20000)
+    paid = [("Credits applied", -min(3000, credits * 100 - 8000))] if credits else []
+    assert lines(house, "2026-11") == [november, (of("in", FIRST), 2000), (of("in", SECOND), 1000), *paid]
+    [note] = house.rows(tables.credit_notes)
+    assert [(it["description"], it["amount_minor"]) for it in note["lines"]] == [(of("least", SECOND), -3000)]
+    assert stands(house) == (owed + 20000, left)
+    proved(house, tmp_path, "2026-11")
+
+
+LEAST = BOOK.replace("      in: {model: per_unit, metric: input, price: 1.00}\n", """\
+      in: {model: per_unit, metric: input, price: 1.00}
+      least: {model: minimum, amount: 200}
+""")  # fmt: skip
+
+
 @pytest.mark.parametrize("policy", ["next_invoice", "credit_note"])
 def test_credits_that_come_back_after_their_rest_expired_expire_again(house, tmp_path, policy):
     """Of 50.00 until 20 October 30.00 paid, up to 5.00 were carried over, 15.00 were lost. The 30.00 come back by and
