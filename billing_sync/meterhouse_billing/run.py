@@ -92,11 +92,11 @@ def prepare(world: World, draft: Draft, policy: Policy) -> Iterator[Step]:
             continue
         try:
             if row["stripe_total_minor"] is None:
-                yield from _fill(world, draft, stripe_id, lines, issue["issue"])
+                yield from _fill(world, draft, policy, stripe_id, lines, issue["issue"])
             # Also where an earlier run approved it and was stopped: somebody may have changed the draft since.
             shown = _compare(world, draft, policy, stripe_id)
         except StripeRefused as refused:
-            if not refused.missing:
+            if not refused.missing or _is_there(world, stripe_id):  # else it is something else that is missing
                 raise
             why = f"the draft {stripe_id} was deleted in Stripe"
             _again(world, draft, issues.DELETED, who=history.STRIPE, why=why)
@@ -240,10 +240,22 @@ def _create(world: World, draft: Draft, policy: Policy, customer: Mapping[str, A
     return str(answer["id"])
 
 
-def _fill(world: World, draft: Draft, stripe_id: str, lines: list[dict[str, Any]], issue: int) -> Iterator[Step]:
+def _is_there(world: World, stripe_id: str) -> bool:
+    try:
+        world.gateway.invoice(stripe_id)
+    except StripeRefused as refused:
+        if refused.missing:
+            return False
+        raise
+    return True
+
+
+def _fill(
+    world: World, draft: Draft, policy: Policy, stripe_id: str, lines: list[dict[str, Any]], issue: int
+) -> Iterator[Step]:
     outbox, named = outbox_of(world), issues.subject(draft.invoice_id, issue)
     for tax in draft.products:
-        _ensure_product(outbox, tax)
+        _ensure_product(outbox, tax, policy.stripe_account)
     for start in range(0, len(lines), CHUNK):
         subject, chunk = digest([named, start]), lines[start : start + CHUNK]
         if outbox.answered("invoice.add_lines", subject):
@@ -258,13 +270,14 @@ def _fill(world: World, draft: Draft, stripe_id: str, lines: list[dict[str, Any]
         yield Step(draft.customer_id, f"lines {start + 1} to {start + len(chunk)} in Stripe")
 
 
-def _ensure_product(outbox: Outbox, tax: Tax) -> None:
-    """The product that carries a tax code, made once; another namespace of the account may have made it."""
+def _ensure_product(outbox: Outbox, tax: Tax, account: str) -> None:
+    """The product that carries a tax code, made once in each account; another namespace may have made it there."""
     params = {"id": tax.product, "name": "Usage"} | ({"tax_code": tax.code} if tax.code else {})
-    if outbox.answered("product.create", tax.product):
+    subject = digest([account, tax.product]) if account else tax.product
+    if outbox.answered("product.create", subject):
         return
     try:
-        outbox.call("product.create", tax.product, {"params": params}, lambda: None)
+        outbox.call("product.create", subject, {"params": params}, lambda: None)
     except StripeRefused as refused:
         if not refused.exists:
             raise

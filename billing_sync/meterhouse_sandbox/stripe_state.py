@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS objects (seq INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, kind TEXT NOT NULL,
+CREATE TABLE IF NOT EXISTS objects (seq INTEGER PRIMARY KEY, id TEXT NOT NULL, kind TEXT NOT NULL,
   owner TEXT NOT NULL, body TEXT NOT NULL);
+CREATE UNIQUE INDEX IF NOT EXISTS objects_by_name ON objects (id, kind);
 CREATE INDEX IF NOT EXISTS objects_by_kind ON objects (kind, owner, seq);
 CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, route TEXT NOT NULL, params TEXT NOT NULL,
   status INTEGER NOT NULL, body TEXT NOT NULL, created REAL NOT NULL);
@@ -97,7 +98,7 @@ class State:
     def put(self, kind: str, body: dict[str, Any], *, owner: str = "") -> None:
         self._sql.execute(
             "INSERT INTO objects (id, kind, owner, body) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+            " ON CONFLICT (id, kind) DO UPDATE SET body = excluded.body",
             (body["id"], self._of_account(kind), owner, json.dumps(body)),
         )
 

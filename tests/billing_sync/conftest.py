@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import stripe
 import uvicorn
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, insert, select, update
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meterhouse_billing.gateway import Gateway, connect
@@ -125,38 +125,21 @@ class Books:
     def rating(
         self,
         customer_id: str,
-        lines: list[tuple[str, str, str, int]],
+        lines: list[tuple[Any, ...]],
         *,
         currency: str = "USD",
         state: str = "closed",
         month: int = 10,
         stated: bool = True,
+        posted: bool = True,
     ) -> str:
-        """A rating of a month of 2026; lines are (kind, metric, quantity, amount in minor units).
+        """A rating of a month of 2026; lines are (kind, metric, quantity, amount in minor units[, explanation]).
 
-        `stated`: its usage was complete when it was closed.
+        `stated`: its usage was complete when it was closed. `posted`: it is in the ledger.
         """
         start, end = datetime(2026, month, 1, tzinfo=UTC), datetime(2026, month + 1, 1, tzinfo=UTC)
         rating_id = f"rating-{customer_id}" + ("" if month == 10 else f"-{month}")
-        rows = [
-            {
-                "line_id": f"{rating_id}-{position}",
-                "rating_id": rating_id,
-                "position": position,
-                "kind": kind,
-                "component": f"component-{position}",
-                "metric": metric or None,
-                "description": f"{kind} {metric}".strip(),
-                "quantity": Decimal(quantity),
-                "unit": "{token}",
-                "dimensions": {},
-                "amount_exact": Decimal(amount),
-                "amount_minor": amount,
-                "currency": currency,
-                "explanation": {},
-            }
-            for position, (kind, metric, quantity, amount) in enumerate(lines)
-        ]
+        rows = [_line(rating_id, position, line, currency) for position, line in enumerate(lines)]
         registry.add_customer(self.engine, "test", customer_id, currency=currency, now=OCTOBER)
         with begin_write(self.engine) as connection:
             connection.execute(
@@ -174,7 +157,7 @@ class Books:
                     as_of=NOVEMBER,
                     inputs_sha256="i",
                     result_sha256="r",
-                    total_minor=sum(amount for _, _, _, amount in lines),
+                    total_minor=sum(line[3] for line in lines),
                     rated_at=NOVEMBER,
                     closed_at=NOVEMBER if state == "closed" else None,
                 )
@@ -184,15 +167,37 @@ class Books:
             if stated:
                 said = {"rating_id": rating_id, "verdict": COMPLETE, "statement": {"verdict": COMPLETE}}
                 connection.execute(insert(tables.rating_statements).values(**said, stated_at=NOVEMBER))
-            ledger.post(
-                connection,
-                "test",
-                customer_id,
-                ledger.of_lines(rows, "test"),
-                effective_at=NOVEMBER,
-                recorded_at=NOVEMBER,
-            )
+        if posted and rows:
+            self.post(rating_id)
         return rating_id
+
+    def rated_anew(self, rating_id: str, lines: list[tuple[Any, ...]]) -> None:
+        """Usage came after all: the lines of a rating that was not posted yet are others now, or more.
+
+        No command rates a closed period anew; whoever restores or mends a database by hand comes to the same.
+        """
+        table, ratings = tables.rated_lines, tables.ratings
+        is_it = ratings.c.rating_id == rating_id
+        with begin_write(self.engine) as connection:
+            rating = connection.execute(select(ratings).where(is_it)).mappings().one()
+            query = select(table.c.line_id).where(table.c.rating_id == rating_id)
+            known = set(connection.execute(query).scalars())
+            for position, line in enumerate(lines):
+                row = _line(rating_id, position, line, rating["currency"])
+                here = table.c.line_id == row["line_id"]
+                change = update(table).where(here) if row["line_id"] in known else insert(table)
+                connection.execute(change.values(**row))
+            said = {"total_minor": sum(line[3] for line in lines), "result_sha256": f"{rating['result_sha256']}-anew"}
+            connection.execute(update(ratings).where(is_it).values(**said))
+
+    def post(self, rating_id: str) -> None:
+        """The lines of a rating, as they are now, to the ledger."""
+        table = tables.rated_lines
+        query = select(table, tables.ratings.c.customer_id).join(tables.ratings)
+        with begin_write(self.engine) as connection:
+            rows = connection.execute(query.where(table.c.rating_id == rating_id)).mappings().all()
+            moments = {"effective_at": NOVEMBER, "recorded_at": NOVEMBER}
+            ledger.post(connection, "test", rows[0]["customer_id"], ledger.of_lines(rows, "test"), **moments)
 
     def correction(self, rating_id: str, lines: list[tuple[int | None, int]], note_id: str = "note") -> str:
         """A credit note that a later close made; lines are (position of what is corrected, signed minor units)."""
@@ -228,6 +233,27 @@ class Books:
     def rows(self, table: Any) -> list[dict[str, Any]]:
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(table.select()).mappings()]
+
+
+def _line(rating_id: str, position: int, line: tuple[Any, ...], currency: str) -> dict[str, Any]:
+    """A row of `rated_lines`."""
+    kind, metric, quantity, amount, *explanation = line
+    return {
+        "line_id": f"{rating_id}-{position}",
+        "rating_id": rating_id,
+        "position": position,
+        "kind": kind,
+        "component": f"component-{position}",
+        "metric": metric or None,
+        "description": f"{kind} {metric}".strip(),
+        "quantity": Decimal(quantity),
+        "unit": "{token}",
+        "dimensions": {},
+        "amount_exact": Decimal(amount),
+        "amount_minor": amount,
+        "currency": currency,
+        "explanation": explanation[0] if explanation else {},
+    }
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 10) -> None:

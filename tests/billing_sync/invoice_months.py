@@ -1,36 +1,49 @@
 """Two random months of invoices: crashes before and after any call and at any commit, faults, outages, credit
 notes, payments, voids, refunds by hand, disputes, top-ups, and customers whom a connected account sells to for a fee;
-news come by polls, or as events out of order and repeated. Whatever happens, in the end Stripe's totals are the
-ledger's and the truth's, to the minor unit. Everything follows from the seed; of every fourth one but the order in
-which its three threads come.
+customers with automatic tax beside ones without, drafts that are rated anew or taxed otherwise before they go out,
+prepaid credits that a rule buys more of; news come by polls, or as events out of order and repeated. Whatever happens,
+in the end (invoice_checks.py) Stripe's totals are the ledger's and the truth's (invoice_truth.py), to the minor unit.
+Everything follows from the seed; of every fourth one but the order in which its three threads come.
 """
 
 import json
-import math
 import random
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import stripe
+from invoice_checks import gone, is_of, succeeded, wrong
+from invoice_truth import CUSTOMERS, FEES, PREPAID, SHOP, SMALLEST, Credits, Due
 from sqlalchemy.event import listen
 
-from meterhouse_billing import accounts, approvals, credit_records, news, policies, pool, records, top_ups
+from meterhouse_billing import (
+    approvals,
+    charge_rules,
+    credit_records,
+    news,
+    policies,
+    pool,
+    records,
+    top_up_charges,
+    top_ups,
+)
+from meterhouse_billing.charge_rules import Rule
 from meterhouse_billing.gateway import Gateway, StripeUnavailable, connect
-from meterhouse_billing.reconcile import reconcile
 from meterhouse_billing.world import World
+from meterhouse_rating import credit_changes
+from meterhouse_rating.credits import PROMOTIONAL, Grant
 from meterhouse_store import registry, tables
 
-CUSTOMERS = {"acme": "USD", "kaisha": "JPY", "small": "USD", "dinar": "KWD"}
-SHOP = "acct_1SHOP0000000000"
-"""The connected account that sells to some of the customers."""
-FEES = ("2.5%", "0.1%", "33.3%", "100%", "USD=1.50,JPY=30,KWD=0.75")
-FIXED = {"USD": 150, "JPY": 30, "KWD": 750}
-SMALLEST = {"USD": 1, "JPY": 1, "KWD": 10}
+BEHAVIOURS = {"brot": "exclusive", "tea": "inclusive", "acme": "exclusive"}
+"""What the lines of these customers say of tax; only the first two have it computed."""
+TAXED = ("brot", "tea")
+COUNTRIES = {"brot": ("DE", "FR", "IE"), "tea": ("GB", "FR"), "acme": ("DE",), "prepaid": ("DE",)}
+GOOD, DECLINED = "pm_card_visa", "pm_card_chargeDeclined"
 TOP_UP = 5000
 PAID_CREDIT = ("balance", "refund", "outside")
 KINDS = ("dropped_before", "dropped_after", "409", "429", "saved_500", "saved_500_done")
@@ -50,7 +63,7 @@ class Month:
     def __init__(self, seed: int, books: Any, url: str) -> None:
         self.chance, self.books, self.url = random.Random(seed), books, url
         self.now = datetime(2026, 11, 2, 8, tzinfo=UTC)
-        self.invoiced: dict[str, list[int]] = {name: [] for name in CUSTOMERS}
+        self.due: dict[str, list[Due]] = {name: [] for name in CUSTOMERS}
         self.credited: dict[str, list[int]] = {name: [] for name in CUSTOMERS}
         self.killing = 0.0
         self.workers = 1 if seed % 4 else 3
@@ -61,6 +74,11 @@ class Month:
         listen(books.engine, "commit", lambda _connection: self.die(AT_COMMIT))
         self.by_events, self.page, self.forms = self.chance.random() < 0.5, "", 1
         self.fees: dict[str, str] = {}
+        self.countries = {name: self.chance.choice(few) for name, few in COUNTRIES.items()}
+        self.taxed = {name: self.chance.random() < 0.7 for name in TAXED}
+        self.credits = Credits(2000, self.chance.choice([2000, 3000, 7000]), self.chance.choice([1, 2, 20]), 1500)
+        self.coming: dict[str, list[tuple[Any, ...]]] = {}
+        self.wrong: list[str] = []
         self.told: set[str] = set()
         self.world = World(books.engine, gateway, "test", "anna", lambda: self.now)
         self.later(timedelta(0))
@@ -120,15 +138,145 @@ class Month:
 
     def rate(self, month: int) -> None:
         for name, currency in CUSTOMERS.items():
-            step = 10 if currency == "KWD" else 1
+            step = SMALLEST[currency]
             few = (
                 [30] if name == "small" else [self.chance.randrange(60, 9000) for _ in range(self.chance.randint(1, 4))]
             )
-            lines = [("usage", f"metric-{n}", "5", amount * step) for n, amount in enumerate(few)]
-            if self.chance.random() < 0.3 and name != "small":
-                lines.append(("credit_applied", "", "1", -few[0] * step // (2 * step) * step))
-            self.books.rating(name, lines, currency=currency, month=month)
-            self.invoiced[name].append(sum(line[3] for line in lines))
+            due = Due([amount * step for amount in few], country=self.countries.get(name, ""))
+            due.behaviour = BEHAVIOURS[name] if self.taxed.get(name) else ""
+            lines = [self.line(name, n, amount) for n, amount in enumerate(due.lines)]
+            if name == PREPAID:
+                lines += self.pay_with_credits(due)
+            elif self.chance.random() < 0.3 and name not in ("small", "tea"):
+                due.credit = few[0] // 2 * step
+                lines.append(("credit_applied", "", "1", -due.credit, _pays(due.credit, currency)))
+            more_comes = name != "small" and self.chance.random() < 0.5
+            rating_id = self.books.rating(name, lines, currency=currency, month=month, posted=not more_comes)
+            self.due[name].append(due)
+            if more_comes:
+                self.coming[rating_id] = lines
+
+    def line(self, name: str, number: int, amount: int) -> tuple[Any, ...]:
+        code = f"txcd_1000000{number % 2}"
+        taxed = {"tax": {"behaviour": BEHAVIOURS[name], "code": code}} if name in BEHAVIOURS else {}
+        return ("usage", f"metric-{number}", "5", amount, taxed)
+
+    def pay_with_credits(self, due: Due) -> list[tuple[Any, ...]]:
+        """Credits pay what they can of the first line, from several grants."""
+        used: dict[str, int] = {}
+        for grant, left in self.left_of_grants().items():
+            if amount := min(left, due.lines[0] - due.credit):
+                used[grant] = amount
+                due.credit += amount
+                self.credits.used[grant] = self.credits.used.get(grant, 0) + amount
+        told = _pays(due.credit, "USD") | {"used": {grant: _shown(amount, "USD") for grant, amount in used.items()}}
+        return [("credit_applied", "", "1", -due.credit, told)] if due.credit else []
+
+    def left_of_grants(self) -> dict[str, int]:
+        """Of the prepaid customer's grants what is not used, refunded or held by a bank: Stripe has the money of it."""
+        bought = {it["payment_intent"]: it["grant_id"] for it in self.books.rows(tables.credit_purchases)}
+        [given] = [it["grant_id"] for it in self.books.rows(tables.credit_grants) if it["kind"] == PROMOTIONAL]
+        left = {given: self.credits.given - self.credits.used.get(given, 0)}
+        client = self.client_of(PREPAID)
+        for payment in succeeded(client):
+            grant = bought.get(payment.id)
+            if grant is not None and is_of(payment, PREPAID):
+                rest = payment.amount - gone(client, payment) - self.credits.used.get(grant, 0)
+                left[grant] = max(0, rest)
+        return left
+
+    def change_drafts(self) -> None:
+        """Before they are finalised tax is turned on or off, and drafts are rated anew, because usage comes after all.
+
+        Such ratings are posted when they are as they stay.
+        """
+        for draft in records.drafts(self.world.engine, "test"):
+            name, due = draft.customer_id, self.due[draft.customer_id][-1]
+            if name in TAXED and self.chance.random() < 0.3:
+                self.taxed[name] = not self.taxed[name]
+                self.set(name, {"automatic-tax": "on" if self.taxed[name] else "off"})
+                due.behaviour = BEHAVIOURS[name] if self.taxed[name] else ""
+            elif self.chance.random() < 0.2:
+                self.insist(partial(approvals.approve, self.world, draft, "looked at"))
+            lines = self.coming.pop(draft.rating_id, None)
+            if lines is not None:
+                for _ in range(self.chance.randint(0, 2)):
+                    self.use_more(name, due, lines)
+                    self.books.rated_anew(draft.rating_id, lines)
+                    if self.chance.random() < 0.3:
+                        self.insist(self.draft)
+                self.books.post(draft.rating_id)
+
+    def use_more(self, name: str, due: Due, lines: list[tuple[Any, ...]]) -> None:
+        """More of something, or something that was not used before."""
+        more, position = self.chance.randint(1, 500) * SMALLEST[CUSTOMERS[name]], self.chance.randint(0, len(due.lines))
+        if position == len(due.lines):
+            due.lines.append(more)
+            lines.append(self.line(name, position, more))
+        else:
+            due.lines[position] += more
+            [at] = [at for at, line in enumerate(lines) if line[1] == f"metric-{position}"]
+            lines[at] = self.line(name, position, due.lines[position])
+
+    def set(self, name: str, wanted: dict[str, str]) -> None:
+        policies.change(self.books.engine, "test", name, wanted, who="c", why="w", now=self.now)
+
+    def move_in(self) -> None:
+        """Everybody gets an address in Stripe, and the prepaid customer leaves a card, which may be no good."""
+        self.credits.card_is_good = self.chance.random() < 0.8
+        for _, client in self.clients():
+            for customer in client.v1.customers.list({"limit": 100}).data:
+                name = customer.metadata["meterhouse_customer_id"]
+                if name in self.countries:
+                    client.v1.customers.update(customer.id, {"address": {"country": self.countries[name]}})
+                if name == PREPAID:
+                    self.leave_card(GOOD if self.credits.card_is_good else DECLINED)
+        self.later(timedelta(hours=2))  # tax that could not be computed is asked for again in another hour
+
+    def leave_card(self, method: str) -> None:
+        client = self.client_of(PREPAID)
+        for customer in client.v1.customers.list({"limit": 100}).data:
+            if customer.metadata["meterhouse_customer_id"] == PREPAID:
+                client.v1.customers.update(customer.id, {"invoice_settings": {"default_payment_method": method}})
+
+    def put_rule(self) -> None:
+        about = {"below_minor": self.credits.below, "amount_minor": self.credits.amount}
+        often = {"per_day": min(24, self.credits.per_month), "per_month": self.credits.per_month}
+        rule = Rule(PREPAID, **about, **often, currency="USD", who="anna", why="order 7", recorded_at=self.now)
+        charge_rules.put(self.books.engine, "test", rule)
+        self.credits.is_on = True
+
+    def charge(self) -> None:
+        """One round of automatic top-ups: whatever crashes, as many charges as the rule asks for, and no other."""
+        credits, before = self.credits, self.now
+        left, seen = sum(self.left_of_grants().values()), self.charges()
+        self.insist(lambda: top_up_charges.charge_due(self.world))
+        allowed = credits.asks(left, before, self.now)
+        new = [it for it in self.charges() if it not in seen]
+        if len(new) not in allowed:
+            self.wrong.append(f"{left} of credits were left: {len(new)} charges, {allowed} were due")
+        if any(it[1:] != (credits.amount, credits.card_is_good) for it in new):
+            self.wrong.append(f"charges {new}, of {credits.amount} with a card that is good: {credits.card_is_good}")
+        credits.charges += [(before, self.now)] * len(new)
+        credits.is_on = credits.is_on and (credits.card_is_good or not new)
+        if not credits.is_on and self.chance.random() < 0.5:
+            credits.card_is_good = True
+            self.leave_card(GOOD)
+            self.put_rule()
+
+    def charges(self) -> list[tuple[str, int, bool]]:
+        """(payment, its amount, whether the money came) of all that the rule had charged, as Stripe shows them."""
+        found = self.client_of(PREPAID).v1.payment_intents.list({"limit": 100}).data
+        return [(it.id, it.amount, it.status == "succeeded") for it in found if is_of(it, PREPAID)]
+
+    def client_of(self, name: str) -> stripe.StripeClient:
+        return dict(self.clients())[SHOP if name in self.fees else ""]
+
+    def draft(self) -> Iterator[Any]:
+        """A run that approves nothing."""
+        yield from pool.work(
+            pool.jobs(self.world, records.drafts(self.world.engine, "test"), [], approve=False), self.workers
+        )
 
     def run(self) -> Iterator[Any]:
         world = self.world
@@ -138,11 +286,12 @@ class Month:
 
     def correct(self) -> None:
         """Late usage: something of the first line of some invoices of October goes back."""
-        for name in ("acme", "kaisha", "dinar"):
+        for name in ("acme", "kaisha", "dinar", "brot", "tea"):
+            due, step = self.due[name][0], SMALLEST[CUSTOMERS[name]]
             for _ in range(self.chance.randint(0, 2)):
-                step = 10 if name == "dinar" else 1
-                most = self.invoiced[name][0] // step // 8  # four of them are never more than the invoice
-                amount = self.chance.randint(1, max(1, most)) * step
+                # Four of them are never more than the invoice, or than its first line with tax in it.
+                most = (due.lines[0] if name == "tea" else due.rated) // step // 8
+                amount = self.chance.choice(due.creditable(max(1, most))) * step
                 self.books.correction(f"rating-{name}", [(0, -amount)], f"note-{name}-{len(self.credited[name])}")
                 self.credited[name].append(amount)
 
@@ -164,7 +313,7 @@ class Month:
                 if dispute.status == "needs_response" and self.chance.random() < 0.7:
                     decision = self.chance.choice(["won", "lost", "lost", "under_review"])
                     self.post(f"_sandbox/dispute/{dispute.id}/{decision}?account={account}")
-            for payment in _payments(client):
+            for payment in succeeded(client):
                 left = payment.latest_charge.amount - payment.latest_charge.amount_refunded
                 if not left or payment.latest_charge.to_dict().get("disputed") or self.chance.random() < 0.3:
                     continue
@@ -219,19 +368,22 @@ class Month:
         return [("", made()), (SHOP, made(stripe_account=SHOP))]
 
 
+def _pays(amount: int, currency: str) -> dict[str, Any]:
+    """The explanation of credits that pay so much of the first line."""
+    return {"steps": [{"pays": "usage metric-0", "amount": _shown(amount, currency), "grant": "some"}]}
+
+
+def _shown(amount: int, currency: str) -> str:
+    digits = {"JPY": 0, "KWD": 3}.get(currency, 2)
+    return f"{Decimal(amount).scaleb(-digits):f}"
+
+
 class _Stay(urllib.request.HTTPRedirectHandler):
     def http_error_303(self, _request: Any, reply: Any, *_rest: Any) -> Any:
         return reply  # a page that was paid on leads elsewhere
 
 
 _BROWSER = urllib.request.build_opener(_Stay)
-
-
-def _payments(client: stripe.StripeClient) -> list[stripe.PaymentIntent]:
-    """Those that succeeded, each with its charge."""
-    found = client.v1.payment_intents.list({"limit": 100}).data
-    expanded = {"expand": ["latest_charge"]}
-    return [client.v1.payment_intents.retrieve(it.id, expanded) for it in found if it.status == "succeeded"]
 
 
 def check(seed: int, books: Any, url: str) -> list[str]:
@@ -243,8 +395,18 @@ def check(seed: int, books: Any, url: str) -> list[str]:
         if month.chance.random() < 0.5:
             month.fees[name] = month.chance.choice(FEES)
             wanted |= {"stripe-account": SHOP, "application-fee": month.fees[name]}
-        policies.change(books.engine, "test", name, wanted, who="c", why="w", now=month.now)
+        if name in TAXED and month.taxed[name]:
+            wanted["automatic-tax"] = "on"
+        month.set(name, wanted)
+    given = {"reference": "welcome", "who": "anna", "why": "welcome", "now": month.now}
+    grant = Grant("", PROMOTIONAL, month.credits.given, month.now - timedelta(days=1))
+    credit_changes.grant(books.engine, "test", PREPAID, grant, "USD", **given)
+    month.put_rule()
     month.rate(10)
+    month.insist(month.draft)
+    month.move_in()
+    month.change_drafts()
+    month.charge()
     month.insist(month.run)
     month.pay()
     month.hear()
@@ -253,8 +415,11 @@ def check(seed: int, books: Any, url: str) -> list[str]:
     month.correct()
     month.take_back()
     month.rate(11)
+    month.insist(month.draft)
+    month.change_drafts()
     month.insist(month.run)
     month.hear()
+    month.charge()
     month.voided = {name for name in CUSTOMERS if month.chance.random() < 0.5}
     month.insist(month.void_some)
     month.insist(month.run)
@@ -264,102 +429,8 @@ def check(seed: int, books: Any, url: str) -> list[str]:
     for _ in range(2):
         month.take_back()
         month.hear()
+        month.charge()
     month.insist(month.run)
     month.by_events = False  # the daily poll, for what a crash took of the events' work
     month.hear()
-    return _wrong(month)
-
-
-def _wrong(month: Month) -> list[str]:
-    found, differing, known = [], 0, []
-    for account, client in month.clients():
-        for customer in client.v1.customers.list({"limit": 100}).data:
-            name = customer.metadata["meterhouse_customer_id"]
-            known.append(name)
-            if bool(account) != (name in month.fees):
-                found.append(f"{name} is in the account {account!r}")
-            told, few = _of_customer(month, client, customer, name)
-            found += [f"{name}: {text}" for text in told]
-            differing += few
-    if sorted(known) != sorted(CUSTOMERS):
-        found.append(f"customers in Stripe: {known}")
-    rows = reconcile(month.world, records.drafts(month.world.engine, "test", every=True))
-    said = [one for row in rows for one in row.differences]
-    said += [one for account in accounts.compare(month.world, rows) for one in account.differences]
-    fees = [one for one in said if one.code == "fee_differs"]
-    if len(fees) != differing:
-        found.append(f"reconcile: {len(fees)} fees that differ, {differing} do: {[str(one) for one in fees]}")
-    return found + [f"reconcile: {one.code}: {one}" for one in said if one not in fees]
-
-
-def _of_customer(
-    month: Month, client: stripe.StripeClient, customer: stripe.Customer, name: str
-) -> tuple[list[str], int]:
-    """What is wrong of one customer, and of how many invoices that were paid in cash a fee was asked for."""
-    found, currency = [], CUSTOMERS[name]
-    invoices = [it for it in client.v1.invoices.list({"limit": 100}).data if it.customer == customer.id]
-    notes = [it for it in client.v1.credit_notes.list({"limit": 100}).data if it.customer == customer.id]
-    payments = [it for it in _payments(client) if it.customer == customer.id]
-    disputes = client.v1.disputes.list({"limit": 100}).data
-    paid_by = {it.payment.payment_intent: it.invoice for it in client.v1.invoice_payments.list({"limit": 100}).data}
-    real = sorted(one.total for one in invoices if one.status != "void")
-    if real != sorted(month.invoiced[name]):
-        found.append(f"invoices {real}, rated {sorted(month.invoiced[name])}")
-    credited = sorted(one.total for one in notes)
-    if credited != sorted(month.credited[name]):
-        found.append(f"credit notes {credited}, corrected {sorted(month.credited[name])}")
-    # What the platform kept, and of that gave back, of each payment.
-    kept, taken = 0, {}
-    for payment in payments:
-        charge, invoice = payment.latest_charge, paid_by.get(payment.id)
-        total = next((it.total for it in invoices if it.id == invoice), TOP_UP)
-        of_notes = [it for it in notes if it.invoice == invoice]
-        by_notes = sum(refund.amount_refunded for it in of_notes for refund in it.refunds)
-        back = sum(it.total for it in of_notes) + charge.amount_refunded - by_notes
-        back += sum(it.amount for it in disputes if it.payment_intent == payment.id and it.status == "lost")
-        fee = min(_fee(month.fees.get(name, "0%"), total, currency), charge.amount)
-        given_back = _rounded(Fraction(fee * min(back, total), total), currency)
-        taken[invoice], kept = fee, kept + fee - given_back
-        there = charge.to_dict().get("application_fee")
-        shown = month.clients()[0][1].v1.application_fees.retrieve(there) if there else None
-        seen = (shown.amount, shown.amount_refunded) if shown else (0, 0)
-        if seen != (fee, given_back):
-            found.append(f"fee of {payment.id}: {seen} in Stripe, {(fee, given_back)} it should be")
-    asked = {
-        it.id: min(_fee(month.fees.get(name, "0%"), it.total, currency), it.amount_paid)
-        for it in invoices
-        if it.status == "paid"
-    }
-    # Cash and what is owed.
-    held = [it for it in disputes if it.status != "won" and it.payment_intent in {one.id for one in payments}]
-    on_invoices = sum(it.amount for it in held if it.payment_intent in paid_by)
-    owed = sum(one.amount_remaining for one in invoices if one.status == "open") + customer.balance + on_invoices
-    cash = sum(one.amount_paid for one in invoices) + sum(it.amount for it in payments if it.id not in paid_by)
-    cash -= sum(it.latest_charge.amount_refunded for it in payments) + sum(it.amount for it in held)
-    cash -= sum(one.out_of_band_amount or 0 for one in notes) + kept
-    entries = month.books.rows(tables.ledger_entries)
-    of = {row["transaction_id"]: row["customer_id"] for row in month.books.rows(tables.ledger_transactions)}
-    sums = {
-        account: sum(
-            row["amount_minor"] for row in entries if row["account"] == account and of[row["transaction_id"]] == name
-        )
-        for account in ("receivable", "cash", "application_fees")
-    }
-    if sums != {"receivable": owed, "cash": cash, "application_fees": kept}:
-        found.append(f"ledger {sums}, Stripe: owed {owed}, cash {cash}, fees {kept}")
-    return found, sum(asked[it] != taken.get(it, 0) for it in asked)
-
-
-def _fee(said: str, total: int, currency: str) -> int:
-    """What is asked for of an invoice or top-up."""
-    if total <= 0:
-        return 0
-    if said.endswith("%"):
-        return _rounded(Fraction(said[:-1]) * total / 100, currency)
-    return min(total, FIXED[currency])
-
-
-def _rounded(amount: Fraction, currency: str) -> int:
-    """To what Stripe can charge, half up."""
-    step = SMALLEST[currency]
-    return math.floor(amount / step + Fraction(1, 2)) * step
+    return month.wrong + wrong(month)

@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import update
 
 from meterhouse_billing import approvals, policies, records, taxes
 from meterhouse_billing.lines import Line, Tax
@@ -12,7 +11,6 @@ from meterhouse_billing.reconcile import reconcile
 from meterhouse_billing.run import bill
 from meterhouse_billing.taxes import NotTaxable
 from meterhouse_store import tables
-from meterhouse_store.sql import begin_write
 
 NOW = datetime(2026, 11, 2, 8, tzinfo=UTC)
 EXCLUSIVE = {"behaviour": "exclusive", "code": "txcd_10103001"}
@@ -25,12 +23,7 @@ def run(world, approve=True):
 
 def rate(books, lines, customer="acme", **more):
     """A closed rating of lines (kind, metric, quantity, amount, explanation)."""
-    rating_id = books.rating(customer, [line[:4] for line in lines], **more)
-    with begin_write(books.engine) as connection:
-        for position, line in enumerate(lines):
-            is_it = tables.rated_lines.c.line_id == f"{rating_id}-{position}"
-            connection.execute(update(tables.rated_lines).where(is_it).values(explanation=line[4]))
-    return rating_id
+    return books.rating(customer, lines, **more)
 
 
 def automatic(books, value="on", customer=""):
@@ -213,3 +206,25 @@ def test_tax_that_nobody_asked_for_is_not_finalised(books, sandbox, world):
     said = run(world, approve=False)
     assert any("deleted in Stripe and made again" in step for step in said)  # the setting makes it another invoice
     assert invoice_of(sandbox)[0].automatic_tax.enabled
+
+
+def test_each_account_that_sells_has_the_product_of_a_tax_code(books, sandbox, world):
+    """A customer of a connected account beside one of the key's own, both with the same code."""
+    shop = {"stripe-account": "acct_1SHOP0000000000"}
+    policies.change(books.engine, "test", "globex", shop, who="anna", why="its seller", now=NOW)
+    for customer in ("acme", "globex"):
+        rate(books, [("usage", "input", "10", 1_000, {"tax": EXCLUSIVE})], customer=customer)
+    steps = run(world)
+    assert not [step for step in steps if "EXCEPTION" in step or "deleted" in step], steps
+    for account in ("", shop["stripe-account"]):
+        client = world.gateway.on(account)._client
+        assert [it.status for it in client.v1.invoices.list().data] == ["open"]
+        assert client.v1.products.retrieve("meterhouse_txcd_10103001").tax_code == "txcd_10103001"
+
+
+def test_a_product_that_is_not_there_is_an_exception_and_no_deleted_draft(books, sandbox, world, monkeypatch):
+    monkeypatch.setattr("meterhouse_billing.run._ensure_product", lambda *_: None)
+    rate(books, [("usage", "input", "10", 1_000, {"tax": EXCLUSIVE})])
+    for _ in range(2):
+        assert "EXCEPTION: Stripe refused: No such product: 'meterhouse_txcd_10103001'" in run(world)[-1]
+    assert invoice_of(sandbox)[0].status == "draft"
