@@ -21,7 +21,6 @@ from meterhouse_rating.metrics import UNBILLED_STATUSES
 from meterhouse_rating.models.included import Included
 from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.rates import rate_at
-from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import watermark
 from meterhouse_rating.versions import NotThere, in_force
@@ -212,7 +211,7 @@ def _priced(reading: Reading, bills: Bills, state: State) -> State:
 
 def _offer(terms: Terms, customer_id: str, period: Period) -> tuple[Book, Effective] | None:
     """The customer's book and plan in the period; None where it has none, or one that does not fit."""
-    contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
+    contract = terms.contract(customer_id, period)
     version = in_force(terms.versions, period)
     plan: Plan | None = None
     if contract is not None and version is not None:

@@ -14,7 +14,7 @@ from meterhouse_rating.money import LARGEST_MINOR, largest, show
 from meterhouse_rating.periods import Period, month_of, short
 from meterhouse_rating.rated import Rated
 from meterhouse_rating.rates import Rate, rate_at
-from meterhouse_rating.settled import Remembered, contract_in_force, span_of
+from meterhouse_rating.settled import Remembered, span_of
 from meterhouse_rating.sorting import Leftover
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
@@ -47,7 +47,7 @@ def basis_of(
     """Where the contract ended, a rating that is `correcting` closed ones has a basis, too, which prices nothing."""
     name = shlex.quote(customer_id)
     customer = terms.customers.get(customer_id)
-    contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
+    contract = terms.contract(customer_id, period)
     if customer is None or contract is None:
         plans = sorted({plan for version in terms.versions[-1:] for plan in terms.book(version).plans})
         return Unpriced(engine.NOT_REGISTERED, f"meterhouse customers add {name} --plan {'|'.join(plans) or 'PLAN'}")

@@ -344,7 +344,7 @@ def span_of(
     # A period that is closed was not cut at what was agreed later: it is billed to its end.
     if until is not None and (not at_once or period.start < until < period.end):
         until = next_month(until, zone)
-    if at > 0 and not at_once and period.start != since:
+    if at > 0 and not at_once:
         since = next_month(since, zone)
     return since, until
 

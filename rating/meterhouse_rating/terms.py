@@ -11,7 +11,7 @@ from meterhouse_rating.costs_book import CostBook
 from meterhouse_rating.costs_usage import Costing
 from meterhouse_rating.effective import AgreementRefused, effective
 from meterhouse_rating.models.cost_plus import CostPlus
-from meterhouse_rating.periods import Period
+from meterhouse_rating.periods import Period, month_of
 from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.sorting import measurements, needs_tasks
 from meterhouse_rating.usage import Wanted
@@ -56,10 +56,17 @@ class Terms:
         _, plans = self._plans(version, period)
         return any(part.memory == "contract" for plan in plans for part in plan.components)
 
+    def contract(self, customer_id: str, period: Period) -> Contract | None:
+        """The contract that prices the period; where plans change with the month, the one that prices its month."""
+        customer, version = self.customers.get(customer_id), in_force(self.versions, period)
+        if customer is not None and version is not None and not self.book(version).plan_changes.at_once:
+            period = Period(month_of(period.start, customer.time_zone).start, period.end)
+        return contract_in_force(self.contracts.get(customer_id, ()), period)
+
     def trial_end(self, customer_id: str, period: Period) -> datetime | None:
         """When the customer's trial ends, where that is after the period's start."""
         customer, version = self.customers.get(customer_id), in_force(self.versions, period)
-        contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+        contract = self.contract(customer_id, period)
         if customer is None or contract is None or version is None:
             return None
         plan = self.book(version).plans.get(contract.plan)
@@ -80,7 +87,7 @@ class Terms:
 
     def over(self, customer_id: str, period: Period) -> bool:
         """Whether the customer's contract ended before the period."""
-        contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+        contract = self.contract(customer_id, period)
         return contract is not None and contract.plan == ENDED
 
     def parts(self, customer_id: str, period: Period, closed: Iterable[Period] = ()) -> list[Period]:
@@ -117,7 +124,7 @@ class Terms:
     def _own_plans(self, book: Book, period: Period) -> list[Plan]:
         found = []
         for customer_id, agreement in self.agreements.items():
-            contract = contract_in_force(self.contracts.get(customer_id, ()), period)
+            contract = self.contract(customer_id, period)
             plan = None if contract is None else book.plans.get(contract.plan)
             if plan is None or not agreement.overrides:
                 continue

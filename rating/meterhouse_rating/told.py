@@ -40,7 +40,6 @@ from meterhouse_rating.settled import (
     Standing,
     Used,
     before,
-    contract_in_force,
     lines_of,
     noted_of,
     of_month,
@@ -306,7 +305,7 @@ def _terms(
 ) -> dict[str, Any]:
     """What the customer had agreed to, and the calendar that it is billed by."""
     zone, agreement = terms.customers[customer_id].time_zone, terms.agreements.get(customer_id, Agreement())
-    contract = contract_in_force(terms.contracts.get(customer_id, ()), period)
+    contract = terms.contract(customer_id, period)
     over = contract is not None and contract.plan == ENDED
     if over:
         agreement = Agreement()

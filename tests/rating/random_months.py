@@ -96,12 +96,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Change:
-    """The plan changes at the beginning of a part, or, with the next month, within the last one; it is recorded when so
-    many are closed.
-    """
+    """The plan changes so many days after the beginning of a part; it is recorded when so many are closed."""
 
     how: str
     part: int
+    days: int
     recorded: int
 
     @property
@@ -169,7 +168,8 @@ class World:
             return None
         if self.change.at_once:
             return self.edges[self.change.part]
-        return self.edges[self.change.part] + timedelta(days=3) if month.later else self.edges[-1]
+        when = self.edges[self.change.part] + timedelta(days=self.change.days)
+        return when if month.later else self.edges[-1]
 
 
 def world(seed: int, customers: int) -> World:
@@ -183,8 +183,10 @@ def world(seed: int, customers: int) -> World:
     if how is not None:
         # What the new plan goes on from is what was closed before it.
         order = sorted(order) if how == CARRY_ON else order
-        part = number - 1 if how == NEXT_MONTH else draw.randint(1, number - 1)
-        change = Change(how, part, draw.randint(0, next(at for at, it in enumerate(order) if it >= part)))
+        waits = how == NEXT_MONTH
+        part = draw.randint(0 if waits else 1, number - 1)
+        after = draw.choice([0, 3] if part else [3]) if waits else 0
+        change = Change(how, part, after, draw.randint(0, next(at for at, it in enumerate(order) if it >= part)))
     zone = draw.choice(ZONES)
     # An open rating of an earlier part would have to be closed first.
     moved = draw.random() < 0.5 and (change is None or order == sorted(order))

@@ -9,7 +9,7 @@ import pytest
 from rating_samples import at
 from typer.testing import CliRunner
 
-from meterhouse_rating import credit_changes, outlook, priced_parts
+from meterhouse_rating import credit_changes, outlook, priced_parts, shadow
 from meterhouse_rating.as_of import rate_as_of
 from meterhouse_rating.book import BookRefused, parse
 from meterhouse_rating.commands import rate
@@ -37,6 +37,7 @@ plans:
       tokens: {model: included, metric: input, included: 1000, price: 0.50}
       talk: {model: per_unit, metric: people, price: 1.00}
 """
+WAITING = BOOK.replace("plan_changes: {apply: at_once}\n", "")
 FEES = """
 book: fees
 currency: USD
@@ -413,12 +414,76 @@ def test_a_change_that_is_taken_back_makes_one_month_of_the_two_parts(sqlite_hou
 
 def test_without_the_key_a_change_waits_for_the_next_month(sqlite_house):
     house = sqlite_house
-    house.publish(BOOK.replace("plan_changes: {apply: at_once}\n", ""))
+    house.publish(WAITING)
     moved(house)
     house.run("2026-10")
     house.run("2026-11")
     assert parts(house) == [("small", "11-01", [("fee", 3100)])]
     assert parts(house, "2026-11") == [("big", "12-01", [("fee", 6200)])]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
+def test_parts_after_a_change_that_waits_are_of_the_months_plan_whichever_is_closed_first(
+    sqlite_house, tmp_path, order
+):
+    """31 days of 31.00, and of 200 tokens 100 are included; all of it on small, also from the 16th on."""
+    house = sqlite_house
+    house.publish(WAITING)
+    moved(house, "2026-10-16")
+    for quantity, day in (("110", "05"), ("40", "12"), ("20", "16"), ("30", "25")):
+        used(house, quantity, f"2026-10-{day}")
+    spans = ("2026-10-01..2026-10-11", "2026-10-11..2026-10-16", "2026-10-16..2026-10-21", "2026-10-21..2026-11-01")
+    for day, place in enumerate(order, 5):
+        house.at(at(f"2026-11-0{day}"))
+        house.close(spans[place])
+    found = parts(house)
+    assert [plan for plan, _, _ in found] == ["small"] * 4
+    assert [dict(lines)["fee"] for _, _, lines in found] == [1000, 500, 500, 1100]
+    assert sum(dict(lines).get("in", 0) for _, _, lines in found) == 10000
+    house.run("2026-11")
+    assert parts(house, "2026-11") == [("big", "12-01", [("fee", 6200)])]
+    pack = make(house.world, "acme", parse_period("2026-10", "UTC"), tmp_path / "pack.zip")
+    assert pack.verified, pack.as_text()
+    assert shadow.again(house.world, "2026-10").differences == []
+
+
+def test_a_customer_that_began_within_the_month_is_on_its_first_plan_to_the_months_end(sqlite_house):
+    house = sqlite_house
+    house.publish(WAITING)
+    house.customer("acme", plan="small", valid_from=at("2026-10-06"), now=at("2026-10-06"))
+    house.customer("acme", plan="big", valid_from=at("2026-10-16"))
+    house.collected()
+    house.run("2026-10-01..2026-10-16")
+    house.run("2026-10-16..2026-11-01")
+    assert parts(house) == [("small", "10-16", [("fee", 1000)]), ("small", "11-01", [("fee", 1600)])]
+
+
+def test_what_is_left_of_a_month_after_a_part_that_is_closed_beyond_the_change_is_due_on_the_months_plan(sqlite_house):
+    house = sqlite_house
+    house.publish(WAITING)
+    moved(house, "2026-10-16")
+    house.close("2026-10-01..2026-10-21")
+    house.run(None)
+    assert parts(house) == [("small", "10-21", [("fee", 2000)]), ("small", "11-01", [("fee", 1100)])]
+
+
+def test_parts_after_a_change_that_waits_through_the_commands(sqlite_house, command_environment, tmp_path):
+    house = sqlite_house
+    (tmp_path / "book.yaml").write_text(WAITING)
+    used(house, "150", "2026-10-05")
+    used(house, "1050", "2026-10-20")
+    house.collected()
+    for told in (
+        ("prices", "publish", "book.yaml"),
+        ("customers", "add", "acme", "--plan", "small", "--valid-from", "2026-10-01"),
+        ("customers", "add", "acme", "--plan", "big", "--valid-from", "2026-10-11"),
+        ("rate", "run", "--period", "2026-10-01..2026-10-16"),
+        ("rate", "run", "--period", "2026-10-16..2026-11-01"),
+        ("rate", "status", "--period", "2026-10"),
+    ):
+        done = commands.run(told, env=command_environment(house), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "acme  2026-10-16..2026-11-01  plan small" in done.stdout
 
 
 def test_usage_has_nothing_to_carry_on_where_a_change_waits():

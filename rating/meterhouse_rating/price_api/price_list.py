@@ -18,7 +18,7 @@ from meterhouse_rating.periods import Period, month_of, next_month
 from meterhouse_rating.price_api import books
 from meterhouse_rating.price_api.written import tree
 from meterhouse_rating.rates import rate_at
-from meterhouse_rating.settled import Standing, contract_in_force
+from meterhouse_rating.settled import Standing
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.versions import Version, in_force
 from meterhouse_store.numbers import plain
@@ -105,7 +105,7 @@ def _basis(terms: Terms, customer: Customer, closed: Sequence[Standing], at: dat
         if found is None:
             raise NotPriced(f"no price book is in force in {period}")
         version = found
-    contract = contract_in_force(terms.contracts.get(name, ()), period)
+    contract = terms.contract(name, period)
     if contract is None:
         raise NotPriced(f"{name} has no plan in {period}")
     if contract.plan == ENDED:
