@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Column, Connection, Table, delete, insert
+from sqlalchemy import Column, Connection, Table, delete, insert, select
 
 from meterhouse_rating import credit_book, ledger, results
 from meterhouse_rating.credit_book import Credits
@@ -20,6 +20,7 @@ from meterhouse_store.tables import (
     accounted_usage,
     credit_grants,
     credit_notes,
+    customers,
     rated_lines,
     rating_statements,
     ratings,
@@ -38,6 +39,14 @@ _INSERTED: Final = (
 """In this order: a row comes after those that it names."""
 
 _CHUNK: Final = 5000
+
+
+def lock(connection: Connection, namespace: str, names: Iterable[str]) -> None:
+    """Let no other run settle these customers before the transaction ends: their rows are the lock (SQLite has locked
+    by now). In the order of their names, and before any other lock: so that nobody waits in a circle.
+    """
+    is_it = (customers.c.namespace == namespace) & customers.c.customer_id.in_(sorted(names))
+    connection.execute(select(customers.c.customer_id).where(is_it).order_by(customers.c.customer_id).with_for_update())
 
 
 @dataclass
@@ -109,13 +118,17 @@ class Changes:
         posted: Iterable[Mapping[str, Any]],
         through: datetime,
         recorded_at: datetime,
-    ) -> None:
-        """Post which credits have expired up to a moment, after the lines that are posted with it."""
-        for it in credit_book.expiries(credits.standing(currency, posted), currency, through):
+    ) -> int | None:
+        """Post which credits have expired up to a moment, after the lines that are posted with it; returns what is lost
+        of them, in minor units, and None where none have.
+        """
+        found = credit_book.expiries(credits.standing(currency, posted), currency, through)
+        for it in found:
             if it.carried is not None:
                 row = credit_book.row_of(self.namespace, customer_id, currency, *it.carried, recorded_at)
                 self.add(credit_grants, [row])
             self._post(customer_id, [it.posting], it.effective_at, recorded_at)
+        return sum(it.lost_minor for it in found) if found else None
 
     def imagine(self, dry: Unwritten) -> None:
         """Only note what it would do to ratings: later periods of a dry run go on from that."""

@@ -167,10 +167,11 @@ def row_of(
 
 @dataclass(frozen=True)
 class Expiry:
-    """What becomes of a grant that has expired: its posting, when that is effective, and what carries over."""
+    """What becomes of a grant that has expired: its posting, when that is effective, what is lost and what goes on."""
 
     posting: Posting
     effective_at: datetime
+    lost_minor: int
     carried: tuple[Grant, Origin] | None
 
 
@@ -191,7 +192,7 @@ def expiries(grants: Sequence[Grant], currency: str, through: datetime) -> list[
             # What came back after that expires again, by another name.
             name = digest([EXPIRED, grant.grant_id, grant.expired]) if grant.expired else grant.grant_id
             posting = Posting(EXPIRED, name, memo, tuple(sides))
-            found.append(Expiry(posting, grant.expires_at or through, carried))
+            found.append(Expiry(posting, grant.expires_at or through, it.lost_minor, carried))
         gone = {it.grant.grant_id for it in ended}
         left = [it for it in left if it.grant_id not in gone]
         left += [it.carried for it in ended if it.carried is not None]

@@ -5,17 +5,17 @@ what is not is done. The generators do the work; printing and exit codes are the
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from meterhouse_rating import costs_book, costs_rates, known, mirrors, news, restated, windows
-from meterhouse_rating.changes import Changes
+from meterhouse_rating import costs_book, costs_rates, expiring, known, mirrors, news, restated, windows
+from meterhouse_rating.changes import Changes, lock
 from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
@@ -31,7 +31,7 @@ from meterhouse_rating.usage import Found, Watermark, watermark
 from meterhouse_rating.world import World
 from meterhouse_store import decided, decisions, registry
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import customers, rating_statements
+from meterhouse_store.tables import rating_statements
 
 BATCH: Final = 200
 """So many customers are settled in one transaction: a run that is stopped leaves each of them whole, old or new."""
@@ -115,6 +115,8 @@ def run(world: World, request: Request) -> Iterator[Step]:
         yield from _settle_window(it, window, moment)
     yield from _late(it, moment)
     if not request.dry_run:
+        if request.period is None:
+            yield from _expire(it, asked)
         yield from _mirror(it)
 
 
@@ -287,11 +289,7 @@ def _settle_all(
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with begin_write(world.engine) as connection:
-                # The customers' rows are the lock: two runs settle one customer one after the other (SQLite has locked
-                # by now). In the order of their names, and before any other lock: so that nobody waits in a circle.
-                is_it = (customers.c.namespace == world.namespace) & customers.c.customer_id.in_(names)
-                locking = select(customers.c.customer_id).where(is_it).order_by(customers.c.customer_id)
-                connection.execute(locking.with_for_update())
+                lock(connection, world.namespace, names)
                 changes = Changes(world.namespace)
                 outcomes = _settle_on(connection, it, period, used, moment, mark, changes)
                 closed = [outcome.customer_id for outcome in outcomes if outcome.what == "closed"]
@@ -361,6 +359,12 @@ def _late(it: _Run, moment: Moment) -> Iterator[Step]:
         becomes = " or ".join(sorted({late.becomes for late in found}, reverse=True))
         text = f"{counted(events, 'event')} arrived after the period was closed, {becomes}"
         yield Step("late", text, late=found)
+
+
+def _expire(it: _Run, due: Iterable[windows.Window]) -> Iterator[Step]:
+    open_still = {name for one in due for name in one.members if not it.terms.over(name, one.period)}
+    for name, lost, currency in expiring.expire(it.world, it.terms, it.request.customer, open_still):
+        yield Step("expired", f"{name} {show(lost, currency)} {currency} of credits")
 
 
 def _mirror(it: _Run) -> Iterator[Step]:
