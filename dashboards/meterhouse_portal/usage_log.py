@@ -23,6 +23,9 @@ CURSOR: Final = r"^[0-8]?[0-9]{1,18}-[^\x00-\x1f]{1,256}$"
 """A place in the log: when, in nanoseconds since 1970, and which action."""
 
 _ACTION: Final = "if(call_id != '', call_id, event_id)"
+_AHEAD: Final = timedelta(days=1)
+"""Clocks of agents may be ahead by so much."""
+_RECENT: Final = timedelta(days=2) + _AHEAD
 _FIRST_SPAN: Final = timedelta(hours=2)
 _WIDER: Final = 8
 _FEW: Final = 20_000
@@ -106,11 +109,13 @@ def _latest(
 ) -> Sequence[Sequence[Any]]:
     """The actions after a place, latest first: a page of them, and one more if there is one.
 
-    Where few events are left, all of them are looked through. Else it looks back from where it stands over longer and
-    longer spans, and in one with many events only at its latest: a page is found at once, however many events there are
-    in the period, and however close together.
+    Most pages are in the last two days, which only the newest parts of the warehouse have to be read for. Where that is
+    no page and few events are left, all of them are looked through. Else it looks back from where it stands over longer
+    and longer spans, and in one with many events only at its latest: a page is found at once, however many events there
+    are in the period, and however close together.
     """
     end = period.end if place is None else min(period.end, place.at + timedelta(microseconds=1))
+    latest = min(end, mine.now + _AHEAD)
     narrowed, bound = _narrowed(wanted)
     bound |= priced.bound
     if place is not None:
@@ -129,20 +134,23 @@ def _latest(
         return mine.ask(query, Period(start, end) if start < end else Period(period.start, end), **bound)
 
     def latest_since(start: datetime) -> datetime:
-        latest = f"SELECT event_time FROM {mine.source} WHERE {MINE}{narrowed} ORDER BY event_time DESC LIMIT {_LATEST}"
-        query = f"SELECT toUnixTimestamp64Nano(min(event_time)) FROM ({latest})"
+        times = f"SELECT event_time FROM {mine.source} WHERE {MINE}{narrowed} ORDER BY event_time DESC LIMIT {_LATEST}"
+        query = f"SELECT toUnixTimestamp64Nano(min(event_time)) FROM ({times})"
         return max(start, _moment(mine.ask(query, Period(start, end), **bound)[0][0]))
 
     def are_few(rows: Sequence[Sequence[Any]]) -> bool:
         return not rows or rows[0][13] < _FEW
 
     few = f" LIMIT {_FEW}"
-    rows = asked(period.start, few)
+    recent = max(period.start, latest - _RECENT)
+    rows = asked(recent, few)
+    if are_few(rows) and len(rows) <= PAGE and recent > period.start:
+        rows = asked(period.start, few)
     if are_few(rows):
         return rows
     span = _FIRST_SPAN
     while True:
-        start = max(period.start, min(end, mine.now + timedelta(days=1)) - span)
+        start = max(period.start, latest - span)
         rows = asked(start, few)
         if not are_few(rows):
             rows = asked(latest_since(start))

@@ -283,9 +283,10 @@ def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(worl
         assert "2026-10-31 23:30:00 CET" in october and "2026-11-01 00:30:00" not in october
 
 
+@pytest.mark.parametrize("size", [2, 6])  # of which the last days have one, or not
 @pytest.mark.parametrize(("few", "latest"), [(20_000, 2_000), (2, 2), (2, 20)])
-def test_pages_of_the_log_have_every_call_once(world, monkeypatch, few, latest):
-    monkeypatch.setattr("meterhouse_portal.usage_log.PAGE", 6)
+def test_pages_of_the_log_have_every_call_once(world, monkeypatch, few, latest, size):
+    monkeypatch.setattr("meterhouse_portal.usage_log.PAGE", size)
     monkeypatch.setattr("meterhouse_portal.usage_log._FEW", few)  # beyond which it looks back span by span
     monkeypatch.setattr("meterhouse_portal.usage_log._LATEST", latest)  # of which a page is made, if they are enough
     with visiting(world, "vera@acme.example") as browser:
@@ -299,9 +300,12 @@ def test_pages_of_the_log_have_every_call_once(world, monkeypatch, few, latest):
     assert seen == ["e24", *(f"c-{day}" for day in range(20, 1, -1)), "c-nov-0"]
 
 
-@pytest.mark.parametrize(("page", "most"), [("/account", 1), ("/account/usage", 2)])
-def test_a_page_asks_the_view_of_usage_as_seldom_as_it_can(world, monkeypatch, page, most):
+@pytest.mark.parametrize(
+    ("page", "size", "most"), [("/account", 50, 1), ("/account/usage", 2, 2), ("/account/usage", 50, 3)]
+)
+def test_a_page_asks_the_view_of_usage_as_seldom_as_it_can(world, monkeypatch, page, size, most):
     asked, query = [], HttpClient.query
+    monkeypatch.setattr("meterhouse_portal.usage_log.PAGE", size)  # the last days have 2 calls, not 50
     monkeypatch.setattr(
         HttpClient, "query", lambda self, text, *more, **named: asked.append(text) or query(self, text, *more, **named)
     )
