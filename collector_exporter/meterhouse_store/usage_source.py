@@ -13,6 +13,6 @@ _APART: Final = (
 
 
 def of_customer(client: Client, namespace: str, customer_id: str) -> str:
-    """PLAIN or WHOLE, for what is in the warehouse now: ask just before the usage is asked for."""
+    """PLAIN or WHOLE, for what is in the warehouse now: ask once the watermark is known."""
     found = client.query(_APART, parameters={"namespace": namespace, "customer": customer_id}).result_rows
     return WHOLE if found else PLAIN

@@ -4,12 +4,11 @@ Columns that a visitor may choose come from closed lists; everything else is bou
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
 from clickhouse_connect.driver.client import Client
@@ -28,6 +27,7 @@ from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.settled import contract_in_force, lines_of
 from meterhouse_rating.sums import By, Sum, Sums
+from meterhouse_rating.together import together
 from meterhouse_rating.versions import NotThere
 from meterhouse_rating.world import World
 from meterhouse_reports import documents
@@ -36,6 +36,8 @@ from meterhouse_store import registry, usage_source
 from meterhouse_store.language import Language
 from meterhouse_store.meters import Meter
 from meterhouse_store.tables import invoices, ledger_entries, ledger_transactions, notices, rated_lines, ratings
+
+_Found = TypeVar("_Found")
 
 GROUPS: Final[Mapping[str, str]] = {
     "model": "model",
@@ -75,13 +77,20 @@ class Account:
     meters: Mapping[str, Meter]
     now: datetime
 
-    @cached_property
-    def source(self) -> str:
-        """The view that is asked for this customer's usage; looked up once, as a page is made.
+    source: str = usage_source.WHOLE
+    """The view that is asked for this customer's usage."""
 
-        After the watermark: what is known up to that is in conflict in the warehouse already, if it is.
+    def soonest(self, ask: Callable[["Account"], _Found]) -> _Found:
+        """What `ask` finds of the view that is planned the soonest, once the watermark is known.
+
+        It is asked while it is looked up whether that has all of this customer's usage, and again of the whole where it
+        has not. After the watermark: what is known up to that is in conflict in the warehouse already, if it is.
         """
-        return usage_source.of_customer(self.client, self.namespace, self.customer_id)
+        plain = replace(self, source=usage_source.PLAIN)
+        found, source = together(
+            lambda: ask(plain), lambda: usage_source.of_customer(self.client, self.namespace, self.customer_id)
+        )
+        return found if source == plain.source else ask(replace(self, source=source))
 
     def customer(self) -> registry.Customer:
         """Who it is. Raises RegistryError for one that is not registered any more."""
@@ -120,8 +129,9 @@ class Account:
         try:
             begun = outlook.begin(self.world(), self.customer_id)
         except NotThere:
-            return _by_day(self.sums(month, daily).by(daily, month), month, zone), None, "There are no prices yet."
-        told = begun.ask(daily, source=self.source)
+            found = self.soonest(lambda it: it.sums(month, daily)).by(daily, month)
+            return _by_day(found, month, zone), None, "There are no prices yet."
+        told = self.soonest(lambda it: begun.ask(daily, source=it.source))
         days = _by_day(told.by(daily, month), month, zone)
         try:
             return days, begun.outlook(told), ""

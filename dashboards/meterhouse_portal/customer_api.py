@@ -173,7 +173,7 @@ class CustomerApi:
         period = account.month(query.get("period"), mine.customer().time_zone, mine.now)
         items = [
             {"meter": meter, "quantity": plain(quantity), "events": events}
-            for meter, quantity, events in mine.totals(period)
+            for meter, quantity, events in mine.soonest(lambda it: it.totals(period))
         ]
         return {"period_start": _utc(period.start), "period_end": _utc(period.end), "items": items}
 

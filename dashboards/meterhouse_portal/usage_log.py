@@ -91,7 +91,9 @@ def with_choices(
 ) -> tuple[Mapping[str, Sequence[str]], Log]:
     """What the log of a period can be narrowed to, by filter, and a page of it. Raises ValueError."""
     place, priced = _place(after), pricing(mine, period)
-    told, rows = together(lambda: priced.ask(*_CHOICES.values()), lambda: _latest(mine, period, wanted, place, priced))
+    told, rows = priced.soonest(
+        lambda it: together(lambda: it.ask(*_CHOICES.values()), lambda: _latest(it, wanted, place))
+    )
     assert told is not None, "choices were asked for"
     values = {name: {str(it.values[0]) for it in told.by(by, period)} - {""} for name, by in _CHOICES.items()}
     return {name: sorted(them)[:_MOST_CHOICES] for name, them in values.items()}, _log(rows, priced.prices(told))
@@ -100,13 +102,11 @@ def with_choices(
 def page(mine: Account, period: Period, wanted: Mapping[str, str], after: str | None) -> Log:
     """A page of the usage log, narrowed to what is `wanted` (names of FILTERS). Raises ValueError."""
     place, priced = _place(after), pricing(mine, period)
-    told, rows = together(priced.ask, lambda: _latest(mine, period, wanted, place, priced))
+    told, rows = priced.soonest(lambda it: together(it.ask, lambda: _latest(it, wanted, place)))
     return _log(rows, priced.prices(told))
 
 
-def _latest(
-    mine: Account, period: Period, wanted: Mapping[str, str], place: _Place | None, priced: Pricing
-) -> Sequence[Sequence[Any]]:
+def _latest(priced: Pricing, wanted: Mapping[str, str], place: _Place | None) -> Sequence[Sequence[Any]]:
     """The actions after a place, latest first: a page of them, and one more if there is one.
 
     Most pages are in the last two days, which only the newest parts of the warehouse have to be read for. Where that is
@@ -114,6 +114,7 @@ def _latest(
     and longer spans, and in one with many events only at its latest: a page is found at once, however many events there
     are in the period, and however close together.
     """
+    mine, period = priced.mine, priced.period
     end = period.end if place is None else min(period.end, place.at + timedelta(microseconds=1))
     latest = min(end, mine.now + _AHEAD)
     narrowed, bound = _narrowed(wanted)

@@ -1,11 +1,11 @@
 """What single uses of the log cost, by the rated periods they are in: in Python for pages, in SQL for downloads."""
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from meterhouse_portal.account import MINE, Account
 from meterhouse_rating.periods import Period
@@ -16,6 +16,8 @@ from meterhouse_rating.shares import AVERAGE, DIGITS, EXACT, FREE, NOT_RATED, SH
 from meterhouse_rating.sums import By, Sums
 from meterhouse_rating.usage import Wanted
 from meterhouse_rating.versions import NotThere
+
+_Found = TypeVar("_Found")
 
 MAX_KINDS: Final = 1500
 """So many kinds of usage are priced in a download: as many as fit into a request to the warehouse."""
@@ -186,6 +188,10 @@ class Pricing:
             return self.begun.ask(*more, source=self.mine.source)
         return self.mine.sums(self.period, *more) if more else None
 
+    def soonest(self, ask: Callable[["Pricing"], _Found]) -> _Found:
+        """What `ask` finds of the view that is planned the soonest (Account.soonest)."""
+        return self.mine.soonest(lambda mine: ask(replace(self, mine=mine)))
+
     def prices(self, told: Sums | None) -> Prices:
         """What the uses cost; without a price book, or while the warehouse is being made anew: not known."""
         try:
@@ -207,7 +213,7 @@ def pricing(mine: Account, period: Period) -> Pricing:
 def prices_of(mine: Account, period: Period) -> Prices:
     """What the uses of a period cost."""
     made = pricing(mine, period)
-    return made.prices(made.ask())
+    return made.prices(made.soonest(lambda it: it.ask()))
 
 
 def summed(uses: Sequence[Use]) -> UsePrice:

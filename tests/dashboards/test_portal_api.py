@@ -7,7 +7,7 @@ from decimal import Decimal
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
-from portal_samples import NOW, TOKEN, portal_world
+from portal_samples import NOW, TOKEN, portal_world, text_of, visiting
 from starlette.testclient import TestClient
 
 from meterhouse_portal import access_keys, app
@@ -52,6 +52,29 @@ def test_every_answer_is_as_the_document_says(api, keys):
         answer = asked(api, keys["acme"], it.path.replace("{id}", rating))
         assert answer.status_code == 200, it.path
         jsonschema.validate(answer.json(), it.answer)
+
+
+def test_what_came_again_with_another_quantity_changes_nothing_that_is_shown(world, api, keys):
+    def shown():
+        with visiting(world, "vera@acme.example") as browser:
+            pages = [text_of(browser.get(page).text) for page in ("/account", "/account/usage")]
+        asks = ("/api/v1/usage", "/api/v1/actions", "/api/v1/bill")
+        return [*pages, *(asked(api, keys["acme"], path).json() for path in asks)]
+
+    before, client = shown(), world[0].client
+    (one,) = client.query("SELECT event_id FROM events WHERE call_id = 'c-19'").first_row
+    mine = f"FROM events WHERE customer_id = 'acme' AND event_id = '{one}'"
+    key = "namespace, customer_id, meter, event_time, event_id, quantity AS standing_quantity, first"
+    client.command(f"INSERT INTO conflicts SELECT {key} {mine}")
+    client.command(f"INSERT INTO events SELECT * REPLACE (quantity + 1000 AS quantity, first + 1000 AS first) {mine}")
+    try:
+        assert shown() == before
+    finally:
+        client.command("TRUNCATE TABLE conflicts")
+        client.command(
+            f"ALTER TABLE events DELETE WHERE quantity = 31000 AND event_id = '{one}' SETTINGS mutations_sync = 1"
+        )
+    assert shown() == before
 
 
 def test_the_figures_are_those_of_the_pages(api, keys):
