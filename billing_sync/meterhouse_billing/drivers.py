@@ -1,6 +1,10 @@
-"""How a customer is billed: by invoices made here, or by Stripe's own meters. One of the two, from a month on."""
+"""How a customer is billed: by invoices made here, or by Stripe's own meters. One of the two, from a month on.
 
-from collections.abc import Mapping, Sequence
+After the month in which its contract ends a customer is billed by invoices: what is corrected then is on such. One that
+begins anew is so, too, until it is switched to the meters again.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -8,10 +12,10 @@ from typing import Final
 from sqlalchemy import Connection, Engine, RowMapping, insert, select
 
 from meterhouse_billing.gateway import BillingError
-from meterhouse_rating.periods import month_of, short
+from meterhouse_rating.periods import month_of, next_month, short
 from meterhouse_store import registry
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import billing_drivers, customers, invoices, meter_events
+from meterhouse_store.tables import billing_drivers, contracts, customers, invoices, meter_events
 
 INVOICES: Final = "invoices"
 METERS: Final = "meters"
@@ -24,7 +28,7 @@ class DriverRefused(BillingError):
 
 @dataclass(frozen=True)
 class Driver:
-    """A customer's driver from `valid_from` on, until the next one."""
+    """A customer's driver from `valid_from` on, until the next one; `who` is empty where a contract's end made it."""
 
     customer_id: str
     valid_from: datetime
@@ -83,7 +87,7 @@ def switch(
 
 
 def drivers(engine: Engine, namespace: str) -> dict[str, list[Driver]]:
-    """Customer -> its drivers by time, of those that were ever switched."""
+    """Customer -> its drivers by time, of those that were ever switched, ends of contracts among them."""
     with engine.connect() as connection:
         return _drivers(connection, namespace)
 
@@ -94,10 +98,24 @@ def _drivers(connection: Connection, namespace: str) -> dict[str, list[Driver]]:
     latest: dict[tuple[str, datetime], RowMapping] = {}
     for row in connection.execute(query.order_by(table.c.valid_from, table.c.recorded_at)).mappings():
         latest[row["customer_id"], row["valid_from"]] = row
-    found: dict[str, list[Driver]] = {}
+    found: dict[str, dict[datetime, Driver]] = {}
     for (customer_id, valid_from), row in latest.items():
-        found.setdefault(customer_id, []).append(Driver(customer_id, valid_from, row["driver"], row["who"], row["why"]))
-    return found
+        made = Driver(customer_id, valid_from, row["driver"], row["who"], row["why"])
+        found.setdefault(customer_id, {})[valid_from] = made
+    for customer_id, end in _ends(connection, namespace, found):
+        found[customer_id][end] = Driver(customer_id, end, INVOICES, "", "its contract ended")
+    return {name: [it for _, it in sorted(changes.items())] for name, changes in found.items()}
+
+
+def _ends(connection: Connection, namespace: str, among: Collection[str]) -> list[tuple[str, datetime]]:
+    """The ends of contracts: the first month that begins then, or later, in the customer's zone."""
+    table, whose = contracts, customers
+    query = (
+        select(table.c.customer_id, table.c.valid_from, whose.c.time_zone)
+        .join(whose, (whose.c.namespace == table.c.namespace) & (whose.c.customer_id == table.c.customer_id))
+        .where(table.c.namespace == namespace, table.c.plan == registry.ENDED)
+    )
+    return [(name, next_month(end, zone)) for name, end, zone in connection.execute(query) if name in among]
 
 
 def driver_at(known: Mapping[str, list[Driver]], customer_id: str, moment: datetime) -> str:

@@ -42,7 +42,7 @@ def freeze(run: Sync) -> Iterator[Step]:
         billed = run.billed(month)
         if not billed:
             continue
-        sums = count(billed, run.source.hours(month, [it.customer_id for it in billed], as_of)).sums
+        sums = count(billed, run.hours(month, billed, as_of)).sums
         done = {(it.customer_id, it.event_name): it for it in known if it.period == month}
         changed = [
             replace(it, later=sums.get(lane, Decimal(0)))
@@ -105,10 +105,15 @@ def exceptions(
                 failed=True,
             )
         if it.later != it.ours:
+            to_do = (
+                "add an invoice item or a credit note there for the correction that the next rating shows"
+                if on_meters_since(known.get(it.customer_id, ())) is not None
+                else "`meterhouse bill run` invoices the correction, if it is on a rating of a month that is billed by "
+                "invoices; else add an invoice item or a credit note there"
+            )
             yield Step(
                 f"{month}: {number(it.later - it.ours)} of {it.event_name} came after the month was closed on "
-                f"{it.frozen_at:%Y-%m-%d %H:%M} UTC, and are on no invoice of Stripe: add an invoice item or a credit "
-                "note there for the correction that the next rating shows",
+                f"{it.frozen_at:%Y-%m-%d %H:%M} UTC, and are on no invoice of its subscription: {to_do}",
                 it.customer_id,
                 failed=True,
             )
@@ -128,7 +133,7 @@ def repair(run: Sync, month: Period, customer_id: str) -> Iterator[Step]:
         raise BillingError(
             f"{customer_id} is not billed by Stripe's meters in {month.start:%Y-%m}: `meterhouse bill driver`"
         )
-    found = count(mine, run.source.hours(month, [customer_id], as_of))
+    found = count(mine, run.hours(month, mine, as_of))
     ours = {(it.event_name, it.hour): it.total for it in found.buckets}
     force = set()
     for metered in mine[0].metered:

@@ -29,7 +29,8 @@ from meterhouse_billing.outbox import KEY_LASTS
 from meterhouse_billing.world import World
 from meterhouse_rating.layout import counted
 from meterhouse_rating.periods import Period, month_of, months
-from meterhouse_store import switches
+from meterhouse_rating.usage import Hour
+from meterhouse_store import registry, switches
 
 WORKERS: Final = 16
 ROUND: Final = 5000
@@ -70,6 +71,7 @@ class Sync:
     stream: str = OFF
     known: dict[str, list[Driver]] = field(default_factory=dict)
     subscriptions: list[Subscription] = field(default_factory=list)
+    contracts: dict[str, list[registry.Contract]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.look()
@@ -78,6 +80,9 @@ class Sync:
         """Read anew who is billed by meters."""
         self.known = drivers(self.world.engine, self.world.namespace)
         self.subscriptions = records.subscriptions(self.world.engine, self.world.namespace)
+        self.contracts = {}
+        for it in registry.contracts(self.world.engine, self.world.namespace):
+            self.contracts.setdefault(it.customer_id, []).append(it)
 
     def billed(self, month: Period) -> list[Subscription]:
         """The subscriptions by which a month is billed."""
@@ -86,6 +91,13 @@ class Sync:
             if it.valid_from <= month.start and driver_at(self.known, it.customer_id, month.start) == METERS:
                 found[it.customer_id] = it
         return list(found.values())
+
+    def hours(self, month: Period, billed: Sequence[Subscription], as_of: datetime) -> Iterator[Hour]:
+        """What they used in a month; not after their contracts' ends."""
+        for hour in self.source.hours(month, [it.customer_id for it in billed], as_of):
+            begun = [it for it in self.contracts.get(hour.customer_id, ()) if it.valid_from <= hour.start]
+            if not begun or begun[-1].plan != registry.ENDED:
+                yield hour
 
     def open_months(self, now: datetime) -> list[Period]:
         """The months that can still change in Stripe: of the past 35 days, up to now."""
@@ -109,8 +121,7 @@ def plan(run: Sync) -> Iterator[Step]:
         billed = [it for it in run.billed(month) if (it.customer_id, month.start) not in frozen]
         if not billed:
             continue
-        hours = list(run.source.hours(month, [it.customer_id for it in billed], as_of))
-        found = count(billed, hours)
+        found = count(billed, run.hours(month, billed, as_of))
         lanes = {
             (it.customer_id, metered.event_name): it.stripe_customer_id
             for it in billed
