@@ -26,6 +26,7 @@ from meterhouse_rating.settled import CLOSED, Unwritten, pasts, standings
 from meterhouse_rating.sorting import UsageRow
 from meterhouse_rating.sums import By, Sums
 from meterhouse_rating.terms import Terms
+from meterhouse_rating.together import together
 from meterhouse_rating.usage import Found, Watermark
 from meterhouse_rating.world import World
 
@@ -148,7 +149,7 @@ class Begun:
 
 def begin(world: World, customer_id: str) -> Begun:
     """The customer's month of now. Raises NotThere without a price book."""
-    terms, mark = known.terms(world, only=customer_id), usage.watermark(world.client)
+    terms, mark = together(lambda: known.terms(world, only=customer_id), lambda: usage.watermark(world.client))
     now = world.now()
     moment = Moment(min(mark.as_of or now, now), mark.as_json(), now)
     customer = terms.customers.get(customer_id)

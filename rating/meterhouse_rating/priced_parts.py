@@ -13,6 +13,7 @@ from meterhouse_rating.settled import CLOSED, Standing, Unwritten, lines_of, sta
 from meterhouse_rating.shares import NOT_RATED, Part, left_in
 from meterhouse_rating.sums import By, Sums
 from meterhouse_rating.terms import Terms
+from meterhouse_rating.together import together
 from meterhouse_rating.usage import Found, Wanted, Watermark
 from meterhouse_rating.world import World
 from meterhouse_store.tables import unrated_usage
@@ -81,13 +82,13 @@ class Begun:
 
 def begin(world: World, customer_id: str, period: Period) -> Begun:
     """The rated periods that the period touches. Raises NotThere without a price book."""
-    now, terms = world.now(), known.terms(world, only=customer_id)
+    now = world.now()
+    terms, mark = together(lambda: known.terms(world, only=customer_id), lambda: usage.watermark(world.client))
     zone = terms.customers[customer_id].time_zone if customer_id in terms.customers else "UTC"
     with world.engine.connect() as connection:
         every = [it for it in standings(connection, world.namespace, customer_id) if it.state == CLOSED]
         closed = [_closed(world, connection, it, zone) for it in every if overlaps(it.period, period)]
     settled = [it.period for it in every]
-    mark = usage.watermark(world.client)
     moment = Moment(min(mark.as_of or now, now), mark.as_json(), now)
     under_way = tuple(
         it
