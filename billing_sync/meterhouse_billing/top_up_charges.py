@@ -98,6 +98,7 @@ def _charge(world: World, row: Mapping[Any, Any], *, wanted: bool) -> Step:
     name, subject = row["customer_id"], row["purchase_id"]
     customer = stripe_customers.ensure(world, stripe_customers.registered(world, name))
     outbox = Outbox(world.engine, world.gateway, world.namespace, world.now)
+
     def find() -> Mapping[str, Any] | None:
         payments = world.gateway.call(lambda client: _payments(client, customer["stripe_customer_id"]))
         return next((it for it in payments if (it["metadata"] or {}).get(PURCHASE_ID) == subject), None)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import func, select
+from sqlalchemy.event import listen, remove
 from typer.testing import CliRunner
 
 from meterhouse_billing import charge_rules, news, policies, purchases, top_up_charges, top_up_news, top_ups
@@ -349,10 +350,10 @@ def test_a_declined_charge_is_a_failed_one_whatever_crashes(books, ruled, sandbo
         if not next(left, 1):
             raise Crash
 
-    event.listen(books.engine, "commit", dies)
+    listen(books.engine, "commit", dies)
     with contextlib.suppress(Crash):
         charged(ruled)
-    event.remove(books.engine, "commit", dies)
+    remove(books.engine, "commit", dies)
     if turned_off:
         rule(ruled, amount_minor=0)
     charged(ruled)
