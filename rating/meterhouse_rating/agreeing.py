@@ -108,12 +108,14 @@ def discount(
     now: datetime | None = None,
 ) -> Discount:
     """A coupon, a promotion, or what the customer gets for a commitment."""
-    _, plan, _ = terms_at(engine, namespace, customer_id, valid_from)
-    known = {part.name for part in plan.components}
+    book, plan, _ = terms_at(engine, namespace, customer_id, valid_from)
+    known = [part.name for part in plan.components]
+    known += [f"{addon}.{part.name}" for addon, its in book.addons.items() for part in its.components]
     for one in components:
-        if one not in known and "." not in one:  # with a dot it is an add-on's
+        if one not in known:
             raise RegistryError(
-                f"The plan {plan.name} of {customer_id} has no component {one} (it has {', '.join(sorted(known))})."
+                f"Neither the plan {plan.name} of {customer_id} nor an add-on has a component {one} "
+                f"(there are {', '.join(known)})."
             )
     return agreements.add_discount(
         engine, namespace, customer_id, name, percent=percent, amount=amount, components=list(components),
