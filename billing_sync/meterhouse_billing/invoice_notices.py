@@ -12,15 +12,13 @@ from typing import Any, Final
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, literal, null, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, func, null, select
 
 from meterhouse_billing import policies
-from meterhouse_billing.credit_records import ISSUED
 from meterhouse_billing.notices import Notice
 from meterhouse_billing.states import FAILED, FINALISED, PAID, PENDING
 from meterhouse_rating.money import show
 from meterhouse_store.tables import (
-    credit_note_issues,
     customers,
     invoice_lines,
     invoice_transitions,
@@ -74,18 +72,14 @@ def of_invoices(engine: Engine, namespace: str, settings: NoticeSettings, now: d
 
 
 def _made_here(connection: Connection, namespace: str, now: datetime) -> list[dict[str, Any]]:
-    """The invoices with what Stripe asks for (`asked_minor`), what credit notes took off that, and what arrived."""
+    """The invoices with what they come to in Stripe (`asked_minor`) and what arrived."""
     arrived = select(func.sum(payments.c.amount_minor)).where(payments.c.invoice_id == invoices.c.invoice_id)
-    notes = credit_note_issues
-    taken_off = select(func.sum(notes.c.pre_payment_minor)).where(
-        notes.c.invoice_id == invoices.c.invoice_id, notes.c.state == ISSUED
-    )
+    asked = func.coalesce(invoices.c.stripe_total_minor, invoices.c.total_minor)
     query = select(
         invoices,
         null().label("due_at"),
-        func.coalesce(invoices.c.stripe_total_minor, invoices.c.total_minor).label("asked_minor"),
+        asked.label("asked_minor"),
         func.coalesce(arrived.scalar_subquery(), 0).label("arrived_minor"),
-        func.coalesce(taken_off.scalar_subquery(), 0).label("off_minor"),
     )
     wanted = invoices.c.state.in_((*PENDING, FINALISED, FAILED)) | (invoices.c.paid_at >= now - RECENT)
     return _rows(connection, query, invoices, namespace, wanted)
@@ -93,14 +87,12 @@ def _made_here(connection: Connection, namespace: str, now: datetime) -> list[di
 
 def _of_subscriptions(connection: Connection, namespace: str, now: datetime) -> list[dict[str, Any]]:
     table = metered_invoices
-    total = table.c.total_minor  # with tax; Stripe's subscriptions have no credit notes of ours
     query = select(
         table,
         table.c.stripe_invoice_id.label("invoice_id"),
         table.c.finalised_at.label("created_at"),
-        total.label("asked_minor"),
-        total.label("arrived_minor"),
-        literal(0).label("off_minor"),
+        table.c.total_minor.label("asked_minor"),  # with tax
+        func.coalesce(table.c.paid_minor, 0).label("arrived_minor"),
     )
     wanted = table.c.state.in_((FINALISED, FAILED)) | (table.c.paid_at >= now - RECENT)
     return _rows(connection, query, table, namespace, wanted)
@@ -150,10 +142,10 @@ def _failed_at(connection: Connection, row: Mapping[str, Any]) -> datetime:
 
 
 def _amount(kind: str, row: Mapping[str, Any]) -> int:
-    """What a notice is over: what arrived, what is left to pay, else what is asked for."""
+    """What a notice is over: what arrived, what Stripe still asks for, else what the invoice comes to."""
     if kind == "receipt":
         return int(row["arrived_minor"])
-    return int(row["asked_minor"] - (row["off_minor"] if kind in _TO_PAY else 0))
+    return int(row["remaining_minor"] if kind in _TO_PAY else row["asked_minor"])
 
 
 def _facts(connection: Connection, row: Mapping[str, Any], amount: int, settings: NoticeSettings) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def keep(
     values: dict[str, Any] = {
         "state": wanted,
         "total_minor": from_stripe(shown.total, shown.currency),
+        "remaining_minor": from_stripe(shown.amount_remaining, shown.currency),
+        "paid_minor": from_stripe(shown.amount_paid, shown.currency),
         "number": shown.number,
         "hosted_url": shown.hosted_url,
         "due_at": shown.due_at,

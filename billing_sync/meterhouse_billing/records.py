@@ -230,8 +230,9 @@ def start_again(connection: Connection, draft: Draft, how: str, *, who: str, why
         _post(connection, row, posting, now, now)
     issues.end(connection, draft.invoice_id, how, now)
     issues.begin(connection, draft, issue + 1, now)
-    blank = ("stripe_invoice_id", "stripe_total_minor", "number", "hosted_url", "finalised_at", "paid_at")
-    _update(connection, draft.invoice_id, total_minor=draft.total_minor, **dict.fromkeys(blank))
+    shown = ("stripe_total_minor", "remaining_minor", "number", "hosted_url", "finalised_at", "paid_at")
+    blank = dict.fromkeys(("stripe_invoice_id", *shown))
+    _update(connection, draft.invoice_id, total_minor=draft.total_minor, **blank)
     connection.execute(delete(invoice_lines).where(invoice_lines.c.invoice_id == draft.invoice_id))
     _write_lines(connection, draft)
 
@@ -279,6 +280,7 @@ def take_over(engine: Engine, namespace: str, shown: StripeInvoice, *, who: str,
             row["invoice_id"],
             stripe_invoice_id=shown.stripe_invoice_id,
             stripe_total_minor=from_stripe(shown.total, row["currency"]),
+            remaining_minor=from_stripe(shown.amount_remaining, row["currency"]),
             number=shown.number,
             hosted_url=shown.hosted_url,
             finalised_at=shown.finalised_at,

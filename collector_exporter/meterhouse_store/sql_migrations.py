@@ -34,6 +34,7 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     ),
     (7, ()),  # FILLED
     (8, ()),  # FILLED
+    (9, ()),  # FILLED
 )
 
 
@@ -87,10 +88,30 @@ def _price_decisions_are_in_the_log(connection: Connection) -> None:
             connection.execute(text(f"DROP FUNCTION IF EXISTS {table.name}_{rule}()"))
 
 
+def _invoices_say_what_remains(connection: Connection) -> None:
+    # As far as it was known: what the customer's balance paid is seen when Stripe is asked next.
+    for table, columns in (("invoices", ("remaining_minor",)), ("metered_invoices", ("remaining_minor", "paid_minor"))):
+        there = {it["name"] for it in inspect(connection).get_columns(table)}
+        for column in columns:
+            if column not in there:
+                connection.execute(text(f"ALTER TABLE {table} ADD COLUMN {column} BIGINT"))
+    for statement in (
+        "UPDATE invoices SET remaining_minor = coalesce(stripe_total_minor, total_minor) - (SELECT "
+        "coalesce(sum(pre_payment_minor), 0) FROM credit_note_issues WHERE state = 'issued' AND "
+        "credit_note_issues.invoice_id = invoices.invoice_id) WHERE state IN ('finalised', 'failed') AND "
+        "remaining_minor IS NULL",
+        "UPDATE metered_invoices SET remaining_minor = total_minor WHERE state IN ('finalised', 'failed') AND "
+        "remaining_minor IS NULL",
+        "UPDATE metered_invoices SET paid_minor = total_minor WHERE state = 'paid' AND paid_minor IS NULL",
+    ):
+        connection.execute(text(statement))
+
+
 FILLED: Final[tuple[tuple[int, Callable[[Connection], None]], ...]] = (
     (3, seal_unsealed),  # the ledger's hash chain
     (7, _disputes_name_invoices),
     (8, _price_decisions_are_in_the_log),
+    (9, _invoices_say_what_remains),
 )
 
 VERSION: Final = MIGRATIONS[-1][0]

@@ -104,6 +104,25 @@ def test_a_failed_payment_is_told_and_reminded_of_pauses_and_payment_lifts_the_p
     assert set(told(metered)) == {"receipt"}
 
 
+def test_what_the_balance_pays_of_a_metered_invoice_is_neither_reminded_of_nor_in_its_receipt(books, metered):
+    [subscription] = metered.run().subscriptions
+    earlier = metered.client.v1.invoices.create({"customer": subscription.stripe_customer_id, "currency": "usd"})
+    less = {"customer": subscription.stripe_customer_id, "invoice": earlier.id, "amount": -200, "currency": "usd"}
+    metered.client.v1.invoice_items.create(less)
+    metered.client.v1.invoices.finalize_invoice(earlier.id)  # 2.00 to the customer's balance
+    metered.truth.use("acme", "documents", OCTOBER, 250)
+    metered.sync()
+    metered.at(NOVEMBER + 2 * HOUR)
+    news.poll(metered.world)
+    [invoice] = [it for it in invoices(metered) if it.id != earlier.id]
+    assert (invoice.total, invoice.amount_remaining) == (500, 300)
+    metered.at(NOVEMBER + timedelta(days=31, hours=2))
+    assert told(metered)["overdue"].facts["total"] == "3.00"
+    pay(metered, "pay", invoice)
+    news.poll(metered.world)
+    assert told(metered)["receipt"].facts["total"] == "3.00"
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 def test_news_of_a_metered_invoice_ends_the_same_in_any_order_and_however_often(books, metered, backwards):
     metered.truth.use("acme", "documents", OCTOBER, 250)

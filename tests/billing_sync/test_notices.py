@@ -8,6 +8,7 @@ import hmac
 import json
 import socket
 import threading
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,14 +20,25 @@ from aiosmtpd.controller import Controller
 from sqlalchemy import insert, select, update
 from typer.testing import CliRunner
 
-from meterhouse_billing import invoice_notices, notice_sending, notice_texts, notices, payment_pauses, policies, records
+from meterhouse_billing import (
+    credit_records,
+    invoice_notices,
+    news,
+    notice_sending,
+    notice_texts,
+    notices,
+    payment_pauses,
+    policies,
+    records,
+)
+from meterhouse_billing.credit_run import credit
 from meterhouse_billing.invoice_notices import NoticeSettings
 from meterhouse_billing.notice_commands import notices as command
 from meterhouse_billing.notice_sending import Sender, send
 from meterhouse_billing.notices import Notice
 from meterhouse_billing.payment_pauses import PauseSettings
 from meterhouse_billing.run import bill
-from meterhouse_store import budgets, registry, tables
+from meterhouse_store import budgets, registry, sql_migrations, tables
 from meterhouse_store.brand import Brand
 from meterhouse_store.mail import MailSettings
 from meterhouse_store.registry import RegistryError
@@ -267,7 +279,7 @@ def test_customers_are_told_before_they_are_charged_around_the_due_day_and_when_
     text = inbox.messages[0].get_body(("plain",)).get_content().replace("\r\n", "\n")
     assert "12.00 USD will be charged" in text and "Until 2026-11-06 there is time" in text
     assert "Input  10.00\nFee    2.00\nTotal  12.00 USD" in text
-    become(books, state="finalised", finalised_at=NOW)
+    become(books, state="finalised", finalised_at=NOW, remaining_minor=1200)
     told = {}
     for day in (0, 26, 27, 29, 30, 31, 37, 44, 80):  # due after 30 days
         told[day] = set(kinds(books, NOW + timedelta(days=day)))
@@ -294,7 +306,7 @@ def arrived(books, amount_minor, at):
 def test_what_is_told_of_an_invoice_is_what_stripe_asks_for_tax_included(books):
     invoiced(books, "draft", stripe_total_minor=1428)
     assert kinds(books, NOW)["pre_charge"].facts["total"] == "14.28"
-    become(books, state="finalised", finalised_at=NOW)
+    become(books, state="finalised", finalised_at=NOW, remaining_minor=1428)
     invoice = kinds(books, NOW)["invoice"]
     assert invoice.subject == "acme: invoice, 14.28 USD"
     said = notice_texts.of("invoice", "acme", "", invoice.facts, Brand()).text
@@ -302,17 +314,85 @@ def test_what_is_told_of_an_invoice_is_what_stripe_asks_for_tax_included(books):
     assert kinds(books, NOW + timedelta(days=31))["overdue"].facts["total"] == "14.28"
 
 
-def test_people_are_reminded_of_what_is_left_after_credit_notes(books):
-    invoiced(books, "finalised", finalised_at=NOW, stripe_total_minor=1200)
-    rating_id = books.rows(tables.invoices)[0]["rating_id"]
-    note = books.correction(rating_id, [(0, -300)])
-    about = {"credit_note_id": note, "invoice_id": "inv-1", "state": "issued", "currency": "USD"}
-    amounts = {"amount_minor": 300, "pre_payment_minor": 300}
+def sandbox_post(sandbox, path, body=b""):
+    urllib.request.urlopen(urllib.request.Request(f"{sandbox.url}/_sandbox/{path}", body)).close()
+
+
+def run(world):
+    """Invoices and credit notes to Stripe, and its news back."""
+    list(bill(world, records.drafts(world.engine, "test"), approve=True))
+    list(credit(world, credit_records.notes(world.engine, "test", only_open=True), approve=True))
+    news.poll(world)
+
+
+def reminded(books, sandbox):
+    """What the latest invoice's reminders are over, and what Stripe asks for, both in minor units."""
+    invoice = sandbox.client.v1.invoices.list().data[0]
+    known = next(row for row in books.rows(tables.invoices) if row["stripe_invoice_id"] == invoice.id)
+    found = set()
+    for day, kind in ((0, "payment_failed"), (28, "payment_due"), (31, "overdue")):
+        told = invoice_notices.of_invoices(books.engine, "test", NoticeSettings(), NOW + timedelta(days=day))
+        found |= {it.facts["total"] for it in told if it.kind == kind and it.cause[0] == known["invoice_id"]}
+    return {int(Decimal(it) * 100) for it in found}, invoice.amount_remaining
+
+
+@pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
+def test_people_are_reminded_of_what_stripe_still_asks_for(books, sandbox, world):
+    """The customer's balance pays a part, a credit note takes off another."""
+    sandbox_post(sandbox, "clock", json.dumps({"now": NOW.timestamp()}).encode())
+    october = books.rating("acme", [("usage", "input", "100", 1200)])
+    run(world)
+    [invoice] = sandbox.client.v1.invoices.list().data
+    sandbox_post(sandbox, f"pay/{invoice.id}")
+    books.correction(october, [(0, -300)], "late")
+    run(world)  # 3.00 are on the balance
+    november = books.rating("acme", [("usage", "input", "100", 1000)], month=11)
+    run(world)
+    assert reminded(books, sandbox) == ({700}, 700)
+    sandbox_post(sandbox, f"fail/{sandbox.client.v1.invoices.list().data[0].id}")
+    news.poll(world)
+    assert kinds(books, NOW)["payment_failed"].facts["total"] == "7.00"
+    books.correction(november, [(0, -200)], "later")
+    run(world)
+    assert reminded(books, sandbox) == ({500}, 500)
+    sandbox_post(sandbox, f"pay/{sandbox.client.v1.invoices.list().data[0].id}")
+    news.poll(world)
+    assert reminded(books, sandbox) == (set(), 0)
+    assert sorted(it["amount_minor"] for it in books.rows(tables.payments)) == [500, 1200]
+
+
+def test_people_are_reminded_of_what_an_earlier_invoice_left_on_the_balance_and_of_nothing_that_it_paid(
+    books, sandbox, world
+):
+    """0.30 are too little to be charged: Stripe asks for them with the next invoice. What credits pay is paid."""
+    sandbox_post(sandbox, "clock", json.dumps({"now": NOW.timestamp()}).encode())
+    books.rating("acme", [("usage", "input", "100", 30)])
+    run(world)
+    assert reminded(books, sandbox) == (set(), 0)
+    books.rating("acme", [("usage", "input", "100", 1000)], month=11)
+    run(world)
+    assert reminded(books, sandbox) == ({1030}, 1030)
+    paid = books.rating("globex", [("usage", "input", "100", 1200)])
+    run(world)
+    sandbox_post(sandbox, f"pay/{sandbox.client.v1.invoices.list().data[0].id}")
+    books.correction(paid, [(0, -1200)], "all")
+    run(world)
+    books.rating("globex", [("usage", "input", "100", 900)], month=11)
+    run(world)
+    assert sandbox.client.v1.invoices.list().data[0].status == "paid"
+    assert reminded(books, sandbox) == (set(), 0)
+
+
+def test_reminders_of_an_older_database_are_less_what_credit_notes_took_off(books, sandbox, world):
+    sandbox_post(sandbox, "clock", json.dumps({"now": NOW.timestamp()}).encode())
+    rating_id = books.rating("acme", [("usage", "input", "100", 1200)])
+    run(world)
+    books.correction(rating_id, [(0, -300)])
+    run(world)
+    become(books, remaining_minor=None)  # as it was before
     with begin_write(books.engine) as connection:
-        connection.execute(insert(tables.credit_note_issues).values(**about, **amounts, created_at=NOW, issued_at=NOW))
-    assert kinds(books, NOW)["invoice"].facts["total"] == "12.00"
-    for day, kind in ((28, "payment_due"), (31, "overdue")):
-        assert kinds(books, NOW + timedelta(days=day))[kind].facts["total"] == "9.00"
+        sql_migrations.fill(connection, 8)
+    assert reminded(books, sandbox) == ({900}, 900)
 
 
 def test_a_receipt_is_over_what_arrived_and_there_is_none_for_what_did_not(books):
@@ -352,7 +432,7 @@ def test_no_invoice_is_approved_by_rule_while_the_customer_may_look_at_it(books,
 
 
 def test_a_failed_payment_pauses_after_the_days_set_and_payment_lifts_only_that(books):
-    invoiced(books, "failed", finalised_at=NOW)
+    invoiced(books, "failed", finalised_at=NOW, remaining_minor=1200)
     transition = {"transition_id": "t", "invoice_id": "inv-1", "from_state": "finalised", "to_state": "failed"}
     with begin_write(books.engine) as connection:
         connection.execute(

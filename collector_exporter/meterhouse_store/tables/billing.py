@@ -18,6 +18,7 @@ invoices = Table(
     Column("total_minor", BigInteger, nullable=False),
     Column("stripe_invoice_id", String(64), unique=True),
     Column("stripe_total_minor", BigInteger),
+    Column("remaining_minor", BigInteger),  # what Stripe asked for when it was last looked at, from finalising on
     Column("number", String(64)),
     Column("hosted_url", Text),
     Column("created_at", UtcTime, nullable=False),

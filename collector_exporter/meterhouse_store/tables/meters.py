@@ -82,6 +82,8 @@ metered_invoices = Table(
     Column("state", String(16), nullable=False),  # finalised | paid | failed | void
     Column("currency", String(3), nullable=False),
     Column("total_minor", BigInteger, nullable=False),  # with tax
+    Column("remaining_minor", BigInteger),  # of that, what Stripe still asked for when it was last looked at
+    Column("paid_minor", BigInteger),  # and what was paid: the customer's balance may have paid some
     Column("number", String(64)),
     Column("hosted_url", Text),
     Column("lines", JSON, nullable=False),  # [{description, amount_minor}]
