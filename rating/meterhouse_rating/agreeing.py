@@ -114,7 +114,7 @@ def discount(
     for one in components:
         if one not in known:
             raise RegistryError(
-                f"Neither the plan {plan.name} of {customer_id} nor an add-on has a component {one} "
+                f"The plan {plan.name} of {customer_id} has no component {one}, nor has an add-on "
                 f"(there are {', '.join(known)})."
             )
     return agreements.add_discount(
