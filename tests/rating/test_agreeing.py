@@ -57,7 +57,8 @@ def acme(sqlite_house):
 
 @pytest.mark.parametrize("component", ["gone", "desk.gone", "gone.fee", "fee"])
 def test_a_discount_on_what_there_is_not_is_refused_for_it_would_take_nothing_off(acme, component):
-    with pytest.raises(RegistryError, match=rf"has no component {component}, nor has an add-on \(there are seats, in, desk\.fee\)"):
+    found = rf"no component {component}, nor has an add-on \(there are seats, in, desk\.fee\)"
+    with pytest.raises(RegistryError, match=found):
         acme.discount("in", component)
 
 
