@@ -209,16 +209,16 @@ class Engine:
                     )
             if call.tag:
                 settings[_TAG] = call.tag
-            if settings:
-                handle.query("SET " + ", ".join(f"{name} = {_quoted(value)}" for name, value in settings.items()))
+            first = [f"SET {name} = {_quoted(value)}" for name, value in settings.items()]
             if call.database:
-                handle.query(f"USE {_name(call.database)}")
+                first.append(f"USE {_name(call.database)}")
             # The engine's own guard; readonly comes last because it forbids changing settings.
-            handle.query(f"SET ROLE {call.user}")
+            first.append(f"SET ROLE {call.user}")
             if call.user == "reader":
-                handle.query("SET readonly = 1")
+                first.append("SET readonly = 1")
             elif call.read_only:
-                handle.query("SET readonly = 2")
+                first.append("SET readonly = 2")
+            handle.query("; ".join(first))  # at once: each by itself takes the engine a fifth of a millisecond
 
     def restore(self, handle: Any, call: Call) -> None:
         """Take a call's settings from a handle that is kept for a session."""

@@ -137,6 +137,16 @@ def test_errors_have_clickhouse_s_code_and_status(warehouse, statement, code, st
     assert body.startswith(f"Code: {code}. DB::Exception: ".encode())
 
 
+@pytest.mark.parametrize(
+    "value", ["x'; SET ROLE admin; --", "x\\'; SET ROLE admin; --", "x; SET ROLE admin", "/*", "\\"]
+)
+def test_a_setting_s_value_is_no_statement(warehouse, value):
+    reader = {"user": "reader", "password": READER_PASSWORD}
+    for named in ({"log_comment": value}, {"session_timezone": value}, {"session_timezone": value.replace("x", "UTC")}):
+        status, _, body = ask(warehouse, b"SELECT currentRoles()", **reader, **named)
+        assert (status, body) == (200, b"['reader']\n") or (status >= 400 and b"BAD_ARGUMENTS" in body), body
+
+
 def test_an_unknown_setting_is_an_error(warehouse):
     assert ask(warehouse, b"SELECT 1", no_such_setting="1")[1]["X-ClickHouse-Exception-Code"] == "115"
 
