@@ -102,12 +102,13 @@ def with_payable(
     """The corrections that a rating bills of closed ratings of one month, with what credits may pay of them, `payable`.
 
     That is what usage comes to more in the month, after discounts; so what one line or part gives back is set off
-    against what another has more, on credit notes (`noted`), too. Credits that come back may pay again at once.
+    against what another has more, on credit notes (`noted`), too. Credits that come back may pay again at once, also
+    where that is less.
     """
     owed = [_owed(lines, currency) for lines in made]
     back = sum(line.amount_minor for lines in made for line in lines if line.kind == CREDIT_RESTORED)
     whole = sum(owed) + sum(min(0, _owed(lines, currency)) for lines in noted)
-    left = min(sum(max(0, it) for it in owed), max(0, whole) + back)
+    left = min(sum(max(0, it) for it in owed), max(whole, back))
     found = []
     for lines, of_it in zip(made, owed, strict=True):
         stamped, room = [], min(left, max(0, of_it))

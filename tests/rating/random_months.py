@@ -5,9 +5,10 @@ before or after the next one is closed, or after all of them are; some is taken 
 the month, at once or with the next one, or the contract ends; the month is that of a time zone, which the customer may
 have been moved to. What a customer is billed for October, corrections included, is compared with the second
 implementation, which is given all usage of the month at once; so is what credits paid, where there are enough of them,
-or else they paid no more than that.
+or else they paid no more than that. Credits may also come when the month is closed: they pay what is more since.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,7 +20,7 @@ from uuid import NAMESPACE_OID, uuid5
 from zoneinfo import ZoneInfo
 
 from rating_samples import at
-from simple_rating import Later, Used, bill, new
+from simple_rating import Bill, Later, Used, bill, new
 from sqlalchemy import select
 
 from meterhouse_rating import credit_changes, shadow
@@ -51,6 +52,7 @@ GOING_ON = [it for it in STEADY if "model: a" not in it and "percentage" not in 
 
 CHEAPER = [
     f"model: volume, metric: %s, {TIERS}",
+    "model: volume, metric: %s, tiers: [{up_to: 40, price: 4}, {price: 0.1}]",  # a part gives back nearly all of it
     "model: matrix, metric: %s, by: [model], default: 1, "
     "cells: [{model: a, mode: volume, tiers: [{up_to: 20, price: 2}, {price: 1}]}]",
 ]
@@ -112,7 +114,7 @@ class Change:
 @dataclass(frozen=True)
 class Month:
     """A customer's October, with what was agreed about it; `credits` are there from the beginning, and as many cents
-    in `packs` that its plans sell.
+    in `packs` that its plans sell; or `gift` comes when all parts are closed.
 
     `later`: the components of the plan that it changes to; none where the contract ends.
     """
@@ -125,6 +127,7 @@ class Month:
     cap: tuple[str, int] | None
     credits: int
     packs: int
+    gift: int
     events: tuple[Event, ...]
 
     @property
@@ -224,18 +227,21 @@ def _month(draw: Random, name: str, order: list[int], change: Change | None) -> 
             quantity = draw.choice([1, 5, 10, 20, 40, 50])
             events.append(Event(part, draw.randint(0, 2), metric, model, quantity, known, gone))
     percent = draw.choice([0, 0, 10, 25, 50])
-    amount = draw.choice([0, 0, 15, 40])
+    # Off some months more than they come to: what gives back then has none of it left.
+    amount = draw.choice([0, 0, 15, 40, 200])
     # Credits pay what a cheaper tier gives back later; and what of an amount or a cap is off fees depends on the parts.
     fees = any(not line.startswith(tuple(METERS)) or "model: flat" in line for line in (*lines, *later))
     payable = steady and not (fees and (amount or cap))
-    credits = draw.choice([0, 25, PLENTY]) if payable else 0
+    credits = draw.choice([0, 0, 25, PLENTY]) if payable else 0
     packs = 0
     for plan in (lines, later):
         if payable and plan and not (amount or cap) and draw.random() < 0.3:
             worth, days = draw.choice([20, 40, PLENTY]), draw.choice(["", ", expires_days: 6", ", expires_days: 60"])
             plan.append(f"pack: {{model: credit_pack, price: 15, credits: {worth}{days}}}")
             packs += worth * 100
-    return Month(name, tuple(lines), tuple(later), percent, amount, cap, credits, packs, tuple(events))
+    # What is late of a part is corrected on the next one, or, where that is closed already, in November.
+    gift = draw.choice([0, 25, PLENTY]) if payable and not (credits or packs) and order == sorted(order) else 0
+    return Month(name, tuple(lines), tuple(later), percent, amount, cap, credits, packs, gift, tuple(events))
 
 
 def _components(draw: Random, priced: list[str]) -> list[str]:
@@ -263,6 +269,8 @@ def live(house: Any, seed: int, customers: int) -> list[str]:
             for month in made.months:
                 registry.add_customer(house.world.engine, "test", month.name, time_zone=made.zone)
         house.close(made.parts[part])
+    for month in made.months:
+        _grant(house, month.name, month.gift, at("2026-11-20"))
     for number, month in enumerate(("2026-11", "2026-12", "2027-01")):
         _at(house, made, len(made.order) + number)
         house.close(month)
@@ -299,14 +307,18 @@ def _agree(house: Any, month: Month, made: World) -> None:
         measure = UNITS if of else MONEY
         budget = Budget(month.name, "most", measure, Decimal(limit), **({"of": of} if of else {}))
         budgets.set_budget(engine, "test", budget, who="ann", why="agreed", now=began)
-    if month.credits:
-        grant = Grant("", PROMOTIONAL, month.credits * 100, began)
-        told = {"reference": month.name, "who": "ann", "why": "agreed", "now": began}
-        credit_changes.grant(engine, "test", month.name, grant, None, **told)
+    _grant(house, month.name, month.credits, began)
     if made.credit_note:
         row = {"namespace": "test", "customer_id": month.name, "recorded_at": began, "policy": "credit_note"}
         with engine.begin() as connection:
             connection.execute(tables.correction_policies.insert().values(**row, who="ann", why="agreed"))
+
+
+def _grant(house: Any, name: str, dollars: int, when: datetime) -> None:
+    if dollars:
+        grant = Grant("", PROMOTIONAL, dollars * 100, when)
+        told = {"reference": name, "who": "ann", "why": "agreed", "now": when}
+        credit_changes.grant(house.world.engine, "test", name, grant, None, **told)
 
 
 def _moment(made: World, closed: int) -> datetime:
@@ -368,10 +380,27 @@ def _billed(house: Any, made: World) -> dict[str, tuple[int, int, int]]:
 
 
 def _compared(seed: int, made: World, month: Month, billed: int, paid: int, lines: int) -> list[str]:
+    closings = range(len(made.order) - 1, len(made.order) + 3)
+    bills = [_comes_to(made, month, closed) for closed in closings]
+    total = sum(amount for (kind, *_), amount in bills[-1].lines.items() if kind != "credit_applied")
+    payable = [sum(it.used.values()) for it in bills]
+    least, most = _credits_pay(month, payable)
+    found = []
+    # Each line is rounded by itself.
+    if abs(total - billed) > lines:
+        found.append(f"billed {billed}, the month comes to {total}")
+    if not least - lines <= paid <= most + lines:
+        found.append(f"credits paid {paid}, not {least} to {most}")
+    told = f"closed in order {made.order}, {made.zone}, moved {made.moved}, {made.change}"
+    return [f"seed {seed}: {it}; {told}: {month}" for it in found]
+
+
+def _comes_to(made: World, month: Month, closed: int) -> Bill:
+    """What October comes to by what is known with the closing of that number, paid by credits as far as they may."""
     change = made.change if made.change is not None and made.change.at_once else None
     first, rest = [], []
     for it in month.events:
-        if it.gone is None:
+        if it.known <= closed and (it.gone is None or it.gone > closed):
             used = Used(METERS[it.metric], "ok", it.model, 1, Fraction(it.quantity))
             (first if change is None or it.part < change.part else rest).append(used)
     later = None
@@ -383,15 +412,21 @@ def _compared(seed: int, made: World, month: Month, billed: int, paid: int, line
     cap = None if month.cap is None else (month.cap[0], Fraction(month.cap[1]))
     plenty = [{**new("promotional", PLENTY * 100), "from": "2026-09-01"}]
     agreed = percents, None, month.name, amounts, cap, later
-    whole = bill(made.book + month.plans, first, "USD", plenty, *agreed)
-    total = sum(amount for (kind, *_), amount in whole.lines.items() if kind != "credit_applied")
-    payable = sum(whole.used.values())
-    by_credits = min(month.credits * 100 + month.packs, payable)
-    found = []
-    # Each line is rounded by itself.
-    if abs(total - billed) > lines:
-        found.append(f"billed {billed}, the month comes to {total}")
-    if paid > by_credits + lines or (month.credits == PLENTY and paid < by_credits - lines):
-        found.append(f"credits paid {paid}, not {by_credits}")
-    told = f"closed in order {made.order}, {made.zone}, moved {made.moved}, {made.change}"
-    return [f"seed {seed}: {it}; {told}: {month}" for it in found]
+    return bill(made.book + month.plans, first, "USD", plenty, *agreed)
+
+
+def _credits_pay(month: Month, payable: Sequence[int]) -> tuple[int, int]:
+    """The least and the most that credits pay of a month; `payable` is usage when its last part is closed, and with
+    each closing after it.
+
+    What is there from the beginning pays what there is in the end. A gift pays what comes to be more with a closing;
+    where it comes to be less, the gift is used no more than before, and comes back at most by as much.
+    """
+    if not month.gift:
+        there = min(month.credits * 100 + month.packs, payable[-1])
+        return there if month.credits == PLENTY else 0, there
+    least = most = 0
+    for before, now in pairwise(payable):
+        least = max(0, least + now - before)
+        most = min(month.gift * 100, most + max(0, now - before))
+    return least if month.gift == PLENTY else 0, most

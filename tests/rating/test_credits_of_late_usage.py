@@ -169,6 +169,33 @@ def test_credits_that_come_back_pay_what_a_cap_had_taken_off_and_now_is_owed(sql
     proved(house, tmp_path, "2026-11")
 
 
+def test_credits_that_come_back_and_later_ones_pay_together_what_the_month_comes_to_more(sqlite_house, tmp_path):
+    """10.00 of 40.00 are paid by credits, of 10.00 none. 35.00 are taken away of the first, 40.00 more are in the
+    second part: 55.00 in all, of which 40.00 were paid in money; so 15.00 are by credits, the later 50.00, too.
+    """
+    house = sqlite_house
+    one_plan(house)
+    granted(house, 10, "2026-10-01")
+    used(house, "5", "2026-10-05")
+    used(house, "35", "2026-10-05")
+    used(house, "10", "2026-10-20")
+    closed(house, FIRST, "2026-10-12")
+    closed(house, SECOND, "2026-11-05")
+    assert stands(house) == (4000, 0)
+    granted(house, 50, "2026-11-06")
+    take_away(house, 35)
+    used(house, "40", "2026-10-21", received="2026-11-08")
+    closed(house, "2026-11", "2026-12-05")
+    assert lines(house, "2026-11") == [
+        (of("in", FIRST), -3500),
+        (of("Credits given back", FIRST), 500),
+        (of("in", SECOND), 4000),
+        ("Credits applied", -1000),
+    ]
+    assert stands(house) == (4000, 4500)
+    proved(house, tmp_path, "2026-11")
+
+
 def test_credits_pay_late_usage_less_its_discounts_and_what_other_usage_gives_back(sqlite_house, tmp_path):
     """10 % are off 100.00 of input and a fee of 50.00. 40.00 more of input, 10.00 less of calls: 30.00, of which 3.00
     are off; of fees credits pay nothing.

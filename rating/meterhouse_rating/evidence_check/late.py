@@ -52,7 +52,7 @@ def check(rating: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], findi
             name = line["explanation"]["corrects"]["rating"]
             owed[name] = owed.get(name, 0) + _of_usage(line, rating, earlier, findings)
             back += whole(line["amount_minor"]) if line["kind"] == "credit_restored" else 0
-        most = min(sum(max(0, it) for it in owed.values()), max(0, sum(owed.values())) + back)
+        most = min(sum(max(0, it) for it in owed.values()), max(sum(owed.values()), back))
         if 0 <= told < most:
             findings.carry(_ON_NOTES)
         elif findings.equal(f"what credits may pay of the late usage of {month}", told, most):
