@@ -1,4 +1,4 @@
-"""Which view has all of one customer's usage and is planned the soonest (schema/03_views.sql)."""
+"""Which view has all of one customer's usage and is planned the soonest (schema/03_views.sql, schema/mirrors.sql)."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ WHOLE: Final = "usage"
 PLAIN: Final = "usage_plain"
 
 _APART: Final = (
-    "SELECT 1 FROM usage_apart WHERE namespace = {namespace:String} AND customer_id IN ({customer:String}, '') LIMIT 1"
+    "SELECT 1 FROM usage_apart WHERE namespace = {namespace:String} AND customer_id = {customer:String} LIMIT 1"
 )
 
 

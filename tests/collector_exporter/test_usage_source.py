@@ -69,6 +69,12 @@ def assigned(world):
     world.decide(suspended.assign, "globex", events=("n",))
 
 
+def assigned_from_acme(world):
+    """Usage that names acme, by a key that may not report for it."""
+    world.metrics(request_of(event(3, "f")), allowed=("globex",), **ANY)
+    world.decide(suspended.assign, "globex", events=("f",))
+
+
 def assigned_and_undone(world):
     assigned(world)
     world.undo()
@@ -86,8 +92,9 @@ def assigned_and_undone(world):
         (once, "usage", "usage_plain"),
         (conflict, "usage", "usage_plain"),
         (released, "usage", "usage_plain"),
-        (assigned, "usage", "usage"),  # in the namespace something is billed to somebody else
-        (assigned_and_undone, "usage", "usage"),
+        (assigned, "usage_plain", "usage"),
+        (assigned_and_undone, "usage_plain", "usage"),
+        (assigned_from_acme, "usage_plain", "usage"),
         (spans, "usage_plain", "usage_plain"),
         (running_total, "usage", "usage_plain"),
     ],

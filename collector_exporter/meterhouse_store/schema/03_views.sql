@@ -60,8 +60,8 @@ FROM (
 )
 SETTINGS do_not_merge_across_partitions_select_final = 1, optimize_move_to_prewhere_if_final = 1;
 
--- `usage` of a customer that `usage_apart` does not name, nor '' for all of its namespace: its events are all there is to
--- look at. A question of it takes a third of the time to plan, which is most of what a page of one customer takes.
+-- `usage` of a customer that `usage_apart` (mirrors.sql) does not name: its events are all there is to look at. A question
+-- of it takes a third of the time to plan, which is most of what a page of one customer takes.
 CREATE OR REPLACE VIEW {database}.usage_plain AS
 SELECT
     namespace, customer_id, meter, event_id, event_time, quantity, raw_value, status, agent_id, agent_name, provider,
@@ -72,17 +72,6 @@ SELECT
 FROM {database}.events FINAL
 WHERE reason = '' AND events.billed_customer_id = '' AND event_time > toDateTime64(0, 9, 'UTC')
 SETTINGS do_not_merge_across_partitions_select_final = 1, optimize_move_to_prewhere_if_final = 1;
-
--- Customers of whom the other branches of `usage` may have something, or the first may have to leave something out.
-CREATE OR REPLACE VIEW {database}.usage_apart AS
-SELECT namespace, customer_id FROM {database}.conflicts
-UNION ALL
-SELECT namespace, customer_id FROM {database}.counted_increases
-UNION ALL
-SELECT namespace, customer_id FROM {database}.events WHERE event_time = toDateTime64(0, 9, 'UTC')
-UNION ALL
--- What a decision bills to somebody else: to whom stands in no key.
-SELECT namespace, '' AS customer_id FROM {database}.assigned_claims;
 
 CREATE OR REPLACE VIEW {database}.suspense AS
 SELECT

@@ -86,3 +86,14 @@ SELECT * FROM {database}.mirror_payments FINAL;
 
 CREATE OR REPLACE VIEW {database}.decisions AS
 SELECT * EXCEPT (version), version % 2 = 1 AS applied FROM {database}.mirror_decisions FINAL;
+
+-- Customers of whom the other branches of `usage` may have something, or the first may have to leave something out.
+CREATE OR REPLACE VIEW {database}.usage_apart AS
+SELECT namespace, customer_id FROM {database}.conflicts
+UNION ALL
+SELECT namespace, customer_id FROM {database}.counted_increases
+UNION ALL
+SELECT namespace, customer_id FROM {database}.events WHERE event_time = toDateTime64(0, 9, 'UTC')
+UNION ALL
+-- What a decision bills to somebody else than was claimed. It is mirrored before its row has it, and stays when it is undone.
+SELECT namespace, billed_customer_id AS customer_id FROM {database}.mirror_decisions WHERE billed_customer_id != '';
