@@ -4,7 +4,7 @@ Each step is committed, so that a run that is stopped anywhere is continued by t
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import RowMapping
 
@@ -17,6 +17,8 @@ from meterhouse_billing.policies import REFUND
 from meterhouse_billing.run import NotAsRated, Step, outbox_of
 from meterhouse_billing.world import World
 from meterhouse_rating.money import show
+
+CREATE: Final = "credit_note.create"
 
 
 def credit(world: World, notes: list[Note], *, approve: bool) -> Iterator[Step]:
@@ -98,15 +100,23 @@ def _recorded(world: World, note: Note) -> RowMapping | None:
 
 def _issue(world: World, note: Note) -> Step:
     world = world.of(note.customer_id)
-    invoice = kept.invoice_of(world.engine, note.rating_id)
+    outbox, invoice = outbox_of(world), kept.invoice_of(world.engine, note.rating_id)
     assert invoice is not None, "recorded with its invoice"
     stripe_id, currency = invoice["stripe_invoice_id"], note.currency
+
+    def find() -> Mapping[str, Any] | None:
+        there = world.gateway.credit_notes(stripe_id)
+        mine = (one for one in there if one.metadata.get(NOTE_ID) == note.note_id and one.status == "issued")
+        return next(({"id": one.stripe_credit_note_id} for one in mine), None)
+
     shown = world.gateway.invoice(stripe_id)
     lines = _allocated(world, note, invoice["invoice_id"], stripe_id)
     remaining = from_stripe(shown.amount_remaining, currency)
     policy = reviews.policy_of(world, note.customer_id).paid_credit
     total = note.total_minor
-    if shown.tax.added or shown.tax.contained:  # goes back with what it was computed on, as Stripe rounds it
+    taxed = shown.tax.added or shown.tax.contained  # goes back with what it was computed on, as Stripe rounds it
+    # What may be in Stripe already is as it was sent: Stripe previews no second one where too little is left.
+    if taxed and outbox.request_of(CREATE, note.note_id) is None and find() is None:
         previewed = world.gateway.credited_with_tax(crediting.params(note, stripe_id, lines, {}))
         total = from_stripe(previewed, currency)
         if shown.tax.contained and total != note.total_minor:
@@ -119,13 +129,8 @@ def _issue(world: World, note: Note) -> Step:
     refundable = _refundable(world, stripe_id, currency) if paid and policy == REFUND else 0
     parts = crediting.split(paid, policy, refundable)
 
-    def find() -> Mapping[str, Any] | None:
-        there = world.gateway.credit_notes(stripe_id)
-        mine = (one for one in there if one.metadata.get(NOTE_ID) == note.note_id and one.status == "issued")
-        return next(({"id": one.stripe_credit_note_id} for one in mine), None)
-
     request = {"params": crediting.params(note, stripe_id, lines, parts)}
-    answer = outbox_of(world).call("credit_note.create", note.note_id, request, find, unique=True)
+    answer = outbox.call(CREATE, note.note_id, request, find, unique=True)
     made = world.gateway.credit_note(answer["id"])
     if found := crediting.differences(note, made, lines):
         raise NotAsRated(
@@ -154,7 +159,7 @@ def _allocated(world: World, note: Note, invoice_id: str, stripe_id: str) -> dic
 
     Before tax, where tax is in a line's price. Raises NotCreditable.
     """
-    sent = outbox_of(world).request_of("credit_note.create", note.note_id)
+    sent = outbox_of(world).request_of(CREATE, note.note_id)
     if sent is not None:
         credited = {line["invoice_line_item"]: line["amount"] for line in sent["params"]["lines"]}
         return {item: from_stripe(amount, note.currency) for item, amount in credited.items()}

@@ -42,9 +42,14 @@ def find(engine: Engine, namespace: str, purchase_id: str) -> RowMapping | None:
 
 def change(engine: Engine, purchase_id: str, **values: Any) -> None:
     """Set columns of a purchase."""
-    is_it = credit_purchases.c.purchase_id == purchase_id
     with begin_write(engine) as connection:
-        connection.execute(update(credit_purchases).where(is_it).values(**values))
+        change_in(connection, purchase_id, **values)
+
+
+def change_in(connection: Connection, purchase_id: str, **values: Any) -> None:
+    """`change` within a transaction."""
+    is_it = credit_purchases.c.purchase_id == purchase_id
+    connection.execute(update(credit_purchases).where(is_it).values(**values))
 
 
 def listed(engine: Engine, namespace: str, customer_id: str | None = None) -> Sequence[RowMapping]:

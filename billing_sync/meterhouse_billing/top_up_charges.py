@@ -98,8 +98,14 @@ def _charge(world: World, row: Mapping[Any, Any], *, wanted: bool) -> Step:
     name, subject = row["customer_id"], row["purchase_id"]
     customer = stripe_customers.ensure(world, stripe_customers.registered(world, name))
     outbox = Outbox(world.engine, world.gateway, world.namespace, world.now)
+
+    def find() -> Mapping[str, Any] | None:
+        payments = world.gateway.call(lambda client: _payments(client, customer["stripe_customer_id"]))
+        return next((it for it in payments if (it["metadata"] or {}).get(PURCHASE_ID) == subject), None)
+
     method = None
-    if not outbox.begun(CREATE, subject) and not outbox.answered(CREATE, subject):
+    # After a refusal, or a 500 that Stripe keeps, the payment may be there although no call is under way.
+    if not outbox.begun(CREATE, subject) and not outbox.answered(CREATE, subject) and find() is None:
         if not wanted:
             why = "the rule was turned off before Stripe was asked"
             purchases.change(world.engine, subject, state=purchases.EXPIRED, problem=why, settled_at=world.now())
@@ -119,10 +125,6 @@ def _charge(world: World, row: Mapping[Any, Any], *, wanted: bool) -> Step:
         "metadata": metadata_of(row),
         **fee_of(world, row),
     }
-
-    def find() -> Mapping[str, Any] | None:
-        payments = world.gateway.call(lambda client: _payments(client, customer["stripe_customer_id"]))
-        return next((it for it in payments if (it["metadata"] or {}).get(PURCHASE_ID) == subject), None)
 
     try:
         made = outbox.call(CREATE, subject, {"params": params}, find, unique=True)

@@ -126,7 +126,8 @@ def fail(world: World, row: Mapping[Any, Any], why: str) -> str:
     with begin_write(world.engine) as connection:
         charge_rules.end(connection, world.namespace, row["customer_id"], why=why, now=now)
         notices.keep(connection, [_notice(row, "top_up_failed", why)], now)
-    purchases.change(world.engine, row["purchase_id"], state=FAILED, problem=why[:500], settled_at=now)
+        settled = {"state": FAILED, "problem": why[:500], "settled_at": now}
+        purchases.change_in(connection, row["purchase_id"], **settled)
     return f"{amount_of(row)} of credits could not be charged, and the rule is off: {why}"
 
 

@@ -92,6 +92,11 @@ def _of_customer(
     # Credits that are there: bought, not used, nor refunded or with a bank. What other lines use was never granted.
     if name == PREPAID:
         deferred = -sum(month.left_of_grants().values())
+        mine = [it for it in month.books.rows(tables.credit_purchases) if it["customer_id"] == name]
+        known = sorted((it["payment_intent"], it["state"]) for it in mine)
+        charged = sorted((it, "paid" if came else "failed") for it, _, came in month.charges())
+        if known != charged:
+            found.append(f"charges of the rule are {known}, in Stripe {charged}")
     else:
         bought = [payment for payment in payments if payment.id not in paid_by]
         deferred = sum(due.credit for due in month.due[name]) - sum(it.amount - gone(client, it) for it in bought)

@@ -65,13 +65,13 @@ class Month:
         self.now = datetime(2026, 11, 2, 8, tzinfo=UTC)
         self.due: dict[str, list[Due]] = {name: [] for name in CUSTOMERS}
         self.credited: dict[str, list[int]] = {name: [] for name in CUSTOMERS}
-        self.killing = 0.0
+        self.killing, self.at_commit = 0.0, AT_COMMIT
         self.workers = 1 if seed % 4 else 3
         gateway = connect({"STRIPE_API_KEY": "sk_test_1", "METERHOUSE_STRIPE_URL": url}, live=False)
         gateway._sleep = lambda _seconds: None
         for account in ("", SHOP):
             self.mortal(gateway.on(account))
-        listen(books.engine, "commit", lambda _connection: self.die(AT_COMMIT))
+        listen(books.engine, "commit", lambda _connection: self.die(self.at_commit))
         self.by_events, self.page, self.forms = self.chance.random() < 0.5, "", 1
         self.fees: dict[str, str] = {}
         self.countries = {name: self.chance.choice(few) for name, few in COUNTRIES.items()}
@@ -196,7 +196,7 @@ class Month:
                 self.taxed[name] = not self.taxed[name]
                 self.set(name, {"automatic-tax": "on" if self.taxed[name] else "off"})
                 due.behaviour = BEHAVIOURS[name] if self.taxed[name] else ""
-            elif self.chance.random() < 0.2:
+            elif name not in TAXED and self.chance.random() < 0.2:
                 self.insist(partial(approvals.approve, self.world, draft, "looked at"))
             lines = self.coming.pop(draft.rating_id, None)
             if lines is not None:
@@ -222,18 +222,17 @@ class Month:
         policies.change(self.books.engine, "test", name, wanted, who="c", why="w", now=self.now)
 
     def move_in(self) -> None:
-        """Everybody gets an address in Stripe, and the prepaid customer leaves a card, which may be no good."""
-        self.credits.card_is_good = self.chance.random() < 0.8
+        """Everybody gets an address in Stripe, and the prepaid customer leaves a card."""
         for _, client in self.clients():
             for customer in client.v1.customers.list({"limit": 100}).data:
                 name = customer.metadata["meterhouse_customer_id"]
                 if name in self.countries:
                     client.v1.customers.update(customer.id, {"address": {"country": self.countries[name]}})
-                if name == PREPAID:
-                    self.leave_card(GOOD if self.credits.card_is_good else DECLINED)
+        self.leave_card(GOOD)
         self.later(timedelta(hours=2))  # tax that could not be computed is asked for again in another hour
 
     def leave_card(self, method: str) -> None:
+        self.credits.card_is_good = method == GOOD
         client = self.client_of(PREPAID)
         for customer in client.v1.customers.list({"limit": 100}).data:
             if customer.metadata["meterhouse_customer_id"] == PREPAID:
@@ -248,9 +247,17 @@ class Month:
 
     def charge(self) -> None:
         """One round of automatic top-ups: whatever crashes, as many charges as the rule asks for, and no other."""
-        credits, before = self.credits, self.now
+        credits = self.credits
+        if not credits.is_on and self.chance.random() < 0.4:
+            self.leave_card(GOOD)
+            self.put_rule()
+        elif self.chance.random() < 0.2:
+            self.leave_card(DECLINED)
+        before = self.now
         left, seen = sum(self.left_of_grants().values()), self.charges()
+        self.at_commit = 1.0  # there are few of them
         self.insist(lambda: top_up_charges.charge_due(self.world))
+        self.at_commit = AT_COMMIT
         allowed = credits.asks(left, before, self.now)
         new = [it for it in self.charges() if it not in seen]
         if len(new) not in allowed:
@@ -259,10 +266,6 @@ class Month:
             self.wrong.append(f"charges {new}, of {credits.amount} with a card that is good: {credits.card_is_good}")
         credits.charges += [(before, self.now)] * len(new)
         credits.is_on = credits.is_on and (credits.card_is_good or not new)
-        if not credits.is_on and self.chance.random() < 0.5:
-            credits.card_is_good = True
-            self.leave_card(GOOD)
-            self.put_rule()
 
     def charges(self) -> list[tuple[str, int, bool]]:
         """(payment, its amount, whether the money came) of all that the rule had charged, as Stripe shows them."""

@@ -371,6 +371,36 @@ def test_tax_on_top_goes_back_with_the_line_and_the_ledger_follows(books, sandbo
     assert [one.differences for one in accounts.compare(later, rows)] == [()]
 
 
+@pytest.mark.parametrize("behaviour", ["exclusive", "inclusive"])
+@pytest.mark.parametrize("lost", ["crash", "saved_500_done", "dropped_after"])
+def test_a_note_that_took_most_of_its_line_is_recorded_when_its_answer_was_lost(
+    books, sandbox, world, later, monkeypatch, behaviour, lost
+):
+    """Stripe would preview no second one of that size."""
+    rating_id, _ = taxed(books, sandbox, world, later, behaviour)
+    books.correction(rating_id, [(1, -400)])
+    with monkeypatch.context() as patched, pytest.raises((KeyboardInterrupt, StripeUnavailable)):
+        if lost == "crash":
+            patched.setattr(Outbox, "_done", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        else:
+            send = later.gateway.send
+
+            def losing(*given):
+                script = json.dumps({"script": [lost] * 5}).encode()
+                urllib.request.urlopen(urllib.request.Request(f"{sandbox.url}/_sandbox/faults", script)).close()
+                return send(*given)
+
+            patched.setattr(later.gateway, "send", losing)
+        run(later)
+    urllib.request.urlopen(urllib.request.Request(f"{sandbox.url}/_sandbox/faults", b"{}")).close()
+    run(later)
+    assert [row["state"] for row in books.rows(tables.credit_note_issues)] == ["issued"]
+    assert len(sandbox.client.v1.credit_notes.list().data) == 1
+    rows = comparison.reconcile(later, records.drafts(later.engine, "test", every=True))
+    assert [row.differences for row in rows] == [()]
+    assert [one.differences for one in accounts.compare(later, rows)] == [()]
+
+
 @pytest.mark.parametrize("paid", [False, True])
 def test_tax_within_a_price_goes_back_with_it_to_the_cent(books, sandbox, world, later, paid):
     rating_id, invoice = taxed(books, sandbox, world, later, "inclusive")

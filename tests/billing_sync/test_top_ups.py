@@ -1,5 +1,6 @@
 """Top-ups: credits that a customer buys through Stripe, once each, taken back with the money; over HTTP, real SDK."""
 
+import contextlib
 import itertools
 import json
 import urllib.request
@@ -8,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.event import listen, remove
 from typer.testing import CliRunner
 
 from meterhouse_billing import charge_rules, news, policies, purchases, top_up_charges, top_up_news, top_ups
@@ -274,6 +276,24 @@ def test_a_charge_whose_reply_was_lost_is_continued_and_made_once(books, ruled, 
     assert balances(books) == {"cash": 6500, "deferred_credits": -6500}
 
 
+@pytest.mark.parametrize("fault", ["dropped_after", "saved_500_done"])
+@pytest.mark.parametrize("meanwhile", ["the rule is turned off", "the card is gone"])
+def test_a_charge_that_was_made_is_granted_whatever_is_changed_before_that_is_known(
+    books, ruled, sandbox, monkeypatch, fault, meanwhile
+):
+    post(sandbox, "faults", json.dumps({"script": [fault] * 5}).encode())
+    with pytest.raises(StripeUnavailable):
+        charged(ruled)
+    post(sandbox, "faults", b"{}")
+    if meanwhile == "the card is gone":
+        monkeypatch.setattr(top_up_charges, "_default_method", lambda *_: None)
+    else:
+        rule(ruled, amount_minor=0)
+    assert charged(ruled) == ["acme: 50.00 USD of credits bought"]
+    assert charged(ruled) == [] and payments(sandbox) == [(5000, "succeeded")]
+    assert balances(books) == {"cash": 6500, "deferred_credits": -6500}
+
+
 class Crash(BaseException):
     """The process dies."""
 
@@ -317,6 +337,34 @@ def test_a_charge_that_fails_turns_the_rule_off_and_is_told(books, ruled, sandbo
     [now] = charge_rules.rules(books.engine, "test")
     assert (now.is_on, now.who) == (False, "stripe") and now.why.startswith("a charge failed: ")
     assert balances(books) == {"cash": 1500, "deferred_credits": -1500}
+
+
+@pytest.mark.parametrize("commits", range(1, 7))
+@pytest.mark.parametrize("turned_off", [False, True])
+def test_a_declined_charge_is_a_failed_one_whatever_crashes(books, ruled, sandbox, commits, turned_off):
+    """The run dies before one of its commits: what is in Stripe is still looked at, for it may be paid there later."""
+    card(sandbox, ruled, "pm_card_chargeDeclined")
+    left = iter(range(commits - 1, -1, -1))
+
+    def dies(_connection):
+        if not next(left, 1):
+            raise Crash
+
+    listen(books.engine, "commit", dies)
+    with contextlib.suppress(Crash):
+        charged(ruled)
+    remove(books.engine, "commit", dies)
+    if turned_off:
+        rule(ruled, amount_minor=0)
+    charged(ruled)
+    there = sandbox.client.v1.payment_intents.list().data
+    rows = [(row["state"], row["payment_intent"]) for row in books.rows(tables.credit_purchases)]
+    if there or not turned_off:
+        assert rows == [("failed", it.id) for it in there]
+        assert told(books) == [("top_up_failed", "50.00")]
+    else:
+        assert rows in ([], [("expired", None)])
+    assert [rule.is_on for rule in charge_rules.rules(books.engine, "test")] == [False]
 
 
 def test_a_rule_that_is_wrong_is_refused_with_everything_that_is_wrong(books, acme):
