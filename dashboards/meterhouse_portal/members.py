@@ -72,7 +72,7 @@ def set_role(
 ) -> Member | None:
     """Give somebody a role for a customer, or None: take it away. Raises RegistryError.
 
-    The last owner stays while there are other members: somebody has to be able to add one.
+    The last owner stays one while there are any members: somebody has to be able to add one.
     """
     address = normalised(email)
     if role not in (*ROLES, None):
@@ -81,8 +81,9 @@ def set_role(
         is_it = (customers.c.namespace == namespace) & (customers.c.customer_id == customer_id)
         if connection.execute(select(customers.c.customer_id).where(is_it).with_for_update()).first() is None:
             raise RegistryError(f"there is no customer {customer_id!r} in {namespace}: `meterhouse customers list`")
-        others = [it for it in _members(connection, namespace, customer_id) if it.email != address]
-        if role != OWNER and others and not any(it.role == OWNER for it in others):
+        known = {it.email: it.role for it in _members(connection, namespace, customer_id)}
+        is_last_owner = known.get(address) == OWNER and [*known.values()].count(OWNER) == 1
+        if is_last_owner and role != OWNER and (role or len(known) > 1):
             raise RegistryError(f"{address} is the last owner of {customer_id}: make another one first")
         values = {"namespace": namespace, "customer_id": customer_id, "email": address}
         last = connection.execute(

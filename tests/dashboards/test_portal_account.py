@@ -436,6 +436,8 @@ def test_an_owner_manages_members_and_somebody_stays_owner(world):
         assert "x@globex.example" in browser.get("/account/members").text
         for who in ("both@example.com", "x@globex.example"):
             assert browser.post("/account/members", data=form | {"email": who, "role": ""}).status_code == 303
+        alone = browser.post("/account/members", data=form | {"email": "gus@globex.example", "role": "billing"})
+        assert alone.status_code == 422 and "last owner" in alone.text
         browser.post("/account/members", data=form | {"email": "y@globex.example", "role": "viewer"})
         refused = browser.post("/account/members", data=form | {"email": "gus@globex.example", "role": "viewer"})
         assert refused.status_code == 422 and "last owner" in refused.text
