@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from meterhouse_rating import known
+from meterhouse_rating import known, periods
 from meterhouse_rating.changes import Changes
 from meterhouse_rating.credit_lines import grants_of
 from meterhouse_rating.credits import usable
@@ -200,11 +200,13 @@ class Bills:
         with reading.world.engine.connect() as connection:
             standing = self._pasts(connection, month)[customer_id].standing
             closed = [it.period for it in standing if it.state == CLOSED]
-            for part in terms.parts(customer_id, month, closed):
-                if part in closed:
+            # What was closed by hand may lie across the edge of a month: it counts in the one that it ends in.
+            for part in closed:
+                if month.start < part.end <= month.end:
                     is_it = rated_lines.c.rating_id == rating_id(namespace, customer_id, part)
                     lines += [dict(row) for row in connection.execute(rated_lines.select().where(is_it)).mappings()]
-                    continue
+            rest = periods.without(month, closed)
+            for part in (part for piece in rest for part in terms.parts(customer_id, piece, closed)):
                 found = self._found_in(customer_id, part, counted.end, without)
                 past = self._pasts(connection, part)[customer_id].after(customer_id, dry)
                 changes = Changes(namespace)

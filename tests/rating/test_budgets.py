@@ -129,6 +129,19 @@ def test_money_is_what_the_month_s_usage_costs_now_and_is_served_at_the_highest_
     assert kinds(acme) == [("budget_threshold", 50)]
 
 
+def test_money_of_a_month_of_which_a_part_was_closed_by_hand_is_that_part_s_and_the_rest_s(acme):
+    put(acme, name="money", measure=MONEY, limit=D(100), of="")
+    talks(acme, 8, "2026-10-15T10:00:00")  # of the month before, which is not closed
+    talks(acme, 30, "2026-10-25T10:00:00")  # 15.00: closed with what lies across the edge, and counts where that ends
+    talks(acme, 20, "2026-11-05T10:00:00")  # 10.00
+    acme.close("2026-10-20T00:00:00Z..2026-11-10T00:00:00Z")
+    talks(acme, 40, "2026-11-20T10:00:00")  # 20.00, of the rest
+    (state,) = apply(acme).states
+    assert (state.used, state.trouble) == (D(45), "")
+    acme.close("2026-11-10T00:00:00Z..2026-11-21T00:00:00Z")
+    assert apply(acme).states[0].used == D(45)
+
+
 MARKED_UP = """
 book: markup
 currency: USD
