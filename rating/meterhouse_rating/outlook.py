@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from meterhouse_rating import known, periods, sums, usage
 from meterhouse_rating.changes import Changes
-from meterhouse_rating.periods import Period, month_of
+from meterhouse_rating.periods import Period, month_of, overlaps
 from meterhouse_rating.queries import USAGE, nanoseconds
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, settle
@@ -65,13 +65,14 @@ class Range:
 class Outlook:
     """A month under way. `outcomes`: its parts as they would be rated now; `ahead` None: nothing to go on from.
 
-    A part is a span of one plan; what is closed of the month is not in it.
+    A part is a span of one plan; what is closed of the month is not in it, but in `closed`.
     """
 
     month: Period
     now: datetime
     outcomes: tuple[Outcome, ...]
     ahead: Range | None
+    closed: tuple[Period, ...]
 
     @property
     def currency(self) -> str | None:
@@ -101,6 +102,7 @@ class Begun:
     customer_id: str
     month: Period
     parts: tuple[Period, ...]
+    closed: tuple[Period, ...]
     moment: Moment
     mark: Watermark
 
@@ -144,7 +146,7 @@ class Begun:
                 if part != current and it.rated is not None
             )
             ahead = None if ahead is None else _shifted(ahead, before)
-        return Outlook(self.month, moment.rated_at, tuple(outcomes), ahead)
+        return Outlook(self.month, moment.rated_at, tuple(outcomes), ahead, self.closed)
 
 
 def begin(world: World, customer_id: str) -> Begun:
@@ -157,7 +159,8 @@ def begin(world: World, customer_id: str) -> Begun:
     with world.engine.connect() as connection:
         closed = [it.period for it in standings(connection, world.namespace, customer_id) if it.state == CLOSED]
     parts = [part for rest in periods.without(month, closed) for part in terms.parts(customer_id, rest, closed)]
-    return Begun(world, terms, customer_id, month, tuple(parts), moment, mark)
+    of_month = tuple(sorted(it for it in closed if overlaps(it, month)))
+    return Begun(world, terms, customer_id, month, tuple(parts), of_month, moment, mark)
 
 
 def look(world: World, customer_id: str) -> Outlook:

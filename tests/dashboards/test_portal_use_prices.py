@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 
 from meterhouse_portal import access_keys, app
 from meterhouse_portal.rendering import Rendering
+from meterhouse_rating import run as rating_run
+from meterhouse_rating.run import Request
 from meterhouse_store.brand import Brand
 
 BOOK = """
@@ -132,3 +134,14 @@ def test_what_came_after_its_month_was_closed_is_on_no_line_of_it(world):
 )  # fmt: skip
 def test_small_prices_never_look_like_nothing(amount, average, shown):
     assert Rendering(Brand()).price(Decimal(amount), "EUR", average) == shown
+
+
+def test_what_was_closed_of_the_month_by_itself_is_named_beside_the_sum_that_it_is_not_in(world):
+    with visiting(world, "gus@globex.example") as browser:
+        before = text_of(browser.get("/account").text)
+        list(rating_run.close(world[0], Request("2026-11-01..2026-11-12", "globex"), grace=timedelta(0), wait_s=5))
+        after = text_of(browser.get("/account").text)
+    assert "So far 9,002.00 EUR" in before and "billed by itself" not in before  # 1,000 at 3.00, the rest at 1.00
+    assert "So far 0.00 EUR" in after and "9,000,000" in after
+    said = "What was used from 2026-11-01 00:00 UTC to 2026-11-12 00:00 UTC is billed by itself, and not in this sum."
+    assert said in after
