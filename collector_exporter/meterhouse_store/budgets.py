@@ -29,6 +29,9 @@ PAYMENT_FAILED: Final = "payment_failed"
 """Reasons of pauses; any other name will do as well."""
 THRESHOLDS: Final = (50, 80, 100)
 MOST: Final = Decimal(10) ** 18
+MAX_THRESHOLDS: Final = 20
+MAX_PERCENT: Final = 1000
+_PERCENT: Final = f"thresholds are per cent from 1 to {MAX_PERCENT}"
 _USUAL: Final = "a limit has at most nine decimals, and 18 digits before them"
 PLAN: Final = "plan:"
 """How the names of limits begin that a plan of the price book has."""
@@ -117,9 +120,9 @@ def set_budget(engine: Engine, namespace: str, budget: Budget, *, who: str, why:
             (not _is_usual(budget.limit), _USUAL),
             ((budget.measure == UNITS) != bool(budget.of), "units are of a meter or a metric: name it"),
             (budget.measure == PREPAID and (budget.agent_id or budget.per != "month"), _PREPAID_WHOLE),
-            (not all(1 <= it <= 1000 for it in budget.thresholds), "thresholds are per cent from 1 to 1000"),
+            (not all(1 <= it <= MAX_PERCENT for it in budget.thresholds), _PERCENT),
             (_over_is_billed(budget) and not budget.bill_over, _SAY_BILL_OVER),
-            (len(budget.thresholds) > 20, "a budget has at most 20 thresholds"),
+            (len(budget.thresholds) > MAX_THRESHOLDS, f"a budget has at most {MAX_THRESHOLDS} thresholds"),
             (not 1 <= len(budget.name) <= 128, "a budget's name has 1 to 128 characters"),
             (budget.name.startswith(PLAN) and budget.measure != UNITS, f"names of plan limits begin with {PLAN}"),
         )

@@ -4,6 +4,7 @@ The English text of a message is its name; `languages/de.po` has the others (get
 read). What has no translation is shown in English. Machines' formats (APIs, CSV, ids) do not come here.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -17,13 +18,20 @@ from babel.dates import format_date
 from babel.messages.pofile import read_po
 from babel.numbers import get_decimal_symbol, get_group_symbol
 
-from meterhouse_store.numbers import plain
+from meterhouse_store.numbers import D, plain
 
 ENGLISH: Final = "en"
 LANGUAGES: Final[Mapping[str, str]] = {ENGLISH: "English", "de": "Deutsch"}
 """Code -> name, in the language itself."""
 
 Catalogue = Mapping[str, str | tuple[str, ...]]
+
+_GROUPING: Final = dict.fromkeys(map(ord, "\u2019\u00a0\u202f "), "'")
+"""Apostrophes and blanks that group thousands: they mean the same, and nothing else."""
+_WRITTEN: Final = re.compile(
+    r"(?P<whole>[1-9][0-9]{0,2}(?P<group>[.,'])[0-9]{3}(?:(?P=group)[0-9]{3})*|[0-9]+)"
+    r"(?:(?P<point>[.,])(?P<rest>[0-9]+))?"
+)
 
 
 class Language:
@@ -42,8 +50,8 @@ class Language:
         if self.code not in LANGUAGES:
             raise ValueError(_wrong(tag))
         self._catalogue = catalogue(self.code)
-        symbols = {",": get_group_symbol(self._locale), ".": get_decimal_symbol(self._locale)}
-        self._symbols = str.maketrans(symbols)
+        self._group, self._point = get_group_symbol(self._locale), get_decimal_symbol(self._locale)
+        self._symbols = str.maketrans({",": self._group, ".": self._point})
 
     def say(self, message: str, /, **values: object) -> str:
         """The message in this language; with values, its placeholders are `%(name)s`, and `%%` is a per cent sign."""
@@ -70,6 +78,28 @@ class Language:
         """The value with so many digits after the point."""
         # Not by Babel's format_decimal: 2.19 takes Switzerland's group symbol, an apostrophe, for a quotation mark.
         return f"{value:,.{digits}f}".translate(self._symbols)
+
+    def read(self, text: str, digits: int) -> Decimal:
+        """What somebody typed, with at most so many digits after the point: 1.500,50 in German, 1,500.50 in English.
+
+        What means one thing in every language is read in every one: 1500, 1500.50, 1.500,50. In 1.500 the point is what
+        this language has it for. Raises ValueError for all else, such as 2,000 in German.
+        """
+        found = _WRITTEN.fullmatch(text.strip().translate(_GROUPING))
+        if found is None:
+            raise ValueError(f"{text[:40]!r} is no number")
+        whole, group, point, rest = found["whole"], found["group"], found["point"], found["rest"] or ""
+        either = group in (".", ",") and whole.count(group) == 1 and point is None
+        if group == point is not None or len(rest) > digits or (either and group != self._group):
+            raise ValueError(f"{text[:40]!r} is no number of at most {digits} digits after a {self._point!r}")
+        return D(re.sub("[.,']", "", whole) + (f".{rest}" if rest else ""))
+
+    def read_whole(self, text: str) -> list[int]:
+        """Whole numbers with commas between: 50, 80. Raises ValueError for what may be one with decimals: 50,80."""
+        parts = re.split(r",\s+" if self._point == "," else r",\s*", text.strip())
+        if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
+            raise ValueError(f"{text[:40]!r} are no whole numbers with commas between")
+        return [int(part) for part in parts]
 
     def day(self, moment: datetime, zone: str) -> str:
         """The day of a moment in the zone: 2026-11-21, in German 21.11.2026."""

@@ -4,7 +4,6 @@ A member's budget is called `own`. Members change that one alone: what the opera
 theirs to read. What passes their own cap is billed: else it were a way to use for nothing.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -22,8 +21,7 @@ from meterhouse_store.registry import RegistryError
 
 OWN: Final = "own"
 MAX_AMOUNT: Final = Decimal(10) ** 12
-_PLAIN: Final = re.compile(r"[0-9]{1,13}(\.[0-9]{1,2})?")
-_GROUPED: Final = re.compile(r"[0-9]{1,3}(,[0-9]{3}){1,4}(\.[0-9]{1,2})?")
+_EXAMPLE: Final = Decimal("1500.50")
 
 
 def show(visit: Visit) -> Response:
@@ -42,8 +40,8 @@ def change(visit: Visit) -> Response:
         if own is None and any(it.budget.name == OWN for it in mine.budgets().states):
             raise RegistryError("The operator has a budget of that name: ask for another one.")
         if act == "set":
-            limit, stop = _amount(form.get("amount", "")), form.get("stop") == "yes"
-            thresholds = _thresholds(form.get("thresholds", ""))
+            limit, stop = _amount(visit), form.get("stop") == "yes"
+            thresholds = _thresholds(visit)
             wanted = Budget(mine.customer_id, OWN, MONEY, limit, hard=stop, bill_over=True, thresholds=thresholds)
             budgets.set_budget(mine.engine, mine.namespace, wanted, who=who, why="portal", now=now)
         elif own is None:
@@ -71,7 +69,7 @@ def _own(states: Sequence[State]) -> State | None:
 def _act(visit: Visit, own: State, act: str, who: str, now: datetime) -> None:
     engine, namespace = visit.account.engine, visit.account.namespace
     if act == "raise":
-        limit = _amount(visit.form.get("amount", ""))
+        limit = _amount(visit)
         if limit <= own.limit:
             raise WrongField("amount", "The limit of this month is that high already: write a larger amount.")
         budgets.raise_limit(engine, namespace, own.budget, limit, own.period.start, who=who, why="portal", now=now)
@@ -98,19 +96,30 @@ def _told(visit: Visit, notice: Mapping[str, Any]) -> str:
     return notice_texts.heading(notice["kind"], notice["customer_id"], subject, facts, visit.language)
 
 
-def _amount(text: str) -> Decimal:
-    """The amount as people write it; 1500,50 and 1.500 could be meant in two ways. Raises WrongField."""
-    said = text.strip()
-    if not (_PLAIN.fullmatch(said) or _GROUPED.fullmatch(said)):
-        raise WrongField("amount", "Write the amount as 1500, 1500.00 or 1,500.00.")
-    amount = Decimal(said.replace(",", ""))
+def _amount(visit: Visit) -> Decimal:
+    """The amount as the visitor's language writes it. Raises WrongField."""
+    language = visit.language
+    try:
+        amount = language.read(visit.form.get("amount", ""), 2)
+    except ValueError:
+        full = language.fixed(_EXAMPLE, 2)
+        raise WrongField("amount", language.say("Write the amount as 1500 or %(full)s.", full=full)) from None
     if not 0 < amount <= MAX_AMOUNT:
         raise WrongField("amount", "The amount is above 0.")
     return amount
 
 
-def _thresholds(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
-        raise WrongField("thresholds", "Write the thresholds in per cent with commas between: 50, 80, 100.")
-    return tuple(sorted({int(part) for part in parts})) or budgets.THRESHOLDS
+def _thresholds(visit: Visit) -> tuple[int, ...]:
+    """In per cent, in their order; the usual ones where none are written. Raises WrongField."""
+    said = visit.form.get("thresholds", "").strip().rstrip(",")
+    if not said:
+        return budgets.THRESHOLDS
+    try:
+        found = sorted(set(visit.language.read_whole(said)))
+    except ValueError:
+        found = []
+    if not 1 <= len(found) <= budgets.MAX_THRESHOLDS or found[0] < 1 or found[-1] > budgets.MAX_PERCENT:
+        raise WrongField(
+            "thresholds", "Write at most 20 thresholds in whole per cent from 1 to 1000, like this: 50, 80, 100."
+        )
+    return tuple(found)

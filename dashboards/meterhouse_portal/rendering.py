@@ -73,7 +73,7 @@ class Rendering:
         self._environment.filters.update(
             local=self.local, day=self.language.day, month=self.language.month, money=self.money, amount=self.amount,
             number=self.language.number, state=self._state, paid=self._paid, price=self.price, breakable=_breakable,
-            shortened=self._shortened, typed=_typed, reason=sentence,
+            shortened=self._shortened, reason=sentence,
             said=self.language.translated,
         )  # fmt: skip
 
@@ -131,7 +131,8 @@ class Rendering:
         return f"{'≈ ' if is_average else ''}{self.language.fixed(shown, digits)} {currency}"
 
     def _shortened(self, value: Decimal) -> str:
-        return self.language.number(_at_most_two_decimals(value))
+        """Rounded half up: for amounts beside a bar."""
+        return self.language.number(value.quantize(Decimal("0.01"), rounding="ROUND_HALF_UP"))
 
     def _paid(self, kind: str) -> str:
         return self.language.translated(PAID.get(kind, kind))
@@ -146,16 +147,6 @@ class Rendering:
         if isinstance(value, Decimal):
             return self.language.number(value)
         return without_controls(value) if isinstance(value, str) else value
-
-
-def _at_most_two_decimals(value: Decimal) -> Decimal:
-    """Rounded half up: for amounts beside a bar."""
-    return value.quantize(Decimal("0.01"), rounding="ROUND_HALF_UP")
-
-
-def _typed(value: Decimal) -> str:
-    """An amount as it is typed into a form, in every language: 1500.5."""
-    return plain(_at_most_two_decimals(value))
 
 
 def terms(written: Mapping[str, Any]) -> str:

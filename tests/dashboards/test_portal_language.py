@@ -133,6 +133,37 @@ def test_a_member_reads_german_where_the_browser_asks_for_it_and_machines_read_w
         assert asked.json() == api
 
 
+@pytest.mark.parametrize(
+    ("tag", "typed", "meant"),
+    [
+        ("de", "1.000,50", "1000.50"), ("de", "50,00", "50"), ("de", "1.000", "1000"), ("de", "1.000.000", "1000000"),
+        ("de", "1000,5", "1000.5"), ("de", "1500", "1500"), ("de", "1500.50", "1500.5"), ("de", "2,000.50", "2000.5"),
+        ("de", " 1 000,50 ", "1000.5"), ("en", "1,000.50", "1000.5"), ("en", "2,000", "2000"), ("en", "50,00", "50"),
+        ("en", "1.000,50", "1000.5"), ("en", "0.5", "0.5"), ("de-CH", "1’000.50", "1000.5"), ("de-CH", "1'000", "1000"),
+        ("de-AT", "1\u00a0000,50", "1000.5"), ("de-AT", "1.000,50", "1000.5"),
+        ("de", "2,000", None), ("de", "0,500", None), ("de", "1.00,50", None), ("de", "1.000.50", None),
+        ("de", "1,5,0", None), ("en", "2.000", None), ("en", "1,50,000", None), ("en", "1.234,567", None),
+        ("de-CH", "1.000", None), ("de", "", None), ("de", "viel", None), ("de", "-5", None), ("de", "1e3", None),
+        ("de", "٥", None),
+    ],
+)  # fmt: skip
+def test_a_typed_amount_is_read_as_the_language_writes_it_or_refused_where_it_may_mean_another(tag, typed, meant):
+    language = Language(tag)
+    if meant is None:
+        with pytest.raises(ValueError, match="is no number"):
+            language.read(typed, 2)
+    else:
+        assert language.read(typed, 2) == Decimal(meant)
+        assert language.read(language.fixed(Decimal(meant), 2), 2) == Decimal(meant)  # what is shown can be typed
+
+
+def test_whole_numbers_with_commas_between_are_no_decimals_to_a_german():
+    assert Language("de").read_whole("50, 80,  100") == [50, 80, 100] == Language("en").read_whole("50,80,100")
+    for wrong in ("12,5", "50,", "half", "5.5"):
+        with pytest.raises(ValueError, match="are no whole numbers"):
+            Language("de").read_whole(wrong)
+
+
 def test_what_is_typed_into_a_form_is_what_the_form_shows_in_each_language(world):
     with visiting(world, "bill@acme.example") as browser:
         browser.headers["Accept-Language"] = "de"
@@ -142,11 +173,20 @@ def test_what_is_typed_into_a_form_is_what_the_form_shows_in_each_language(world
             "thresholds": "50",
             "stop": "no",
         }
-        browser.post("/account/budgets", data=form | {"amount": "1500.50"})
-        page = browser.get("/account/budgets").text
-        assert 'value="1500.5"' in page and "1.200,5 von 1.500,5 EUR" in text_of(page)
-        refused = browser.post("/account/budgets", data=form | {"amount": "1.500,00"})
-        assert "Schreiben Sie den Betrag als 1500" in refused.text
+        for typed in ("1.500,50", "1500.50"):
+            assert browser.post("/account/budgets", data=form | {"amount": typed}).status_code == 303
+            page = browser.get("/account/budgets").text
+            assert 'value="1.500,5"' in page and "1.200,5 von 1.500,5 EUR" in text_of(page)
+        refused = browser.post("/account/budgets", data=form | {"amount": "2,000"})
+        assert "Schreiben Sie den Betrag als 1500 oder 1.500,50." in refused.text and 'value="2,000"' in refused.text
+        for thresholds in ("0", "1001", "12,5", ", ".join(map(str, range(1, 22)))):
+            refused = browser.post("/account/budgets", data=form | {"amount": "50,00", "thresholds": thresholds})
+            assert "Schreiben Sie höchstens 20 Schwellen in ganzen Prozent von 1 bis 1000" in text_of(refused.text)
+        assert "1.200,5 von 1.500,5 EUR" in text_of(browser.get("/account/budgets").text)
+        browser.headers["Accept-Language"] = "en"
+        assert 'value="1,500.5"' in browser.get("/account/budgets").text
+        browser.post("/account/budgets", data=form | {"amount": "1,600.50"})
+        assert "1,200.5 of 1,600.5 EUR" in text_of(browser.get("/account/budgets").text)
         browser.post("/account/budgets", data=form | {"act": "remove"})
 
 
