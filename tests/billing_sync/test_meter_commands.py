@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from meterhouse_billing.commands import bill
 from meterhouse_rating import versions
+from meterhouse_rating.contract_commands import contracts
+from meterhouse_rating.periods import month_of
 from meterhouse_store import registry, schema, warehouse
 from meterhouse_store.meters import declared
 
@@ -106,6 +108,26 @@ def test_five_documents_and_a_thousand_operations_from_the_warehouse_to_stripes_
     assert [line.split()[0] for line in table[1:]] == ["acme", "acme"]
     assert "/_sandbox/checkout/cs_test_" in call("link", "acme", "--return-url", "https://example.com").output
     assert json.loads(call("driver", "--json").stdout)["drivers"][0]["driver"] == "meters"
+
+
+def test_a_contract_that_is_cancelled_ends_the_subscription_with_it(call, client, sandbox):
+    now = datetime.now(UTC)
+    call("driver", "acme", "meters", "--from", f"{now:%Y-%m}", "--why", "wants Stripe's meters")
+    assert call("setup").exit_code == 0
+    use(client, "api.calls", 5, "one")
+    end = month_of(now, "UTC").end
+    cancelled = CliRunner().invoke(contracts, ["cancel", "acme", "--at", f"{end:%Y-%m-%d}", "--why", "moved away"])
+    assert cancelled.exit_code == 0, cancelled.output
+    synced = call("sync")
+    assert (synced.exit_code, f"ends in Stripe on {end:%Y-%m-%d}" in synced.output) == (0, True), synced.output
+    [subscription] = sandbox.client.v1.subscriptions.list().data
+    assert subscription.cancel_at == end.timestamp()
+    assert "ends in Stripe" not in call("sync").output
+    told = json.loads(call("driver", "--json").stdout)["drivers"]
+    assert [(it["driver"], it["why"]) for it in told] == [
+        ("meters", "wants Stripe's meters"),
+        ("invoices", "its contract ended"),
+    ]
 
 
 def test_a_plan_that_stripe_cannot_express_is_refused_with_the_reasons_and_exit_code_3(books, call):
