@@ -59,6 +59,7 @@ _ACTION: Final = object_of(
         "list; unknown: `unpriced` says why. Before discounts, minimums, fees, credits and taxes.",
     },
     unpriced={"type": "object", "additionalProperties": _TEXT, "description": "Meter: why it has no price."},
+    lines={"type": "array", "items": _TEXT, "description": "The lines that it is on, as the invoice calls them."},
 )  # fmt: skip
 
 _MONTH: Final = r"^(19[7-9][0-9]|2[01][0-9]{2})-(0[1-9]|1[0-2])$"
@@ -295,6 +296,7 @@ def _price(it: UsePrice) -> dict[str, Any]:
     return {
         "price": None if it.amount is None else plain(it.amount), "currency": it.currency or None,
         "price_is": it.how if it.how in (EXACT, AVERAGE, FREE) else "unknown", "unpriced": dict(it.unpriced),
+        "lines": list(it.lines),
     }  # fmt: skip
 
 

@@ -191,20 +191,22 @@ def export(mine: Account, period: Period, wanted: Mapping[str, str], form: str) 
     narrowed, bound = _narrowed(wanted)
     priced = prices_of(mine, period).in_warehouse(mine, period, narrowed, bound)
     columns = ", ".join(
-        name
-        if form != "csv" or name in _NUMBERS
-        else f"if(match({name}, '^[=+\\\\-@\\t\\r\\n]'), concat('''', {name}), toString({name})) AS {name}_"
-        for name in _EXPORTED
+        name if form != "csv" or name in _NUMBERS else f"{_no_formula(name)} AS {name}_" for name in _EXPORTED
     )
     names = ", ".join(f"{name}_ AS {name}" if form == "csv" and name not in _NUMBERS else name for name in _EXPORTED)
     # No price is an empty cell for a spreadsheet, where ClickHouse would write \N.
     cost = "ifNull(toString(price), '') AS price" if form == "csv" else "price"
     rows = f"SELECT {columns}, {priced.columns} FROM usage WHERE {MINE}{narrowed}"
-    query = f"SELECT {names}, {cost}, currency, price_is FROM ({rows})"
+    line = f"{_no_formula('line')} AS line" if form == "csv" else "line"
+    query = f"SELECT {names}, {cost}, currency, price_is, {line} FROM ({rows})"
     kind = {"csv": "CSVWithNames", "parquet": "Parquet"}[form]
     with mine.client.raw_stream(query, parameters=mine.bound(period) | bound | priced.bound, fmt=kind) as stream:
         while block := stream.read(65536):
             yield block
+
+
+def _no_formula(column: str) -> str:
+    return f"if(match({column}, '^[=+\\\\-@\\t\\r\\n]'), concat('''', {column}), toString({column}))"
 
 
 def _narrowed(wanted: Mapping[str, str]) -> tuple[str, dict[str, Any]]:

@@ -56,7 +56,7 @@ class Use:
 
 @dataclass(frozen=True)
 class InWarehouse:
-    """Columns `price`, `currency` and `price_is` for a query of `usage`, and the parameters that they need."""
+    """Columns `price`, `currency`, `price_is` and `line` for a query of `usage`, and the parameters that they need."""
 
     columns: str
     bound: dict[str, Any]
@@ -121,7 +121,8 @@ class Prices:
         columns = (
             f"{place} AS place, if({has_price}, accurateCastOrNull({cost}, 'Decimal(38, {SHOWN})'), NULL) AS price, "
             "arrayElement({currencies:Array(String)}, place) AS currency, "
-            "arrayElement({hows:Array(String)}, place) AS price_is"
+            "arrayElement({hows:Array(String)}, place) AS price_is, "
+            "arrayElement({lines:Array(String)}, place) AS line"
         )
         listed = list(places)
         return InWarehouse(
@@ -136,6 +137,7 @@ class Prices:
                 "of_events": [int(it.of_events) for _, it in listed],
                 "currencies": [currency for currency, _ in listed],
                 "hows": [it.how for _, it in listed],
+                "lines": [it.line for _, it in listed],
             },
         )
 

@@ -85,6 +85,16 @@ def test_pages_the_api_and_downloads_have_the_same_prices_which_add_up_to_the_li
         csv_rows = list(csv.DictReader(io.StringIO(browser.get("/account/usage.csv").text)))
         table = pyarrow.read_table(io.BytesIO(browser.get("/account/usage.parquet").content))
     found = {(it["call_id"], it["meter"]): (it["price"], it["currency"], it["price_is"]) for it in csv_rows}
+    by_line = {}
+    for it in csv_rows:
+        by_line.setdefault(it["line"], set()).add((it["call_id"], it["meter"]))
+    assert by_line == {
+        "input (gpt-5-mini)": {("c-1", "llm.tokens.input")},
+        "output": {("c-1", "llm.tokens.output"), ("c-2", "llm.tokens.output")},
+        "tools": {("c-3", "tool.calls")}, "talks": {("c-4", "llm.requests")},
+        "": {("c-2", "llm.tokens.input"), ("c-5", "agent.tasks")},
+    }  # fmt: skip
+    assert table["line"].to_pylist() == [it["line"] for it in csv_rows]
     assert found["c-1", "llm.tokens.input"] == ("2", "EUR", "exact")
     assert found["c-1", "llm.tokens.output"] == ("1.666666666666666666", "EUR", "average")
     assert found["c-3", "tool.calls"] == ("0.5", "EUR", "exact")
@@ -100,6 +110,7 @@ def test_pages_the_api_and_downloads_have_the_same_prices_which_add_up_to_the_li
     _, key = access_keys.create(at.engine, "live", "acme", "tests", who="tests", now=NOW)
     with TestClient(app.build(settings, TOKEN, now=lambda: NOW)) as api:
         items = api.get("/api/v1/actions", headers={"Authorization": f"Bearer {key}"}).json()["items"]
+    assert [it["lines"] for it in items] == [[], ["talks"], ["tools"], ["output"], ["input (gpt-5-mini)", "output"]]
     assert [(it["id"], it["price"], it["currency"], it["price_is"], it["unpriced"]) for it in items] == [
         ("c-5", None, "EUR", "free", {}),
         ("c-4", None, "EUR", "unknown", {"llm.requests": "whole_line"}),
