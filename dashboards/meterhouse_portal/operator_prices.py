@@ -5,28 +5,42 @@ functions as `meterhouse prices`.
 """
 
 import difflib
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from starlette.responses import RedirectResponse, Response
 
 from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
+from meterhouse_portal.stores import NoWarehouse
 from meterhouse_portal.visit import NotShown
-from meterhouse_rating import amounts_in, periods, price_changes, publishing, simulate, versions
+from meterhouse_rating import amounts_in, periods, price_changes, publishing, reach, simulate, versions
 from meterhouse_rating.amounts_in import Amount, NoAmount
 from meterhouse_rating.book import BookRefused, Checked, check
 from meterhouse_rating.document import MAX_BYTES
+from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import PeriodError
 from meterhouse_rating.publishing import PublishingRefused
+from meterhouse_rating.reach import Reach
 from meterhouse_rating.simulate import Simulation
 from meterhouse_rating.versions import NotThere, SecondPersonNeeded, Version
 from meterhouse_rating.world import World
 from meterhouse_store import meters, registry
 
-MAX_DRAFT: Final = 3 * MAX_BYTES
-"""Bytes of a form with a price book in it: letters that are no ASCII take three as they are sent."""
+MAX_DRAFT: Final = 6 * MAX_BYTES
+"""Bytes of a form with a price book in it, twice: letters that are no ASCII take three as they are sent."""
+
+_MIXED: Final = (
+    "Both the amounts and the text were changed, and they are not mixed. Nothing of it is lost: check one of the two, "
+    "or change one back."
+)
+_CHANGED: Final = (
+    "Nothing is published: this is not what was checked. Look at what it changes now, and publish it then."
+)
+_OPTION: Final = "a valid-from of {}"
 
 
 def show_prices(visit: OperatorVisit, problem: str = "", said: str = "") -> Response:
@@ -34,9 +48,15 @@ def show_prices(visit: OperatorVisit, problem: str = "", said: str = "") -> Resp
     every = versions.versions(visit.engine, visit.namespace)
     proposals = publishing.proposals(visit.engine, visit.namespace)
     newest = every[-1].source if every else ""
+    effects = {
+        it.proposal_id: _effect(visit, every, it.source, it.valid_from, visit.clock())
+        for it in proposals[::-1][:ROWS]
+        if it.state == publishing.OPEN and it.kind == publishing.BOOK
+    }
     return visit.page(
         "operator_prices.html", problem=problem, said=said, versions=every[::-1][:ROWS],
-        proposals=proposals[::-1][:ROWS], two_persons=publishing.two_persons(visit.engine, visit.namespace),
+        proposals=proposals[::-1][:ROWS], effects=effects, rows=ROWS,
+        two_persons=publishing.two_persons(visit.engine, visit.namespace),
         changes=_changes, newest=newest,
     )  # fmt: skip
 
@@ -63,41 +83,105 @@ def show_draft(visit: OperatorVisit) -> Response:
 
 
 def change_draft(visit: OperatorVisit) -> Response:
-    """Put amounts into the text; or check, compare and simulate the text; or publish or propose it."""
-    act, text = visit.form.get("act", ""), visit.form.get("text", "").replace("\r\n", "\n")
-    if act == "amounts":
-        new = {name: value for name, value in visit.form.items() if name.startswith("amount-")}
-        try:
-            return _looked_at(visit, amounts_in.changed(text, new))
-        except NoAmount as wrong:
-            return _draft(visit, text, str(wrong))
-    if act == "check":
-        return _looked_at(visit, text)
+    """Check, compare and simulate what was typed, in the amounts or in the text; or publish or propose it as checked.
+
+    One form has all that is typed, and `before`: the text that the amounts were read from.
+    """
+    act = visit.form.get("act", "")
+    if act not in ("check", "amounts", "text", "publish"):
+        raise NotShown(act)
+    before, typed = _sent(visit, "before"), _sent(visit, "text")
+    new = {name: value for name, value in visit.form.items() if name.startswith("amount-")}
+    try:
+        with_amounts = amounts_in.changed(before, new) if new and act != "text" else before
+    except NoAmount as wrong:
+        return _draft(visit, typed, str(wrong), before=before)
+    if act != "amounts" and typed not in (before, with_amounts) and with_amounts != before:
+        return _draft(visit, typed, _MIXED, before=before, mixed=True)
+    text = typed if act != "amounts" and typed != before else with_amounts
+    try:
+        began = _begin(visit.form.get("valid_from", ""))
+    except PeriodError as refused:
+        return _draft(visit, text, str(refused))
     if act == "publish":
-        return _publish(visit, text)
-    raise NotShown(act)
+        return _publish(visit, text, began)
+    return _looked_at(visit, text, began)
 
 
-def _looked_at(visit: OperatorVisit, text: str) -> Response:
+def _sent(visit: OperatorVisit, name: str) -> str:
+    """A text as it was before a browser sent it, which ends lines in its own way."""
+    text, newest = visit.form.get(name, "").replace("\r\n", "\n"), _newest(visit)
+    return newest if text == newest.replace("\r\n", "\n") else text
+
+
+def _looked_at(visit: OperatorVisit, text: str, began: datetime | None, problem: str = "") -> Response:
     try:
         checked = check(text, visit.units)
     except BookRefused as refused:
         return _draft(visit, text, "The book has mistakes; nothing is published.", mistakes=refused.mistakes)
-    last = f"{periods.month_of(visit.clock(), 'UTC').start - timedelta(days=1):%Y-%m}"
-    made, trouble = None, ""
+    known, now = versions.versions(visit.engine, visit.namespace), visit.clock()
+    standing = versions.repeated(known, checked.book.sha256, began)
+    if standing is not None:
+        return _draft(visit, text, problem, checked=checked, standing=standing)
+    return _draft(visit, text, problem, checked=checked, effect=_effect(visit, known, text, began, now))
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a version that is not published yet would do; `reached` None: it would price no month.
+
+    `made` is `month` with its prices, beside those of the version `beside`, which prices `first` without it (None: the
+    versions that are in force in that month); it and `open_months` are None where there is `trouble`.
+    """
+
+    version: Version
+    reached: Reach | None
+    told: str
+    open_months: dict[str, int] | None
+    month: str
+    beside: Version | None
+    first: str
+    made: Simulation | None
+    trouble: str
+
+
+def _effect(visit: OperatorVisit, known: list[Version], text: str, began: datetime | None, now: datetime) -> Effect:
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    version = versions.following(known, text, sha256, author=visit.person.name, valid_from=began, now=now)
+    reached = reach.reach(version, known)
+    # A draft that is valid from the beginning is compared with what prices the month under way without it.
+    first = periods.month_of(now, "UTC") if reached is None or reached.first.end < now else reached.first
+    if reached is not None and reached.until is not None and first.start >= reached.until:
+        first = reached.first
+    beside = versions.in_force(known, first)
+    last = f"{periods.month_of(now, 'UTC').start - timedelta(days=1):%Y-%m}"
+    made, trouble, open_months = None, "", None
     try:
         with visit.stores.warehouse() as client:
             world = World(visit.engine, client, visit.namespace, meters.declared(visit.settings), now=visit.clock)
-            made = simulate.simulate(world, text, [last], costs=False)
+            open_months = reach.open_months(world, version)
+            made = simulate.simulate(world, text, [last], costs=False, beside=beside)
     except (NotThere, PeriodError) as wrong:
         trouble = f"{last} cannot be simulated: {wrong}"
-    return _draft(visit, text, checked=checked, made=made, month=last, trouble=trouble)
+    except NoWarehouse:
+        trouble = "Usage cannot be read now; nothing is lost. Try again in a minute."
+    said = reach.told(version, known, _OPTION)
+    return Effect(version, reached, said, open_months, last, beside, f"{first.start:%Y-%m}", made, trouble)
 
 
-def _publish(visit: OperatorVisit, text: str) -> Response:
+def _publish(visit: OperatorVisit, text: str, began: datetime | None) -> Response:
     why, now = visit.why, visit.clock()
     try:
-        began = _begin(visit.form.get("valid_from", ""))
+        sha256 = check(text, visit.units).book.sha256
+        known = versions.versions(visit.engine, visit.namespace)
+        standing = versions.repeated(known, sha256, began)
+        if standing is not None:
+            return show_prices(visit, said=f"That is version {standing.version} already: nothing was published.")
+        if visit.form.get("checked") != _seen(text, visit.form.get("valid_from", ""), known):
+            return _looked_at(visit, text, began, _CHANGED)
+        version = versions.following(known, text, sha256, author=visit.person.name, valid_from=began, now=now)
+        if reach.reach(version, known) is None:
+            return _looked_at(visit, text, began, reach.told(version, known, _OPTION))
         if publishing.two_persons(visit.engine, visit.namespace):
             made = publishing.propose(
                 visit.engine, visit.namespace, text, visit.units, by=visit.person, valid_from=began, now=now
@@ -112,12 +196,19 @@ def _publish(visit: OperatorVisit, text: str) -> Response:
         )
     except BookRefused as refused:
         return _draft(visit, text, "The book has mistakes; nothing is published.", mistakes=refused.mistakes)
-    except (PublishingRefused, SecondPersonNeeded, PeriodError) as refused:
+    except (PublishingRefused, SecondPersonNeeded) as refused:
         return _draft(visit, text, str(refused))
     if new:
         publishing.note_published(visit.engine, visit.namespace, version, by=visit.person, why=why, now=now)
     told = "is published" if new else "was published already"
-    return show_prices(visit, said=f"Version {version.version} {told}. {_left_out(visit, version)}")
+    known = versions.versions(visit.engine, visit.namespace)
+    reaches = reach.told(version, known, _OPTION)
+    return show_prices(visit, said=f"Version {version.version} {told}. {reaches} {_left_out(visit, version)}")
+
+
+def _seen(text: str, valid_from: str, known: list[Version]) -> str:
+    """What a page that was checked showed: a draft, from when, after which version."""
+    return digest(["draft", text, valid_from.strip(), len(known)])
 
 
 def _left_out(visit: OperatorVisit, version: Version) -> str:
@@ -138,19 +229,24 @@ def _draft(
     text: str,
     problem: str = "",
     *,
+    before: str | None = None,
+    mixed: bool = False,
     mistakes: list[Any] | None = None,
     checked: Checked | None = None,
-    made: Simulation | None = None,
-    month: str = "",
-    trouble: str = "",
+    standing: Version | None = None,
+    effect: Effect | None = None,
 ) -> Response:
+    """The form; with `before`, amounts as they were typed beside a text that they were not put into."""
+    known = versions.versions(visit.engine, visit.namespace)
     newest = _newest(visit)
     wrong = {it.line for it in mistakes or ()}
     return visit.page(
         "operator_draft.html", problem=problem, text=text, mistakes=mistakes or [], wrong=wrong,
-        lines=text.splitlines() if mistakes else [], checked=checked, made=made, month=month, trouble=trouble,
+        lines=text.splitlines() if mistakes else [], checked=checked, standing=standing, effect=effect, mixed=mixed,
         changed=[] if checked is None else price_changes.changes(newest, text) if newest else [],
-        unified=[] if checked is None else _changes(newest, text), amounts=_amounts(text),
+        unified=[] if checked is None else _changes(newest, text), before=text if before is None else before,
+        amounts=_amounts(text if before is None else before), amounts_typed={} if before is None else visit.form,
+        seen="" if effect is None else _seen(text, visit.form.get("valid_from", ""), known),
         two_persons=publishing.two_persons(visit.engine, visit.namespace), form=visit.form, rows=ROWS,
     )  # fmt: skip
 

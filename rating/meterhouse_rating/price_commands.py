@@ -196,16 +196,13 @@ def _proposed(proposal: "Proposal", new: bool) -> str:
 
 
 def _published(version: "Version", known: "Sequence[Version]", new: bool) -> str:
-    from meterhouse_rating import versions
+    from meterhouse_rating import reach, versions
 
     what = "published" if new else "was published already, nothing changed"
     text = f"Price book {version.book.name}, version {version.version}, {what}: valid from {_day(version.valid_from)}."
-    if _day(version.valid_from) != BEGINNING:
-        text += "\nIt prices periods that begin then or later"
-        if another := versions.month_on_another(version, known):
-            month, other = another
-            text += f"; {month} stays on version {other.version} (`--valid-from {month}-01` prices {month} too)"
-        text += "."
+    found = reach.reach(version, known)
+    if _day(version.valid_from) != BEGINNING or found is None or found.until is not None:
+        text += f"\n{reach.told(version, known)}"
     if version.version == 2 and known[0].author == versions.STARTER_AUTHOR:
         text += "\nVersion 1 is the starter book that `meterhouse up` began with."
     return text

@@ -130,16 +130,25 @@ def other_terms(world: World, terms: Terms, text: str) -> Terms:
 
 
 def simulate(
-    world: World, text: str, months: Sequence[str], only: str | None = None, *, costs: bool = True
+    world: World,
+    text: str,
+    months: Sequence[str],
+    only: str | None = None,
+    *,
+    costs: bool = True,
+    beside: Version | None = None,
 ) -> Simulation:
-    """The months under the book of the text, beside what they come to under the published ones.
+    """The months under the book of the text, beside what they come to under the published ones, each in its time.
 
-    `costs`: with what providers ask, which readers of the views alone may not see.
+    `beside`: under this version alone instead. `costs`: with what providers ask, which readers of the views alone may
+    not see.
 
     Raises BookRefused, NotThere without a published book, PeriodError.
     """
     old = known.terms(world)
     new = other_terms(world, old, text)
+    if beside is not None:
+        old = replace(old, versions=[replace(beside, valid_from=ALWAYS)])
     return _compared(world, old, new, Simulation(tuple(months), new.book(new.versions[0]).name), only, costs=costs)
 
 

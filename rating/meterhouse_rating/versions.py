@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, Select, insert, select
 
 from meterhouse_rating import price_audit
 from meterhouse_rating.book import Book, check, parse
-from meterhouse_rating.periods import Period, month_of
+from meterhouse_rating.periods import Period
 from meterhouse_store.registry import ALWAYS, ENDED, Contract, ensure_namespace
 from meterhouse_store.registry import namespace as namespace_of
 from meterhouse_store.sql import begin_write
@@ -121,11 +121,18 @@ def add(
     now: datetime,
 ) -> Version:
     """Write the next version of a namespace that is `locked`; without `valid_from` as `publish` says."""
-    if valid_from is None:
-        valid_from = now if any(version.author != STARTER_AUTHOR for version in known) else ALWAYS
-    new = Version(len(known) + 1, sha256, text, author, valid_from, now)
+    new = following(known, text, sha256, author=author, valid_from=valid_from, now=now)
     connection.execute(insert(price_books).values(namespace=namespace, **vars(new)))
     return new
+
+
+def following(
+    known: Sequence[Version], text: str, sha256: str, *, author: str, valid_from: datetime | None, now: datetime
+) -> Version:
+    """The version that publishing the text would make; without `valid_from` as `publish` says. Writes nothing."""
+    if valid_from is None:
+        valid_from = now if any(version.author != STARTER_AUTHOR for version in known) else ALWAYS
+    return Version(len(known) + 1, sha256, text, author, valid_from, now)
 
 
 def of(connection: Connection, namespace: str, *, after: int = 0, limit: int | None = None) -> list[Version]:
@@ -151,13 +158,6 @@ def in_force(known: Sequence[Version], period: Period) -> Version | None:
         return max(at_start, key=lambda version: (version.valid_from, version.version))
     within = [version for version in known if version.valid_from < period.end]
     return min(within, key=lambda version: (version.valid_from, -version.version), default=None)
-
-
-def month_on_another(version: Version, known: Sequence[Version]) -> tuple[str, Version] | None:
-    """The month (UTC) in which the version becomes valid, such as 2026-10, where another one prices it, and which."""
-    month = month_of(version.valid_from, "UTC")
-    other = in_force(known, month)
-    return None if other is None or other.version == version.version else (f"{month.start:%Y-%m}", other)
 
 
 def plans_left_out(

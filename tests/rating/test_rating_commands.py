@@ -112,7 +112,11 @@ def test_publishing_says_which_periods_the_version_prices(meterhouse, book):
         "",
     )
     assert meterhouse("prices", "publish", str(book), "--valid-from", "2026-11-01")[1].splitlines()[1:] == [
-        "It prices periods that begin then or later."
+        "It prices periods that begin then or later; from 2026-12 on version 3 does."
+    ]
+    assert meterhouse("prices", "publish", str(book), "--valid-from", "2026-11-03")[1].splitlines()[1:] == [
+        "It prices no month: version 3, valid from 2026-11-20, prices those that begin then or later "
+        "(`--valid-from 2026-11-20` or later prices months again)."
     ]
 
 
