@@ -13,14 +13,14 @@ from starlette.responses import RedirectResponse, Response
 from meterhouse_billing import budget_round, drivers
 from meterhouse_billing.gateway import BillingError
 from meterhouse_portal import operator_agreements
-from meterhouse_portal.operator_change import Asked, Verb, always, rehearse, since
+from meterhouse_portal.operator_change import Asked, Verb, always, rehearse, since, there
 from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
 from meterhouse_portal.stores import NoWarehouse
 from meterhouse_portal.visit import NotShown
 from meterhouse_rating import cancelling, publishing
 from meterhouse_rating.book import BookRefused
 from meterhouse_rating.periods import PeriodError, month_of
-from meterhouse_rating.versions import NotThere
+from meterhouse_rating.versions import NotThere, versions
 from meterhouse_rating.world import World
 from meterhouse_store import access, audit, budgets, meters, operator_changes, plans, registry
 from meterhouse_store.operator_changes import REJECTED
@@ -71,7 +71,7 @@ def _cancel(it: Asked) -> str:
         raise RegistryError("Say when it ends.")
     end = cancelling.end_of(engine, namespace, it.customer_id, at)
     registry.end_contract(engine, namespace, it.customer_id, at, who=it.who, why=it.why, now=it.visit.clock())
-    return f"The contract ends{since(end, it.zone)}."
+    return f"The contract ends at the beginning of {there(end, it.zone)} ({it.zone})."
 
 
 def _withdraw(it: Asked) -> str:
@@ -179,10 +179,15 @@ def show_customer(visit: OperatorVisit, refusal: Exception | None = None, said: 
     if found is None:
         raise NotShown(name)
     engine, namespace = visit.engine, visit.namespace
-    contracts = registry.contracts(engine, namespace, name)
+    contracts, known = registry.contracts(engine, namespace, name), versions(engine, namespace)
+    ends = {
+        it.contract_id: cancelling.takes_effect(known, found.time_zone, it.valid_from)
+        for it in contracts
+        if it.plan == ENDED
+    }
     return visit.page(
         "operator_customer.html", refusal=refusal, said=said, key=key, customer=found, contracts=contracts[::-1],
-        ended=ENDED, always=ALWAYS, offered=_offered(visit), agents=_agents(visit, name),
+        ends=ends, always=ALWAYS, offered=_offered(visit), agents=_agents(visit, name),
         driver=drivers.driver_at(drivers.drivers(engine, namespace), name, visit.clock()),
         drivers=drivers.DRIVERS, keys=_keys_of(visit, name), pauses=budgets.pauses(engine, namespace, name),
         changes=operator_changes.latest(engine, namespace, ROWS, customer_id=name), words=words,

@@ -1,5 +1,6 @@
 """What was used: the month under way, the log down to single events, downloads, and the prices."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlencode
@@ -14,6 +15,20 @@ from meterhouse_rating import shares
 from meterhouse_rating.periods import Period
 from meterhouse_rating.price_api.price_list import NotPriced
 
+CHANGES: Final = {
+    "plan": "plan %(name)s",
+    "contract_ends": "the contract ends",
+    "price_book": "price book %(detail)s, version %(name)s",
+    "addon_begins": "add-on %(name)s begins, %(detail)s of it",
+    "addon_ends": "add-on %(name)s ends",
+    "own_price_begins": "your own price of %(name)s begins",
+    "own_price_ends": "your own price of %(name)s ends",
+    "discount_begins": "discount %(name)s begins (%(detail)s)",
+    "discount_ends": "discount %(name)s ends",
+    "quantity": "%(name)s: %(detail)s from then on",
+    "trial_ends": "the trial ends",
+}
+"""What is to change of a price list, by its kind."""
 _EXPORTS: Final = Exports()
 _MEDIA: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
@@ -84,9 +99,12 @@ def prices(visit: Visit) -> Response:
     """The prices that apply now, and what is to change."""
     visit.query(set())
     try:
-        return visit.page("prices.html", prices=visit.account.prices(), trouble="")
+        found, trouble = visit.account.prices(), ""
     except NotPriced as none:
-        return visit.page("prices.html", prices=None, trouble=str(none))
+        found, trouble = None, str(none)
+    scheduled = [] if found is None else found["scheduled"]
+    changes = [(datetime.fromisoformat(it["applies_from"]), _change(visit, it)) for it in scheduled]
+    return visit.page("prices.html", prices=found, trouble=trouble, changes=changes)
 
 
 PAGES: Final = (
@@ -97,6 +115,10 @@ PAGES: Final = (
     Page("GET", "/account/actions", VIEWER, action),
     Page("GET", "/account/prices", VIEWER, prices),
 )
+
+
+def _change(visit: Visit, change: Mapping[str, str]) -> str:
+    return visit.language.say(CHANGES[change["kind"]], name=change["name"], detail=change["detail"])
 
 
 def _title(visit: Visit, meter: str, by: str) -> str:

@@ -1,5 +1,6 @@
 """When a contract that is cancelled really ends, and what would be lost if it ended then."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import Engine
@@ -7,9 +8,16 @@ from sqlalchemy import Engine
 from meterhouse_rating.layout import money
 from meterhouse_rating.periods import instant, month_of, next_month
 from meterhouse_rating.settled import CLOSED, lines_of, standings
-from meterhouse_rating.versions import in_force, versions
+from meterhouse_rating.versions import Version, in_force, versions
 from meterhouse_store import registry
 from meterhouse_store.registry import RegistryError
+
+
+def takes_effect(known: Sequence[Version], zone: str, at: datetime) -> datetime:
+    """When a contract ends that is cancelled for that moment: then, or with its month, by the price book of then."""
+    version = in_force(known, month_of(at, zone))
+    at_once = version is not None and version.book.plan_changes.at_once
+    return at if at_once else next_month(at, zone)
 
 
 def end_of(engine: Engine, namespace: str, customer_id: str, at: datetime) -> datetime:
@@ -21,9 +29,7 @@ def end_of(engine: Engine, namespace: str, customer_id: str, at: datetime) -> da
     customer = registry.customer(engine, namespace, customer_id)
     if customer is None:
         raise RegistryError(f"{customer_id} is not registered: `meterhouse customers list` shows who is")
-    version = in_force(versions(engine, namespace), month_of(at, customer.time_zone))
-    at_once = version is not None and version.book.plan_changes.at_once
-    end = at if at_once else next_month(at, customer.time_zone)
+    end = takes_effect(versions(engine, namespace), customer.time_zone, at)
     with engine.connect() as connection:
         closed = [it for it in standings(connection, namespace, customer_id) if it.state == CLOSED]
         lines = lines_of(connection, [it.rating_id for it in closed])

@@ -7,7 +7,7 @@ from jinja2.ext import babel_extract
 
 import meterhouse_portal
 from meterhouse_billing import notice_texts
-from meterhouse_portal import members, rendering
+from meterhouse_portal import members, rendering, usage_pages
 from meterhouse_rating import explain, shares
 from meterhouse_reports import documents, drawing
 
@@ -30,6 +30,7 @@ NOT_TRANSLATED = {it.name for it in TEMPLATES.iterdir() if it.name.startswith("o
 
 CHOSEN = (
     *rendering.STATES.values(), *rendering.PAID.values(), *members.ROLES, *shares.MEANINGS.values(),
+    *usage_pages.CHANGES.values(),
     "model", "agent", "tool", "status", "provider", "task", "conversation",  # how usage is shown
     "Meter", "Model", "Agent", "Tool", "Status", "Conversation", "Task", "Provider",  # how the log is narrowed
     "Accepted", "Rejected", "Not shown", "That cannot be shown", "That cannot be done",

@@ -12,8 +12,9 @@ from portal_samples import NOW, TOKEN, form_token, portal_world, text_of, visiti
 from starlette.testclient import TestClient
 
 from meterhouse_billing import notice_texts
-from meterhouse_portal import access_keys, app, members
-from meterhouse_store import language
+from meterhouse_portal import access_keys, app, members, usage_pages
+from meterhouse_rating.price_api.schemas import SCHEMAS
+from meterhouse_store import agreements, language
 from meterhouse_store.brand import Brand
 from meterhouse_store.language import LANGUAGES, Language, wanted
 
@@ -188,6 +189,33 @@ def test_what_is_typed_into_a_form_is_what_the_form_shows_in_each_language(world
         browser.post("/account/budgets", data=form | {"amount": "1,600.50"})
         assert "1,200.5 of 1,600.5 EUR" in text_of(browser.get("/account/budgets").text)
         browser.post("/account/budgets", data=form | {"act": "remove"})
+
+
+def test_what_is_to_change_has_words_in_each_language_and_days_of_the_customer_s_zone(world):
+    engine = world[0].engine
+    told = {"namespace": "live", "customer_id": "acme", "now": NOW}
+    december, february = datetime(2026, 11, 30, 23, tzinfo=UTC), datetime(2027, 1, 31, 23, tzinfo=UTC)
+    own = "model: per_unit\nmetric: input_tokens\nper: 1000\nprice: 1.00\n"
+    agreements.add_override(engine, component="input", source=own, valid_from=december, valid_until=february, **told)
+    agreements.add_discount(engine, name="Launch", percent=Decimal(20), months=1, valid_from=december, **told)
+    with visiting(world, "vera@acme.example") as browser:
+        shown = text_of(browser.get("/account/prices").text)
+        # 23:00 in UTC is the next day in Berlin.
+        assert (
+            "2026-12-01: your own price of input begins" in shown
+            and "2027-02-01: your own price of input ends" in shown
+        )
+        assert "2026-12-01: discount Launch begins (20 %)" in shown
+        browser.headers["Accept-Language"] = "de"
+        shown = text_of(browser.get("/account/prices").text)
+        assert "01.12.2026: Ihr eigener Preis für input beginnt" in shown
+        assert "01.12.2026: Rabatt Launch beginnt (20 %)" in shown and "01.01.2027: Rabatt Launch endet" in shown
+        assert "Preisbuch tests, Version 1." in shown
+
+
+def test_each_kind_of_change_that_a_price_list_tells_of_has_words():
+    kinds = SCHEMAS["PriceList"]["properties"]["scheduled"]["items"]["properties"]["kind"]["enum"]
+    assert set(usage_pages.CHANGES) == set(kinds)
 
 
 def test_the_choice_of_a_member_goes_before_the_browser_s_and_the_browser_s_before_the_brand_s(world, monkeypatch):

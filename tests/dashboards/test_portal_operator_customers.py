@@ -1,7 +1,7 @@
 """Operators change customers in forms: by the commands' rules, kept with who and why, by two where that is asked."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from portal_samples import NOW, form_token, portal_world, text_of, visiting
@@ -84,13 +84,34 @@ def test_what_a_closed_period_was_priced_in_does_not_change_and_the_rest_does(wo
 
 def test_a_contract_ends_and_billing_changes_at_the_edge_of_a_month(world, anna):
     at, _ = world
-    assert "ends from 2026-12-01 (UTC) on" in text_of(sent(anna, "cancel", "initech", at="2026-11-25").text)
+    assert "The contract ends at the beginning of 2026-12-01 (UTC)." in text_of(
+        sent(anna, "cancel", "initech", at="2026-11-25").text
+    )
     assert registry.contracts(at.engine, "live", "initech")[-1].plan == registry.ENDED
     inside = sent(anna, "driver", "globex", driver="meters", valid_from="2026-12-05")
     assert inside.status_code == 422 and "is within a month" in text_of(inside.text)
     assert sent(anna, "driver", "globex", driver="meters", valid_from="2026-12-01").status_code == 200
     (changed,) = drivers.drivers(at.engine, "live")["globex"]
     assert (changed.driver, changed.who, changed.why) == ("meters", ANNA, "agreed")
+
+
+def test_the_operator_and_the_customer_read_the_same_day_for_the_end_of_a_contract(world, anna):
+    at, _ = world
+    registry.add_customer(
+        at.engine, "live", "umbrella", name="Umbrella", currency="EUR", time_zone="Europe/Berlin", plan="pay",
+        now=NOW - timedelta(days=60),
+    )  # fmt: skip
+    members.set_role(at.engine, "live", "umbrella", "uma@umbrella.example", "viewer", who="tests", now=NOW)
+    # The book of the tests lets plans change with the next month, which begins in Berlin at 23:00 of the day before.
+    said = text_of(sent(anna, "cancel", "umbrella", at="2026-12-15").text)
+    assert "The contract ends at the beginning of 2027-01-01 (Europe/Berlin)." in said
+    assert "ends 2027-01-01 00:00 CET , cancelled for 2026-12-15 00:00 CET" in said
+    with visiting(world, "uma@umbrella.example") as uma:
+        assert "What is to change 2027-01-01: the contract ends Times" in text_of(uma.get("/account/prices").text)
+        uma.headers["Accept-Language"] = "de"
+        assert "01.01.2027: Der Vertrag endet" in text_of(uma.get("/account/prices").text)
+    with visiting(world, ANNA, now=datetime(2027, 1, 2, tzinfo=UTC)) as later:
+        assert "ended 2027-01-01 00:00 CET , cancelled for" in text_of(later.get("/operator/customer?id=umbrella").text)
 
 
 def test_agents_are_stopped_and_go_on_and_keys_are_shown_once(world, anna):
