@@ -53,7 +53,9 @@ def offer(world: World, customer_id: str) -> Offer:
     amounts = policies.load(world.engine, world.namespace, customer_id).top_up_amounts.get(currency, ())
     refusal = refusal_of(world, customer_id)
     if not refusal and not amounts:
-        refusal = f"nothing is offered in {currency}: `meterhouse bill settings --top-up-amounts {currency}=10/50`"
+        refusal = (
+            f"nothing is offered in {currency}: `meterhouse bill settings --top-up-amounts {currency}=10/50 --why TEXT`"
+        )
     return Offer(currency, () if refusal else amounts, refusal)
 
 

@@ -83,7 +83,11 @@ def decide_invoice(visit: OperatorVisit) -> Response:
 def show_questions(visit: OperatorVisit, problem: str = "") -> Response:
     """What customers ask about lines."""
     found = questions.of_all(visit.engine, visit.namespace, waiting=False)[:ROWS]
-    return visit.page("operator_questions.html", problem=problem, questions=found)
+    with visit.engine.connect() as connection:
+        rows = lines_of(connection, sorted({it.rating_id for it in found}))
+    asked = {it.line_id for it in found}
+    lines = {row["line_id"]: (row, explain.sentences(row)) for row in rows if row["line_id"] in asked}
+    return visit.page("operator_questions.html", problem=problem, questions=found, lines=lines)
 
 
 def answer_question(visit: OperatorVisit) -> Response:

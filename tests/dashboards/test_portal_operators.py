@@ -16,7 +16,7 @@ from meterhouse_rating import publishing, versions
 from meterhouse_rating.publishing import Person
 from meterhouse_store import decided
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import invoices
+from meterhouse_store.tables import invoices, rated_lines
 
 ANNA, BEN = "anna@operator.example", "ben@operator.example"
 
@@ -149,6 +149,17 @@ def test_a_question_is_answered_in_the_operator_s_name(portal):
     (answered,) = questions.of_customer(world.engine, "live", "acme")
     assert (answered.outcome, answered.answer, answered.answered_by) == ("accepted", "Credited", ANNA)
     assert anna.post("/operator/questions", data=form | {"why": "Again"}).status_code == 422
+
+
+def test_a_question_is_shown_with_its_line_explained(portal):
+    world, visit = portal
+    with world.engine.connect() as connection:
+        is_it = (rated_lines.c.description == "input") & (rated_lines.c.amount_minor == 60000)
+        line = dict(connection.execute(rated_lines.select().where(is_it)).mappings().one())
+    questions.ask(world.engine, "live", "acme", line, "So much?", who="olga@acme.example", now=NOW)
+    shown = text_of(visit(ANNA)[0].get("/operator/questions").text)
+    assert "acme: input, 600.00 EUR So much? How the line is made" in shown
+    assert "300,000" in shown.partition("How the line is made")[2]
 
 
 def test_what_is_in_suspense_is_assigned_and_counts(portal):
