@@ -115,7 +115,7 @@ def show_suspense(visit: OperatorVisit, problem: str = "", said: str = "") -> Re
     customers = [it.customer_id for it in registry.customers(visit.engine, visit.namespace)][:1000]
     return visit.page(
         "operator_suspense.html", problem=problem, said=said, rows=rows, total=total, reason=reason,
-        customers=customers,
+        customers=customers, choices=suspended.choices,
     )  # fmt: skip
 
 

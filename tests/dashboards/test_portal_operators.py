@@ -116,6 +116,8 @@ def test_above_a_limit_one_approves_and_another_finalises(portal):
     (anna, _), (ben, _) = visit(ANNA), visit(BEN)
     page = anna.get("/operator").text
     assert "acme: 602.00 EUR" in text_of(page)
+    can = r"acme: 602\.00 EUR.*?</article>"
+    assert re.findall(r'value="(\w+)">[A-Z]', re.search(can, page, re.DOTALL).group()) == ["approve", "hold"]
     path = re.search(r'acme: 602\.00 EUR.*?action="(/operator/invoices/[0-9a-f]+)"', page, re.DOTALL).group(1)
     form = {"form": form_token(page), "why": "looked at"}
     assert anna.post(path, data=form | {"act": "approve", "why": " "}).status_code == 400
@@ -128,7 +130,9 @@ def test_above_a_limit_one_approves_and_another_finalises(portal):
     invoice = records.invoice(world.engine, path.rpartition("/")[2])
     told = reviews.second_person(as_account, invoice, policies.load(world.engine, "live", "acme"))
     assert told is not None and "may be one person" in told  # anna of the command line is no second person
-    theirs = {"form": form_token(ben.get("/operator").text), "why": "due"}
+    page = ben.get("/operator").text
+    assert re.findall(r'value="(\w+)">[A-Z]', re.search(can, page, re.DOTALL).group()) == ["finalise", "hold"]
+    theirs = {"form": form_token(page), "why": "due"}
     assert ben.post(path, data=theirs | {"act": "finalise"}).status_code == 303
     assert state_of(world, "acme") == "finalised"
     shown = text_of(anna.get("/operator/record").text)
@@ -169,6 +173,7 @@ def test_what_is_in_suspense_is_assigned_and_counts(portal):
     world.client.command(f"INSERT INTO events ({COLUMNS}) VALUES {values}")
     anna, _ = visit(ANNA)
     page = anna.get("/operator/suspense").text
+    assert re.findall(r'name="act" value="(\w+)"', page) == ["assign", "discard"]  # nobody is named to release it to
     assert "3 tool.calls" in text_of(page) and "agent lost" in text_of(page)
     hidden = {name: re.search(rf'name="{name}" value="([0-9a-f]*)"', page).group(1) for name in ("row", "follows")}
     twin = event("globex", "tool.calls", "2026-11-20 10:00:00", 7, agent="lost")
