@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any, Final
 
 from starlette.responses import RedirectResponse, Response
@@ -251,11 +252,13 @@ def _draft(
     )  # fmt: skip
 
 
-def _amounts(text: str) -> list[Amount]:
+def _amounts(text: str) -> list[tuple[str, list[Amount]]]:
+    """The amounts of each plan and add-on, in the order of the text."""
     try:
-        return amounts_in.amounts(text)
+        found = amounts_in.amounts(text)
     except NoAmount:
         return []
+    return [(group, list(some)) for group, some in groupby(found, lambda it: it.group)]
 
 
 def _newest(visit: OperatorVisit) -> str:

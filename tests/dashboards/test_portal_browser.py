@@ -162,7 +162,7 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
     assert said == "It has a price of its own for input from 2026-12-01 (Europe/Berlin) on."
     looked_at("operator/price-saved")
     page.goto(f"{address}/operator/draft")
-    page.get_by_label("plan, pay, input, price").fill("2.50")
+    page.get_by_label("input, price").fill("2.50")
     page.get_by_role("button", name="Check and simulate").click()
     assert page.get_by_text("+388.50 EUR").is_visible()
     looked_at("operator/draft-simulated")

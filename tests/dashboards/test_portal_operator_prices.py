@@ -50,7 +50,8 @@ def publish(browser, text, why, **fields):
 
 def test_a_changed_amount_shows_what_it_changes_and_who_would_pay_more(anna):
     page = anna.get("/operator/draft").text
-    assert "plan, pay, input, price" in text_of(page) and 'value="2.00"' in page
+    assert "Plan Pay (pay) input, price EUR per 1,000 input_tokens tools, price EUR per call" in text_of(page)
+    assert 'value="2.00"' in page
     answer = sent(anna, "check", **{"amount-0": "2.50"})
     shown = text_of(answer.text)
     assert typed(answer.text)["text"] == BOOK.replace("price: 2.00", "price: 2.50")

@@ -24,11 +24,58 @@ addons:
 def test_amounts_are_found_with_what_they_are_of():
     assert [(it.place, it.written) for it in amounts(BOOK)] == [
         ("plan, pay, in, price", "2.50"),
-        ("plan, pay, tiers, tiers up to 1000, price", "0.010"),
+        ("plan, pay, tiers, tiers up to 1,000, price", "0.010"),
         ("plan, pay, tiers, tiers no. 2, price", "0.008"),
         ("plan, pay, tiers, tiers no. 2, flat", "5"),
         ("plan, pay, by, prices model gpt-5*, price", "1"),
         ("add-on, support, fee, price", "100"),
+    ]
+
+
+def test_each_amount_says_of_which_plan_it_is_and_of_what_it_is_the_price():
+    book = """
+book: own
+currency: EUR
+metrics:
+  input: {unit: token, meters: [llm.tokens.input]}
+  calls: {unit: call, meters: [tool.calls]}
+  payments: {unit: USD, meters: [payments]}
+plans:
+  pay:
+    title: Pay as you go
+    components:
+      in: {model: per_unit, metric: input, per: 1_000_000, by: [model], prices: [{model: gpt*, price: 1}], default: 2}
+      calls: {model: graduated, metric: calls, tiers: [{up_to: 10_000, price: 0.5, flat: 3}, {price: 0.4}]}
+      base: {model: flat, price: 49, included: {input: 5}, overage: {input: {per: 1000, tiers: [{price: 9}]}}}
+  packs:
+    currency: USD
+    components:
+      pack: {model: package, metric: calls, size: 100, price: 5, free: 10}
+      seats: {model: recurring, quantity: seats, price: 10}
+      cut: {model: percentage, metric: payments, percent: 2.9, fixed: 0.3, free: 500, min: 1}
+      cost: {model: cost_plus, metric: input, markup: 200, per: 1000, fee: 0.5}
+addons:
+  extra: {components: {credits: {model: credit_pack, price: 20, credits: 25}}}
+"""
+    assert [(it.group, it.label, it.measure) for it in amounts(book)] == [
+        ("Plan Pay as you go (pay)", "in, prices model gpt*, price", "EUR per 1,000,000 input"),
+        ("Plan Pay as you go (pay)", "in, default", "EUR per 1,000,000 input"),
+        ("Plan Pay as you go (pay)", "calls, tiers up to 10,000, price", "EUR per call"),
+        ("Plan Pay as you go (pay)", "calls, tiers up to 10,000, flat", "EUR per calendar month that reaches the tier"),
+        ("Plan Pay as you go (pay)", "calls, tiers no. 2, price", "EUR per call"),
+        ("Plan Pay as you go (pay)", "base, price", "EUR per calendar month"),
+        ("Plan Pay as you go (pay)", "base, overage, input, tiers no. 1, price", "EUR per 1,000 input"),
+        ("Plan packs", "pack, price", "USD per package of 100 calls"),
+        ("Plan packs", "pack, free", "calls per calendar month"),
+        ("Plan packs", "seats, price", "USD per calendar month, each"),
+        ("Plan packs", "cut, percent", "percent"),
+        ("Plan packs", "cut, fixed", "USD per event"),
+        ("Plan packs", "cut, free", "USD per calendar month"),
+        ("Plan packs", "cut, min", "USD per calendar month"),
+        ("Plan packs", "cost, markup", "percent"),
+        ("Plan packs", "cost, fee", "USD per 1,000 input"),
+        ("Add-on extra", "credits, price", "EUR once"),
+        ("Add-on extra", "credits, credits", "EUR once"),
     ]
 
 
