@@ -48,7 +48,8 @@ def show_prices(visit: OperatorVisit, problem: str = "", said: str = "") -> Resp
     """Versions of the price book, and proposals that wait for a second person."""
     every = versions.versions(visit.engine, visit.namespace)
     proposals = publishing.proposals(visit.engine, visit.namespace)
-    newest = every[-1].source if every else ""
+    latest = _latest(every)
+    newest = "" if latest is None else latest.source
     effects = {
         it.proposal_id: _effect(visit, every, it.source, it.valid_from, visit.clock())
         for it in proposals[::-1][:ROWS]
@@ -79,7 +80,7 @@ def decide_prices(visit: OperatorVisit) -> Response:
 
 
 def show_draft(visit: OperatorVisit) -> Response:
-    """The newest price book to be changed: its amounts one by one, or all of its text."""
+    """The price book that holds in the end, to be changed: its amounts one by one, or all of its text."""
     return _draft(visit, _newest(visit))
 
 
@@ -121,7 +122,7 @@ def _looked_at(visit: OperatorVisit, text: str, began: datetime | None, problem:
     except BookRefused as refused:
         return _draft(visit, text, "The book has mistakes; nothing is published.", mistakes=refused.mistakes)
     known, now = versions.versions(visit.engine, visit.namespace), visit.clock()
-    standing = versions.repeated(known, checked.book.sha256, began)
+    standing = _standing(known, checked.book.sha256, began)
     if standing is not None:
         return _draft(visit, text, problem, checked=checked, standing=standing)
     return _draft(visit, text, problem, checked=checked, effect=_effect(visit, known, text, began, now))
@@ -175,7 +176,7 @@ def _publish(visit: OperatorVisit, text: str, began: datetime | None) -> Respons
     try:
         sha256 = check(text, visit.units).book.sha256
         known = versions.versions(visit.engine, visit.namespace)
-        standing = versions.repeated(known, sha256, began)
+        standing = _standing(known, sha256, began)
         if standing is not None:
             return show_prices(visit, said=f"That is version {standing.version} already: nothing was published.")
         if visit.form.get("checked") != _seen(text, visit.form.get("valid_from", ""), known):
@@ -249,6 +250,7 @@ def _draft(
         amounts=_amounts(text if before is None else before), amounts_typed={} if before is None else visit.form,
         seen="" if effect is None else _seen(text, visit.form.get("valid_from", ""), known),
         two_persons=publishing.two_persons(visit.engine, visit.namespace), form=visit.form, rows=ROWS,
+        latest=_latest(known),
     )  # fmt: skip
 
 
@@ -262,8 +264,21 @@ def _amounts(text: str) -> list[tuple[str, list[Amount]]]:
 
 
 def _newest(visit: OperatorVisit) -> str:
-    every = versions.versions(visit.engine, visit.namespace)
-    return every[-1].source if every else versions.starter()
+    latest = _latest(versions.versions(visit.engine, visit.namespace))
+    return versions.starter() if latest is None else latest.source
+
+
+def _latest(known: list[Version]) -> Version | None:
+    """The version that prices all months in the end: one that was published later for months before it does not."""
+    return max(known, key=lambda it: (it.valid_from, it.version), default=None)
+
+
+def _standing(known: list[Version], sha256: str, began: datetime | None) -> Version | None:
+    """The version that a draft is already; None where there is something to publish."""
+    latest = _latest(known)
+    if began is None and latest is not None and latest.sha256 == sha256:
+        return latest
+    return versions.repeated(known, sha256, began)
 
 
 def _begin(text: str) -> datetime | None:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from portal_samples import NOW, TOKEN, portal_world
+from portal_samples import BOOK, NOW, TOKEN, portal_world
 
 from meterhouse_billing import policies, records
 from meterhouse_billing.gateway import connect
 from meterhouse_billing.world import World
 from meterhouse_portal import app, members
+from meterhouse_rating import publishing
 
 PAGES = (
     "/account", "/account?meter=tool.calls&by=tool", "/account/usage", "/account/actions", "/account/invoices",
@@ -171,6 +172,22 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
     page.get_by_role("button", name="Check and simulate").click()
     assert page.get_by_role("heading", name="Mistakes").is_visible()
     looked_at("operator/draft-refused")
+    page.goto(f"{address}/operator/draft")
+    page.get_by_label("input, price").fill("2.50")
+    page.get_by_label("YAML").fill("book: mine\n")
+    page.get_by_role("button", name="Check and simulate").click()
+    assert page.get_by_label("YAML").input_value() == "book: mine\n"
+    assert page.get_by_label("input, price").input_value() == "2.50"
+    looked_at("operator/draft-mixed")
+    units = {name: it.unit for name, it in world.meters.items()}
+    for price in ("2.50", "1.50"):
+        publishing.propose(
+            world.engine, "live", BOOK.replace("2.00", price), units,
+            by=publishing.Person("carol", "root"), valid_from=None, now=NOW,
+        )  # fmt: skip
+    page.goto(f"{address}/operator/prices")
+    assert page.get_by_text("+388.50 EUR").is_visible() and page.get_by_text("-388.50 EUR").is_visible()
+    looked_at("operator/prices-proposed")
     complaints[:] = complaints_before  # that a draft is refused is answered with 422
     assert complaints == []
     context.close()

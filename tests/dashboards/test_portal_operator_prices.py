@@ -180,3 +180,13 @@ def test_an_unchanged_draft_is_offered_to_nobody_and_the_draft_is_blamed_for_its
             assert len(versions.versions(engine, "live")) == 2
             done = publish(anna, dear.replace("20.00", "21.00"), "round", valid_from="2026-11-01")
             assert "Version 3 is published. It prices periods that begin then or later." in text_of(done.text)
+
+            # A version for months before that one is newer, but drafts go on from what holds in the end.
+            publish(anna, BOOK.replace("2.00", "3.00"), "September", valid_from="2026-09-01")
+            form = anna.get("/operator/draft").text
+            assert "price: 21.00" in typed(form)["text"]
+            same = sent(anna, "check", form)
+            assert "Nothing: the text is the same. That is version 3" in text_of(same.text)
+            assert 'value="publish"' not in same.text
+            assert "That is version 3 already" in text_of(sent(anna, "publish", same.text, why="x").text)
+            assert len(versions.versions(engine, "live")) == 4
