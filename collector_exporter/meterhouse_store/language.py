@@ -6,7 +6,7 @@ read). What has no translation is shown in English. Machines' formats (APIs, CSV
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
@@ -14,7 +14,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from babel import Locale, UnknownLocaleError
-from babel.dates import format_date
+from babel.dates import format_date, format_skeleton
 from babel.messages.pofile import read_po
 from babel.numbers import get_decimal_symbol, get_group_symbol
 
@@ -103,8 +103,15 @@ class Language:
 
     def day(self, moment: datetime, zone: str) -> str:
         """The day of a moment in the zone: 2026-11-21, in German 21.11.2026."""
-        there = moment.astimezone(ZoneInfo(zone))
-        return there.strftime("%Y-%m-%d") if self.tag == ENGLISH else format_date(there, locale=self._locale)
+        return self.calendar_day(moment.astimezone(ZoneInfo(zone)).date())
+
+    def calendar_day(self, day: date) -> str:
+        """2026-11-21, in German 21.11.2026."""
+        return day.isoformat() if self.tag == ENGLISH else format_date(day, locale=self._locale)
+
+    def short_day(self, day: date) -> str:
+        """A date without its year: 11-21, in German 21.11."""
+        return f"{day:%m-%d}" if self.tag == ENGLISH else format_skeleton("MMdd", day, locale=self._locale)
 
     def long_day(self, moment: datetime, zone: str) -> str:
         """The day of a moment in the zone, its month in letters: 1 November 2026, in German 1. November 2026."""

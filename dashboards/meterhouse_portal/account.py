@@ -282,7 +282,7 @@ def _by_day(told: Iterable[Sum], period: Period, zone: str) -> Days:
     for (meter, name, day), quantity in quantities.items():
         if day in place:
             found[meter][name][place[day]] = max(quantity, Decimal(0))
-    bars = {meter: Bars([day.isoformat() for day in days], sorted(series.items())) for meter, series in found.items()}
+    bars = {meter: Bars(days, sorted(series.items())) for meter, series in found.items()}
     return Days(bars, sorted((meter, *sums) for meter, sums in totals.items()))
 
 

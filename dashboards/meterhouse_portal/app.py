@@ -86,7 +86,7 @@ def build(
     ]
     if rendering.logo is not None:
         routes.append(Route("/logo", _file(*rendering.logo)))
-    return _with_headers(Starlette(routes=routes, exception_handlers={404: _not_found, 405: _not_allowed}))
+    return _with_headers(Starlette(routes=routes, exception_handlers=_refusals(customers)))
 
 
 def _file(content: bytes, media_type: str) -> Callable[[Request], Response]:
@@ -213,17 +213,23 @@ def _html(text: str, status: int = 200) -> HTMLResponse:
     return HTMLResponse(text, status)
 
 
-def _not_found(request: Request, _problem: Exception) -> Response:
-    if _is_api(request):
-        return refused(Problem(404, "not_found", "there is nothing here: /api/v1/openapi.json says what there is"))
-    return _html(page.message_page("No such page", "Customers begin at `/account`, operators at `/`."), 404)
+def _refusals(customers: CustomerPages) -> dict[int, Callable[[Request, Exception], Response]]:
+    """What is answered where there is no route: a problem of the API's, or a page in the visitor's language."""
 
+    def not_found(request: Request, _problem: Exception) -> Response:
+        if _is_api(request):
+            return refused(Problem(404, "not_found", "there is nothing here: /api/v1/openapi.json says what there is"))
+        return customers.no_such_page(request)
 
-def _not_allowed(request: Request, problem: Exception) -> Response:
-    allowed = problem.headers if isinstance(problem, HTTPException) and problem.headers else {}
-    if _is_api(request):
-        return refused(Problem(405, "method_not_allowed", "this API is read only: GET", allowed))
-    return HTMLResponse(page.message_page("Not so", "This page is not asked for in that way."), 405, dict(allowed))
+    def not_allowed(request: Request, problem: Exception) -> Response:
+        allowed = problem.headers if isinstance(problem, HTTPException) and problem.headers else {}
+        if _is_api(request):
+            return refused(Problem(405, "method_not_allowed", "this API is read only: GET", allowed))
+        answer = customers.no_such_method(request)
+        answer.headers.update(allowed)
+        return answer
+
+    return {404: not_found, 405: not_allowed}
 
 
 def _is_api(request: Request) -> bool:

@@ -1,7 +1,8 @@
 """A chart of stacked bars as SVG: drawn here, without a script, with the figures in a table beside it for everybody."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from functools import cached_property
 from math import ceil, log10
@@ -9,7 +10,8 @@ from typing import Final
 
 from markupsafe import Markup
 
-from meterhouse_rating.layout import number
+from meterhouse_rating.layout import unit_in
+from meterhouse_store.language import Language
 
 WIDTH, HEIGHT = 720, 220
 _LEFT, _BOTTOM, _TOP = 72, 28, 16
@@ -19,9 +21,9 @@ SERIES: Final = 7
 
 @dataclass(frozen=True)
 class Bars:
-    """`columns` are the days of the bars as 2026-11-01; each series has a name and one value, 0 or more, per column."""
+    """`columns` are the days of the bars; each series has a name and one value, 0 or more, per column."""
 
-    columns: Sequence[str]
+    columns: Sequence[date]
     series: Sequence[tuple[str, Sequence[Decimal]]]
 
     @cached_property
@@ -39,8 +41,8 @@ def joined(bars: Bars, other: str = "other") -> Bars:
     return Bars(bars.columns, [*ranked[: SERIES - 1], (other, rest)])
 
 
-def draw(bars: Bars, title: str, unit: str, number: Callable[[Decimal], str] = number) -> Markup:
-    """The SVG element. Colours come from the page's style, by class: s0, s1, ...; `number` writes numbers."""
+def draw(bars: Bars, title: str, measure: str, language: Language) -> Markup:
+    """The SVG element, of quantities in the unit `measure`. Colours come from the page's style, by class: s0, s1."""
     top = nice(max(bars.totals, default=Decimal(0)))
     high = HEIGHT - _TOP - _BOTTOM
     step = Decimal(WIDTH - _LEFT) / max(len(bars.columns), 1)
@@ -53,24 +55,28 @@ def draw(bars: Bars, title: str, unit: str, number: Callable[[Decimal], str] = n
         parts.append(
             Markup(
                 '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" class="y">{}</text>'
-            ).format(_LEFT, WIDTH, _at(y), _at(y), _LEFT - 8, _at(y + 4), short(top * share, number))
+            ).format(_LEFT, WIDTH, _at(y), _at(y), _LEFT - 8, _at(y + 4), short(top * share, language))
         )
     every = max(1, ceil(len(bars.columns) / 8))
-    for at, label in enumerate(bars.columns):
+    for at, day in enumerate(bars.columns):
         x, y = _LEFT + step * at + (step - width) / 2, Decimal(_TOP + high)
         for index, (name, values) in enumerate(bars.series):
             if not values[at]:
                 continue
             height = high * values[at] / top
             y -= height
+            used = f"{language.number(values[at])} {unit_in(language, measure, values[at])}"
+            told = f"{language.calendar_day(day)}, {name}: {used}"
             parts.append(
                 Markup('<rect class="s{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
-                    index, _at(x), _at(y), _at(width), _at(height), f"{label}, {name}: {number(values[at])} {unit}"
+                    index, _at(x), _at(y), _at(width), _at(height), told
                 )
             )
         if at % every == 0:
             parts.append(
-                Markup('<text class="x" x="{}" y="{}">{}</text>').format(_at(x + width / 2), HEIGHT - 6, label[5:])
+                Markup('<text class="x" x="{}" y="{}">{}</text>').format(
+                    _at(x + width / 2), HEIGHT - 6, language.short_day(day)
+                )
             )
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
@@ -84,12 +90,12 @@ def nice(value: Decimal) -> Decimal:
     return next(base * step for step in (1, 2, 5, 10, 20) if base * step >= value)
 
 
-def short(value: Decimal, number: Callable[[Decimal], str] = number) -> str:
+def short(value: Decimal, language: Language) -> str:
     """1,500,000 as 1.5 M: three digits at most, for an axis."""
     for size, letter in ((Decimal(10) ** 9, "G"), (Decimal(10) ** 6, "M"), (Decimal(10) ** 3, "k")):
         if value >= size:
-            return f"{number((value / size).quantize(Decimal('0.1')).normalize())} {letter}"
-    return number(value.normalize())
+            return f"{language.number((value / size).quantize(Decimal('0.1')).normalize())} {letter}"
+    return language.number(value.normalize())
 
 
 def _at(value: Decimal | float) -> str:

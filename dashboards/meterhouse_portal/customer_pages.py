@@ -349,7 +349,10 @@ class CustomerPages:
                 )
             except NotShown:
                 return self._message(request, 404, "No such page", "It is not here, or not one of yours.", visitor)
-            except (Refused, PeriodError) as wrong:
+            except PeriodError:
+                told = "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15), at most a month."
+                return self._message(request, 400, "That cannot be shown", told, visitor)
+            except Refused as wrong:
                 return self._message(request, 400, "That cannot be shown", str(wrong), visitor)
 
     def _for_operators(self, page: OperatorPage) -> Callable[[Request], Any]:
@@ -409,6 +412,14 @@ class CustomerPages:
             return await run_in_threadpool(safe, request, form)
 
         return endpoint
+
+    def no_such_page(self, request: Request) -> Response:
+        """For an address that nothing is at."""
+        return self._message(request, 404, "No such page", "Customers begin at /account, operators at /.")
+
+    def no_such_method(self, request: Request) -> Response:
+        """For a page that is asked for in a way that it does not know."""
+        return self._message(request, 405, "Not so", "This page is not asked for in that way.")
 
     def _visitor(self, request: Request) -> Visitor | None:
         session = request.cookies.get(COOKIE, "")[:128]

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup, escape
 
 from meterhouse_portal.wording import without_controls
+from meterhouse_rating.layout import unit_in
 from meterhouse_store.brand import Brand
 from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.language import LANGUAGES, Language
@@ -74,7 +75,7 @@ class Rendering:
             local=self.local, day=self.language.day, month=self.language.month, money=self.money, amount=self.amount,
             number=self.language.number, state=self._state, paid=self._paid, price=self.price, breakable=_breakable,
             shortened=self._shortened, reason=sentence,
-            said=self.language.translated,
+            said=self.language.translated, unit=self._unit,
         )  # fmt: skip
 
     def in_language(self, code: str) -> "Rendering":
@@ -133,6 +134,9 @@ class Rendering:
     def _shortened(self, value: Decimal) -> str:
         """Rounded half up: for amounts beside a bar."""
         return self.language.number(value.quantize(Decimal("0.01"), rounding="ROUND_HALF_UP"))
+
+    def _unit(self, name: str, quantity: Decimal) -> str:
+        return unit_in(self.language, name, quantity)
 
     def _paid(self, kind: str) -> str:
         return self.language.translated(PAID.get(kind, kind))

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from starlette.responses import HTMLResponse, Response
 
+from meterhouse.vocabulary import ESTIMATED, FRAMEWORK, NO_USAGE, REPORTED, SDK_LOOP
 from meterhouse_portal import account, chart, usage_log
 from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import VIEWER
@@ -29,6 +30,14 @@ CHANGES: Final = {
     "trial_ends": "the trial ends",
 }
 """What is to change of a price list, by its kind."""
+SOURCES: Final = {
+    REPORTED: "reported by the provider",
+    FRAMEWORK: "reported by a framework",
+    SDK_LOOP: "seen in an agent's loop",
+    ESTIMATED: "estimated",
+    NO_USAGE: "not reported by the provider",
+}
+"""How the quantity of an event is known."""
 _EXPORTS: Final = Exports()
 _MEDIA: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
@@ -39,18 +48,18 @@ def overview(visit: Visit) -> Response:
     query = visit.query({"meter", "by"})
     month, by = account.month(None, zone, mine.now), query.get("by", "model")
     if by not in account.GROUPS:
-        raise Refused(f"Usage is shown by {', '.join(account.GROUPS)}.")
+        raise Refused(visit.language.say("Usage is shown by %(names)s.", names=", ".join(account.GROUPS)))
     days, outlook, trouble = mine.under_way(by, month, zone)
     shown = [meter for meter, _, _ in days.totals]
     meter = query.get("meter") or ("llm.tokens.input" if "llm.tokens.input" in shown else next(iter(shown), ""))
     if meter and meter not in shown:
         raise Refused("Usage is shown of one of your meters.")
     bars = chart.joined(days.bars[meter]) if meter in days.bars else None
-    unit = mine.meters[meter].unit.strip("{}") if meter in mine.meters else ""
+    unit = mine.meters[meter].unit if meter in mine.meters else ""
     return visit.page(
         "overview.html", month=month, plan=mine.plan(month), totals=days.totals, meter=meter, by=by, bars=bars,
         groups=list(account.GROUPS), outlook=outlook, trouble=trouble,
-        drawing=None if bars is None else chart.draw(bars, _title(visit, meter, by), unit, visit.language.number),
+        drawing=None if bars is None else chart.draw(bars, _title(visit, meter, by), unit, visit.language),
     )  # fmt: skip
 
 
@@ -60,8 +69,8 @@ def usage(visit: Visit) -> Response:
     period, wanted, query = _asked(visit, {"after"})
     try:
         choices, log = usage_log.with_choices(mine, period, wanted, query.get("after"))
-    except ValueError as wrong:
-        raise Refused(f"{str(wrong).capitalize()}: go back to the first page.") from None
+    except ValueError:
+        raise Refused("This is no place in the log: go back to the first page.") from None
     kept = {**wanted, **({"period": query["period"]} if "period" in query else {})}
     return visit.page(
         "usage.html", period=period, wanted=wanted, log=log, choices=choices, kept=kept,
@@ -92,7 +101,7 @@ def action(visit: Visit) -> Response:
     events = usage_log.events(visit.account, query.get("id", "")[:256], at)
     if not events:
         raise NotShown(query.get("id", ""))
-    return visit.page("action.html", events=events, meanings=shares.MEANINGS)
+    return visit.page("action.html", events=events, meanings=shares.MEANINGS, sources=SOURCES)
 
 
 def prices(visit: Visit) -> Response:

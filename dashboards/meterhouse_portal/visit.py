@@ -74,7 +74,8 @@ class Visit:
     def query(self, names: set[str]) -> dict[str, str]:
         """The parameters, without empty ones. Raises Refused for one that the page does not know."""
         if unknown := sorted(set(self.request.query_params) - names):
-            raise Refused(f"This page does not know the parameter {unknown[0][:20]!r}.")
+            told = "This page does not know the parameter %(name)s."
+            raise Refused(self.language.say(told, name=repr(unknown[0][:20])))
         return {name: value for name, value in self.request.query_params.items() if value}
 
     def page(self, template: str, *, wrong: Exception | None = None, **values: Any) -> HTMLResponse:

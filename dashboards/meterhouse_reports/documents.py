@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, func, select
 
 from meterhouse_rating import periods
 from meterhouse_rating.explain import sentences
-from meterhouse_rating.layout import unit
+from meterhouse_rating.layout import unit_in
 from meterhouse_rating.ledger import RECEIVABLE
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period
@@ -269,10 +269,7 @@ def _document(
 def _item(line: Row, language: Language) -> Item:
     quantity, say = "", language.say
     if line["unit"]:
-        name = line["unit"].strip("{}")
-        # What a price book calls a unit is English, or has no other number that is known.
-        quantity = unit(name, line["quantity"]) if language.code == ENGLISH else name
-        quantity = f"{language.number(line['quantity'])} {quantity}"
+        quantity = f"{language.number(line['quantity'])} {unit_in(language, line['unit'], line['quantity'])}"
     own = {"*": say("without a price of its own")}
     dimensions = ", ".join(f"{name} {own.get(value, value)}" for name, value in line["dimensions"].items())
     named = line["kind"] == "usage" and dimensions

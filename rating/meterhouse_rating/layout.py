@@ -5,9 +5,14 @@ from decimal import Decimal
 from typing import Final
 
 from meterhouse_rating.money import show
+from meterhouse_store.language import ENGLISH, Language
 from meterhouse_store.numbers import plain
 
 _SHORTEST_WORD: Final = 4
+UNITS: Final = {
+    it: f"{it}s" for it in ("call", "conversation", "execution", "image", "month", "page", "request", "task", "token")
+} | {"search": "searches"}
+"""The units of Meterhouse's own meters and fees that have words in each language, one and many."""
 """Shorter units (s, GB, min) are symbols: those have no plural."""
 
 
@@ -40,6 +45,14 @@ def unit(name: str, quantity: Decimal) -> str:
     """The unit of so many: 1 call, 11 calls, 11 GB."""
     is_word = name.isalpha() and name.islower() and len(name) >= _SHORTEST_WORD
     return _plural(name) if is_word and quantity != 1 else name
+
+
+def unit_in(language: Language, name: str, quantity: Decimal) -> str:
+    """The unit of so many for people: in German 11 Aufrufe; a price book's own words as they are written."""
+    word = name.strip("{}")
+    if language.code == ENGLISH:
+        return unit(word, quantity)
+    return language.plural(word, UNITS[word], 1 if quantity == 1 else 2) if word in UNITS else word
 
 
 def counted(count: int, word: str) -> str:

@@ -8,7 +8,7 @@ from jinja2.ext import babel_extract
 import meterhouse_portal
 from meterhouse_billing import notice_texts
 from meterhouse_portal import members, rendering, usage_pages
-from meterhouse_rating import explain, shares
+from meterhouse_rating import explain, layout, shares
 from meterhouse_reports import documents, drawing
 
 HERE = Path(meterhouse_portal.__file__).parent
@@ -30,8 +30,11 @@ NOT_TRANSLATED = {it.name for it in TEMPLATES.iterdir() if it.name.startswith("o
 
 CHOSEN = (
     *rendering.STATES.values(), *rendering.PAID.values(), *members.ROLES, *shares.MEANINGS.values(),
-    *usage_pages.CHANGES.values(),
-    "model", "agent", "tool", "status", "provider", "task", "conversation",  # how usage is shown
+    *usage_pages.CHANGES.values(), *usage_pages.SOURCES.values(), *layout.UNITS.items(), "audio", "video", "text",
+    "That link was used, or is too old. Ask for a new one.",
+    "This page does not know the parameter %(name)s.",
+    "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15), at most a month.",
+    "model", "agent", "tool", "status", "provider",  # how usage is shown
     "Meter", "Model", "Agent", "Tool", "Status", "Conversation", "Task", "Provider",  # how the log is narrowed
     "Accepted", "Rejected", "Not shown", "That cannot be shown", "That cannot be done",
     "An export is under way", "Wait until the other download of this customer ends.",

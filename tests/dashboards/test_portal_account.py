@@ -257,7 +257,7 @@ def test_the_chart_and_its_table_show_the_days_of_the_customer_s_own_zone(world)
     with visiting(world, "vera@acme.example") as browser:
         page = browser.get("/account?meter=llm.tokens.input&by=agent").text
     assert '<svg class="chart"' in page and page.count("<rect") == 20
-    assert "2026-11-01, helper: 30,000 token" in page  # 23:30 of October 31st in UTC
+    assert "2026-11-01, helper: 30,000 tokens" in page  # 23:30 of October 31st in UTC
     assert browser_table(page)["2026-11-02"] == ["30,000"]
     with visiting(world, "vera@acme.example") as browser:  # as many series as there are conversations
         assert browser.get("/account?by=conversation").status_code == 400
@@ -346,7 +346,7 @@ def test_an_invoice_has_its_lines_and_each_line_its_explanation(world):
         listed = browser.get("/account/invoices").text
         assert "602.00 EUR" in text_of(listed)
         invoice = browser.get(re.search(r'href="(/account/invoices/[0-9a-f]{64})"', listed).group(1)).text
-        assert "input 300,000 token 600.00 EUR" in text_of(invoice)
+        assert "input 300,000 tokens 600.00 EUR" in text_of(invoice)
         line = browser.get(re.search(r'href="(/account/lines/[0-9a-f]{64})"', invoice).group(1))
     assert "300,000 at 2 EUR per 1,000: 600 EUR" in text_of(line.text)
     assert "price book tests, version 1, line 12" in text_of(line.text)

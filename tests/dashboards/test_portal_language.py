@@ -8,11 +8,12 @@ from decimal import Decimal
 
 import portal_messages
 import pytest
-from portal_samples import NOW, TOKEN, form_token, portal_world, text_of, visiting
+from portal_samples import COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of, visiting
 from starlette.testclient import TestClient
 
 from meterhouse_billing import notice_texts
 from meterhouse_portal import access_keys, app, members, usage_pages
+from meterhouse_rating.layout import unit_in
 from meterhouse_rating.price_api.schemas import SCHEMAS
 from meterhouse_store import agreements, language
 from meterhouse_store.brand import Brand
@@ -216,6 +217,64 @@ def test_what_is_to_change_has_words_in_each_language_and_days_of_the_customer_s
 def test_each_kind_of_change_that_a_price_list_tells_of_has_words():
     kinds = SCHEMAS["PriceList"]["properties"]["scheduled"]["items"]["properties"]["kind"]["enum"]
     assert set(usage_pages.CHANGES) == set(kinds)
+
+
+@pytest.mark.parametrize("query", ["period=zz", "period=2026-13", "period=2026-01-01..2026-12-01", "period=9999-12"])
+def test_a_period_that_is_none_is_said_in_the_visitor_s_language(world, query):
+    with visiting(world, "vera@acme.example") as browser:
+        refused = browser.get(f"/account/usage?{query}")
+        assert refused.status_code == 400
+        assert "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15)" in text_of(refused.text)
+        browser.headers["Accept-Language"] = "de"
+        shown = text_of(browser.get(f"/account/usage?{query}").text)
+        assert "Das ist kein Zeitraum: Schreiben Sie einen Monat (2026-10) oder Tage (2026-10-01..2026-10-15)" in shown
+        assert "kennt den Parameter 'page' nicht" in browser.get("/account?page=2").text.replace("&#39;", "'")
+
+
+def test_what_is_not_there_and_a_link_that_was_used_are_said_in_the_visitor_s_language(world):
+    with visiting(world) as browser:
+        used = browser.post("/sign-in/used")
+        assert used.status_code == 410 and "That link was used, or is too old. Ask for a new one." in used.text
+        assert "Customers begin at /account, operators at /." in text_of(browser.get("/nowhere").text)
+        browser.headers["Accept-Language"] = "de"
+        assert "Dieser Link wurde schon benutzt oder ist zu alt." in browser.post("/sign-in/used").text
+        missing, wrong = browser.get("/account/nowhere"), browser.post("/account")
+        assert (missing.status_code, wrong.status_code) == (404, 405)
+        assert "Keine solche Seite Kunden beginnen bei /account, Betreiber bei /." in text_of(missing.text)
+        assert "Diese Seite wird nicht so angefragt." in text_of(wrong.text) and "GET" in wrong.headers["allow"]
+
+
+def test_days_of_the_chart_units_and_how_usage_is_known_are_german(world):
+    at = world[0]
+    at.client.command(
+        f"INSERT INTO events ({COLUMNS}, usage_source, modality) VALUES "
+        + row(900, event("globex", "tool.calls", "2026-11-08 10:00:00", 2, call="c-told"))[:-1]
+        + ", 'reported', 'image')"
+    )
+    with visiting(world, "gus@globex.example") as browser:
+        chart = browser.get("/account?meter=tool.calls").text
+        assert ">11-01</text>" in chart and "2026-11-08, (none): 2 calls" in chart
+        browser.headers["Accept-Language"] = "de"
+        chart = browser.get("/account?meter=tool.calls").text
+        assert ">01.11.</text>" in chart and ">11-01<" not in chart
+        assert "08.11.2026, (none): 2 Aufrufe" in chart and '<th scope="row">08.11.2026</th>' in chart
+        opened = browser.get("/account/actions?id=c-told&at=2026-11-08T10:00:00%2B00:00")
+        assert "Bild, vom Anbieter gemeldet" in opened.text
+    with visiting(world, "bill@acme.example") as browser:
+        invoice = re.search(r'href="(/account/invoices/[0-9a-f]{64})"', browser.get("/account/invoices").text).group(1)
+        assert "300,000 tokens 600.00 EUR" in text_of(browser.get(invoice).text)
+        browser.headers["Accept-Language"] = "de"
+        shown = text_of(browser.get(invoice).text)
+        assert "300.000 Token 600,00 EUR" in shown and "4 Aufrufe 2,00 EUR" in shown
+
+
+def test_units_of_a_document_are_those_of_its_language():
+    german, english = Language("de"), Language("en")
+    for name, count, words in (
+        ("{call}", 1, ("1 call", "1 Aufruf")), ("call", 2, ("2 calls", "2 Aufrufe")), ("GB", 2, ("2 GB", "2 GB")),
+        ("token", 1000, ("1,000 tokens", "1.000 Token")), ("seat", 2, ("2 seats", "2 seat")),  # the book's own word
+    ):  # fmt: skip
+        assert tuple(f"{it.number(count)} {unit_in(it, name, Decimal(count))}" for it in (english, german)) == words
 
 
 def test_the_choice_of_a_member_goes_before_the_browser_s_and_the_browser_s_before_the_brand_s(world, monkeypatch):
