@@ -111,6 +111,9 @@ def prices(visit: Visit) -> Response:
         found, trouble = visit.account.prices(), ""
     except NotPriced as none:
         found, trouble = None, str(none)
+        if none.ended is not None:
+            day = visit.language.day(none.ended, visit.account.customer().time_zone)
+            trouble = visit.language.say("The contract ended on %(day)s.", day=day)
     scheduled = [] if found is None else found["scheduled"]
     changes = [(datetime.fromisoformat(it["applies_from"]), _change(visit, it)) for it in scheduled]
     return visit.page("prices.html", prices=found, trouble=trouble, changes=changes)

@@ -14,7 +14,9 @@ from meterhouse_store.registry import RegistryError
 
 
 def takes_effect(known: Sequence[Version], zone: str, at: datetime) -> datetime:
-    """When a contract ends that is cancelled for that moment: then, or with its month, by the price book of then."""
+    """When a contract that begins at that moment, or ends, takes effect: then, or with the next month, by the price
+    book of then.
+    """
     version = in_force(known, month_of(at, zone))
     at_once = version is not None and version.book.plan_changes.at_once
     return at if at_once else next_month(at, zone)

@@ -112,6 +112,10 @@ def test_the_operator_and_the_customer_read_the_same_day_for_the_end_of_a_contra
         assert "01.01.2027: Der Vertrag endet" in text_of(uma.get("/account/prices").text)
     with visiting(world, ANNA, now=datetime(2027, 1, 2, tzinfo=UTC)) as later:
         assert "ended 2027-01-01 00:00 CET , cancelled for" in text_of(later.get("/operator/customer?id=umbrella").text)
+    with visiting(world, "uma@umbrella.example", now=datetime(2027, 1, 2, tzinfo=UTC)) as uma:
+        assert "The contract ended on 2027-01-01." in text_of(uma.get("/account/prices").text)
+        uma.headers["Accept-Language"] = "de"
+        assert "Der Vertrag endete am 01.01.2027." in text_of(uma.get("/account/prices").text)
 
 
 def test_agents_are_stopped_and_go_on_and_keys_are_shown_once(world, anna):

@@ -11,6 +11,7 @@ from typing import Any
 
 from meterhouse_rating.agreements import AddOn, Agreement, Discount, Override
 from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.cancelling import takes_effect
 from meterhouse_rating.charges import Fact
 from meterhouse_rating.discounts import applies
 from meterhouse_rating.effective import AgreementRefused, effective, own_price
@@ -26,7 +27,11 @@ from meterhouse_store.registry import ENDED, Contract, Customer
 
 
 class NotPriced(LookupError):
-    """There is no price list for the customer then; the text says why."""
+    """There is no price list for the customer then; the text says why. `ended`: when its contract did."""
+
+    def __init__(self, text: str, ended: datetime | None = None) -> None:
+        super().__init__(text)
+        self.ended = ended
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ def _basis(terms: Terms, customer: Customer, closed: Sequence[Standing], at: dat
     if contract is None:
         raise NotPriced(f"{name} has no plan in {period}")
     if contract.plan == ENDED:
-        raise NotPriced(f"the contract of {name} ended at {contract.valid_from.isoformat()}")
+        end = takes_effect(terms.versions, customer.time_zone, contract.valid_from)
+        raise NotPriced(f"the contract of {name} ended at {end.isoformat()}", end)
     book = terms.book(version)
     plan = book.plans.get(contract.plan)
     if plan is None:
@@ -176,7 +182,7 @@ def _scheduled(basis: _Basis, trial_end: datetime | None) -> Iterator[dict[str, 
     at, zone = basis.at, basis.zone
     for contract in basis.contracts:
         if contract.valid_from > basis.contract.valid_from:
-            when = _plan_changes_at(basis, contract)
+            when = takes_effect(basis.terms.versions, zone, contract.valid_from)
             if when > at:
                 kind, name = (
                     ("contract_ends", basis.contract.plan) if contract.plan == ENDED else ("plan", contract.plan)
@@ -199,14 +205,6 @@ def _scheduled(basis: _Basis, trial_end: datetime | None) -> Iterator[dict[str, 
                 yield _change(fact.valid_from, "quantity", name, plain(fact.quantity))
     if trial_end is not None and trial_end > at:
         yield _change(trial_end, "trial_ends", basis.plan.name, "")
-
-
-def _plan_changes_at(basis: _Basis, later: Contract) -> datetime:
-    """When a later contract takes over: at once, or with the next month, as the book of then has it."""
-    month = month_of(later.valid_from, basis.zone)
-    version = in_force(basis.terms.versions, month)
-    at_once = version is not None and basis.terms.book(version).plan_changes.at_once
-    return later.valid_from if at_once else next_month(later.valid_from, basis.zone)
 
 
 def _own_price(at: datetime, zone: str, own: Override) -> Iterator[dict[str, Any]]:
