@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any, Final
 
@@ -283,7 +283,7 @@ def _standing(known: list[Version], sha256: str, began: datetime | None) -> Vers
 
 def _begin(text: str) -> datetime | None:
     said = text.strip()
-    return periods.instant(said).astimezone(UTC) if said else None
+    return periods.beginning(said) if said else None
 
 
 @contextmanager

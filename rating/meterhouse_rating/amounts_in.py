@@ -142,8 +142,6 @@ def _told_by(node: yaml.MappingNode, place: str, around: _Around) -> _Around:
         title = said.get("title", name)
         group = f"{kind.capitalize()} {title}" if title == name else f"{kind.capitalize()} {title} ({name})"
         told |= {"group": group, "prefix": f"{place}, "}
-    if around.model:
-        told.pop("model", None)  # a dimension of prices, not the price model
     return _Around(**vars(around) | told)
 
 

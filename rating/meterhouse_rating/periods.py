@@ -74,6 +74,14 @@ def instant(text: str) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+def beginning(text: str) -> datetime:
+    """An instant that months can begin after, as `instant` reads it. Raises PeriodError."""
+    moment = instant(text)
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise PeriodError(f"{text[:40]} is not within the years {FIRST_YEAR} to {LAST_YEAR}.")
+    return moment
+
+
 def month_of(moment: datetime, time_zone: str) -> Period:
     """The calendar month of the time zone that the moment falls in."""
     # In UTC: two moments an hour apart are equal in Python where a clock was set back.

@@ -80,7 +80,7 @@ def prices_publish(
         text = versions.starter() if file is None else _starter(str(file)) if starter else read_text(file)
         of_up = starter and file is None
         engine, namespace = engine_of(settings), settings.namespace
-        begins = None if valid_from is None else periods.instant(valid_from)
+        begins = None if valid_from is None else periods.beginning(valid_from)
         if publishing.two_persons(engine, namespace):
             by, now = person(author), datetime.now(UTC)
             proposed = publishing.propose(engine, namespace, text, units(settings), by=by, valid_from=begins, now=now)

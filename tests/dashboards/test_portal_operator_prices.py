@@ -75,6 +75,10 @@ def test_mistakes_stand_at_their_lines_and_nothing_is_published(world, anna):
     assert sent(anna, "check", text="a: [" + "[" * 5000).status_code == 422
     # From a text that is none the way back is open.
     assert sent(anna, "check", sent(anna, "check", text="a: [").text, text=BOOK).status_code == 200
+    for day in ("9999-12-31", "0001-01-01", "soon"):
+        answer = sent(anna, "check", valid_from=day, **{"amount-0": "2.50"})
+        assert answer.status_code == 422 and "price: 2.50" in typed(answer.text)["text"]
+        assert typed(answer.text)["valid_from"] == day
     assert sent(anna, "explode").status_code == 404
 
 
@@ -110,7 +114,7 @@ def test_where_two_decide_it_is_proposed_and_another_one_approves_it(world, anna
         shown = text_of(ben.get("/operator/prices").text)
         # Version 2 prices tools alone otherwise; globex' 777,000 tokens of October at 0.10 per 1,000 less.
         assert "Valid from 2027-01-01" in shown and "No month that has begun and is not closed changes." in shown
-        assert "once at the prices of version 2, which prices 2027-01 otherwise" in shown
+        assert "once at the prices of version 2, which would price 2027-01 without this" in shown
         assert "Customer Version 2 The proposal Change" in shown
         assert "globex 1,554.00 EUR 1,476.30 EUR -77.70 EUR less" in shown
         form = {"form": form_token(ben.get("/operator/prices").text), "proposal": proposal.proposal_id, "why": "yes"}
@@ -156,7 +160,7 @@ def test_an_unchanged_draft_is_offered_to_nobody_and_the_draft_is_blamed_for_its
             assert "That is version 2: there is nothing to publish." in text_of(same)
             assert 'value="publish"' not in same and "would have come to" not in same
             shown = text_of(sent(anna, "check", **{"amount-0": "21.00"}).text)
-            assert "once at the prices of version 2, which prices 2026-12 otherwise" in shown
+            assert "once at the prices of version 2, which would price 2026-12 without this" in shown
             # 777,000 tokens at 1.00 per 1,000 more.
             assert "globex 15,540.00 EUR 16,317.00 EUR +777.00 EUR more" in shown
             assert "No month that has begun and is not closed changes." in shown
@@ -166,7 +170,7 @@ def test_an_unchanged_draft_is_offered_to_nobody_and_the_draft_is_blamed_for_its
             assert "not closed: 2026-11 (one customer)." in text_of(back)
             both = sent(anna, "check", **{"amount-0": "21.00", "valid_from": "2026-10-31T23:00Z"}).text
             assert "not closed: 2026-11 (2 customers)." in text_of(both)
-            assert "once at the prices of version 2, which prices 2026-11 otherwise" in text_of(back)
+            assert "once at the prices of version 2, which would price 2026-11 without this" in text_of(back)
             # Version 1 is valid from the beginning, so that this one reaches from 2020-01 to 2026-10.
             early = text_of(sent(anna, "check", **{"amount-0": "21.00", "valid_from": "2020-01-01"}).text)
             assert "It prices periods that begin then or later; from 2026-11 on version 2 does." in early

@@ -118,6 +118,9 @@ def test_publishing_says_which_periods_the_version_prices(meterhouse, book):
         "It prices no month: version 3, valid from 2026-11-20, prices those that begin then or later "
         "(`--valid-from 2026-11-20` or later prices months again)."
     ]
+    assert meterhouse("prices", "publish", str(book), "--valid-from", "9999-12-31") == (
+        2, "", "9999-12-31 is not within the years 1969 to 2200.\n",
+    )  # fmt: skip
 
 
 def test_publishing_warns_of_plans_that_customers_are_on_and_the_book_lacks(sqlite_house, meterhouse, book):
