@@ -5,7 +5,6 @@ functions as `meterhouse prices`.
 """
 
 import difflib
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ def show_prices(visit: OperatorVisit, problem: str = "", said: str = "") -> Resp
     latest = _latest(every)
     newest = "" if latest is None else latest.source
     effects = {
-        it.proposal_id: _effect(visit, every, it.source, it.valid_from, visit.clock())
+        it.proposal_id: _effect(visit, every, it.source, it.sha256, it.valid_from, visit.clock())
         for it in proposals[::-1][:ROWS]
         if it.state == publishing.OPEN and it.kind == publishing.BOOK
     }
@@ -81,7 +80,7 @@ def decide_prices(visit: OperatorVisit) -> Response:
 
 def show_draft(visit: OperatorVisit) -> Response:
     """The price book that holds in the end, to be changed: its amounts one by one, or all of its text."""
-    return _draft(visit, _newest(visit))
+    return _draft(visit, _newest(versions.versions(visit.engine, visit.namespace)))
 
 
 def change_draft(visit: OperatorVisit) -> Response:
@@ -92,7 +91,8 @@ def change_draft(visit: OperatorVisit) -> Response:
     act = visit.form.get("act", "")
     if act not in ("check", "amounts", "text", "publish"):
         raise NotShown(act)
-    before, typed = _sent(visit, "before"), _sent(visit, "text")
+    newest = _newest(versions.versions(visit.engine, visit.namespace))
+    before, typed = _sent(visit, "before", newest), _sent(visit, "text", newest)
     new = {name: value for name, value in visit.form.items() if name.startswith("amount-")}
     try:
         with_amounts = amounts_in.changed(before, new) if new and act != "text" else before
@@ -110,9 +110,9 @@ def change_draft(visit: OperatorVisit) -> Response:
     return _looked_at(visit, text, began)
 
 
-def _sent(visit: OperatorVisit, name: str) -> str:
+def _sent(visit: OperatorVisit, name: str, newest: str) -> str:
     """A text as it was before a browser sent it, which ends lines in its own way."""
-    text, newest = visit.form.get(name, "").replace("\r\n", "\n"), _newest(visit)
+    text = visit.form.get(name, "").replace("\r\n", "\n")
     return newest if text == newest.replace("\r\n", "\n") else text
 
 
@@ -121,11 +121,12 @@ def _looked_at(visit: OperatorVisit, text: str, began: datetime | None, problem:
         checked = check(text, visit.units)
     except BookRefused as refused:
         return _draft(visit, text, "The book has mistakes; nothing is published.", mistakes=refused.mistakes)
-    known, now = versions.versions(visit.engine, visit.namespace), visit.clock()
-    standing = _standing(known, checked.book.sha256, began)
+    known, sha256 = versions.versions(visit.engine, visit.namespace), checked.book.sha256
+    standing = _standing(known, sha256, began)
     if standing is not None:
         return _draft(visit, text, problem, checked=checked, standing=standing)
-    return _draft(visit, text, problem, checked=checked, effect=_effect(visit, known, text, began, now))
+    effect = _effect(visit, known, text, sha256, began, visit.clock())
+    return _draft(visit, text, problem, checked=checked, effect=effect)
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ class Effect:
     trouble: str
 
 
-def _effect(visit: OperatorVisit, known: list[Version], text: str, began: datetime | None, now: datetime) -> Effect:
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
+def _effect(
+    visit: OperatorVisit, known: list[Version], text: str, sha256: str, began: datetime | None, now: datetime
+) -> Effect:
     version = versions.following(known, text, sha256, author=visit.person.name, valid_from=began, now=now)
     reached = reach.reach(version, known)
     # A draft that is valid from the beginning is compared with what prices the month under way without it.
@@ -240,7 +242,7 @@ def _draft(
 ) -> Response:
     """The form; with `before`, amounts as they were typed beside a text that they were not put into."""
     known = versions.versions(visit.engine, visit.namespace)
-    newest = _newest(visit)
+    newest = _newest(known)
     wrong = {it.line for it in mistakes or ()}
     return visit.page(
         "operator_draft.html", problem=problem, text=text, mistakes=mistakes or [], wrong=wrong,
@@ -263,8 +265,8 @@ def _amounts(text: str) -> list[tuple[str, list[Amount]]]:
     return [(group, list(some)) for group, some in groupby(found, lambda it: it.group)]
 
 
-def _newest(visit: OperatorVisit) -> str:
-    latest = _latest(versions.versions(visit.engine, visit.namespace))
+def _newest(known: list[Version]) -> str:
+    latest = _latest(known)
     return versions.starter() if latest is None else latest.source
 
 

@@ -9,11 +9,11 @@ from meterhouse_store.language import ENGLISH, Language
 from meterhouse_store.numbers import plain
 
 _SHORTEST_WORD: Final = 4
+"""Shorter units (s, GB, min) are symbols: those have no plural."""
 UNITS: Final = {
     it: f"{it}s" for it in ("call", "conversation", "execution", "image", "month", "page", "request", "task", "token")
 } | {"search": "searches"}
 """The units of Meterhouse's own meters and fees that have words in each language, one and many."""
-"""Shorter units (s, GB, min) are symbols: those have no plural."""
 
 
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -127,6 +127,13 @@ def owed(metered):
     return found.get("receivable", 0)
 
 
+def closes_with_stripes_invoice_alone(metered):
+    """The month of 500 is closed: Stripe's meters have invoiced all of it, and there is nothing left to bill."""
+    metered.truth.close()
+    assert billed(metered) == [] and invoices(metered) == [(True, 500)]
+    assert (owed(metered), differences(metered)) == (500, [])
+
+
 def subscription(metered):
     [found] = metered.client.v1.subscriptions.list({"limit": 10, "status": "all"}).data
     return found
@@ -143,9 +150,7 @@ def test_a_subscription_ends_with_the_contract_and_nothing_after_it_is_billed(me
         assert round_of(metered) == ([], [])
     assert subscription(metered).status == "canceled"
     assert invoices(metered) == [(True, 500)]
-    metered.truth.close()
-    assert billed(metered) == [] and invoices(metered) == [(True, 500)]
-    assert (owed(metered), differences(metered)) == (500, [])
+    closes_with_stripes_invoice_alone(metered)
 
 
 def test_an_end_that_is_taken_back_lets_the_subscription_go_on(metered):
@@ -218,9 +223,7 @@ def test_a_contract_that_ends_within_the_month_is_billed_up_to_then(metered):
     assert metered.in_stripe("acme", "documents") == 250
     metered.at(NOVEMBER + 2 * HOUR)
     assert round_of(metered)[1] == []
-    metered.truth.close()
-    assert billed(metered) == [] and invoices(metered) == [(True, 500)]
-    assert (owed(metered), differences(metered)) == (500, [])
+    closes_with_stripes_invoice_alone(metered)
 
 
 def test_an_end_that_is_told_after_it_ends_the_subscription_at_once_and_leaves_the_month_before_invoiced(metered):
@@ -235,9 +238,7 @@ def test_an_end_that_is_told_after_it_ends_the_subscription_at_once_and_leaves_t
     assert round_of(metered) == ([f"acme: {name} is ended in Stripe: billed by invoices since 2026-11-01"], [])
     metered.at(DECEMBER + 2 * HOUR)
     assert round_of(metered) == ([], [])
-    metered.truth.close()
-    assert billed(metered) == [] and invoices(metered) == [(True, 500)]
-    assert (owed(metered), differences(metered)) == (500, [])
+    closes_with_stripes_invoice_alone(metered)
 
 
 def test_who_comes_back_is_on_invoices_until_the_next_switch(metered):
