@@ -23,6 +23,7 @@ from meterhouse_rating.ledger import CASH
 from meterhouse_rating.outlook import Outlook
 from meterhouse_rating.periods import Period
 from meterhouse_rating.price_api import reading
+from meterhouse_rating.price_api.price_list import PriceList
 from meterhouse_rating.queries import nanoseconds
 from meterhouse_rating.settle import WatermarkWentBack
 from meterhouse_rating.settled import contract_in_force, lines_of
@@ -226,8 +227,8 @@ class Account:
         except NoDocument:
             return documents.statement(self.engine, self.namespace, self.customer_id, span, language)
 
-    def prices(self) -> dict[str, Any] | None:
-        """The price list of now, as `price_api` has it. Raises NotPriced."""
+    def prices(self) -> PriceList | None:
+        """The price list of now. Raises NotPriced."""
         return reading.prices_of(self.engine, self.namespace, self.customer_id, self.now)
 
     def budgets(self) -> Round:

@@ -1,7 +1,6 @@
 """Templates: pages and e-mails in the operator's brand, in one language, with times in the customer's zone."""
 
 import hashlib
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.resources import files
@@ -17,9 +16,6 @@ from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.language import LANGUAGES, Language
 from meterhouse_store.numbers import plain
 from meterhouse_store.reasons import sentence
-
-_TOLD: Final = frozenset({"model", "title", "tax"})
-"""Terms of a price that stand elsewhere on its row."""
 
 STATES: Final = {
     "open": "under way",
@@ -69,7 +65,7 @@ class Rendering:
         )
         self._environment.globals.update(
             brand=brand, has_logo=self.logo is not None, style_version=self._version(), language=self.language,
-            languages=list(LANGUAGES.items()), terms=terms,
+            languages=list(LANGUAGES.items()),
         )  # fmt: skip
         self._environment.filters.update(
             local=self.local, day=self.language.day, month=self.language.month, money=self.money, amount=self.amount,
@@ -151,19 +147,6 @@ class Rendering:
         if isinstance(value, Decimal):
             return self.language.number(value)
         return without_controls(value) if isinstance(value, str) else value
-
-
-def terms(written: Mapping[str, Any]) -> str:
-    """The terms of a price as the book has them, in words: `price 2.00, per 1000, metric input tokens`."""
-    return ", ".join(f"{name.replace('_', ' ')} {_said(value)}" for name, value in written.items() if name not in _TOLD)
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{name.replace('_', ' ')} {_said(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return "; ".join(_said(part) for part in value)
-    return str(value).replace("_", " ")
 
 
 def _breakable(name: str) -> Markup:

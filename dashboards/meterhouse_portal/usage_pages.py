@@ -8,13 +8,15 @@ from urllib.parse import urlencode
 from starlette.responses import HTMLResponse, Response
 
 from meterhouse.vocabulary import ESTIMATED, FRAMEWORK, NO_USAGE, REPORTED, SDK_LOOP
-from meterhouse_portal import account, chart, usage_log
+from meterhouse_portal import account, chart, price_words, usage_log
 from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import VIEWER
 from meterhouse_portal.visit import NotShown, Page, Refused, Visit
 from meterhouse_rating import shares
 from meterhouse_rating.periods import Period
+from meterhouse_rating.price_api import price_list
 from meterhouse_rating.price_api.price_list import NotPriced
+from meterhouse_store.numbers import D
 
 CHANGES: Final = {
     "plan": "plan %(name)s",
@@ -30,6 +32,16 @@ CHANGES: Final = {
     "trial_ends": "the trial ends",
 }
 """What is to change of a price list, by its kind."""
+_NUMBERED: Final = ("addon_begins", "discount_begins", "quantity")
+NOT_PRICED: Final = {
+    price_list.NO_BOOK: "There are no prices for this month yet.",
+    price_list.NO_PLAN: "There is no plan for this account yet, so that its usage has no price.",
+    price_list.CONTRACT_ENDED: "The contract has ended.",
+    price_list.PLAN_NOT_IN_BOOK: "The plan of this account is not in the price list of this month.",
+    price_list.TERMS_DO_NOT_FIT: "What was agreed with you does not fit the price list of this month.",
+    price_list.NO_RATE: "The price list is in another currency than yours, and has no rate for it.",
+}
+"""Why there is no price list, as customers are told: what to do about it is the operator's to know."""
 SOURCES: Final = {
     REPORTED: "reported by the provider",
     FRAMEWORK: "reported by a framework",
@@ -105,18 +117,24 @@ def action(visit: Visit) -> Response:
 
 
 def prices(visit: Visit) -> Response:
-    """The prices that apply now, and what is to change."""
+    """The prices that apply now, as a person reads a price list, and what is to change."""
     visit.query(set())
+    customer, to = visit.account.customer(), visit.language
     try:
         found, trouble = visit.account.prices(), ""
     except NotPriced as none:
-        found, trouble = None, str(none)
+        found, trouble = None, visit.language.translated(NOT_PRICED[none.reason])
         if none.ended is not None:
-            day = visit.language.day(none.ended, visit.account.customer().time_zone)
-            trouble = visit.language.say("The contract ended on %(day)s.", day=day)
-    scheduled = [] if found is None else found["scheduled"]
-    changes = [(datetime.fromisoformat(it["applies_from"]), _change(visit, it)) for it in scheduled]
-    return visit.page("prices.html", prices=found, trouble=trouble, changes=changes)
+            trouble = to.say("The contract ended on %(day)s.", day=to.day(none.ended, customer.time_zone))
+    if found is None:
+        return visit.page("prices.html", prices=None, trouble=trouble)
+    changes = [(datetime.fromisoformat(it["applies_from"]), _change(visit, it)) for it in found.told["scheduled"]]
+    off = [(it, price_words.off(it, found, customer.currency, customer.time_zone, to)) for it in found.discounts]
+    return visit.page(
+        "prices.html", prices=found, trouble="", changes=changes, plan=price_words.plan(found, to), discounts=off,
+        addons=[(it.row, it.plan, price_words.addon(found, it, to)) for it in found.addons],
+        trial_until=found.told["plan"]["trial_until"] and datetime.fromisoformat(found.told["plan"]["trial_until"]),
+    )  # fmt: skip
 
 
 PAGES: Final = (
@@ -130,7 +148,14 @@ PAGES: Final = (
 
 
 def _change(visit: Visit, change: Mapping[str, str]) -> str:
-    return visit.language.say(CHANGES[change["kind"]], name=change["name"], detail=change["detail"])
+    """What is to change; numbers in it are written as in APIs (`12.5`, `20 %`, `5.00 EUR`)."""
+    to, detail = visit.language, change["detail"]
+    number, _, unit = detail.partition(" ")
+    if unit not in ("", "%") and change["kind"].startswith("discount"):
+        detail = price_words.money(D(number), unit, to)
+    elif change["kind"] in _NUMBERED:
+        detail = f"{to.number(D(number))} {unit}".strip()
+    return to.say(CHANGES[change["kind"]], name=change["name"], detail=detail)
 
 
 def _title(visit: Visit, meter: str, by: str) -> str:

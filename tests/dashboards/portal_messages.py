@@ -7,7 +7,7 @@ from jinja2.ext import babel_extract
 
 import meterhouse_portal
 from meterhouse_billing import notice_texts
-from meterhouse_portal import members, rendering, usage_pages
+from meterhouse_portal import members, price_words, rendering, usage_pages
 from meterhouse_rating import explain, layout, shares
 from meterhouse_reports import documents, drawing
 
@@ -22,6 +22,7 @@ MODULES = (
     "billing_pages",
     "access_keys",
     "top_up_pages",
+    "price_words",
 )
 KEYWORDS = {"say": (1,), "_message": (3, 4), "RegistryError": (1,), "Refused": (1,), "WrongField": (2,)}
 
@@ -34,6 +35,10 @@ CHOSEN = (
     "That link was used, or is too old. Ask for a new one.",
     "This page does not know the parameter %(name)s.",
     "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15), at most a month.",
+    *usage_pages.NOT_PRICED.values(), *price_words.DIMENSIONS.values(), *price_words.STATUS_WORDS.values(),
+    *price_words.TASK_WORDS.values(), *price_words.PRORATIONS.values(), *price_words.SPANS.values(),
+    *price_words.MATCHING, price_words.BY_UNITS, price_words.BY_VOLUME, price_words.FEE_BY_UNITS,
+    price_words.FEE_BY_VOLUME, *price_words.FIXED, "any",  # in price lists
     "model", "agent", "tool", "status", "provider",  # how usage is shown
     "Meter", "Model", "Agent", "Tool", "Status", "Conversation", "Task", "Provider",  # how the log is narrowed
     "Accepted", "Rejected", "Not shown", "That cannot be shown", "That cannot be done",

@@ -464,7 +464,7 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(world):
 def test_the_prices_that_apply_are_listed(world):
     with visiting(world, "vera@acme.example") as browser:
         shown = text_of(browser.get("/account/prices").text)
-    assert "input per unit metric input tokens, per 1000, price 2.00" in shown
+    assert "input 2.00 EUR per 1,000 tokens Measured: the sum of llm.tokens.input (tokens)." in shown
     assert "Free of charge: llm.requests." in shown and "Nothing is planned." in shown
 
 

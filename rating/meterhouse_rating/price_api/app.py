@@ -175,7 +175,7 @@ class _Prices:
             raise Problem(409, "not_priced", str(without)) from None
         if found is None:
             raise Problem(404, "not_found", "no customer of that id is registered")
-        return found
+        return found.told
 
     def get_openapi(self, _asked: _Asked) -> Any:
         return self._document

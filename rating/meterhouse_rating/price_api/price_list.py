@@ -3,22 +3,22 @@
 Pure: what it depends on comes in as `Terms`, which the rating itself uses, and the customer's closed periods.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from meterhouse_rating.agreements import AddOn, Agreement, Discount, Override
-from meterhouse_rating.book import Book, Plan
+from meterhouse_rating.book import Book, Options, Plan
 from meterhouse_rating.cancelling import takes_effect
-from meterhouse_rating.charges import Fact
+from meterhouse_rating.charges import Component, Fact
 from meterhouse_rating.discounts import applies
 from meterhouse_rating.effective import AgreementRefused, effective, own_price
 from meterhouse_rating.periods import Period, month_of, next_month
 from meterhouse_rating.price_api import books
 from meterhouse_rating.price_api.written import tree
-from meterhouse_rating.rates import rate_at
+from meterhouse_rating.rates import Rate, rate_at
 from meterhouse_rating.settled import Standing
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.versions import Version, in_force
@@ -26,12 +26,58 @@ from meterhouse_store.numbers import plain
 from meterhouse_store.registry import ENDED, Contract, Customer
 
 
-class NotPriced(LookupError):
-    """There is no price list for the customer then; the text says why. `ended`: when its contract did."""
+NO_BOOK, NO_PLAN, CONTRACT_ENDED, PLAN_NOT_IN_BOOK, TERMS_DO_NOT_FIT, NO_RATE = (
+    "no_book", "no_plan", "contract_ended", "plan_not_in_book", "terms_do_not_fit", "no_rate"
+)  # fmt: skip
+"""Why there is no price list."""
 
-    def __init__(self, text: str, ended: datetime | None = None) -> None:
+
+class NotPriced(LookupError):
+    """There is no price list for the customer then; the text says why, to operators, and `reason` as one of the names
+    above. `ended`: when its contract did.
+    """
+
+    def __init__(self, reason: str, text: str, ended: datetime | None = None) -> None:
         super().__init__(text)
-        self.ended = ended
+        self.reason, self.ended = reason, ended
+
+
+@dataclass(frozen=True)
+class Part:
+    """One priced part as it is charged; `own`: at a price of the customer's own."""
+
+    component: Component
+    options: Options
+    own: bool
+
+
+@dataclass(frozen=True)
+class Added:
+    """An add-on of the customer's, and what one of it costs."""
+
+    row: AddOn
+    plan: Plan
+
+    @property
+    def parts(self) -> list[Part]:
+        return [Part(it, self.plan.options[it.name], False) for it in self.plan.components]
+
+
+@dataclass(frozen=True)
+class PriceList:
+    """What a customer pays at a moment: the same objects that a rating charges by.
+
+    `told` is the whole of it as JSON. `rate` converts from the plan's currency to the customer's, where they differ.
+    """
+
+    told: dict[str, Any]
+    book: Book
+    plan: Plan
+    parts: Sequence[Part]
+    addons: Sequence[Added]
+    discounts: Sequence[Discount]
+    quantities: Mapping[str, Fact]
+    rate: Rate | None
 
 
 @dataclass(frozen=True)
@@ -56,13 +102,41 @@ class _Basis:
         return sorted(found, key=lambda it: it.valid_from)
 
 
-def price_list(terms: Terms, customer: Customer, closed: Sequence[Standing], at: datetime) -> dict[str, Any]:
-    """What the customer pays at the moment, as JSON, and what is to change after it. Raises NotPriced.
+def price_list(terms: Terms, customer: Customer, closed: Sequence[Standing], at: datetime) -> PriceList:
+    """What the customer pays at the moment, and what is to change after it. Raises NotPriced.
 
     `closed`: the customer's closed ratings. A period that is closed keeps the book that it was rated by.
     """
     basis = _basis(terms, customer, closed, at)
-    version, plan, contract, agreement = basis.version, basis.plan, basis.contract, basis.agreement
+    own, agreement = _own(basis), basis.agreement
+    rate = _rate(basis)
+    standing = {name: _standing(facts, at) for name, facts in agreement.quantities.items()}
+    quantities = {name: fact for name, fact in standing.items() if fact is not None}
+    parts = [
+        Part(*own[it.name][1:], True) if it.name in own else Part(it, basis.plan.options[it.name], False)
+        for it in basis.plan.components
+    ]
+    addons = [Added(it, basis.book.addons[it.name]) for it in agreement.addons if _holds(it, at)]
+    discounts = [it for it in agreement.discounts if applies(it, basis.period, basis.zone)]
+    told = _told(basis, closed, own, addons, discounts, quantities, rate)
+    return PriceList(told, basis.book, basis.plan, parts, addons, discounts, quantities, rate)
+
+
+_Own = Mapping[str, tuple[Override, Component, Options]]
+"""Component -> the customer's own price of it, as it is recorded, and as it is charged."""
+
+
+def _told(
+    basis: _Basis,
+    closed: Sequence[Standing],
+    own: _Own,
+    addons: Sequence[Added],
+    discounts: Sequence[Discount],
+    quantities: Mapping[str, Fact],
+    rate: Rate | None,
+) -> dict[str, Any]:
+    terms, customer, at = basis.terms, basis.customer, basis.at
+    version, plan, contract = basis.version, basis.plan, basis.contract
     trial_end = terms.trial_end(customer.customer_id, basis.period)
     is_closed = any(it.period == basis.period for it in closed)
     return {
@@ -84,14 +158,13 @@ def price_list(terms: Terms, customer: Customer, closed: Sequence[Standing], at:
             "trial_until": None if trial_end is None else trial_end.isoformat(),
             "unbilled": sorted(plan.unbilled | basis.book.unbilled_meters),
         },
-        "conversion": _conversion(basis),
-        "components": _components(basis),
-        "addons": [_addon(basis, it) for it in agreement.addons if _holds(it, at)],
-        "discounts": [_discount(it) for it in agreement.discounts if applies(it, basis.period, basis.zone)],
+        "conversion": _conversion(rate),
+        "components": _components(basis, own),
+        "addons": [_addon(basis, it.row) for it in addons],
+        "discounts": [_discount(it) for it in discounts],
         "quantities": [
             {"name": name, "quantity": plain(fact.quantity), "valid_from": fact.valid_from.isoformat()}
-            for name, facts in agreement.quantities.items()
-            if (fact := _standing(facts, at)) is not None
+            for name, fact in quantities.items()
         ],
         "scheduled": sorted(_scheduled(basis, trial_end), key=lambda it: (it["applies_from"], it["kind"], it["name"])),
     }
@@ -108,37 +181,44 @@ def _basis(terms: Terms, customer: Customer, closed: Sequence[Standing], at: dat
         period = next(it for it in parts if it.start <= at < it.end)
         found = in_force(terms.versions, period)
         if found is None:
-            raise NotPriced(f"no price book is in force in {period}")
+            raise NotPriced(NO_BOOK, f"no price book is in force in {period}")
         version = found
     contract = terms.contract(name, period)
     if contract is None:
-        raise NotPriced(f"{name} has no plan in {period}")
+        raise NotPriced(NO_PLAN, f"{name} has no plan in {period}")
     if contract.plan == ENDED:
         end = takes_effect(terms.versions, customer.time_zone, contract.valid_from)
-        raise NotPriced(f"the contract of {name} ended at {end.isoformat()}", end)
+        raise NotPriced(CONTRACT_ENDED, f"the contract of {name} ended at {end.isoformat()}", end)
     book = terms.book(version)
     plan = book.plans.get(contract.plan)
     if plan is None:
-        raise NotPriced(f"price book version {version.version} has no plan {contract.plan}, which {name} is on")
+        raise NotPriced(
+            PLAN_NOT_IN_BOOK, f"price book version {version.version} has no plan {contract.plan}, which {name} is on"
+        )
     basis = _Basis(terms, customer, at, period, contract, version, book, plan, terms.agreements.get(name, Agreement()))
     try:
         effective(book, plan, basis.agreement, period)
     except AgreementRefused as refused:
-        raise NotPriced(str(refused)) from None
+        raise NotPriced(TERMS_DO_NOT_FIT, str(refused)) from None
     return basis
 
 
-def _components(basis: _Basis) -> list[dict[str, Any]]:
-    """Those of the plan, each with where its terms stand: the plan, or a price of the customer's own."""
+def _own(basis: _Basis) -> _Own:
+    """The customer's own prices that hold in the period."""
     held = sorted((it for it in basis.agreement.overrides if it.holds(basis.period)), key=lambda it: it.valid_from)
-    own = {it.component: it for it in held}
+    return {it.component: (it, *own_price(it.component, it.text, basis.book, basis.plan)) for it in held}
+
+
+def _components(basis: _Basis, own: _Own) -> list[dict[str, Any]]:
+    """Those of the plan, each with where its terms stand: the plan, or a price of the customer's own."""
     found = []
     for component in books.components(basis.version, books.PLANS, basis.plan):
-        override = own.get(component["name"])
-        if override is not None:
-            made, options = own_price(override.component, override.text, basis.book, basis.plan)
+        agreement_id = None
+        if component["name"] in own:
+            override, made, options = own[component["name"]]
             component = books.component(basis.book, made, options, tree(override.text))
-        found.append(component | {"own_price": None if override is None else override.agreement_id})
+            agreement_id = override.agreement_id
+        found.append(component | {"own_price": agreement_id})
     return found
 
 
@@ -167,14 +247,22 @@ def _discount(found: Discount) -> dict[str, Any]:
     }
 
 
-def _conversion(basis: _Basis) -> dict[str, str] | None:
+def _rate(basis: _Basis) -> Rate | None:
     source, target = basis.plan.currency, basis.customer.currency
     if source == target:
         return None
     rate = rate_at(basis.book.rates, source, target, basis.period.start)
     if rate is None:
-        raise NotPriced(f"the price book has no rate from {source} to {target} at {basis.period.start.isoformat()}")
-    return {"from": source, "to": target, "rate": plain(rate.rate), "valid_from": rate.valid_from.isoformat()}
+        told = f"the price book has no rate from {source} to {target} at {basis.period.start.isoformat()}"
+        raise NotPriced(NO_RATE, told)
+    return rate
+
+
+def _conversion(rate: Rate | None) -> dict[str, str] | None:
+    if rate is None:
+        return None
+    valid_from = rate.valid_from.isoformat()
+    return {"from": rate.source, "to": rate.target, "rate": plain(rate.rate), "valid_from": valid_from}
 
 
 def _scheduled(basis: _Basis, trial_end: datetime | None) -> Iterator[dict[str, Any]]:
@@ -198,7 +286,7 @@ def _scheduled(basis: _Basis, trial_end: datetime | None) -> Iterator[dict[str, 
     for own in basis.agreement.overrides:
         yield from _own_price(at, zone, own)
     for discount in basis.agreement.discounts:
-        yield from _discount_changes(at, zone, discount)
+        yield from _discount_changes(at, zone, discount, basis.customer.currency)
     for name, facts in basis.agreement.quantities.items():
         for fact in facts:
             if fact.valid_from > at:
@@ -215,7 +303,7 @@ def _own_price(at: datetime, zone: str, own: Override) -> Iterator[dict[str, Any
         yield from _begins_and_ends(at, "own_price", own.component, "", since, until)
 
 
-def _discount_changes(at: datetime, zone: str, discount: Discount) -> Iterator[dict[str, Any]]:
+def _discount_changes(at: datetime, zone: str, discount: Discount, currency: str) -> Iterator[dict[str, Any]]:
     since = month_of(discount.valid_from, zone).start
     if not applies(discount, Period(since, month_of(since, zone).end), zone):
         return
@@ -225,7 +313,9 @@ def _discount_changes(at: datetime, zone: str, discount: Discount) -> Iterator[d
         for _ in range(discount.months):
             end = month_of(end, zone).end
         until = end if until is None else min(end, until)
-    off = f"{plain(discount.percent)} %" if discount.percent is not None else plain(discount.amount or Decimal(0))
+    off = f"{plain(discount.amount or Decimal(0))} {currency}"
+    if discount.percent is not None:
+        off = f"{plain(discount.percent)} %"
     yield from _begins_and_ends(at, "discount", discount.name, off, since, until)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from meterhouse_rating import publishing, versions
 from meterhouse_rating.agreed import agreed_in
 from meterhouse_rating.price_api import books
-from meterhouse_rating.price_api.price_list import price_list
+from meterhouse_rating.price_api.price_list import PriceList, price_list
 from meterhouse_rating.settled import CLOSED, standings
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.versions import Version
@@ -35,7 +35,7 @@ def approver(engine: Engine, namespace: str, version: Version) -> str | None:
     return publishing.approvers(engine, namespace).get(version.version)
 
 
-def prices_of(engine: Engine, namespace: str, customer_id: str, at: datetime) -> dict[str, Any] | None:
+def prices_of(engine: Engine, namespace: str, customer_id: str, at: datetime) -> PriceList | None:
     """The customer's price list; None for one that is not registered. Raises NotPriced."""
     customer = registry.customer(engine, namespace, customer_id)
     if customer is None:
