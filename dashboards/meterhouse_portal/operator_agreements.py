@@ -106,9 +106,9 @@ def shown(visit: OperatorVisit, customer: Customer) -> dict[str, Any]:
     """What the customer's page shows of it, the latest first, and what can be chosen in the forms."""
     zone, name = customer.time_zone, customer.customer_id
     agreed = sorted(_agreed(visit, name), key=lambda it: (it.valid_from, it.agreement_id), reverse=True)
-    rows = [(*_words(it), _span(it, zone).strip()) for it in agreed]
+    rows = [(*_words(it, customer.currency), _span(it, zone).strip()) for it in agreed]
     running = [
-        (it.agreement_id, " ".join(agreeing.words(it)[:2]))
+        (it.agreement_id, " ".join(agreeing.words(it, customer.currency)[:2]))
         for it in agreed
         if getattr(it, "valid_until", it.valid_from) is None
     ]
@@ -121,9 +121,9 @@ def shown(visit: OperatorVisit, customer: Customer) -> dict[str, Any]:
     return {"agreed": rows, "running": running, "components": components, "addons": addons}
 
 
-def _words(record: Any) -> tuple[str, str, str]:
+def _words(record: Any, currency: str) -> tuple[str, str, str]:
     """Kind, name and terms; of a price of its own all that is written."""
-    kind, name, terms = agreeing.words(record)
+    kind, name, terms = agreeing.words(record, currency)
     return kind, name, record.source.strip() if isinstance(record, agreements.Override) else terms
 
 

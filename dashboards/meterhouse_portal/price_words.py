@@ -64,12 +64,13 @@ MATCHING: Final = (
     "What fits no row has no price here.",
 )
 FIXED: Final = ("Plus %(fixed)s in a month in which there is anything.", "Plus %(fixed)s for each use.")
+_NO_FEE: Final = "\N{EN DASH}"
 _ZERO: Final = Decimal(0)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with a head: the last `figures` columns are amounts. `about`: what of the part it is of, where it is not all."""
+    """Rows with a head; the last `figures` columns are amounts. `about`: what of the part it is of, if not all."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -275,7 +276,7 @@ def _tier_rows(
     rows, lower = [], start
     for tier in tiers:
         upper = None if tier.up_to is None else start + tier.up_to
-        fee = words.money(tier.flat) if tier.flat else "–"
+        fee = words.money(tier.flat) if tier.flat else _NO_FEE
         rows.append((_range(lower, upper, words), words.priced(tier.price, per, metric), fee))
         lower = lower if upper is None else upper
     return rows
@@ -283,7 +284,7 @@ def _tier_rows(
 
 def _tiered(rows: Sequence[tuple[str, str, str]], head: str, words: _Words, about: str = "") -> Table:
     """Tiers as a table, with a column of fees where there is one."""
-    has_fees = any(fee != "–" for _, _, fee in rows)
+    has_fees = any(fee != _NO_FEE for _, _, fee in rows)
     columns = (head, words.say("Price"), words.say("Fee"))
     if has_fees:
         return Table(columns, tuple(rows), 2, about)
@@ -359,7 +360,7 @@ def _included(it: Included, words: _Words) -> Entry:
     if not each:
         return _usage(it.metric, words, tables=(_beyond(it, it.included, words),),
                       notes=_graduated_notes(it.tiers, words))  # fmt: skip
-    notes = [words.say("Included in a month: %(number)s for each of %(name)s.", number=number, name=" × ".join(each))]
+    notes = [words.say("Included in a month: %(number)s for each of %(name)s.", number=number, name=", ".join(each))]
     now = None if words.is_addon else words.listed.quantities.get(each[0])
     if now is not None:
         total = words.number(it.included * now.quantity)
@@ -378,9 +379,9 @@ def _beyond(it: Any, included: Decimal, words: _Words, about: str = "") -> Table
     """What is included as the first row, and the tiers from there on; `it` has tiers, a per and a metric."""
     rows = _tier_rows(it.tiers, it.per, it.metric, words, included)
     if not it.tiers:
-        rows = [(_range(included, None, words), words.say("no price: there is no more on this plan"), "–")]
+        rows = [(_range(included, None, words), words.say("no price: there is no more on this plan"), _NO_FEE)]
     if included:
-        rows.insert(0, (_range(_ZERO, included, words), words.say("included"), "–"))
+        rows.insert(0, (_range(_ZERO, included, words), words.say("included"), _NO_FEE))
     return _tiered(rows, _in_a_month(it.metric, words), words, about)
 
 

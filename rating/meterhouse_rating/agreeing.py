@@ -14,6 +14,8 @@ import yaml
 from sqlalchemy import Engine
 
 from meterhouse_rating.book import Book, Plan, check_component
+from meterhouse_rating.layout import money
+from meterhouse_rating.money import to_minor
 from meterhouse_rating.periods import Period, short
 from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.versions import NotThere, in_force, versions
@@ -136,14 +138,16 @@ def written(source: str, plan: str, component: str) -> str:
     return textwrap.dedent(block).strip() + "\n"
 
 
-def words(record: Any) -> tuple[str, str, str]:
-    """What was agreed, as people say it: its kind, its name, its terms."""
+def words(record: Any, currency: str) -> tuple[str, str, str]:
+    """What was agreed, as people say it: its kind, its name, its terms; `currency` is the customer's."""
     if isinstance(record, AddOn):
         return "add-on", record.addon, plain(record.quantity)
     if isinstance(record, Override):
         return "price", record.component, record.source.strip().partition("\n")[0]
     if isinstance(record, Discount):
-        off = f"{plain(record.percent)} %" if record.percent is not None else plain(record.amount or Decimal(0))
+        off = f"{plain(record.percent or Decimal(0))} %"
+        if record.amount is not None:
+            off = f"{money(to_minor(record.amount, currency, 'half_even'), currency)} {currency} a month"
         of = f" of {', '.join(record.components)}" if record.components else ""
         months = "" if record.months is None else f", {record.months} months"
         return "discount", record.name, f"{off}{of}{months}{', before the minimum' if record.before_minimum else ''}"

@@ -212,7 +212,7 @@ def contracts_show(customer: Customer, data: Data = None, as_json: Json = False)
     """List what a customer agreed to beside its plan, what has ended too. Times are UTC."""
     from meterhouse_rating.agreeing import words
     from meterhouse_rating.layout import table
-    from meterhouse_store import agreements
+    from meterhouse_store import agreements, registry
 
     with refusals(), _explained():
         settings = existing(data)
@@ -222,8 +222,11 @@ def contracts_show(customer: Customer, data: Data = None, as_json: Json = False)
         if as_json:
             print_json([_json(it) for it in found])
         elif found:
+            registered = registry.customer(engine, namespace, customer)
+            assert registered is not None, "what is agreed is agreed with a customer"
             rows = [("id", "what", "name", "terms", "holds")]
-            print(table(rows + [(it.agreement_id[:12], *words(it), _span(it)) for it in found]))
+            told = [(it.agreement_id[:12], *words(it, registered.currency), _span(it)) for it in found]
+            print(table(rows + told))
         else:
             print(f"{customer} agreed to nothing beside its plan.")
 

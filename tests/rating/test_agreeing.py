@@ -1,5 +1,6 @@
 """What can be agreed with a customer: what fits its plan and the price book, and nothing else."""
 
+from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -110,7 +111,9 @@ def test_a_component_is_shown_as_the_book_has_it_to_begin_ones_own_from():
 
 def test_what_was_agreed_is_said_with_all_its_terms(acme):
     made = acme.discount("in", "desk.fee", months=3, before_minimum=True)
-    assert agreeing.words(made)[2] == "10 % of desk.fee, in, 3 months, before the minimum"
-    assert agreeing.words(acme.discount())[2] == "10 %"
-    assert agreeing.words(acme.add_on("desk")) == ("add-on", "desk", "2")
-    assert agreeing.words(acme.price("in", OWN)) == ("price", "in", "model: per_unit")
+    assert agreeing.words(made, "EUR")[2] == "10 % of desk.fee, in, 3 months, before the minimum"
+    assert agreeing.words(acme.discount(), "EUR")[2] == "10 %"
+    by_amount = replace(made, percent=None, amount=Decimal("12.5"), components=(), months=None, before_minimum=False)
+    assert agreeing.words(by_amount, "EUR")[2] == "12.50 EUR a month"
+    assert agreeing.words(acme.add_on("desk"), "EUR") == ("add-on", "desk", "2")
+    assert agreeing.words(acme.price("in", OWN), "EUR") == ("price", "in", "model: per_unit")

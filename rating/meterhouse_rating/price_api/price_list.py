@@ -25,7 +25,6 @@ from meterhouse_rating.versions import Version, in_force
 from meterhouse_store.numbers import plain
 from meterhouse_store.registry import ENDED, Contract, Customer
 
-
 NO_BOOK, NO_PLAN, CONTRACT_ENDED, PLAN_NOT_IN_BOOK, TERMS_DO_NOT_FIT, NO_RATE = (
     "no_book", "no_plan", "contract_ended", "plan_not_in_book", "terms_do_not_fit", "no_rate"
 )  # fmt: skip
