@@ -2,10 +2,11 @@
 
 import hmac
 import logging
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, unquote
 
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -33,8 +34,7 @@ from meterhouse_portal.operator_visit import MAX_FORM, BillingWorld, OperatorPag
 from meterhouse_portal.rates import Bucket
 from meterhouse_portal.rendering import Rendering
 from meterhouse_portal.stores import UNREADABLE, NoWarehouse, Stores
-from meterhouse_portal.visit import NotShown, Page, Refused, Visit
-from meterhouse_rating.periods import PeriodError
+from meterhouse_portal.visit import NotShown, Page, Refused, Visit, WrongField
 from meterhouse_store import mail, meters
 from meterhouse_store.language import ENGLISH, LANGUAGES, wanted
 from meterhouse_store.mail import MailSettings
@@ -46,6 +46,11 @@ PAGES: Final = (*usage_pages.PAGES, *billing_pages.PAGES, *budget_pages.PAGES, *
 COOKIE: Final = "meterhouse_session"
 LANGUAGE_COOKIE: Final = "meterhouse_language"
 LANGUAGE_LIFE: Final = timedelta(days=365)
+WANTED_COOKIE: Final = "meterhouse_wanted"
+WANTED_LIFE: Final = timedelta(hours=1)
+_LONGEST_WANTED: Final = 1000
+_OWN_PAGE: Final = re.compile(r"/(account|operator)(?:[/?][!-\[\]-~]*)?")
+"""An address of pages behind a sign-in: visible ASCII without backslashes, which browsers take for slashes."""
 _MAX_FIELDS: Final = 1100
 
 _log = logging.getLogger(__name__)
@@ -110,6 +115,8 @@ class CustomerPages:
 
     def sign_in(self, request: Request, form: Mapping[str, str]) -> Response:
         """The form that asks for an address; sent, it answers the same whether or not the address is known."""
+        if not self._mail.usable:
+            return self._page(request, "sign_in.html", 200 if request.method == "GET" else 503)
         if request.method == "GET":
             return self._page(request, "sign_in.html")
         email = form.get("email", "")
@@ -129,19 +136,16 @@ class CustomerPages:
         token = members.request_link(self._stores.engine(), self._settings.namespace, address, self._now())
         if token is None:
             return
-        if not self._mail.usable:
-            _log.warning("a link was asked for, and METERHOUSE_SMTP_URL is not set: `meterhouse portal link` makes one")
-            return
         values = {"link": f"{self._public_url}/sign-in/{token}", "minutes": members.LINK_LIFE.seconds // 60}
-        made = mail.message(
-            self._mail,
-            address,
-            drawn.language.say("Sign in to %(name)s", name=self._brand.name),
-            drawn.text("mail_sign_in.txt", **values),
-            html=drawn.text("mail_sign_in.html", **values),
-            name=self._brand.name,
-        )
         try:
+            made = mail.message(
+                self._mail,
+                address,
+                drawn.language.say("Sign in to %(name)s", name=self._brand.name),
+                drawn.text("mail_sign_in.txt", **values),
+                html=drawn.text("mail_sign_in.html", **values),
+                name=self._brand.name,
+            )
             mail.send(self._mail, made)
         except (mail.MailRefused, mail.MailUnavailable) as problem:
             _log.error("a link could not be mailed: %s", problem)
@@ -243,8 +247,19 @@ class CustomerPages:
         if before := request.cookies.get(COOKIE):
             members.sign_out(self._stores.engine(), namespace, before[:128], self._now())
         visitor = members.visitor(self._stores.engine(), namespace, session, self._now())
-        answer = RedirectResponse("/operator" if visitor is not None and visitor.operator else "/account", 303)
+        begins = "/operator" if visitor is not None and visitor.operator else "/account"
+        wanted = _wanted_page(request, visitor)
+        answer = RedirectResponse(wanted or begins, 303)
         self._set_cookie(answer, COOKIE, session, members.SESSION_LIFE)
+        answer.delete_cookie(WANTED_COOKIE, path="/")
+        return answer
+
+    def _to(self, where: str, request: Request) -> Response:
+        """On to signing in, or choosing a customer; afterwards to what was asked for."""
+        answer = RedirectResponse(where, 303)
+        asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        if request.method == "GET" and len(asked) <= _LONGEST_WANTED:
+            self._set_cookie(answer, WANTED_COOKIE, quote(asked, safe=""), WANTED_LIFE)
         return answer
 
     def _set_cookie(self, answer: Response, name: str, value: str, life: timedelta) -> None:
@@ -273,7 +288,9 @@ class CustomerPages:
         engine, namespace = self._stores.engine(), self._settings.namespace
         if not _sent_here(visitor, form) or not members.choose(engine, namespace, visitor, form.get("customer", "")):
             return self._message(request, 404, "No such customer", "Choose one of those that are listed.")
-        return RedirectResponse("/account", 303)
+        answer = RedirectResponse(_wanted_page(request, visitor) or "/account", 303)
+        answer.delete_cookie(WANTED_COOKIE, path="/")
+        return answer
 
     # ---- in a frame -------------------------------------------------------------------------------------------------
 
@@ -312,9 +329,9 @@ class CustomerPages:
         def run(request: Request, form: Mapping[str, str]) -> Response:
             visitor = self._visitor(request)
             if visitor is None:
-                return RedirectResponse("/sign-in", 303)
+                return self._to("/sign-in", request)
             if visitor.customer_id is None:
-                return RedirectResponse("/customers" if visitor.memberships else "/operator", 303)
+                return self._to("/customers", request) if visitor.memberships else RedirectResponse("/operator", 303)
             if not visitor.may(page.role):
                 return self._message(
                     request,
@@ -349,17 +366,14 @@ class CustomerPages:
                 )
             except NotShown:
                 return self._message(request, 404, "No such page", "It is not here, or not one of yours.", visitor)
-            except PeriodError:
-                told = "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15), at most a month."
-                return self._message(request, 400, "That cannot be shown", told, visitor)
-            except Refused as wrong:
+            except (Refused, WrongField) as wrong:
                 return self._message(request, 400, "That cannot be shown", str(wrong), visitor)
 
     def _for_operators(self, page: OperatorPage) -> Callable[[Request], Any]:
         def run(request: Request, form: Mapping[str, str]) -> Response:
             visitor = self._visitor(request)
             if visitor is None:
-                return RedirectResponse("/sign-in", 303)
+                return self._to("/sign-in", request)
             if not visitor.operator:
                 return self._message(request, 404, "No such page", "It is not here, or not one of yours.", visitor)
             if request.method == "POST" and not _sent_here(visitor, form):
@@ -433,7 +447,8 @@ class CustomerPages:
         return self._draw[chosen]
 
     def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-        told = {"openid": self._openid.name if self._openid is not None else "", "problem": "", "field": ""}
+        told = {"openid": "" if self._openid is None else self._openid.name, "has_mail": self._mail.usable}
+        told |= {"problem": "", "field": ""}
         values = told | values
         return HTMLResponse(self._drawn(request).page(template, **values), status)
 
@@ -454,6 +469,18 @@ def _form(body: bytes) -> dict[str, str]:
     except ValueError:
         return {}
     return {name: values[-1] for name, values in found.items()}
+
+
+def _wanted_page(request: Request, visitor: Visitor | None) -> str:
+    """The page that was asked for before signing in, if it is one of the visitor's; empty for anything else.
+
+    The cookie may come from anywhere: what does not begin with `/account` or `/operator` leads nowhere.
+    """
+    wanted = unquote(request.cookies.get(WANTED_COOKIE, ""))
+    found = _OWN_PAGE.fullmatch(wanted)
+    if found is None or visitor is None or "/.." in wanted:
+        return ""
+    return wanted if (visitor.operator if found[1] == "operator" else visitor.memberships) else ""
 
 
 def _sent_here(visitor: Visitor, form: Mapping[str, str]) -> bool:

@@ -27,6 +27,8 @@ from joserfc.jwt import JWTClaimsRegistry
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meterhouse_portal.addresses import LOOPBACK
+
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """What an ID token may be signed with: public keys only. `none` and HMAC are never among them."""
 LEEWAY_S: Final = 60
@@ -39,7 +41,6 @@ KEYS_AGAIN: Final = timedelta(minutes=1)
 DOWN_FOR: Final = timedelta(seconds=15)
 """So long a provider that did not answer is not asked again: waiting for it takes threads that others' pages need."""
 ATTEMPT_LIFE: Final = timedelta(minutes=10)
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 class SignInRefused(ValueError):
@@ -315,9 +316,7 @@ def _ask(address: str, headers: Mapping[str, str], form: bytes | None = None) ->
 
 def _is_safe(address: str) -> bool:
     parts = urlsplit(address)
-    return bool(parts.hostname) and (
-        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
-    )
+    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK))
 
 
 def _base64url(raw: bytes) -> str:

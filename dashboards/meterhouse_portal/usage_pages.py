@@ -1,9 +1,10 @@
 """What was used: the month under way, the log down to single events, downloads, and the prices."""
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 from starlette.responses import HTMLResponse, Response
 
@@ -11,12 +12,13 @@ from meterhouse.vocabulary import ESTIMATED, FRAMEWORK, NO_USAGE, REPORTED, SDK_
 from meterhouse_portal import account, chart, price_words, usage_log
 from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import VIEWER
-from meterhouse_portal.visit import NotShown, Page, Refused, Visit
-from meterhouse_rating import shares
-from meterhouse_rating.periods import Period
+from meterhouse_portal.visit import NotShown, Page, Refused, Visit, WrongField
+from meterhouse_rating import periods, shares
+from meterhouse_rating.periods import FIRST_YEAR, LAST_YEAR, MAX_LENGTH, Period, PeriodError
 from meterhouse_rating.price_api import price_list
 from meterhouse_rating.price_api.price_list import NotPriced
 from meterhouse_store.numbers import D
+from meterhouse_store.registry import Customer
 
 CHANGES: Final = {
     "plan": "plan %(name)s",
@@ -50,6 +52,9 @@ SOURCES: Final = {
     NO_USAGE: "not reported by the provider",
 }
 """How the quantity of an event is known."""
+NO_PERIOD: Final = "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15), at most a month."
+_PERIOD: Final = ("period", "from", "to")
+_MONTHS: Final = 36
 _EXPORTS: Final = Exports()
 _MEDIA: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
@@ -77,17 +82,37 @@ def overview(visit: Visit) -> Response:
 
 def usage(visit: Visit) -> Response:
     """The usage log: what was done, when, by which agent, and what it consumed."""
-    mine = visit.account
-    period, wanted, query = _asked(visit, {"after"})
+    query = visit.query({*usage_log.FILTERS, *_PERIOD, "after"})
+    wanted, customer = _wanted(query), visit.account.customer()
     try:
-        choices, log = usage_log.with_choices(mine, period, wanted, query.get("after"))
+        period = _period(visit, customer, query)
+    except WrongField as wrong:
+        return _log(visit, customer, query, wanted, wrong=wrong)
+    try:
+        choices, log = usage_log.with_choices(visit.account, period, wanted, query.get("after"))
     except ValueError:
         raise Refused("This is no place in the log: go back to the first page.") from None
-    kept = {**wanted, **({"period": query["period"]} if "period" in query else {})}
+    return _log(visit, customer, query, wanted, period=period, choices=choices, log=log)
+
+
+def _log(
+    visit: Visit,
+    customer: Customer,
+    query: Mapping[str, str],
+    wanted: Mapping[str, str],
+    *,
+    period: Period | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    log: usage_log.Log | None = None,
+    wrong: WrongField | None = None,
+) -> Response:
+    """The page with its forms; without a log where the period is wrong."""
+    kept = dict(wanted) | _asked_for(query)
+    following = None if log is None or log.next is None else urlencode({**kept, "after": log.next})
     return visit.page(
-        "usage.html", period=period, wanted=wanted, log=log, choices=choices, kept=kept,
-        meanings=shares.MEANINGS,
-        query=urlencode(kept), following=None if log.next is None else urlencode({**kept, "after": log.next}),
+        "usage.html", wrong=wrong, period=period, wanted=wanted, log=log, choices=choices or {}, kept=kept,
+        months=_months(visit, customer, query.get("period")), meanings=shares.MEANINGS, query=urlencode(kept),
+        following=following,
     )  # fmt: skip
 
 
@@ -162,15 +187,60 @@ def _title(visit: Visit, meter: str, by: str) -> str:
     return visit.language.say("%(meter)s by day and %(group)s", meter=meter, group=visit.language.translated(by))
 
 
-def _asked(visit: Visit, more: set[str]) -> tuple[Period, dict[str, str], dict[str, str]]:
-    """Period and filters of the log, and all that was asked."""
-    query = visit.query({*usage_log.FILTERS, "period"} | more)
-    wanted = {name: query[name][:256] for name in usage_log.FILTERS if query.get(name)}
-    return account.month(query.get("period"), visit.account.customer().time_zone, visit.account.now), wanted, query
+def _wanted(query: Mapping[str, str]) -> dict[str, str]:
+    """What the log is to be narrowed to."""
+    return {name: query[name][:256] for name in usage_log.FILTERS if query.get(name)}
+
+
+def _asked_for(query: Mapping[str, str]) -> dict[str, str]:
+    """What was asked of the period: a month goes before days, so that another month can be chosen."""
+    names = ("period",) if "period" in query else ("from", "to")
+    return {name: query[name] for name in names if name in query}
+
+
+def _period(visit: Visit, customer: Customer, query: Mapping[str, str]) -> Period:
+    """A month, or days of the customer's zone, the last one included; else the month of now. Raises WrongField."""
+    zone, asked = customer.time_zone, _asked_for(query)
+    if "from" not in asked and "to" not in asked:
+        try:
+            return account.month(asked.get("period"), zone, visit.account.now)
+        except PeriodError:
+            raise WrongField("period", NO_PERIOD) from None
+    days: dict[str, datetime] = {}
+    for name in ("from", "to"):
+        try:
+            day = date.fromisoformat(asked.get(name, ""))
+            if not FIRST_YEAR < day.year < LAST_YEAR:
+                raise ValueError(day)
+            days[name] = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)) + (name == "to") * timedelta(1)
+        except ValueError:
+            raise WrongField(name, "Say both days, such as 2026-11-21.") from None
+    start, end = days["from"].astimezone(UTC), days["to"].astimezone(UTC)
+    if end <= start:
+        raise WrongField("to", "The last day is before the first.")
+    if end - start > MAX_LENGTH:
+        raise WrongField("to", "At most a month is shown at once: 31 days.")
+    return Period(start, end)
+
+
+def _months(visit: Visit, customer: Customer, asked: str | None) -> list[tuple[str, str]]:
+    """The months since the customer is registered, the latest first, as they are asked for and as they are called;
+    and what was asked for, if it is none of them.
+    """
+    found: list[tuple[str, str]] = []
+    month = periods.month_of(visit.account.now, customer.time_zone)
+    while len(found) < _MONTHS and (not found or month.end > customer.registered_at):
+        here = month.start.astimezone(ZoneInfo(customer.time_zone))
+        found.append((f"{here:%Y-%m}", visit.language.month(month.start, customer.time_zone)))
+        month = periods.month_of(month.start - timedelta(days=1), customer.time_zone)
+    if asked is not None and asked not in dict(found):
+        found.append((asked, asked[:80]))
+    return found
 
 
 def _export(visit: Visit, form: str) -> Response:
-    period, wanted, _ = _asked(visit, set())
+    query = visit.query({*usage_log.FILTERS, *_PERIOD})
+    period, wanted = _period(visit, visit.account.customer(), query), _wanted(query)
     name = f"usage-{period.start:%Y-%m-%d}-{period.end:%Y-%m-%d}.{form}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     if visit.request.method == "HEAD":

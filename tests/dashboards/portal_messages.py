@@ -34,7 +34,7 @@ CHOSEN = (
     *usage_pages.CHANGES.values(), *usage_pages.SOURCES.values(), *layout.UNITS.items(), "audio", "video", "text",
     "That link was used, or is too old. Ask for a new one.",
     "This page does not know the parameter %(name)s.",
-    "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15), at most a month.",
+    usage_pages.NO_PERIOD,
     *usage_pages.NOT_PRICED.values(), *price_words.DIMENSIONS.values(), *price_words.STATUS_WORDS.values(),
     *price_words.TASK_WORDS.values(), *price_words.PRORATIONS.values(), *price_words.SPANS.values(),
     *price_words.MATCHING, price_words.BY_UNITS, price_words.BY_VOLUME, price_words.FEE_BY_UNITS,

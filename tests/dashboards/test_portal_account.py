@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 from meterhouse_billing import states
 from meterhouse_portal import access_keys, app, members, questions
 from meterhouse_portal.account import Account
+from meterhouse_portal.addresses import payable
 from meterhouse_portal.customer_api import _rating
 from meterhouse_portal.customer_pages import COOKIE
 from meterhouse_portal.exports import Exports
@@ -61,7 +62,10 @@ def field_in(page, name, kind="input"):
         ("/sign-in", {"email": "ann <at> acme"}, "email", "input", "Write the address as"),
     ],
 )  # fmt: skip
-def test_a_refused_form_keeps_what_was_typed_and_says_why_beside_the_field(world, page, sent, wrong, kind, told):
+def test_a_refused_form_keeps_what_was_typed_and_says_why_beside_the_field(
+    world, monkeypatch, page, sent, wrong, kind, told
+):
+    monkeypatch.setenv("METERHOUSE_SMTP_URL", "smtp://127.0.0.1:1")
     with visiting(world, "olga@acme.example") as browser:
         if page == "line":
             invoice = re.search(
@@ -91,17 +95,73 @@ def test_without_signing_in_every_page_leads_to_the_form(world):
         for path in ("/account", "/account/usage", "/account/invoices", "/account/keys", "/customers"):
             answer = browser.get(path)
             assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
-        assert "E-mail address" in browser.get("/sign-in").text
 
 
-def test_the_form_answers_the_same_for_members_and_strangers_and_says_what_is_no_address(world):
+def test_the_form_answers_the_same_for_members_and_strangers_and_says_what_is_no_address(world, monkeypatch):
+    monkeypatch.setenv("METERHOUSE_SMTP_URL", "smtp://127.0.0.1:1")
     with visiting(world) as browser:
         known, unknown = (
             browser.post("/sign-in", data={"email": it}).text.replace(it, "X")
             for it in ("vera@acme.example", "nobody@acme.example")
         )
         assert known == unknown
+        assert "a link is on its way" in text_of(known)
         assert browser.post("/sign-in", data={"email": "no address"}).status_code == 422
+
+
+def test_without_mail_no_link_is_promised_and_none_is_used_up_whoever_asks(world):
+    email = "unmailed@acme.example"
+    members.set_role(world[0].engine, "live", "acme", email, "viewer", who="tests", now=NOW)
+    with visiting(world) as browser:
+        form = browser.get("/sign-in")
+        assert "<input" not in form.text and "no e-mail can be sent from here" in text_of(form.text)
+        for who in (email, "nobody@acme.example", "no address"):
+            answer = browser.post("/sign-in", data={"email": who})
+            assert (answer.status_code, answer.text) == (503, form.text)
+    # Those that operators make by hand are all left.
+    assert all(members.request_link(world[0].engine, "live", email, NOW) for _ in range(members.MAX_LINKS))
+
+
+WANTED = "/account/usage?meter=tool.calls&period=2026-10"
+
+
+def signed_in_after(world, first, email="olga@acme.example", remembered=None):
+    """Where a browser is led that asked for a page first, and then followed its link."""
+    with visiting(world) as browser:
+        assert browser.get(first).headers["location"] == "/sign-in"
+        if remembered is not None:
+            browser.cookies.set("meterhouse_wanted", remembered)
+        token = members.request_link(world[0].engine, "live", email, NOW)
+        answer = browser.post(f"/sign-in/{token}")
+        return answer.headers["location"], browser
+
+
+def test_signing_in_leads_to_the_page_that_was_asked_for_once(world):
+    where, browser = signed_in_after(world, WANTED)
+    assert where == WANTED and "meterhouse_wanted" not in browser.cookies
+    assert signed_in_after(world, "/account/keys")[0] == "/account/keys"
+    # Somebody with several customers chooses one first.
+    where, browser = signed_in_after(world, "/account/prices", "both@example.com")
+    assert where == "/account/prices"
+    assert browser.get(where).headers["location"] == "/customers"
+    chosen = {"form": form_token(browser.get("/customers").text), "customer": "globex"}
+    assert browser.post("/customers", data=chosen).headers["location"] == "/account/prices"
+
+
+@pytest.mark.parametrize(
+    "remembered",
+    ["//evil.example", "https://evil.example/account", "/\\evil.example", "/account@evil.example", "javascript:1",
+     "/accounts", "/account/../../x", "%2F%2Fevil.example", "/account%0D%0ASet-Cookie:x=y", "/operator", "/sign-out",
+     ""],
+)  # fmt: skip
+def test_no_remembered_address_leads_away_or_where_nobody_may_go(world, remembered):
+    assert signed_in_after(world, "/account", remembered=remembered)[0] == "/account"
+
+
+def test_a_form_that_was_sent_without_a_session_is_not_an_address_to_go_to(world):
+    with visiting(world) as browser:
+        assert browser.post("/account/keys", data={"name": "x"}).headers["location"] == "/sign-in"
+        assert "meterhouse_wanted" not in browser.cookies
 
 
 def test_a_link_signs_in_once_by_its_button_and_not_by_being_looked_at(world):
@@ -191,7 +251,8 @@ def test_another_site_cannot_sign_somebody_in(world):
 @pytest.mark.parametrize("period", ["9999-12", "0001-01", "9999-12-31..9999-12-31T23:59:59", "２０２６-１０"])
 def test_periods_beyond_the_calendar_are_refused_in_a_sentence(world, period):
     with visiting(world, "vera@acme.example") as browser:
-        assert browser.get("/account/usage", params={"period": period}).status_code == 400
+        assert browser.get("/account/usage", params={"period": period}).status_code == 422
+        assert browser.get("/account/usage.csv", params={"period": period}).status_code == 400
         assert browser.get("/account/actions?id=x&at=9999-12-31T23:59:59").status_code == 404
 
 
@@ -321,7 +382,45 @@ def test_a_page_asks_the_view_of_usage_as_seldom_as_it_can(world, monkeypatch, p
 
 
 @pytest.mark.parametrize(
-    "query", ["after=x", "after=9999999999999999999999-a", "after=9300000000000000000-a", "period=tomorrow", "page=2"]
+    ("query", "field", "told"),
+    [
+        ("period=tomorrow", "period", "That is no period"),
+        ("from=2026-11-20", "to", "Say both days"),
+        ("from=2026-11-20&to=yesterday", "to", "Say both days"),
+        ("from=2026-11-20&to=2026-11-19", "to", "The last day is before the first."),
+        ("from=2026-09-20&to=2026-11-19", "to", "At most a month is shown at once"),
+        ("from=0001-01-01&to=0001-01-02", "from", "Say both days"),
+        ("from=9999-12-31&to=9999-12-31", "from", "Say both days"),
+    ],
+)
+def test_a_period_that_is_none_is_said_beside_its_field_and_the_form_keeps_what_was_typed(world, query, field, told):
+    with visiting(world, "vera@acme.example") as browser:
+        refused = browser.get(f"/account/usage?{query}&meter=tool.calls")
+    assert refused.status_code == 422
+    assert f'aria-describedby="wrong-{field}"' in refused.text
+    assert told in text_of(re.search(f'id="wrong-{field}".*?</p>', refused.text)[0])
+    for name, value in (part.split("=") for part in query.split("&")):
+        assert f'value="{value}"' in refused.text, name
+    assert "<option selected>tool.calls</option>" in refused.text and "<h1>Usage</h1>" in refused.text
+
+
+def test_the_log_offers_the_months_there_are_and_days_of_the_customer_s_zone(world):
+    with visiting(world, "vera@acme.example") as browser:
+        page = browser.get("/account/usage").text
+        # Registered on 22 September.
+        months = re.search(r'<select name="period">(.*?)</select>', page)[1]
+        assert re.findall(r">([^<]+)</option>", months) == ["November 2026", "October 2026", "September 2026"]
+        # At 23:30 in UTC on 31 October it is 1 November in Berlin; the 2nd is not asked for.
+        one = browser.get("/account/usage?from=2026-11-01&to=2026-11-01").text
+        assert one.count("/account/actions?id=") == 1 and "c-nov-0" in one
+        assert "2026-11-01 00:00 CET to 2026-11-02 00:00 CET" in text_of(one)
+        exported = browser.get("/account/usage.csv?from=2026-11-01&to=2026-11-01").text
+        assert exported.count("c-nov-0") == 1 and len(exported.splitlines()) == 2
+        assert 'href="/account/usage.csv?from=2026-11-01&amp;to=2026-11-01"' in one
+
+
+@pytest.mark.parametrize(
+    "query", ["after=x", "after=9999999999999999999999-a", "after=9300000000000000000-a", "page=2"]
 )
 def test_what_the_log_cannot_be_asked_is_said(world, query):
     with visiting(world, "vera@acme.example") as browser:
@@ -398,6 +497,25 @@ def test_an_invoice_that_is_out_is_shown_with_its_tax(world):
     (told,) = [_rating(it) for it in account.ratings() if it["rating_id"] == row["rating_id"]]  # in the API
     assert Decimal(told["invoice_total"]) - Decimal(told["total"]) == Decimal("12.34")
     assert f"Tax 12.34 EUR Total {total}" in invoice
+
+
+@pytest.mark.parametrize(
+    ("url", "is_shown"),
+    [
+        ("https://invoice.stripe.com/i/1", True),
+        ("http://127.0.0.1:52397/invoices/in_1", True),  # the local Stripe
+        ("http://localhost:1/i", True),
+        ("http://[::1]:1/i", True),
+        ("http://stripe.example/i", False),
+        ("http://127.0.0.1.evil.example/i", False),
+        ("http://127.0.0.1@evil.example/i", False),
+        ("javascript:alert(1)", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_the_way_to_pay_is_shown_over_tls_and_of_a_stripe_on_this_machine(url, is_shown):
+    assert payable(url) is is_shown
 
 
 def test_customers_are_told_of_each_state_in_words_of_theirs():

@@ -223,7 +223,7 @@ def test_each_kind_of_change_that_a_price_list_tells_of_has_words():
 def test_a_period_that_is_none_is_said_in_the_visitor_s_language(world, query):
     with visiting(world, "vera@acme.example") as browser:
         refused = browser.get(f"/account/usage?{query}")
-        assert refused.status_code == 400
+        assert refused.status_code == 422
         assert "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15)" in text_of(refused.text)
         browser.headers["Accept-Language"] = "de"
         shown = text_of(browser.get(f"/account/usage?{query}").text)

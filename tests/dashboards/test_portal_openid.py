@@ -221,7 +221,7 @@ def test_a_code_without_its_verifier_is_worth_nothing(browser, provider, caplog,
 def test_a_provider_that_is_not_what_was_set_is_not_gone_to_and_links_go_on(browser, provider, metadata):
     provider.metadata = metadata
     assert browser.get("/openid").status_code == 503
-    assert "Send me a link" in browser.get("/sign-in").text
+    assert "You sign in with a link" in browser.get("/sign-in").text
 
 
 def test_a_provider_that_does_not_answer_is_asked_by_one_and_nobody_may_ask_for_ever(browser, monkeypatch):
