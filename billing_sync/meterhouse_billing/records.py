@@ -162,6 +162,12 @@ def all_invoices(engine: Engine, namespace: str) -> Sequence[RowMapping]:
     return _rows(engine, query.order_by(invoices.c.customer_id, invoices.c.period_start))
 
 
+def latest(engine: Engine, namespace: str, limit: int) -> Sequence[RowMapping]:
+    """The invoices of a namespace that went out last, the latest first."""
+    query = select(invoices).where(invoices.c.namespace == namespace, invoices.c.finalised_at.is_not(None))
+    return _rows(engine, query.order_by(invoices.c.finalised_at.desc(), invoices.c.invoice_id).limit(limit))
+
+
 def statements(engine: Engine, namespace: str) -> dict[str, RowMapping]:
     """Rating id -> verdict and statement of its usage's completeness, for the invoices of a namespace."""
     query = select(rating_statements).join(invoices, invoices.c.rating_id == rating_statements.c.rating_id)

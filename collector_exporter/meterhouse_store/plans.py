@@ -28,6 +28,21 @@ class PlanRefused(ValueError):
     """A plan or currency that the price book in force does not have; the text says what it has."""
 
 
+class CurrencyRefused(PlanRefused):
+    """A customer's currency that is not its plan's; `plain` says it without a command."""
+
+    def __init__(self, customer_id: str, plan: str, own: str, currency: str, offer: Offer) -> None:
+        has = f"version {offer.version} has {_listed(offer)}"
+        super().__init__(
+            f"plan {plan} is in {own}, {customer_id} in {currency}: `meterhouse customers add {customer_id} "
+            f"--plan {plan} --currency {own}`, or name another plan ({has})"
+        )
+        self.plain = (
+            f"The plan {plan} is in {own}, and the price book has no rate from {own} to {currency}. Write {own}, choose "
+            f"a plan in {currency} (price book {has}), or publish a price book with that rate first."
+        )
+
+
 def offered(engine: Engine, namespace: str, at: datetime) -> Offer | None:
     """What the price book in force at `at` offers, or else the first one to come; None before any was published."""
     table = price_books
@@ -58,10 +73,7 @@ def check(offer: Offer, customer_id: str, plan: str, currency: str | None) -> st
     if currency is not None and (own, currency) in offer.rates:
         return currency
     if currency not in (None, own):
-        raise PlanRefused(
-            f"plan {plan} is in {own}, {customer_id} in {currency}: `meterhouse customers add {customer_id} "
-            f"--plan {plan} --currency {own}`, or name another plan (version {offer.version} has {_listed(offer)})"
-        )
+        raise CurrencyRefused(customer_id, plan, own, str(currency), offer)
     return own
 
 
@@ -94,6 +106,7 @@ def currency_on(
 
 
 def _listed(offer: Offer) -> str:
+    """`pro in USD, big in EUR`"""
     return ", ".join(f"{name} in {currency}" for name, currency in offer.currencies.items())
 
 

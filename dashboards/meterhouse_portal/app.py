@@ -72,9 +72,9 @@ def build(
     used, OSError for their files.
     """
     stores, rendering = Stores(settings), Rendering(Brand())
-    portal = _Portal(settings, stores, token, now)
     openid, origins = OpenIdSettings().checked(), EmbedSettings().checked(public_url)
     customers = CustomerPages(settings, stores, rendering, MailSettings(), public_url, now, billing, openid, origins)
+    portal = _Portal(settings, stores, token, now, customers.is_operator)
     routes = [
         Route("/", portal.index),
         Route("/healthz", portal.healthz),
@@ -112,8 +112,16 @@ def _with_headers(inner: ASGIApp) -> ASGIApp:
 class _Portal:
     # Starlette runs these (they are not coroutines) in its pool of threads, so that a slow read holds up nobody else.
 
-    def __init__(self, settings: Settings, stores: Stores, token: str, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stores: Stores,
+        token: str,
+        now: Callable[[], datetime],
+        is_operator: Callable[[Request], bool],
+    ) -> None:
         self._settings = settings
+        self._is_operator = is_operator
         self._stores = stores
         self._token = token.encode()
         self._now = now
@@ -129,13 +137,12 @@ class _Portal:
                 COOKIE, self._pass, max_age=COOKIE_LIFE_S, httponly=True, samesite="lax", secure=secure, path="/"
             )
             return answer
-        cookie = request.cookies.get(COOKIE, "")
-        if given is not None or not hmac.compare_digest(cookie.encode(), self._pass.encode()):
+        if given is not None or not self._may_look(request):
             return _html(
                 page.message_page(
                     "This page needs its link",
                     "It shows the figures of every customer. Open the link that `meterhouse up` printed; "
-                    "it ends in `/?token=` and the portal's token.",
+                    "it ends in `/?token=` and the portal's token. Or sign in as an operator, at `/operator`.",
                 ),
                 401,
             )
@@ -147,6 +154,17 @@ class _Portal:
         except ValueError as problem:
             return _html(page.message_page("No such period", f"{problem}."), 400)
         return self._overview(month)
+
+    def _may_look(self, request: Request) -> bool:
+        """Whether the browser has the cookie of the token, or somebody is signed in as an operator."""
+        cookie = request.cookies.get(COOKIE, "")
+        if hmac.compare_digest(cookie.encode(), self._pass.encode()):
+            return True
+        try:
+            return self._is_operator(request)
+        except UNREADABLE as problem:
+            _log.warning("who is signed in could not be read: %s", problem)
+            return False
 
     def _overview(self, month: Month | None) -> Response:
         now = self._now()

@@ -435,6 +435,11 @@ class CustomerPages:
         """For a page that is asked for in a way that it does not know."""
         return self._message(request, 405, "Not so", "This page is not asked for in that way.")
 
+    def is_operator(self, request: Request) -> bool:
+        """Whether an operator is signed in."""
+        visitor = self._visitor(request)
+        return visitor is not None and visitor.operator
+
     def _visitor(self, request: Request) -> Visitor | None:
         session = request.cookies.get(COOKIE, "")[:128]
         return members.visitor(self._stores.engine(), self._settings.namespace, session, self._now())

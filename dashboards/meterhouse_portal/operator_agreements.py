@@ -15,7 +15,7 @@ from starlette.responses import Response
 from meterhouse_portal.operator_change import MAX_PRICE, Asked, Verb, always, since, there
 from meterhouse_portal.operator_visit import OperatorPage, OperatorVisit
 from meterhouse_portal.stores import NoWarehouse
-from meterhouse_portal.visit import NotShown
+from meterhouse_portal.visit import NotShown, WrongField
 from meterhouse_rating import agreeing, periods, publishing, simulate
 from meterhouse_rating.book import BookRefused
 from meterhouse_rating.periods import PeriodError
@@ -74,10 +74,13 @@ def _quantity(it: Asked) -> str:
     number = it.number("quantity")
     if number is None:
         raise RegistryError("Say how many.")
-    made = agreements.add_quantity(
-        it.visit.engine, it.visit.namespace, it.customer_id, it.needed("counted", "of what"), number,
-        valid_from=it.began(), now=it.visit.clock(),
-    )  # fmt: skip
+    name, began = it.needed("counted", "of what"), it.began()
+    try:
+        made = agreeing.quantity(
+            it.visit.engine, it.visit.namespace, it.customer_id, name, number, valid_from=began, now=it.visit.clock()
+        )
+    except RegistryError as refused:
+        raise WrongField("counted", str(refused)) from None
     return f"It has {it.text('quantity')} {made.name}{since(made.valid_from, it.zone)}."
 
 
@@ -116,9 +119,10 @@ def shown(visit: OperatorVisit, customer: Customer) -> dict[str, Any]:
         book, plan, _ = agreeing.terms_at(visit.engine, visit.namespace, name, visit.clock())
         components = [(part.name, plan.options[part.name].title) for part in plan.components]
         addons = [(one.name, one.title) for one in book.addons.values()]
-    except (NotThere, RegistryError):
-        components, addons = [], []
-    return {"agreed": rows, "running": running, "components": components, "addons": addons}
+        counted = agreeing.counted(visit.engine, visit.namespace, name, book, plan, visit.clock())
+    except (NotThere, RegistryError, BookRefused):
+        components, addons, counted = [], [], ()
+    return {"agreed": rows, "running": running, "components": components, "addons": addons, "counted": counted}
 
 
 def _words(record: Any, currency: str) -> tuple[str, str, str]:

@@ -16,15 +16,16 @@ from meterhouse_portal import operator_agreements
 from meterhouse_portal.operator_change import Asked, Verb, always, rehearse, since, there
 from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
 from meterhouse_portal.stores import NoWarehouse
-from meterhouse_portal.visit import NotShown
+from meterhouse_portal.visit import NotShown, WrongField
 from meterhouse_rating import cancelling, publishing
 from meterhouse_rating.book import BookRefused
 from meterhouse_rating.periods import PeriodError, month_of
 from meterhouse_rating.versions import NotThere, versions
 from meterhouse_rating.world import World
 from meterhouse_store import access, audit, budgets, meters, operator_changes, plans, registry
+from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.operator_changes import REJECTED
-from meterhouse_store.plans import PlanRefused
+from meterhouse_store.plans import CurrencyRefused, PlanRefused
 from meterhouse_store.registry import ALWAYS, ENDED, RegistryError
 
 REFUSED: Final = (RegistryError, PlanRefused, BillingError, PeriodError, NotThere, BookRefused)
@@ -56,7 +57,15 @@ def _plan(it: Asked) -> str:
 
 def _put(it: Asked, plan: str | None = None, began: datetime | None = None) -> str:
     engine, namespace = it.visit.engine, it.visit.namespace
-    currency = plans.currency_on(engine, namespace, it.customer_id, plan, it.text("currency"), began)
+    currency = it.text("currency")
+    if currency is not None and currency not in MINOR_DIGITS:
+        told = f"{currency!r} is no currency: write the three letters of ISO 4217, such as USD or EUR."
+        raise WrongField("currency", told)
+    try:
+        currency = plans.currency_on(engine, namespace, it.customer_id, plan, currency, began)
+    except CurrencyRefused as refused:
+        field = "currency" if "currency" in it.form else "plan"
+        raise WrongField(field, refused.plain) from None
     registry.add_customer(
         engine, namespace, it.customer_id, name=it.text("name"), currency=currency, time_zone=it.text("time_zone"),
         email=it.text("email"), reference=it.text("reference"), plan=plan, valid_from=began, now=it.visit.clock(),

@@ -6,6 +6,7 @@ of two persons hold here, too.
 
 from typing import Final
 
+from sqlalchemy import RowMapping
 from starlette.responses import RedirectResponse, Response
 
 from meterhouse_billing import approvals, disputes, records, reviews
@@ -14,32 +15,69 @@ from meterhouse_billing.states import NotNow
 from meterhouse_billing.world import Desk
 from meterhouse_portal import operator_customers, operator_prices, questions
 from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
+from meterhouse_portal.stores import NoWarehouse
 from meterhouse_portal.visit import NotShown
-from meterhouse_rating import explain
+from meterhouse_rating import explain, publishing
 from meterhouse_rating.settled import by_rating, lines_of
-from meterhouse_store import audit_book, decisions, registry, suspended
+from meterhouse_store import audit_book, decisions, operator_changes, registry, suspended
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.suspended import Filter
 
 _DECIDED: Final = "Decided. The next rating run counts by it, or `meterhouse suspense apply` at once."
+_LATEST: Final = 20
 _VERBS: Final = ("approve", "hold", "finalise")
 
 # ---- invoices -------------------------------------------------------------------------------------------------------
 
 
 def show_reviews(visit: OperatorVisit, problem: str = "") -> Response:
-    """The invoices that wait, each with its lines and what there is to look at; and payments that banks took back."""
-    found = reviews.waiting(visit.engine, visit.namespace)
-    notes = reviews.notes_waiting(visit.engine, visit.namespace)
+    """What waits for an operator, the invoices that do with their lines and what there is to look at, and the latest
+    that went out.
+    """
+    engine, namespace = visit.engine, visit.namespace
+    found = reviews.waiting(engine, namespace)
+    notes = reviews.notes_waiting(engine, namespace)
     shown, more = found[:ROWS], len(found) - ROWS
-    with visit.engine.connect() as connection:
+    with engine.connect() as connection:
         lines = by_rating(lines_of(connection, [it.invoice["rating_id"] for it in shown]))
+    taken_back = disputes.listed(engine, namespace)
+    customers = registry.customers(engine, namespace)
+    on_a_plan = {it.customer_id for it in registry.contracts(engine, namespace)}
+    proposals = [it for it in publishing.proposals(engine, namespace) if it.state == publishing.OPEN]
+    changes = operator_changes.latest(engine, namespace, ROWS, waiting=True)
+    figures = [
+        ("Invoices that wait", len(found), "#invoices"),
+        ("of them with something to look at", sum(bool(it.findings) for it in found), "#invoices"),
+        ("Credit notes that wait", len(notes), "#notes" if notes else ""),
+        ("Questions that wait", len(questions.of_all(engine, namespace, waiting=True)), "/operator/questions"),
+        ("In suspense", _suspended(visit), "/operator/suspense"),
+        ("Changes that wait", len(changes), "/operator/customers"),
+        ("Prices that wait", len(proposals), "/operator/prices"),
+        ("Payments taken back", len(taken_back), "#disputes" if taken_back else ""),
+        ("Customers", len(customers), "/operator/customers"),
+        ("of them without a plan", sum(it.customer_id not in on_a_plan for it in customers), "/operator/customers"),
+    ]
     return visit.page(
-        "operator_reviews.html", problem=problem, reviews=shown, more=more, notes=notes, lines=lines,
-        disputes=disputes.listed(visit.engine, visit.namespace)[:ROWS],
+        "operator_reviews.html", problem=problem, reviews=shown, more=more, notes=notes, lines=lines, figures=figures,
+        disputes=taken_back[:ROWS], done=_decided_last(visit), latest=records.latest(engine, namespace, _LATEST),
         sentences=explain.sentences, no_stripe=_no_stripe(visit) if shown else "",
-        zones={it.customer_id: it.time_zone for it in registry.customers(visit.engine, visit.namespace)},
+        zones={it.customer_id: it.time_zone for it in customers},
     )  # fmt: skip
+
+
+def _decided_last(visit: OperatorVisit) -> RowMapping | None:
+    """The invoice that was decided about just now, as it is since."""
+    row = records.invoice(visit.engine, visit.request.query_params.get("done", "")[:64])
+    return row if row is not None and row["namespace"] == visit.namespace else None
+
+
+def _suspended(visit: OperatorVisit) -> int | None:
+    """So many events are held back; None where the warehouse does not answer."""
+    try:
+        with visit.stores.warehouse() as client:
+            return suspended.count(client, visit.namespace, Filter())
+    except NoWarehouse:
+        return None
 
 
 def _no_stripe(visit: OperatorVisit) -> str:
@@ -74,7 +112,7 @@ def decide_invoice(visit: OperatorVisit) -> Response:
             pass
     except (BillingError, NotNow) as refused:
         return show_reviews(visit, str(refused))
-    return RedirectResponse("/operator", 303)
+    return RedirectResponse(f"/operator?done={name}", 303)
 
 
 # ---- questions ------------------------------------------------------------------------------------------------------

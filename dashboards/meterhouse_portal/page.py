@@ -35,6 +35,7 @@ def overview_page(overview: Overview, meters: dict[str, Meter], addresses: Itera
     <a href="/?period={month.shifted(-1)}" rel="prev">{month_name(month.shifted(-1))}</a>
     <a href="/?period={month.shifted(1)}" rel="next">{month_name(month.shifted(1))}</a>
   </nav>
+  <nav aria-label="Operators' pages"><a href="/operator">Invoices, customers and prices</a></nav>
 </header>
 <main>""",
         _warehouse_alert(overview),

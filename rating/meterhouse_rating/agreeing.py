@@ -8,21 +8,26 @@ import textwrap
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from sqlalchemy import Engine
 
 from meterhouse_rating.book import Book, Plan, check_component
 from meterhouse_rating.layout import money
+from meterhouse_rating.models.included import Included
+from meterhouse_rating.models.recurring import Recurring
 from meterhouse_rating.money import to_minor
 from meterhouse_rating.periods import Period, short
 from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.versions import NotThere, in_force, versions
 from meterhouse_store import agreements, registry
-from meterhouse_store.agreements import AddOn, Discount, Override
+from meterhouse_store.agreements import AddOn, Discount, Override, Quantity
 from meterhouse_store.numbers import plain
 from meterhouse_store.registry import RegistryError
+
+_COUNTING: Final = (Recurring, Included)
+"""The price models that a dated quantity may be named in."""
 
 
 def terms_at(engine: Engine, namespace: str, customer_id: str, moment: datetime) -> tuple[Book, Plan, str]:
@@ -123,6 +128,41 @@ def discount(
         engine, namespace, customer_id, name, percent=percent, amount=amount, components=list(components),
         months=months, before_minimum=before_minimum, valid_from=valid_from, valid_until=valid_until, now=now,
     )  # fmt: skip
+
+
+def counted(
+    engine: Engine, namespace: str, customer_id: str, book: Book, plan: Plan, moment: datetime
+) -> tuple[str, ...]:
+    """The dated quantities, such as seats, that the plan counts at the moment: by its own prices, those of the
+    customer's own, or those of an add-on that it may have.
+    """
+    parts = [*plan.components, *(part for it in book.addons.values() for part in it.components)]
+    for own in agreements.overrides(engine, namespace, customer_id):
+        if own.valid_until is None or own.valid_until > moment:
+            parts.append(check_component(own.component, own.source, book, plan)[0])
+    names = [it.quantity if isinstance(it, Recurring) else it.each for it in parts if isinstance(it, _COUNTING)]
+    return tuple(sorted({it for it in names if isinstance(it, str)}))
+
+
+def quantity(
+    engine: Engine,
+    namespace: str,
+    customer_id: str,
+    name: str,
+    number: Decimal,
+    *,
+    valid_from: datetime,
+    now: datetime | None = None,
+) -> Quantity:
+    """So many of something that the customer's plan counts, from a moment on."""
+    book, plan, _ = terms_at(engine, namespace, customer_id, valid_from)
+    known = counted(engine, namespace, customer_id, book, plan, valid_from)
+    if name not in known:
+        raise RegistryError(
+            f"The plan {plan.name} of {customer_id} counts no {name} (it counts {', '.join(known) or 'nothing'}), so "
+            "that the number would change nothing."
+        )
+    return agreements.add_quantity(engine, namespace, customer_id, name, number, valid_from=valid_from, now=now)
 
 
 def written(source: str, plan: str, component: str) -> str:

@@ -123,15 +123,13 @@ def contracts_quantity(
     since: From = None,
     data: Data = None,
 ) -> None:
-    """Say how many of something, such as seats, a customer has from a moment on."""
-    from meterhouse_store import agreements
+    """Say how many of something, such as seats, a customer has from a moment on, where its plan counts that."""
+    from meterhouse_rating import agreeing
 
     with refusals(), _explained():
         settings = existing(data)
         engine = engine_of(settings)
-        made = agreements.add_quantity(
-            engine, settings.namespace, customer, name, _number(number), valid_from=_moment(since)
-        )
+        made = agreeing.quantity(engine, settings.namespace, customer, name, _number(number), valid_from=_moment(since))
         print(f"{customer} has {_plain(made.quantity)} {name} from {_short(made.valid_from)} on.")
 
 

@@ -20,6 +20,7 @@ WITH_ADD_ON = (
     + """
 addons:
   support: {title: Support, components: {care: {model: flat, price: 20.00}}}
+  team: {title: Team, components: {people: {model: recurring, price: 9.00, quantity: seats}}}
 """
 )
 DECEMBER = datetime(2026, 11, 30, 23, tzinfo=UTC)
@@ -181,7 +182,17 @@ def test_where_prices_take_two_persons_an_own_price_waits_and_is_read_by_the_oth
     assert own.source == HALF and agreements.discounts(at.engine, "live") == []
 
 
+def test_a_quantity_that_the_plan_does_not_count_is_refused_beside_its_field_with_what_it_counts(world, anna):
+    shown = anna.get("/operator/customer?id=acme").text
+    assert "its plan counts seats" in shown and '<option value="seats">' in shown
+    refused = sent(anna, "quantity", counted="desks", quantity="3", valid_from="2026-12-01")
+    assert refused.status_code == 422 and 'id="wrong-quantity-counted"' in refused.text
+    assert "The plan pay of acme counts no desks (it counts seats)" in text_of(refused.text)
+    assert agreements.quantities(world[0].engine, "live", "acme") == []
+
+
 REFUSED = [
+    ("quantity", {"counted": "desks", "quantity": "3"}, "counts no desks (it counts seats)"),
     ("discount", {"title": "C", "percent": "10", "of__gone": "yes"}, "has no component gone"),
     ("discount", {"title": "C", "percent": "10", "amount": "5"}, "give one of the two"),
     ("discount", {"title": "C", "percent": "ten"}, "is no number"),

@@ -55,6 +55,21 @@ def test_a_customer_is_added_with_its_plan_and_mistakes_are_said_without_losing_
     assert "hooli Hooli pay EUR America/New_York ap@hooli.example" in listed and "acme" not in listed
 
 
+def test_a_currency_that_the_plan_has_not_is_refused_beside_its_field_with_what_to_do_on_the_page(world, anna):
+    at, _ = world
+    wrong = {
+        "GBP": "The plan pay is in EUR, and the price book has no rate from EUR to GBP. Write EUR",
+        "EURO": "'EURO' is no currency: write the three letters",
+    }
+    for act, customer, more in (("add", "piedpiper", {"plan": "pay"}), ("edit", "initech", {})):
+        for currency, told in wrong.items():
+            refused = sent(anna, act, customer, currency=currency, **more)
+            assert refused.status_code == 422 and told in text_of(refused.text).replace("&#39;", "'"), (act, currency)
+            field = "wrong-currency" if act == "add" else "wrong-edit-currency"
+            assert f'id="{field}"' in refused.text and "meterhouse customers add" not in refused.text
+    assert registry.customer(at.engine, "live", "initech").currency == "EUR"
+
+
 def test_a_plan_begins_with_a_day_of_the_customer_s_zone_and_can_be_taken_back(world, anna):
     at, _ = world
     done = sent(anna, "plan", "acme", plan="pay", valid_from="2026-12-01")

@@ -65,6 +65,21 @@ def test_operators_come_to_their_pages_and_customers_do_not(portal):
         assert olga.post(path, data={"form": token, "act": "approve"}).status_code == 404
 
 
+def test_the_overview_counts_what_waits_and_leads_to_the_months_of_all_customers(portal):
+    _, visit = portal
+    anna, _ = visit(ANNA)
+    page = anna.get("/operator").text
+    counts = dict(re.findall(r"<dt>(.*?)</dt><dd>(?:<a [^>]*>)?(.*?)(?:</a>)?</dd>", page))
+    assert (counts["Invoices that wait"], counts["Customers"], counts["of them without a plan"]) == ("2", "2", "0")
+    assert counts["In suspense"] == counts["Questions that wait"] == "0"
+    assert '<a href="/">' in page and "None yet." in page
+    months = anna.get("/")
+    assert months.status_code == 200 and "Customers with usage" in months.text
+    assert 'href="/operator"' in months.text
+    olga, _ = visit("olga@acme.example")
+    assert olga.get("/").status_code == 401
+
+
 def test_an_operator_who_is_one_no_more_is_out_at_once(portal):
     world, visit = portal
     members.set_operator(world.engine, "live", "carl@operator.example", True, who="tests", now=NOW)
@@ -133,8 +148,15 @@ def test_above_a_limit_one_approves_and_another_finalises(portal):
     page = ben.get("/operator").text
     assert re.findall(r'value="(\w+)">[A-Z]', re.search(can, page, re.DOTALL).group()) == ["finalise", "hold"]
     theirs = {"form": form_token(page), "why": "due"}
-    assert ben.post(path, data=theirs | {"act": "finalise"}).status_code == 303
-    assert state_of(world, "acme") == "finalised"
+    decided = ben.post(path, data=theirs | {"act": "finalise"})
+    assert decided.status_code == 303 and state_of(world, "acme") == "finalised"
+    went_out = records.invoice(world.engine, path.rpartition("/")[2])
+    page = ben.get(decided.headers["location"]).text
+    assert f"Invoice {went_out['number']} of acme over 602.00 EUR is finalised." in text_of(page)
+    # The Stripe of the tests is at http://127.0.0.1: twice, above and among the latest.
+    assert page.count(f'<a href="{went_out["hosted_url"]}" rel="noopener noreferrer">{went_out["number"]}</a>') == 2
+    assert f"{went_out['number']} acme 2026-10-01 to 2026-11-01 602.00 EUR finalised" in text_of(page)
+    assert "is finalised." not in text_of(ben.get("/operator?done=nothing").text)
     shown = text_of(anna.get("/operator/record").text)
     assert "approved → finalised ben@operator.example due" in shown
     assert ben.post(path, data=theirs | {"act": "explode"}).status_code == 404

@@ -10,7 +10,7 @@ from rating_samples import at
 from meterhouse_rating import agreeing
 from meterhouse_rating.book import BookRefused
 from meterhouse_rating.versions import NotThere
-from meterhouse_store import registry
+from meterhouse_store import agreements, registry
 from meterhouse_store.registry import RegistryError
 
 BOOK = """
@@ -93,6 +93,15 @@ def test_with_a_customer_of_no_plan_nothing_is_agreed_and_it_is_said_how_it_gets
     house.customer("old", plan="legacy", valid_from=at("2026-09-01"))
     with pytest.raises(RegistryError, match="old is on the plan legacy, which price book version 1 does not have"):
         acme.discount("in", customer="old")
+
+
+def test_a_quantity_is_of_what_the_plan_or_an_own_price_counts(acme):
+    agreeing.quantity(acme.engine, "test", "acme", "seats", Decimal(3), valid_from=at("2026-10-01"))
+    with pytest.raises(RegistryError, match=r"The plan pay of acme counts no desks \(it counts seats\)"):
+        agreeing.quantity(acme.engine, "test", "acme", "desks", Decimal(3), valid_from=at("2026-10-01"))
+    acme.price("in", "model: included\nmetric: input\nincluded: 5\neach: desks\nprice: 0.50\n")
+    agreeing.quantity(acme.engine, "test", "acme", "desks", Decimal(3), valid_from=at("2026-10-01"))
+    assert [it.name for it in agreements.quantities(acme.engine, "test", "acme")] == ["desks", "seats"]
 
 
 def test_without_a_price_book_nothing_is_agreed(sqlite_house):
