@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final
 
 from meterhouse_portal.account import GROUPS, MINE, Account
@@ -38,7 +39,11 @@ _EXPORTED: Final = (
     "modality", "cache_ttl", "service_tier", "conversation_id", "task_id", "step", "call_id", "event_id", "trace_id",
     "received_at",
 )  # fmt: skip
-_NUMBERS: Final = frozenset({"event_time", "quantity", "received_at"})
+_NUMBERS: Final = frozenset({"quantity"})
+_TIMES: Final = frozenset({"event_time", "received_at"})
+_HOUR_NS: Final = 3600 * 10**9
+_SORTED: Final = 200_000
+"""So many events of a download are sorted at once, or those of an hour that has more."""
 
 # Every part of the texts below is a constant or a name of a closed list.
 # ruff: noqa: S608
@@ -186,23 +191,51 @@ def events(mine: Account, action_id: str, at: datetime) -> list[dict[str, Any]]:
 
 
 def export(mine: Account, period: Period, wanted: Mapping[str, str], form: str) -> Iterator[bytes]:
-    """The events of the log as a stream of `csv` or `parquet`; text that a spreadsheet takes for a formula is not
-    one any more in CSV (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    """The events of the log as a stream of `csv`, in the order of their time, or `parquet`, in none; text that a
+    spreadsheet takes for a formula is not one any more in CSV (https://owasp.org/www-community/attacks/CSV_Injection),
+    and times say that they are of UTC.
+    """
     narrowed, bound = _narrowed(wanted)
     priced = prices_of(mine, period).in_warehouse(mine, period, narrowed, bound)
-    columns = ", ".join(
-        name if form != "csv" or name in _NUMBERS else f"{_no_formula(name)} AS {name}_" for name in _EXPORTED
-    )
-    names = ", ".join(f"{name}_ AS {name}" if form == "csv" and name not in _NUMBERS else name for name in _EXPORTED)
+    spans = _spans(mine, period, narrowed, bound) if form == "csv" else [period]
+    columns = ", ".join(f"{_in_csv(name)} AS {name}_" if form == "csv" else name for name in _EXPORTED)
+    names = ", ".join(f"{name}_ AS {name}" if form == "csv" else name for name in _EXPORTED)
     # No price is an empty cell for a spreadsheet, where ClickHouse would write \N.
     cost = "ifNull(toString(price), '') AS price" if form == "csv" else "price"
-    rows = f"SELECT {columns}, {priced.columns} FROM usage WHERE {MINE}{narrowed}"
     line = f"{_no_formula('line')} AS line" if form == "csv" else "line"
-    query = f"SELECT {names}, {cost}, currency, price_is, {line} FROM ({rows})"
-    kind = {"csv": "CSVWithNames", "parquet": "Parquet"}[form]
-    with mine.client.raw_stream(query, parameters=mine.bound(period) | bound | priced.bound, fmt=kind) as stream:
-        while block := stream.read(65536):
-            yield block
+    order = " ORDER BY at, meter_, event_id_" if form == "csv" else ""
+    rows = f"SELECT event_time AS at, {columns}, {priced.columns} FROM usage WHERE {MINE}{narrowed}"
+    query = f"SELECT {names}, {cost}, currency, price_is, {line} FROM ({rows}){order}"
+    for number, span in enumerate(spans):
+        kind = {"csv": "CSV" if number else "CSVWithNames", "parquet": "Parquet"}[form]
+        parameters = mine.bound(span) | bound | priced.bound
+        with mine.client.raw_stream(query, parameters=parameters, fmt=kind) as stream:
+            while block := stream.read(65536):
+                yield block
+
+
+def _spans(mine: Account, period: Period, narrowed: str, bound: Mapping[str, Any]) -> list[Period]:
+    """The period cut between hours such that each part is sorted in a bounded memory of the warehouse."""
+    hours = mine.ask(
+        f"SELECT intDiv(toUnixTimestamp64Nano(event_time), {_HOUR_NS}) AS hour, count() FROM {mine.source} "
+        f"WHERE {MINE}{narrowed} GROUP BY hour ORDER BY hour",
+        period,
+        **bound,
+    )
+    edges, events = [period.start], 0
+    for hour, count in hours:
+        begins = _moment(hour * _HOUR_NS)
+        if events and events + count > _SORTED and begins > edges[-1]:
+            edges.append(begins)
+            events = 0
+        events += count
+    return [Period(start, end) for start, end in pairwise([*edges, period.end])]
+
+
+def _in_csv(name: str) -> str:
+    if name in _TIMES:
+        return f"concat(replaceOne(toString({name}), ' ', 'T'), 'Z')"
+    return name if name in _NUMBERS else _no_formula(name)
 
 
 def _no_formula(column: str) -> str:

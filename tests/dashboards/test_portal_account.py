@@ -8,7 +8,7 @@ import io
 import json
 import re
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -438,6 +438,19 @@ def test_the_export_has_all_events_and_no_formula(world):
     assert [row["tool"] for row in rows if row["tool"]] == ['\'=HYPERLINK("http://evil")']
     assert parquet[:4] == b"PAR1"
     assert "globex" not in answer.text and "secret-model" not in answer.text
+
+
+@pytest.mark.parametrize("sorted_at_once", [1, 3, 200_000])
+def test_a_csv_has_every_event_once_in_the_order_of_its_time_which_says_its_zone(world, monkeypatch, sorted_at_once):
+    monkeypatch.setattr("meterhouse_portal.usage_log._SORTED", sorted_at_once)
+    with visiting(world, "vera@acme.example") as browser:
+        rows = list(csv.DictReader(io.StringIO(browser.get("/account/usage.csv").text)))
+        nothing = browser.get("/account/usage.csv?tool=none").text
+    times = [row["event_time"] for row in rows]
+    assert times == sorted(times) and len({row["event_id"] for row in rows}) == len(rows) == 22
+    assert (times[0], times[-1]) == ("2026-10-31T23:30:00.000000000Z", "2026-11-20T12:00:05.000000000Z")
+    assert all(datetime.fromisoformat(row["received_at"]).tzinfo is not None for row in rows)
+    assert nothing.startswith('"event_time",') and len(nothing.splitlines()) == 1
 
 
 def test_an_invoice_has_its_lines_and_each_line_its_explanation(world):
