@@ -1,5 +1,6 @@
 """The customers' pages in a real browser: nothing wider than the screen, nothing axe complains of, no script needed."""
 
+import io
 import os
 import re
 import socket
@@ -107,6 +108,10 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
             page.goto(f"{address}{name}")
         looked_at(name)
 
+    page.goto(f"{address}/account/usage?from=2026-11-20&to=2026-11-01")
+    assert page.get_by_text("The last day is before the first.").is_visible()
+    complaints[:] = [it for it in complaints if "422" not in it]  # what is asked for
+    looked_at("days-refused")
     page.goto(f"{address}/account/budgets")
     page.get_by_label("EUR a month").fill("1500")
     page.get_by_role("button", name="Save").click()
@@ -223,4 +228,48 @@ def test_the_keyboard_reaches_the_content_first_and_then_every_page(portal, brow
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.innerText"))
     assert reached == ["Skip to the content", "Overview", "Usage", "Prices", "Invoices", "Budgets"]
+    context.close()
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_the_owner_s_pages_are_in_one_line_on_a_desktop(portal, browser, locale):
+    address, world = portal
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale=locale)
+    page = context.new_page()
+    page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'olga@acme.example', NOW)}")
+    page.locator("main button").click()
+    page.wait_for_url("**/account")
+    places = [it.bounding_box()["y"] for it in page.locator(".top nav a").all()]
+    assert len(places) == 9 and len(set(places)) == 1
+    context.close()
+
+
+def test_a_table_that_goes_on_beyond_a_phone_shows_it_and_the_keyboard_moves_it(portal, browser):
+    from PIL import Image
+
+    address, world = portal
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="light", bypass_csp=True)
+    page = context.new_page()
+    page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'olga@acme.example', NOW)}")
+    page.locator("main button").click()
+    page.wait_for_url("**/account")
+    page.goto(f"{address}/account/usage")
+    table = page.locator(".scroll")
+
+    def edges():
+        """How light the sides of the table's head are."""
+        with Image.open(io.BytesIO(table.screenshot())) as picture:
+            grey = picture.convert("L")
+            return [grey.getpixel((at, 6)) for at in (3, grey.width - 4)]
+
+    before = edges()
+    assert before[0] > 250 and before[1] < 220  # more to the right, and nothing to the left
+    table.focus()
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "(it => it.scrollLeft + it.clientWidth >= it.scrollWidth - 2)(document.querySelector('.scroll'))"
+    )
+    after = edges()
+    assert after[0] < 220 and after[1] > 250
     context.close()
