@@ -274,8 +274,9 @@ def _insert(handle: Any, call: Call) -> Summary:
 
 
 def _connect(address: str) -> Any:
+    connect: Any = chdb.connect  # typed in some releases only
     with _errors():
-        return chdb.connect(address)  # type: ignore[no-untyped-call]
+        return connect(address)
 
 
 @contextmanager
