@@ -38,8 +38,8 @@ class CurrencyRefused(PlanRefused):
             f"--plan {plan} --currency {own}`, or name another plan ({has})"
         )
         self.plain = (
-            f"The plan {plan} is in {own}, and the price book has no rate from {own} to {currency}. Write {own}, choose "
-            f"a plan in {currency} (price book {has}), or publish a price book with that rate first."
+            f"The plan {plan} is in {own}, and the price book has no rate from {own} to {currency}. Write {own}, "
+            f"choose a plan in {currency} (price book {has}), or publish a price book with that rate first."
         )
 
 
