@@ -254,6 +254,7 @@ def post(sandbox, path):
         return json.loads(reply.read())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("books", ["sqlite", "postgres"], indirect=True)
 @pytest.mark.parametrize("told_by", ["poll", "webhook"])
 @pytest.mark.parametrize(("decision", "back"), [("lost", 26), ("won", 0), ("warning_closed", 0), ("under_review", 0)])

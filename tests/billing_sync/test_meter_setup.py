@@ -72,6 +72,7 @@ def test_set_up_twice_makes_everything_once(metered):
     assert objects(metered.client) == EXPECTED
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     ("fault", "call"),
     [

@@ -164,6 +164,7 @@ def test_sums_are_read_and_not_the_events_and_old_sums_go_when_nobody_can_be_rea
     assert world.client.query(versions).result_rows == world.client.query(now).result_rows
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("table", "column"),
     [

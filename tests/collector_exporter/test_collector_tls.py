@@ -143,6 +143,7 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
         assert served_serial(doors.grpc) == second
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("exporter", [http_exporter, grpc_exporter])
 def test_a_client_of_a_ca_that_was_taken_out_is_refused_without_a_restart(authority, tmp_path, exporter):
     (tmp_path / "cas").mkdir()
@@ -181,6 +182,7 @@ def test_a_session_of_a_client_of_a_ca_that_was_taken_out_is_not_resumed(authori
             connected(doors, open_one.session)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("exporter", [http_exporter, grpc_exporter])
 def test_a_certificate_that_has_expired_is_refused_from_either_side(mutual_doors, authority, tmp_path, exporter):
     before = len(mutual_doors.reported)
@@ -204,6 +206,7 @@ provider.shutdown()
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("with_certificate", [True, False])
 def test_our_own_exporter_reports_over_mutual_tls_with_a_private_ca(
     mutual_doors, authority, tmp_path, with_certificate

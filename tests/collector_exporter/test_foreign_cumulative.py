@@ -169,6 +169,7 @@ def test_an_increase_has_the_columns_of_an_event(database):
     assert names[0] == names[1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_order_copies_and_cuts_the_sum_is_what_was_counted(database, seed):
     """Three processes, one after the other, of two customers; each total is sent once or more, in any order."""

@@ -419,6 +419,7 @@ def story():
     ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(5))
 def test_each_call_counts_once_whatever_the_order_and_the_ranges(database, seed):
     chance = random.Random(seed)
@@ -447,6 +448,7 @@ def parts_of_circles():
     ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(5))
 def test_calls_in_a_circle_wait_in_suspense_once_whatever_the_order_and_the_ranges(database, seed):
     chance = random.Random(seed)
@@ -484,6 +486,7 @@ def test_a_row_that_changes_its_verdict_keeps_how_it_came(database):
     assert one_by_one == database.query(query).result_rows == [("twin", "")]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("cuts", [[], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]])
 def test_a_twin_is_made_of_the_first_copy_that_counts_wherever_the_ranges_are_cut(database, cuts):
     told, beside = span(1, more=call(150)), span(3, trace=2, more=call(5))

@@ -80,6 +80,7 @@ def assigned_and_undone(world):
     world.undo()
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("what", "acme", "globex"),
     [

@@ -313,7 +313,15 @@ def test_usage_is_by_customer_and_status(ask):
     assert (talk["conversation"], talk["tokens"], talk["calls"]) == ("talk", 1200, 1)
 
 
-def test_sums_of_days_and_hours_show_the_same_as_single_events(ask, warehouse_address):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [(None, 30, 3600)],
+        pytest.param([(None, 30, 3600), ("acme", 2, 300)], marks=pytest.mark.long),
+    ],
+    ids=["all", "all and one"],
+)
+def test_sums_of_days_and_hours_show_the_same_as_single_events(ask, warehouse_address, asked):
     from meterhouse_store import rollups, warehouse
     from meterhouse_store.settings import Settings
 
@@ -324,7 +332,7 @@ def test_sums_of_days_and_hours_show_the_same_as_single_events(ask, warehouse_ad
             ).result_rows
             for of in PANELS
             if of[0] in ("usage", "costs") or of[1] in KEPT
-            for customer, days, interval_s in ((None, 30, 3600), ("acme", 2, 300))
+            for customer, days, interval_s in asked
         }
 
     before = told()

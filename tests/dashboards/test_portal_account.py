@@ -344,6 +344,7 @@ def test_the_log_has_a_row_per_call_opens_to_its_events_and_can_be_narrowed(worl
         assert "2026-10-31 23:30:00 CET" in october and "2026-11-01 00:30:00" not in october
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [2, 6])  # of which the last days have one, or not
 @pytest.mark.parametrize(("few", "latest"), [(20_000, 2_000), (2, 2), (2, 20)])
 def test_pages_of_the_log_have_every_call_once(world, monkeypatch, few, latest, size):

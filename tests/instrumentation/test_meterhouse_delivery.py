@@ -486,6 +486,7 @@ def test_what_is_refused_again_is_kept_again(metering, capsys):
     assert found["refused"] == [str(path) for path in metering.journals.iterdir()]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "answer",
     [

@@ -105,6 +105,7 @@ def billed(provider, sink) -> dict[str, int]:
     return calls
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_fastapi_under_uvicorn_is_metered_by_customer_and_delivers_at_sigterm(workers, serve, provider, metering):
     app = serve("uvicorn", "fastapi_app:app", "--port", "{port}", "--workers", workers, "--log-level", "warning")

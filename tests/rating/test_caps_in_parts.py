@@ -57,6 +57,7 @@ def used(house, quantity, day, meter="llm.tokens.input"):
 OVER = "Above the cap of 100 %s: not billed"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("usage", [pytest.param("restart", marks=pytest.mark.long), "carry_on"])
 @pytest.mark.parametrize(
     ("of", "first", "second", "expected"),

@@ -190,6 +190,7 @@ def test_a_run_that_is_stopped_at_any_write_and_started_again_lets_them_expire_o
     assert (left(house), left(house, "beta")) == (2000, 2000)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("more", [{"dry_run": True}, {"new": True}, {"customer": "beta"}])
 def test_a_dry_run_one_of_what_is_new_and_one_of_somebody_else_let_nothing_expire(sqlite_house, more):
     house = sqlite_house

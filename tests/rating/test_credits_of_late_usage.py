@@ -91,6 +91,7 @@ def test_credits_pay_what_a_cap_leaves_of_late_usage(sqlite_house, tmp_path):
     proved(house, tmp_path, "2026-11")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("credits", [100, 200])
 def test_credits_of_a_later_part_pay_the_late_usage_of_an_earlier_one_that_takes_its_place_under_the_cap(
     sqlite_house, tmp_path, credits
@@ -115,6 +116,7 @@ def test_credits_of_a_later_part_pay_the_late_usage_of_an_earlier_one_that_takes
     proved(house, tmp_path, "2026-11")
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", ["next_invoice", "credit_note"])
 def test_credits_that_came_later_pay_nothing_that_the_month_does_not_owe(sqlite_house, tmp_path, policy):
     """The same without credits, until 50.00 come in November: the 15.00 are set off, also where they are on a note."""
@@ -143,6 +145,7 @@ def take_away(house, quantity):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("later", [0, 50])
 def test_credits_that_come_back_pay_what_a_cap_had_taken_off_and_now_is_owed(sqlite_house, tmp_path, later):
     """Credits pay 60.00 of 100.00; 30.00 of the second part are above the cap. 60.00 are taken away: 70.00 in all, of
@@ -362,6 +365,7 @@ def test_credits_pay_late_usage_less_what_an_amount_a_month_moves_to_it_from_a_f
     assert lines(house, "2026-11")[-1] == ("Credits applied", -4333)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("credits", "owed", "left"), [(200, 9000, 9000), (85, 11500, 0), (0, 20000, 0)])
 def test_credits_pay_late_usage_that_a_minimum_gives_back_on_a_credit_note(sqlite_house, tmp_path, credits, owed, left):
     """50.00, 30.00, and 120.00 up to 200.00 at least. 20.00 and 10.00 are late: the 30.00 come back as money on a
@@ -395,6 +399,7 @@ LEAST = BOOK.replace("      in: {model: per_unit, metric: input, price: 1.00}\n"
 """)  # fmt: skip
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", ["next_invoice", "credit_note"])
 def test_credits_that_come_back_after_their_rest_expired_expire_again(house, tmp_path, policy):
     """Of 50.00 until 20 October 30.00 paid, up to 5.00 were carried over, 15.00 were lost. The 30.00 come back by and

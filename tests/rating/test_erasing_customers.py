@@ -59,6 +59,7 @@ def of_others(house):
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("word", WORDS + [pytest.param(word, marks=pytest.mark.long) for word in MORE])
 def test_whatever_a_customer_is_called_its_erasure_changes_nothing_of_others(furnished, word):
     registry.add_customer(

@@ -62,6 +62,7 @@ def test_an_amount_a_month_gives_back_what_it_took_off_too_much(sqlite_house, tm
     assert "Earlier parts of the month left 40 USD after it." in done.output
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("second", "expected"),
     [
@@ -253,6 +254,7 @@ def test_a_cap_of_money_counts_of_earlier_parts_what_a_cap_of_units_left(sqlite_
     proved(house, tmp_path)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
 def test_of_two_caps_of_money_the_lower_one_holds(sqlite_house, tmp_path, names):
     """70.00 and 60.00: 130.00, of which 80.00 are billed, whichever of the two is taken off first."""

@@ -88,6 +88,7 @@ def of(what, period):
     return f"{what} (correction of {period})"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("cap_of", "expected"),
     [
@@ -156,6 +157,7 @@ def test_what_is_late_of_the_first_part_is_on_the_second_which_has_what_is_left_
     assert said == [f"It goes on from {FIRST} of its month, corrected as well."]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("policy", ["next_invoice", "credit_note"])
 def test_a_discount_of_so_much_a_month_is_taken_off_once_when_usage_of_its_first_part_is_late(house, policy):
     """40.00 a month are off 30.00 and 30 x 0.50: 30.00 of them off the first part, and 10.00 off the second. With 8.00

@@ -192,6 +192,7 @@ def test_paid_in_advance_the_old_plan_gives_back_what_the_new_one_takes(house):
     assert parts(house, "2026-11") == [("big", "12-01", [("fee", 6200)])]  # December; November is paid
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("change", [None, "2026-10-11"])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_parts_of_a_month_come_to_its_fee_whichever_is_closed_first(sqlite_house, change, order):
@@ -282,6 +283,7 @@ def test_a_minimum_that_was_trued_up_with_the_later_part_first_is_given_back_as_
     assert make(house.world, "acme", parse_period("2026-10", "UTC"), tmp_path / "pack.zip").verified
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("off", "sept", "back"),
     [
@@ -422,6 +424,7 @@ def test_without_the_key_a_change_waits_for_the_next_month(sqlite_house):
     assert parts(house, "2026-11") == [("big", "12-01", [("fee", 6200)])]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)])
 def test_parts_after_a_change_that_waits_are_of_the_months_plan_whichever_is_closed_first(
     sqlite_house, tmp_path, order

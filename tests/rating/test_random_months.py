@@ -9,7 +9,7 @@ import pytest
 from random_months import live
 
 EVERY = os.environ.get("METERHOUSE_PROVE") == "1"
-SEEDS, CUSTOMERS = (range(1, 17), 100) if EVERY else (range(1, 3), 12)
+SEEDS, CUSTOMERS = (range(1, 17), 100) if EVERY else (range(1, 2), 12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -280,6 +280,7 @@ def test_output_that_does_not_fit_is_told_in_a_sentence(sqlite_house, command_en
         assert "Traceback" not in done.stderr and done.returncode != 0
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "arguments",
     [

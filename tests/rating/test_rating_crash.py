@@ -170,7 +170,7 @@ def test_a_close_that_fails_at_any_sql_statement_and_is_started_again_ends_in_th
         list(closing(there))
     statements = len(seen)
     assert statements > 20
-    for number in range(0, statements, 1 if EVERY else 15):
+    for number in range(0, statements, 1 if EVERY else 25):
         there = furnished(house, number)
         with failing_at(there.world.engine, number) as seen, pytest.raises(OSError, match="No space left"):
             list(closing(there))
@@ -193,7 +193,7 @@ def owing(house, number):
 
 
 def test_a_close_with_a_correction_and_ending_credits_that_fails_at_any_write_ends_as_an_undisturbed_one(sqlite_house):
-    for number in itertools.count(0, 1 if EVERY else 6):  # what is written is one transaction
+    for number in itertools.count(0, 1 if EVERY else 12):  # what is written is one transaction
         there = owing(sqlite_house, number)
         world = there.world
 

@@ -57,6 +57,7 @@ DUE = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("summed", [True, False])
 def test_the_months_that_are_due_begin_with_the_first_usage_or_the_contract(house, summed, monkeypatch):
     if summed:

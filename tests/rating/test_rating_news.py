@@ -83,6 +83,7 @@ def test_only_customers_with_new_usage_are_rated_and_as_a_whole_run_rates_them(r
     assert new(house) == ["watermark", "usage"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("late_at_most", [0, 50], ids=["all", "by name"])
 def test_usage_that_comes_late_is_new_too(running, monkeypatch, late_at_most):
     monkeypatch.setattr(news, "_LATE_AT_MOST", late_at_most)

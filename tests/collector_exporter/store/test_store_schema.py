@@ -78,6 +78,7 @@ def test_a_process_that_starts_runs_no_statement_where_all_is_applied_and_there(
     assert ran == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "left"),
     [
