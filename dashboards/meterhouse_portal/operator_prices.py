@@ -23,7 +23,7 @@ from meterhouse_rating.book import BookRefused, Checked, check
 from meterhouse_rating.document import MAX_BYTES
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import PeriodError
-from meterhouse_rating.publishing import PublishingRefused
+from meterhouse_rating.publishing import Proposal, PublishingRefused
 from meterhouse_rating.reach import Reach
 from meterhouse_rating.simulate import Simulation
 from meterhouse_rating.versions import NotThere, SecondPersonNeeded, Version
@@ -49,17 +49,25 @@ def show_prices(visit: OperatorVisit, problem: str = "", said: str = "") -> Resp
     proposals = publishing.proposals(visit.engine, visit.namespace)
     latest = _latest(every)
     newest = "" if latest is None else latest.source
-    effects = {
-        it.proposal_id: _effect(visit, every, it.source, it.sha256, it.valid_from, visit.clock())
-        for it in proposals[::-1][:ROWS]
-        if it.state == publishing.OPEN and it.kind == publishing.BOOK
-    }
+    # Simulating reads the usage of a month at two prices: of the proposal that somebody looks at, alone.
+    looked_at, now = visit.request.query_params.get("look") or visit.form.get("proposal", ""), visit.clock()
+    open_books = [it for it in proposals[::-1][:ROWS] if it.state == publishing.OPEN and it.kind == publishing.BOOK]
+    told = {it.proposal_id: reach.told(_proposed(visit, every, it, now), every, _OPTION) for it in open_books}
+    effect = next(
+        (_effect(visit, every, _proposed(visit, every, it, now), it.source, now)
+         for it in open_books if it.proposal_id == looked_at), None
+    )  # fmt: skip
     return visit.page(
         "operator_prices.html", problem=problem, said=said, versions=every[::-1][:ROWS],
-        proposals=proposals[::-1][:ROWS], effects=effects, rows=ROWS,
-        two_persons=publishing.two_persons(visit.engine, visit.namespace),
+        proposals=proposals[::-1][:ROWS], told=told, looked_at=looked_at, effect=effect, rows=ROWS,
+        last=f"{_last_month(now):%Y-%m}", two_persons=publishing.two_persons(visit.engine, visit.namespace),
         changes=_changes, newest=newest,
     )  # fmt: skip
+
+
+def _proposed(visit: OperatorVisit, known: list[Version], it: Proposal, now: datetime) -> Version:
+    """The version that a proposal would be, approved now."""
+    return versions.following(known, it.source, it.sha256, author=visit.person.name, valid_from=it.valid_from, now=now)
 
 
 def decide_prices(visit: OperatorVisit) -> Response:
@@ -125,7 +133,9 @@ def _looked_at(visit: OperatorVisit, text: str, began: datetime | None, problem:
     standing = _standing(known, sha256, began)
     if standing is not None:
         return _draft(visit, text, problem, checked=checked, standing=standing)
-    effect = _effect(visit, known, text, sha256, began, visit.clock())
+    now = visit.clock()
+    version = versions.following(known, text, sha256, author=visit.person.name, valid_from=began, now=now)
+    effect = _effect(visit, known, version, text, now)
     return _draft(visit, text, problem, checked=checked, effect=effect)
 
 
@@ -148,17 +158,19 @@ class Effect:
     trouble: str
 
 
-def _effect(
-    visit: OperatorVisit, known: list[Version], text: str, sha256: str, began: datetime | None, now: datetime
-) -> Effect:
-    version = versions.following(known, text, sha256, author=visit.person.name, valid_from=began, now=now)
+def _last_month(now: datetime) -> datetime:
+    """A moment in the last month that is over."""
+    return periods.month_of(now, "UTC").start - timedelta(days=1)
+
+
+def _effect(visit: OperatorVisit, known: list[Version], version: Version, text: str, now: datetime) -> Effect:
     reached = reach.reach(version, known)
     # A draft that is valid from the beginning is compared with what prices the month under way without it.
     first = periods.month_of(now, "UTC") if reached is None or reached.first.end < now else reached.first
     if reached is not None and reached.until is not None and first.start >= reached.until:
         first = reached.first
     beside = versions.in_force(known, first)
-    last = f"{periods.month_of(now, 'UTC').start - timedelta(days=1):%Y-%m}"
+    last = f"{_last_month(now):%Y-%m}"
     made, trouble, open_months = None, "", None
     try:
         with visit.stores.warehouse() as client:

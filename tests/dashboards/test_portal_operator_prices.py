@@ -101,7 +101,7 @@ def test_one_person_publishes_with_a_reason_and_usage_without_a_price_is_shown_f
     assert new.strip() in html.unescape(anna.get("/operator/draft").text)
 
 
-def test_where_two_decide_it_is_proposed_and_another_one_approves_it(world, anna):
+def test_where_two_decide_it_is_proposed_and_another_one_approves_it(world, anna, monkeypatch):
     at, _ = world
     publishing.ask_for_two(at.engine, "live", by=Person("carol", "root"), why="rule", now=NOW)
     newest = versions.versions(at.engine, "live")[-1].source
@@ -111,7 +111,11 @@ def test_where_two_decide_it_is_proposed_and_another_one_approves_it(world, anna
     assert versions.versions(at.engine, "live")[-1].source == newest
     (proposal,) = publishing.proposals(at.engine, "live")
     with visiting(world, BEN) as ben:
-        shown = text_of(ben.get("/operator/prices").text)
+        with monkeypatch.context() as without:
+            without.setattr("meterhouse_rating.simulate.simulate", None)  # the list simulates nothing
+            listed = text_of(ben.get("/operator/prices").text)
+        assert "Valid from 2027-01-01" in listed and "Simulate 2026-10 with it, and decide" in listed
+        shown = text_of(ben.get(f"/operator/prices?look={proposal.proposal_id}").text)
         # Version 2 prices tools alone otherwise; globex' 777,000 tokens of October at 0.10 per 1,000 less.
         assert "Valid from 2027-01-01" in shown and "No month that has begun and is not closed changes." in shown
         assert "once at the prices of version 2, which would price 2027-01 without this" in shown

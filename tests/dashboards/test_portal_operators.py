@@ -227,6 +227,9 @@ def test_a_proposed_price_book_is_approved_by_another_person(portal):
     page = anna.get("/operator/prices").text
     assert "-      input: {model: per_unit, metric: input_tokens, per: 1000, price: 2.00}" in page
     assert "+      input: {model: per_unit, metric: input_tokens, per: 1000, price: 2.50}" in page
+    assert 'name="proposal"' not in page  # what it comes to is looked at before it is decided
+    page = anna.get(re.search(r'href="(/operator/prices\?look=[0-9a-f]+)"', page).group(1)).text
+    assert "What 2026-10 would have come to" in page
     name = re.search(r'name="proposal" value="([0-9a-f]+)"', page).group(1)
     mine = {"form": form_token(page), "proposal": name, "act": "approve", "why": "agreed"}
     refused = anna.post("/operator/prices", data=mine)
