@@ -6,18 +6,38 @@ from starlette.responses import Response
 
 from meterhouse_portal import questions
 from meterhouse_portal.members import BILLING
+from meterhouse_portal.rendering import STATES
 from meterhouse_portal.visit import NotShown, Page, Visit, WrongField
-from meterhouse_rating import explain
+from meterhouse_rating import explain, periods
 from meterhouse_reports import drawing
 from meterhouse_reports.documents import NoDocument
+from meterhouse_store.language import Language
 from meterhouse_store.registry import RegistryError
 
 
 def invoices(visit: Visit) -> Response:
     """Rated periods with their invoices, and what was paid."""
     visit.query(set())
-    mine = visit.account
-    return visit.page("invoices.html", ratings=mine.ratings(), payments=mine.payments(), corrections=mine.corrections())
+    mine, to = visit.account, visit.language
+    zone = mine.customer().time_zone
+    corrections = [
+        {**it, "period": _days(it["period"], zone, to), "on": _place(it["on"], zone, to)} for it in mine.corrections()
+    ]
+    return visit.page("invoices.html", ratings=mine.ratings(), payments=mine.payments(), corrections=corrections)
+
+
+def _days(span: str, zone: str, to: Language) -> str:
+    """A period as the ledger writes it, by the days of the customer's zone."""
+    period = periods.parse(span, "UTC")
+    return to.say("%(start)s to %(end)s", start=to.day(period.start, zone), end=to.day(period.end, zone))
+
+
+def _place(on: str, zone: str, to: Language) -> str:
+    """Where a correction stands: `2026-10-01..2026-11-01 (closed)`, or `credit note 3f2a`."""
+    span, _, state = on.partition(" (")
+    if not state:
+        return to.say("credit note %(name)s", name=on.removeprefix("credit note "))
+    return f"{_days(span, zone, to)}, {to.translated(STATES.get(state.rstrip(')'), state.rstrip(')')))}"
 
 
 def invoice(visit: Visit) -> Response:

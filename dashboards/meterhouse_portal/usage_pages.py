@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 from starlette.responses import HTMLResponse, Response
 
 from meterhouse.vocabulary import ESTIMATED, FRAMEWORK, NO_USAGE, REPORTED, SDK_LOOP
-from meterhouse_portal import account, chart, price_words, usage_log
+from meterhouse_portal import account, chart, price_words, usage_log, use_prices
 from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import VIEWER
 from meterhouse_portal.visit import NotShown, Page, Refused, Visit, WrongField
-from meterhouse_rating import periods, shares
+from meterhouse_rating import charges, engine, periods, shares, sorting
 from meterhouse_rating.periods import FIRST_YEAR, LAST_YEAR, MAX_LENGTH, Period, PeriodError
 from meterhouse_rating.price_api import price_list
 from meterhouse_rating.price_api.price_list import NotPriced
@@ -44,6 +44,20 @@ NOT_PRICED: Final = {
     price_list.NO_RATE: "The price list is in another currency than yours, and has no rate for it.",
 }
 """Why there is no price list, as customers are told: what to do about it is the operator's to know."""
+MEANINGS: Final = {
+    **shares.MEANINGS,
+    charges.COST_UNKNOWN: "what the provider asks for it is not known yet",
+    charges.FORMULA_FAILED: "its formula cannot be computed",
+    sorting.NOT_DECLARED: "its meter is not set up yet",
+    sorting.CONTRACT_ENDED: "used after the contract ended",
+    sorting.TOO_MANY_GROUPS: "of more kinds than can be priced apart",
+    sorting.NEGATIVE_QUANTITY: "a part of it has not arrived yet",
+    engine.NOT_REGISTERED: "the account is not set up yet",
+    engine.AMOUNT_TOO_LARGE: "its amount is too large to be charged",
+    use_prices.TOO_MANY_KINDS: "of more kinds than a download tells apart",
+}
+"""How a price is known, or why there is none, as customers are told."""
+STATUSES: Final = {"ok": "ok", "failed": "failed", "aborted": "broken off", "unfinished": "not finished"}
 SOURCES: Final = {
     REPORTED: "reported by the provider",
     FRAMEWORK: "reported by a framework",
@@ -111,8 +125,8 @@ def _log(
     following = None if log is None or log.next is None else urlencode({**kept, "after": log.next})
     return visit.page(
         "usage.html", wrong=wrong, period=period, wanted=wanted, log=log, choices=choices or {}, kept=kept,
-        months=_months(visit, customer, query.get("period")), meanings=shares.MEANINGS, query=urlencode(kept),
-        following=following,
+        months=_months(visit, customer, query.get("period")), meanings=MEANINGS, query=urlencode(kept),
+        statuses=STATUSES, following=following,
     )  # fmt: skip
 
 
@@ -138,7 +152,7 @@ def action(visit: Visit) -> Response:
     events = usage_log.events(visit.account, query.get("id", "")[:256], at)
     if not events:
         raise NotShown(query.get("id", ""))
-    return visit.page("action.html", events=events, meanings=shares.MEANINGS, sources=SOURCES)
+    return visit.page("action.html", events=events, meanings=MEANINGS, sources=SOURCES, statuses=STATUSES)
 
 
 def prices(visit: Visit) -> Response:

@@ -8,7 +8,7 @@ from jinja2.ext import babel_extract
 import meterhouse_portal
 from meterhouse_billing import notice_texts
 from meterhouse_portal import members, price_words, rendering, usage_pages
-from meterhouse_rating import explain, layout, shares
+from meterhouse_rating import explain, layout
 from meterhouse_reports import documents, drawing
 
 HERE = Path(meterhouse_portal.__file__).parent
@@ -30,7 +30,8 @@ NOT_TRANSLATED = {it.name for it in TEMPLATES.iterdir() if it.name.startswith("o
 """Pages that are in English only: the operators'."""
 
 CHOSEN = (
-    *rendering.STATES.values(), *rendering.PAID.values(), *members.ROLES, *shares.MEANINGS.values(),
+    *rendering.STATES.values(), *rendering.PAID.values(), *members.ROLES, *usage_pages.MEANINGS.values(),
+    *usage_pages.STATUSES.values(),
     *usage_pages.CHANGES.values(), *usage_pages.SOURCES.values(), *layout.UNITS.items(), "audio", "video", "text",
     "That link was used, or is too old. Ask for a new one.",
     "This page does not know the parameter %(name)s.",

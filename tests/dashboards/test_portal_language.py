@@ -5,6 +5,7 @@ import io
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import portal_messages
 import pytest
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 
 from meterhouse_billing import notice_texts
 from meterhouse_portal import access_keys, app, members, usage_pages
+from meterhouse_portal.billing_pages import _place
 from meterhouse_rating.layout import unit_in
 from meterhouse_rating.price_api.schemas import SCHEMAS
 from meterhouse_store import agreements, language
@@ -217,6 +219,21 @@ def test_what_is_to_change_has_words_in_each_language_and_days_of_the_customer_s
 def test_each_kind_of_change_that_a_price_list_tells_of_has_words():
     kinds = SCHEMAS["PriceList"]["properties"]["scheduled"]["items"]["properties"]["kind"]["enum"]
     assert set(usage_pages.CHANGES) == set(kinds)
+
+
+def test_every_reason_for_which_usage_has_no_price_is_told_to_customers_in_words():
+    prices = Path(__file__).parents[2].joinpath("docs/pricing.md").read_text(encoding="utf-8")
+    reasons = set(re.findall(r"^\| `([a-z_]+)` \|", prices.partition("| reason | what to do |")[2], re.MULTILINE))
+    assert {"cost_unknown", "negative_quantity", "amount_too_large"} <= reasons
+    assert reasons - set(usage_pages.MEANINGS) == set()
+
+
+def test_where_a_correction_stands_is_told_in_days_of_the_customer_s_zone_and_words():
+    german, english = language.Language("de"), language.Language("en")
+    span = "2026-09-30T22:00:00Z..2026-10-31T23:00:00Z"
+    assert _place(f"{span} (closed)", "Europe/Berlin", german) == "01.10.2026 bis 01.11.2026, abgeschlossen"
+    assert _place("credit note 3f2a", "UTC", german) == "Gutschrift 3f2a"
+    assert _place(f"{span} (open)", "Europe/Berlin", english) == "2026-10-01 to 2026-11-01, under way"
 
 
 @pytest.mark.parametrize("query", ["period=zz", "period=2026-13", "period=2026-01-01..2026-12-01", "period=9999-12"])
