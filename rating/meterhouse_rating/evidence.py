@@ -20,7 +20,7 @@ from meterhouse_rating.evidence_check.container import EVENTS, FORMAT, MANIFEST
 from meterhouse_rating.evidence_check.ledger import Anchor
 from meterhouse_rating.evidence_check.main import Result, verify
 from meterhouse_rating.evidence_ledger import ledger_of
-from meterhouse_rating.evidence_readme import readme
+from meterhouse_rating.evidence_readme import GERMAN_README, README, readmes
 from meterhouse_rating.periods import Period
 from meterhouse_rating.told import Told, events_of, moment, standing_in, tell
 from meterhouse_rating.versions import versions
@@ -108,15 +108,16 @@ def _write(
         **_costs(world.namespace, told),
     }
     unpacked, events_count = _write_events(world, customer_id, told, events)
-    contents["README.txt"] = readme(about, facts, events_count, completeness)
+    contents |= readmes(about, facts, events_count, completeness)
     hashes: dict[str, dict[str, Any]] = {
         name: {"sha256": hashlib.sha256(text.encode()).hexdigest()} for name, text in contents.items()
     }
     hashes[EVENTS] = {"sha256": _sha256(events), "unpacked": unpacked}
     manifest = {"format": FORMAT, "about": about, "files": dict(sorted(hashes.items()))}
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as pack:
-        # The README comes first: it is what people see, and what they should read before they run anything.
-        for name in ("README.txt", MANIFEST, *sorted(contents.keys() - {"README.txt"})):
+        # The READMEs come first: they are what people see, and what they should read before they run anything.
+        first = (README, GERMAN_README)
+        for name in (*first, MANIFEST, *sorted(contents.keys() - set(first))):
             pack.writestr(_member(name), contents.get(name) or _json(manifest))
         with events.open("rb") as source, pack.open(_member(EVENTS, events.stat().st_size), "w") as target:
             while block := source.read(_READ):

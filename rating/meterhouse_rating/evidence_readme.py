@@ -1,10 +1,13 @@
-"""The README of an evidence pack, for people."""
+"""The READMEs of an evidence pack, for people: in English, and in German."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from meterhouse_rating.evidence_check.dates import period_in
 from meterhouse_rating.layout import counted, money, table
+from meterhouse_rating.money import of_minor
+from meterhouse_store.currencies import MINOR_DIGITS
+from meterhouse_store.language import Language
 
 _TEXT: Final = """\
 Evidence of what {customer_id} used and was charged
@@ -46,20 +49,89 @@ that. That the ledger is the one that was kept then, an anchor shows that you ha
 """
 
 
-def readme(
+_GERMAN: Final = """\
+Nachweis dessen, was {customer_id} genutzt hat und was dafür berechnet wurde
+{line}
+
+Namensraum {namespace}, {period} (ohne das Ende): von {period_start} bis {period_end}.
+
+{ratings}
+
+Wie man ihn prüft
+-----------------
+
+    python3 PACK.zip              (Python 3.11 oder neuer, sonst nichts; PACK.zip ist diese Datei)
+    meterhouse verify PACK.zip    (mit dem Prüfprogramm, das Sie installiert haben, nicht dem in der Datei)
+
+Antwortet das Programm mit 0, wurde alles nachgerechnet und stimmt. Mit 1: etwas weicht ab, und was. Mit 2: es
+wurde falsch aufgerufen. Das Programm in der Datei kam mit ihr: Wer das eine fälschen kann, kann auch das andere
+fälschen. Vergleichen Sie evidence_check/ mit dem Quelltext von Meterhouse, oder prüfen Sie mit einem
+installierten Meterhouse, bevor Sie sich darauf verlassen. Das Programm und die Daten sind auf Englisch.
+
+Was darin ist
+-------------
+
+    events.jsonl.gz      {events}, je Zeile eines, wie gezählt: Kennung, Zeit, Zähler, Menge, Dimensionen, Spur
+    ratings.json         die Posten mit ihrer Rechnung, was warum übrig blieb, und was vereinbart war
+    books/, books.json   die Preisbücher im veröffentlichten Wortlaut, und ihre SHA-256
+    costs.json           wo Preise auf Kosten aufschlagen: eigene Kosten; catalogues/ hat die Preislisten
+    ledger.json          die Buchungen des Kunden mit ihren Siegeln in der Kette des Hauptbuchs
+    completeness.json    was beim Abschluss über die Vollständigkeit der Nutzung bekannt war
+    manifest.json        die SHA-256 aller anderen Dateien; seine eigene SHA-256 benennt den Nachweis
+    evidence_check/      das Prüfprogramm, in der Standardbibliothek von Python
+
+Was er beweist
+--------------
+
+Dass diese Ereignisse nach dem Wortlaut dieses Preisbuchs und dem, was daneben vereinbart war, diese Posten
+ergeben, auf die kleinste Einheit genau; dass die Posten die Summe ergeben; und dass das Hauptbuch sie so hat.
+Das Prüfprogramm sagt, was es nachgerechnet hat und was nur mitgeführt wird. Er beweist nicht, dass die
+Ereignisse stattfanden oder dass keines fehlt: Was davon bekannt ist, sagt completeness.json. Dass das Hauptbuch
+noch das von damals ist, zeigt ein Anker, den Sie von anderswo haben: --anchor DATEI.
+"""
+
+README: Final = "README.txt"
+GERMAN_README: Final = "LIESMICH.txt"
+_TO: Final = Language("de")
+
+
+def readmes(
     about: Mapping[str, str], ratings: Sequence[Mapping[str, Any]], events: int, completeness: Mapping[str, Any]
-) -> str:
-    """The text; `completeness` by rating, as it was stated."""
-    blocks = []
-    for it in ratings:
-        when = period_in(it["period_start"], it["period_end"], it["zone"])
-        head = f"{when}: plan {it['plan']}, {it['state']}, as of {it['as_of'][:19]}"
-        rows = [
-            (line["description"], money(line["amount_minor"], it["currency"]), it["currency"]) for line in it["lines"]
-        ]
-        rows.append(("Total", money(it["total_minor"], it["currency"]), it["currency"]))
-        stated = completeness[it["rating_id"]]
-        verdict = "Its completeness is stated when it is closed." if stated is None else str(stated["verdict"])
-        blocks.append(f"{head}\n\n{table(rows, right={1})}\n\n{verdict}")
+) -> dict[str, str]:
+    """The texts by the names of their files, one in each language; `completeness` by rating, as it was stated."""
     period = period_in(about["period_start"], about["period_end"], ratings[0]["zone"])
-    return _TEXT.format(**about, period=period, ratings="\n\n".join(blocks), events=counted(events, "event"))
+    told = {**about, "period": period}
+    english = "\n\n".join(_rating(it, completeness[it["rating_id"]]) for it in ratings)
+    german = "\n\n".join(_rating_in_german(it, completeness[it["rating_id"]]) for it in ratings)
+    title = _GERMAN.partition("\n")[0].format(**told)
+    number = f"{_TO.number(events)} {'Ereignis' if events == 1 else 'Ereignisse'}"
+    return {
+        README: _TEXT.format(**told, ratings=english, events=counted(events, "event")),
+        GERMAN_README: _GERMAN.format(**told, ratings=german, events=number, line="=" * len(title)),
+    }
+
+
+def _rating(it: Mapping[str, Any], stated: Mapping[str, Any] | None) -> str:
+    when = period_in(it["period_start"], it["period_end"], it["zone"])
+    head = f"{when}: plan {it['plan']}, {it['state']}, as of {it['as_of'][:19]}"
+    rows = [(line["description"], money(line["amount_minor"], it["currency"]), it["currency"]) for line in it["lines"]]
+    rows.append(("Total", money(it["total_minor"], it["currency"]), it["currency"]))
+    verdict = "Its completeness is stated when it is closed." if stated is None else str(stated["verdict"])
+    return f"{head}\n\n{table(rows, right={1})}\n\n{verdict}"
+
+
+def _rating_in_german(it: Mapping[str, Any], stated: Mapping[str, Any] | None) -> str:
+    currency = it["currency"]
+
+    def amount(minor: int) -> str:
+        return _TO.fixed(of_minor(minor, currency), MINOR_DIGITS[currency])
+
+    when = period_in(it["period_start"], it["period_end"], it["zone"])
+    state = {"open": "offen", "closed": "abgeschlossen"}.get(it["state"], it["state"])
+    head = f"{when}: Tarif {it['plan']}, {state}, Stand {it['as_of'][:19]}"
+    rows = [(line["description"], amount(line["amount_minor"]), currency) for line in it["lines"]]
+    rows.append(("Summe", amount(it["total_minor"]), currency))
+    verdict = "Die Vollständigkeit wird mit dem Abschluss festgestellt."
+    if stated is not None:
+        verdict = f"Zur Vollständigkeit wurde festgestellt: {stated['verdict']}"
+    return f"{head}\n\n{table(rows, right={1})}\n\n{verdict}"

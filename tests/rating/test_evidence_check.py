@@ -1,5 +1,6 @@
 """The verifier of evidence packs against rating: it reads the same books, and comes to the same amounts by itself."""
 
+import re
 import zipfile
 from dataclasses import replace
 from decimal import Decimal
@@ -294,7 +295,12 @@ def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomput
     assert all(it.verified for it in made), "\n".join(it.as_text() for it in made)
     assert made[0].as_text().startswith("Evidence pack of berlin (test), 2026-09-01..2026-10-01 Europe/Berlin\n")
     with zipfile.ZipFile(tmp_path / "2026-10") as pack:
-        told = pack.read("README.txt").decode()
+        told, german = pack.read("README.txt").decode(), pack.read("LIESMICH.txt").decode()
+    assert "\n2026-10-01..2026-10-16 Europe/Berlin: Tarif small, abgeschlossen, Stand " in german
+    assert re.search(r"\n  Summe +19,33  EUR\n", german) and re.search(r"\n  Total +19.33  EUR\n", told)
+    # The commands, and the names of the files, are the same in both.
+    for shown in (r"^    (\S+ (?:verify )?PACK\.zip)", r"^    ([a-z_]+[./]\S*)  "):
+        assert re.findall(shown, german, re.MULTILINE) == re.findall(shown, told, re.MULTILINE) != []
     assert "Namespace test, 2026-10-01..2026-11-01 Europe/Berlin (the end is not in it): from 2026-09-30T22:00" in told
     assert "\n2026-10-01..2026-10-16 Europe/Berlin: plan small, closed, as of " in told
     # September: 28 of 30 days of 31.00, 80 at 0.10, of both a half: 14.47 + 4.00. October on `small`: 15 of 31 days of
