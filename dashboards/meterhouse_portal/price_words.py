@@ -106,7 +106,9 @@ def plan(found: PriceList, to: Language) -> Offered:
 
 def addon(found: PriceList, added: Added, to: Language) -> Offered:
     """What one of an add-on costs."""
-    return _offered(_Words(to, found.book, added.plan, found, is_addon=True), added.parts)
+    made = _offered(_Words(to, found.book, added.plan, found, is_addon=True), added.parts)
+    known = plan(found, to).notes
+    return replace(made, notes=tuple(it for it in made.notes if it not in known))
 
 
 def off(discount: Discount, found: PriceList, currency: str, zone: str, to: Language) -> str:
@@ -185,15 +187,18 @@ _Saying = Callable[[Any, _Words], Entry]
 def _offered(words: _Words, parts: Sequence[Part]) -> Offered:
     with exact():
         said = [_entry(it, words) for it in parts]
-    counted = [_which_calls(it, words) for it in parts if it.component.metrics]
-    # What is the same for all that is measured is said once.
-    common = counted[0] if counted and all(it == counted[0] for it in counted) else ()
+    rules = [_which_calls(it, words) for it in parts if it.component.metrics]
+    # What holds for most of what is measured is said once.
+    common = max(rules, key=rules.count, default=())
     entries = [
-        replace(it, notes=(*it.notes, *(note for note in _which_calls(part, words) if note not in common)))
+        it if not part.component.metrics or (own := _which_calls(part, words)) == common
+        else replace(it, notes=(*it.notes, *own))
         for it, part in zip(said, parts, strict=True)
-    ]
+    ]  # fmt: skip
+    if any(it != common for it in rules):
+        common = (words.say("Unless a part says otherwise:"), *common)
     behaviours = {it.options.tax.behaviour or words.book.tax.behaviour for it in parts}
-    return Offered(tuple(entries), (*common, *_tax(behaviours, words)))
+    return Offered(tuple(entries), (*([" ".join(common)] if common else []), *_tax(behaviours, words)))
 
 
 def _entry(part: Part, words: _Words) -> Entry:
@@ -464,7 +469,7 @@ def _percentage(it: Percentage, words: _Words) -> Entry:
 
 
 def _cost_plus(it: CostPlus, words: _Words) -> Entry:
-    price = words.say("what the provider asks, and %(percent)s %% of it", percent=words.number(it.markup))
+    price = words.say("the provider's price, plus %(percent)s %%", percent=words.number(it.markup))
     notes: list[str] = []
     if it.fee:
         notes.append(words.say("Plus %(fee)s.", fee=words.priced(it.fee, it.per, it.metric)))

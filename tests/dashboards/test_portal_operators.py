@@ -65,6 +65,15 @@ def test_operators_come_to_their_pages_and_customers_do_not(portal):
         assert olga.post(path, data={"form": token, "act": "approve"}).status_code == 404
 
 
+def test_an_operator_comes_to_the_page_that_was_asked_for(portal):
+    world, visit = portal
+    stranger, _ = visit(ANNA)
+    stranger.cookies.clear()
+    assert stranger.get("/operator/suspense?reason=conflict").headers["location"] == "/sign-in"
+    answer = stranger.post(f"/sign-in/{members.request_link(world.engine, 'live', ANNA, NOW)}")
+    assert answer.headers["location"] == "/operator/suspense?reason=conflict"
+
+
 def test_the_overview_counts_what_waits_and_leads_to_the_months_of_all_customers(portal):
     _, visit = portal
     anna, _ = visit(ANNA)

@@ -250,6 +250,11 @@ def test_a_part_says_what_is_measured_which_calls_are_billed_and_what_there_is_b
         "Measured: how many different values of Conversation llm.requests has (conversations)." in shown["Talks"].text
     )
     assert "Not billed are calls that are: broken off, not finished." in shown["Talks"].text
+    assert (
+        told.count("Unless a part says otherwise: Not billed are calls that are: failed, broken off, not finished.")
+        == 1
+    )
+    assert told.count("Not billed are calls") == 2
     assert "A * at the end stands for any ending." in shown["Input"].text
     assert "What fits no row has no price here." in shown["Pages"].text
     assert "credits of 25.00 EUR" in shown["Pack"].text and "365 days" in shown["Pack"].text
@@ -271,6 +276,20 @@ def test_discounts_have_their_currency_and_days_and_what_they_are_off(world):
     german = text_of(shown_to(world, "de")[1])
     assert "Launch: 12,50 EUR im Monat weniger auf Output, ab 01.11.2026" in german
     assert "01.12.2026: Rabatt Later beginnt (5,00 EUR)" in german
+
+
+def test_an_own_price_is_marked_and_what_is_included_for_each_seat_is_counted(world):
+    engine, began = world[0].engine, datetime(2026, 10, 31, 23, tzinfo=UTC)
+    told = {"namespace": "live", "customer_id": "acme", "valid_from": began, "now": NOW}
+    included = "included: 1_000_000\neach: seats\nper: 1_000_000\nprice: 7.50\n"
+    own = f"title: Output\nmodel: included\nmetric: output\n{included}"
+    agreements.add_override(engine, component="by-tier", source=own, **told)
+    agreements.add_quantity(engine, name="seats", quantity=Decimal(5), **told)
+    shown, page = shown_to(world, "en")
+    output = shown["Output your own price"]
+    assert "Included in a month: 1,000,000 tokens for each of seats. 5 of them now: 5,000,000 included." in output.text
+    assert output.rows == [["all", "7.50 EUR per 1,000,000 tokens"]]
+    assert "seats: 5, from 2026-11-01 on" in text_of(page)
 
 
 def test_every_price_model_has_words():
