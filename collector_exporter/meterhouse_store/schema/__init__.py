@@ -50,6 +50,9 @@ RECORD_PROTO: Final = (_HERE / "rec.proto").read_text(encoding="utf-8")
 """The journal record as ClickHouse decodes it: the `format_schema` of an insert into `inbox`, message `Rec`."""
 
 # `map<string, AnyValue>`: a key given twice is there twice, and of the four members one is set, or none.
+# A view is analysed when it is made, and comparing whole subqueries for every AND is two thirds of that for `explode`.
+_QUICK: Final = {"optimize_and_compare_chain": 0}
+
 _ATTRIBUTES: Final = (
     "Map(String, Tuple(string_value Nullable(String), bool_value Nullable(Bool), "
     "int_value Nullable(Int64), double_value Nullable(Float64)))"
@@ -166,7 +169,7 @@ def _migrate(client: Client, database: str, cluster: str, now: datetime, *, agai
     for script in due:
         for statement in script.statements:
             if _is_due(statement, before if existing else VERSION) and not _is_new(statement, database, existing):
-                client.command(statement, use_database=False)
+                client.command(statement, use_database=False, settings=_QUICK)
     if new:
         _record(client, database, cluster, new, now)
     created = sorted(_tables(client, database) - existing) if due else []
@@ -188,7 +191,7 @@ def create_scratch(client: Client, database: str) -> None:
         if script.name in _PROJECTED:
             for statement in script.statements:
                 if _is_due(statement, VERSION) and not (_CHANGED.match(statement) or _VIEW.search(statement)):
-                    client.command(statement, use_database=False)
+                    client.command(statement, use_database=False, settings=_QUICK)
 
 
 def cluster_of(client: Client, database: str) -> str:
