@@ -41,9 +41,9 @@ _EXPORTED: Final = (
 )  # fmt: skip
 _NUMBERS: Final = frozenset({"quantity"})
 _TIMES: Final = frozenset({"event_time", "received_at"})
-_HOUR_NS: Final = 3600 * 10**9
+_MINUTE_NS: Final = 60 * 10**9
 _SORTED: Final = 200_000
-"""So many events of a download are sorted at once, or those of an hour that has more."""
+"""So many events of a download are sorted at once, or those of a minute that has more."""
 
 # Every part of the texts below is a constant or a name of a closed list.
 # ruff: noqa: S608
@@ -215,16 +215,16 @@ def export(mine: Account, period: Period, wanted: Mapping[str, str], form: str) 
 
 
 def _spans(mine: Account, period: Period, narrowed: str, bound: Mapping[str, Any]) -> list[Period]:
-    """The period cut between hours such that each part is sorted in a bounded memory of the warehouse."""
-    hours = mine.ask(
-        f"SELECT intDiv(toUnixTimestamp64Nano(event_time), {_HOUR_NS}) AS hour, count() FROM {mine.source} "
-        f"WHERE {MINE}{narrowed} GROUP BY hour ORDER BY hour",
+    """The period cut between minutes such that each part is sorted in a bounded memory of the warehouse."""
+    minutes = mine.ask(
+        f"SELECT intDiv(toUnixTimestamp64Nano(event_time), {_MINUTE_NS}) AS minute, count() FROM {mine.source} "
+        f"WHERE {MINE}{narrowed} GROUP BY minute ORDER BY minute",
         period,
         **bound,
     )
     edges, events = [period.start], 0
-    for hour, count in hours:
-        begins = _moment(hour * _HOUR_NS)
+    for minute, count in minutes:
+        begins = _moment(minute * _MINUTE_NS)
         if events and events + count > _SORTED and begins > edges[-1]:
             edges.append(begins)
             events = 0
