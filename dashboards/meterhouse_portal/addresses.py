@@ -7,8 +7,8 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 """Hosts that are this machine: what goes there needs no TLS."""
 
 
-def payable(url: str | None) -> bool:
-    """Whether people are led to a page to pay on: over TLS, or of the sandbox's Stripe on this machine."""
+def is_safe(url: str | None) -> bool:
+    """Whether people, and secrets, may go there: over TLS, or on this machine, where the sandbox's Stripe is."""
     try:
         parts = urlsplit(url or "")
     except ValueError:

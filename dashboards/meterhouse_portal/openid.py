@@ -27,7 +27,7 @@ from joserfc.jwt import JWTClaimsRegistry
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from meterhouse_portal.addresses import LOOPBACK
+from meterhouse_portal.addresses import is_safe
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """What an ID token may be signed with: public keys only. `none` and HMAC are never among them."""
@@ -86,7 +86,7 @@ class OpenIdSettings(BaseSettings):
         """These, or None where no issuer is set. Raises ValueError for settings nobody can sign in with."""
         if not self.issuer:
             return None
-        if not _is_safe(self.issuer) or urlsplit(self.issuer).query or urlsplit(self.issuer).fragment:
+        if not is_safe(self.issuer) or urlsplit(self.issuer).query or urlsplit(self.issuer).fragment:
             raise ValueError(f"METERHOUSE_OIDC_ISSUER is {self.issuer!r}: it is an https:// address without ? and #")
         if not self.client_id:
             raise ValueError("set METERHOUSE_OIDC_CLIENT_ID to what the provider calls this portal")
@@ -268,7 +268,7 @@ class OpenId:
 
     def _endpoint(self, name: str) -> str:
         found = self._provider().get(name)
-        if not isinstance(found, str) or not _is_safe(found):
+        if not isinstance(found, str) or not is_safe(found):
             raise ProviderUnavailable(f"the provider's {name} is {str(found)[:200]!r}: no https:// address")
         return found
 
@@ -312,11 +312,6 @@ def _ask(address: str, headers: Mapping[str, str], form: bytes | None = None) ->
     if not isinstance(found, dict):
         raise ProviderUnavailable(f"{address} answers no JSON object of at most {MAX_ANSWER // 1024} kB")
     return found
-
-
-def _is_safe(address: str) -> bool:
-    parts = urlsplit(address)
-    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK))
 
 
 def _base64url(raw: bytes) -> str:

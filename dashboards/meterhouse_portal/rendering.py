@@ -9,7 +9,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from meterhouse_portal.addresses import payable
+from meterhouse_portal.addresses import is_safe
 from meterhouse_portal.wording import without_controls
 from meterhouse_rating.layout import unit_in
 from meterhouse_store.brand import Brand
@@ -72,7 +72,7 @@ class Rendering:
             local=self.local, day=self.language.day, month=self.language.month, money=self.money, amount=self.amount,
             number=self.language.number, state=self._state, paid=self._paid, price=self.price, breakable=_breakable,
             shortened=self._shortened, reason=sentence,
-            said=self.language.translated, payable=payable, unit=self._unit,
+            said=self.language.translated, is_safe=is_safe, unit=self._unit,
         )  # fmt: skip
 
     def in_language(self, code: str) -> "Rendering":

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from meterhouse_billing import states
 from meterhouse_portal import access_keys, app, members, questions
 from meterhouse_portal.account import Account
-from meterhouse_portal.addresses import payable
+from meterhouse_portal.addresses import is_safe
 from meterhouse_portal.customer_api import _rating
 from meterhouse_portal.customer_pages import COOKIE
 from meterhouse_portal.exports import Exports
@@ -533,7 +533,7 @@ def test_an_invoice_that_is_out_is_shown_with_its_tax(world):
     ],
 )
 def test_the_way_to_pay_is_shown_over_tls_and_of_a_stripe_on_this_machine(url, is_shown):
-    assert payable(url) is is_shown
+    assert is_safe(url) is is_shown
 
 
 def test_customers_are_told_of_each_state_in_words_of_theirs():
