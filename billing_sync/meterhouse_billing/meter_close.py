@@ -45,7 +45,7 @@ def freeze(run: Sync) -> Iterator[Step]:
         sums = count(billed, run.hours(month, billed, as_of)).sums
         done = {(it.customer_id, it.event_name): it for it in known if it.period == month}
         changed = [
-            replace(it, later=sums.get(lane, Decimal(0)))
+            replace(it, later=sums.get(lane, Decimal(0)), handled_at=None)
             for lane, it in done.items()
             if it.later != sums.get(lane, Decimal(0))
         ]
@@ -95,6 +95,8 @@ def exceptions(
             failed=True,
         )
     for it in records.frozen(engine, namespace):
+        if it.handled_at is not None:
+            continue
         month = f"{it.period.start:%Y-%m}"
         if it.ours != it.stripes:
             yield Step(
@@ -117,6 +119,24 @@ def exceptions(
                 it.customer_id,
                 failed=True,
             )
+
+
+def handle(
+    engine: Engine, namespace: str, month: Period, customer_id: str, *, who: str, why: str, now: datetime
+) -> list[Frozen]:
+    """Keep that what differs in a customer's month is seen to, and who says so; it is listed no more unless it changes.
+
+    Raises BillingError where nothing differs or nobody says why, roles.NotAllowed where others have invoicing's role.
+    """
+    if not why.strip():
+        raise BillingError("say in --why what was done, for instance the credit note that was made in Stripe")
+    found = records.handle(engine, namespace, customer_id, month.start, who=who, why=why.strip(), now=now)
+    if not found:
+        raise BillingError(
+            f"there is no difference to see to in {month.start:%Y-%m} of {customer_id}: "
+            "`meterhouse bill meters` lists those there are"
+        )
+    return found
 
 
 def repair(run: Sync, month: Period, customer_id: str) -> Iterator[Step]:

@@ -183,17 +183,37 @@ def sync(
         raise typer.Exit(EXCEPTIONS)
 
 
-def meters(data: Data = None, as_json: Json = False) -> None:
+def meters(
+    customer: Annotated[str | None, typer.Option(help="With --handled: whose month.")] = None,
+    handled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MONTH", help="What differs in it is seen to: list it no more; with --customer and --why."
+        ),
+    ] = None,
+    why: Annotated[str, typer.Option(help="With --handled: what was done. Kept in the audit log.")] = "",
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
     """List, per customer and meter, what was sent to Stripe, and everything that needs a person; asks nobody.
 
-    Exit code 3 when something does.
+    A difference in a month that is over is listed until it is mended, or until --handled says that somebody saw to it,
+    by a credit note in Stripe for instance; it is listed again when it changes. Exit code 3 when something is listed.
     """
     from meterhouse_billing import meter_close, meter_records
     from meterhouse_billing.drivers import drivers
+    from meterhouse_rating import periods
 
+    if (handled is None) != (customer is None) or (handled is None and why):
+        fail("--handled, --customer and --why go together.", CALLED_WRONGLY)
     with refusals():
         settings, engine = opened(data)
         namespace = settings.namespace
+        if handled is not None and customer is not None:
+            month = periods.parse(handled, "UTC")
+            done = meter_close.handle(engine, namespace, month, customer, who=operator(), why=why, now=_now())
+            for it in done:
+                say(f"{customer}: {handled}: what differs of {it.event_name} is seen to", as_json)
         counts = meter_records.counts(engine, namespace)
         frozen = meter_records.frozen(engine, namespace)
         subscriptions = meter_records.subscriptions(engine, namespace)
@@ -213,6 +233,7 @@ def meters(data: Data = None, as_json: Json = False) -> None:
                         "stripes": str(it.stripes),
                         "later": str(it.later),
                         "frozen_at": it.frozen_at.isoformat(),
+                        "handled_at": None if it.handled_at is None else it.handled_at.isoformat(),
                     }
                     for it in frozen
                 ],
@@ -324,6 +345,8 @@ def _print_meters(counts: Any, frozen: Any) -> None:
         compared = [("customer", "month", "meter", "used", "Stripe", "")]
         for it in frozen:
             equal = "equal" if it.ours == it.stripes else "differs"
+            if it.differs and it.handled_at is not None:
+                equal += ", seen to"
             month = f"{it.period.start:%Y-%m}"
             compared.append((it.customer_id, month, it.event_name, number(it.ours), number(it.stripes), equal))
         print_table(compared, right=(3, 4))

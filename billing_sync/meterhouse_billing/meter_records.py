@@ -15,6 +15,8 @@ from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, fun
 
 from meterhouse_rating.ids import digest
 from meterhouse_rating.periods import Period
+from meterhouse_store import audit, roles
+from meterhouse_store.audit_rules import METER_DIFFERENCE
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import meter_batches, meter_events, meter_periods, meter_subscriptions
 
@@ -98,6 +100,13 @@ class Frozen:
     stripes: Decimal
     later: Decimal
     frozen_at: datetime
+    handled_at: datetime | None = None
+    """When somebody said that what differs is seen to; None once it changes."""
+
+    @property
+    def differs(self) -> bool:
+        """Stripe's total is not our usage, or that came to be another since."""
+        return not self.ours == self.stripes == self.later
 
 
 _COLUMNS: Final = [meter_events.c[name] for name in Event.__dataclass_fields__]
@@ -360,40 +369,82 @@ def _row(namespace: str, bucket: Bucket, version: int, now: datetime) -> dict[st
 
 def frozen(engine: Engine, namespace: str) -> list[Frozen]:
     """All months that were compared, by customer and time."""
+    with engine.connect() as connection:
+        return _frozen(connection, namespace)
+
+
+def _frozen(connection: Connection, namespace: str) -> list[Frozen]:
     table = meter_periods
     order = (table.c.customer_id, table.c.period_start, table.c.event_name)
-    with engine.connect() as connection:
-        rows = connection.execute(select(table).where(table.c.namespace == namespace).order_by(*order)).mappings()
-        return [
-            Frozen(
-                row["customer_id"],
-                row["event_name"],
-                Period(row["period_start"], row["period_end"]),
-                row["ours"],
-                row["stripes"],
-                row["later"],
-                row["frozen_at"],
+    rows = connection.execute(select(table).where(table.c.namespace == namespace).order_by(*order)).mappings()
+    return [
+        Frozen(
+            row["customer_id"],
+            row["event_name"],
+            Period(row["period_start"], row["period_end"]),
+            row["ours"],
+            row["stripes"],
+            row["later"],
+            row["frozen_at"],
+            row["handled_at"],
+        )
+        for row in rows
+    ]
+
+
+def _is(namespace: str, it: Frozen) -> ColumnElement[bool]:
+    table = meter_periods
+    return (
+        (table.c.namespace == namespace)
+        & (table.c.customer_id == it.customer_id)
+        & (table.c.period_start == it.period.start)
+        & (table.c.event_name == it.event_name)
+    )
+
+
+def handle(
+    engine: Engine, namespace: str, customer_id: str, start: datetime, *, who: str, why: str, now: datetime
+) -> list[Frozen]:
+    """Keep, in the audit log as well, that what differs in a customer's month is seen to; what that is.
+
+    Raises roles.NotAllowed where others have the role of invoicing.
+    """
+    with begin_write(engine) as connection:
+        found = [it for it in _frozen(connection, namespace) if it.customer_id == customer_id]
+        open_ones = [it for it in found if it.period.start == start and it.differs and it.handled_at is None]
+        for it in open_ones:
+            connection.execute(update(meter_periods).where(_is(namespace, it)).values(handled_at=now))
+            told = {name: str(getattr(it, name)) for name in ("ours", "stripes", "later")}
+            audit.note(
+                connection,
+                namespace,
+                METER_DIFFERENCE,
+                subject=f"{it.event_name} {it.period.start:%Y-%m}",
+                who=who,
+                why=why,
+                at=now,
+                added=told,
+                customer_id=customer_id,
+                role=roles.INVOICING,
             )
-            for row in rows
-        ]
+    return open_ones
 
 
 def freeze(engine: Engine, namespace: str, compared: Sequence[Frozen]) -> None:
     """Keep the comparison of months; one that was compared before keeps when that was."""
-    table = meter_periods
     with begin_write(engine) as connection:
         for it in compared:
-            is_it = (
-                (table.c.namespace == namespace)
-                & (table.c.customer_id == it.customer_id)
-                & (table.c.period_start == it.period.start)
-                & (table.c.event_name == it.event_name)
-            )
-            values = {"ours": it.ours, "stripes": it.stripes, "later": it.later, "frozen_at": it.frozen_at}
-            if connection.execute(update(table).where(is_it).values(**values)).rowcount:
+            values = {
+                "ours": it.ours,
+                "stripes": it.stripes,
+                "later": it.later,
+                "frozen_at": it.frozen_at,
+                "handled_at": it.handled_at,
+            }
+            if connection.execute(update(meter_periods).where(_is(namespace, it)).values(**values)).rowcount:
                 continue
             connection.execute(
-                insert(table).values(
+                insert(meter_periods).values(
                     namespace=namespace,
                     customer_id=it.customer_id,
                     event_name=it.event_name,

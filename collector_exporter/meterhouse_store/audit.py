@@ -126,6 +126,7 @@ def note(
     why: str,
     at: datetime,
     added: Mapping[str, Any],
+    customer_id: str = "",
     role: str = "",
 ) -> None:
     """Write in a `begin_write` what has no table of its own; `added`: what there is to say, for JSON.
@@ -135,7 +136,7 @@ def note(
     if role:
         roles.require(connection, namespace, role, who)
     changes: list[Change] = connection.get_execution_options()[_CHANGES]
-    changes.append(Change(namespace, "", what, subject, who, why, at, _json({ADDED: dict(added)})))
+    changes.append(Change(namespace, customer_id, what, subject, who, why, at, _json({ADDED: dict(added)})))
 
 
 def seal(connection: Connection) -> None:

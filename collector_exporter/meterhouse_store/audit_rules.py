@@ -88,5 +88,8 @@ RULES: Final[dict[str, Rule]] = {
 }
 """Name of a table -> its rule."""
 
+# What has no table of its own and stands in the log (`audit.note`).
 PRICE_DECISION: Final = "price decision"
-"""What was decided about proposals of prices: it has no table of its own and stands in the log (`audit.note`)."""
+"""What was decided about proposals of prices."""
+METER_DIFFERENCE: Final = "meter difference"
+"""That a difference between a month's usage and what Stripe's meters have is seen to."""

@@ -35,6 +35,7 @@ MIGRATIONS: Final[tuple[tuple[int, tuple[str, ...]], ...]] = (
     (7, ()),  # FILLED
     (8, ()),  # FILLED
     (9, ()),  # FILLED
+    (10, ()),  # FILLED
 )
 
 
@@ -107,11 +108,18 @@ def _invoices_say_what_remains(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
+def _compared_months_are_seen_to(connection: Connection) -> None:
+    if "handled_at" not in {it["name"] for it in inspect(connection).get_columns("meter_periods")}:
+        kind = UtcTime().compile(connection.dialect)
+        connection.execute(text(f"ALTER TABLE meter_periods ADD COLUMN handled_at {kind}"))
+
+
 FILLED: Final[tuple[tuple[int, Callable[[Connection], None]], ...]] = (
     (3, seal_unsealed),  # the ledger's hash chain
     (7, _disputes_name_invoices),
     (8, _price_decisions_are_in_the_log),
     (9, _invoices_say_what_remains),
+    (10, _compared_months_are_seen_to),
 )
 
 VERSION: Final = MIGRATIONS[-1][0]

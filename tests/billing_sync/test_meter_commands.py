@@ -2,12 +2,15 @@
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from quick_stores import empty
 from typer.testing import CliRunner
 
+from meterhouse_billing import meter_records
 from meterhouse_billing.commands import bill
+from meterhouse_billing.meter_records import Frozen
 from meterhouse_rating import versions
 from meterhouse_rating.contract_commands import contracts
 from meterhouse_rating.periods import month_of
@@ -108,6 +111,31 @@ def test_five_documents_and_a_thousand_operations_from_the_warehouse_to_stripes_
     assert [line.split()[0] for line in table[1:]] == ["acme", "acme"]
     assert "/_sandbox/checkout/cs_test_" in call("link", "acme", "--return-url", "https://example.com").output
     assert json.loads(call("driver", "--json").stdout)["drivers"][0]["driver"] == "meters"
+
+
+def test_what_was_seen_to_is_said_to_the_command(call, books):
+    registry.add_customer(books.engine, "test", "globex", name="Globex", plan="pay")
+    october, digits = month_of(datetime(2026, 10, 5, tzinfo=UTC), "UTC"), (Decimal(5), Decimal(4), Decimal(5))
+    for customer in ("acme", "globex"):
+        compared = Frozen(customer, "test.documents", october, *digits, datetime(2026, 11, 1, 1, tzinfo=UTC))
+        meter_records.freeze(books.engine, "test", [compared])
+    assert call("meters").output.count("! ") == 2
+    for wrong in (["--handled", "2026-10"], ["--customer", "acme"], ["--why", "cn_1"]):
+        assert call("meters", *wrong).exit_code == 2
+    assert (
+        "no difference to see to in 2026-09"
+        in call("meters", "--handled", "2026-09", "--customer", "acme", "--why", "cn_1").output
+    )
+    said = call("meters", "--handled", "2026-10", "--customer", "acme", "--why", "cn_1")
+    assert said.output.splitlines()[0] == "acme: 2026-10: what differs of test.documents is seen to"
+    assert said.exit_code == 3 and said.output.count("! globex") == 1 and "! acme" not in said.output
+    assert [line.split()[-2:] for line in said.output.splitlines() if "2026-10  test" in line] == [
+        ["seen", "to"],
+        ["4", "differs"],
+    ]
+    assert call("meters", "--handled", "2026-10", "--customer", "globex", "--why", "cn_2").exit_code == 0
+    months = json.loads(call("meters", "--json").stdout)["months"]
+    assert all(it["handled_at"] for it in months)
 
 
 def test_a_contract_that_is_cancelled_ends_the_subscription_with_it(call, client, sandbox):

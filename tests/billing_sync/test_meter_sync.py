@@ -1,14 +1,15 @@
 """The meter driver against the sandbox, with the real SDK over HTTP: Stripe's totals are the usage, always."""
 
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from metered import NOVEMBER, OCTOBER, Metered
 
 from meterhouse_billing import meter_close, meter_records, meter_sync
-from meterhouse_billing.gateway import StripeUnavailable
+from meterhouse_billing.gateway import BillingError, StripeUnavailable
 from meterhouse_rating.periods import Period
-from meterhouse_store import tables
+from meterhouse_store import audit_book, tables
 
 HOUR = timedelta(hours=1)
 MONTH = Period(OCTOBER, NOVEMBER)
@@ -256,6 +257,34 @@ def test_late_usage_of_a_closed_month_is_an_exception_and_sent_nowhere(metered):
     assert told.startswith("acme: EXCEPTION: 2026-10: 3 of test.documents.")
     assert "came after the month was closed on 2026-11-01 01:00 UTC" in told
     assert metered.in_stripe("acme", "documents") == 7
+
+
+def test_a_difference_that_is_seen_to_is_listed_no_more_until_it_changes(metered):
+    metered.truth.use("acme", "documents", NOVEMBER - HOUR, 7)
+    metered.at(NOVEMBER + HOUR)
+    metered.sync()
+    metered.truth.use("acme", "documents", NOVEMBER - 2 * HOUR, 3)
+    metered.at(NOVEMBER + 2 * HOUR)
+    assert len(metered.sync()) == 1
+    engine, told = metered.world.engine, {"who": "ann", "now": NOVEMBER + 3 * HOUR}
+    with pytest.raises(BillingError, match="no difference to see to in 2026-10 of globex"):
+        meter_close.handle(engine, "test", MONTH, "globex", why="cn_1", **told)
+    with pytest.raises(BillingError, match="say in --why what was done"):
+        meter_close.handle(engine, "test", MONTH, "acme", why=" ", **told)
+    [it] = meter_close.handle(engine, "test", MONTH, "acme", why="invoice item ii_1 in Stripe", **told)
+    assert (it.ours, it.later) == (7, 10)
+    assert metered.exceptions() == [] and metered.sync() == []
+    [noted] = audit_book.entries(engine, "test", what="meter difference")
+    assert (noted.customer_id, noted.who, noted.why) == ("acme", "ann", "invoice item ii_1 in Stripe")
+    assert {name: Decimal(it) for name, it in noted.details["added"].items()} == {"ours": 7, "stripes": 7, "later": 10}
+    # Once is enough: nothing is left of it.
+    with pytest.raises(BillingError, match="no difference to see to in 2026-10 of acme"):
+        meter_close.handle(engine, "test", MONTH, "acme", why="again", **told)
+
+    metered.truth.use("acme", "documents", NOVEMBER - 3 * HOUR, 1)
+    metered.at(NOVEMBER + 4 * HOUR)
+    [told] = metered.sync()
+    assert "2026-10: 4 of test.documents." in told
 
 
 def test_a_difference_at_the_months_end_has_a_next_step_that_mends_it(metered):

@@ -68,6 +68,7 @@ meter_periods = Table(
     Column("stripes", Exact, nullable=False),
     Column("later", Exact, nullable=False),  # ours, as it became known after the freeze: differs where usage came late
     Column("frozen_at", UtcTime, nullable=False),
+    Column("handled_at", UtcTime),  # when somebody said that what differs is seen to; null: nobody, or it changed since
 )
 
 # The invoices that Stripe makes of subscriptions, as it showed them last: customers on the meters owe these.
