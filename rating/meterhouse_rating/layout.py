@@ -7,6 +7,7 @@ from typing import Final
 from meterhouse_rating.money import show
 from meterhouse_store.language import ENGLISH, Language
 from meterhouse_store.numbers import plain
+from meterhouse_store.terminal import visible
 
 _SHORTEST_WORD: Final = 4
 """Shorter units (s, GB, min) are symbols: those have no plural."""
@@ -17,7 +18,11 @@ UNITS: Final = {
 
 
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """The rows as indented lines whose columns line up; the columns in `right` are flush right. No trailing spaces."""
+    """The rows as indented lines whose columns line up; the columns in `right` are flush right. No trailing spaces.
+
+    A row is one line and steers no terminal, whatever agents called their models.
+    """
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -53,6 +53,16 @@ def test_a_delta_sum_with_a_customer_counts_under_its_own_name():
     assert row.received_at == RECEIVED_NS
 
 
+@pytest.mark.parametrize(
+    "wrong", ["\0", "\n", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u202e", "\u2066"], ids=lambda it: f"{ord(it):04x}"
+)
+def test_what_breaks_lines_or_steers_terminals_is_kept_as_a_sign_that_does_not_and_counts(wrong):
+    texts = {"gen_ai.response.model": f"m{wrong}", "customer.id": f"acme{wrong}", f"k{wrong}": f"v{wrong}"}
+    (row,) = rows_of(metrics_record(sum_of((10, 7), name=f"pages{wrong}", **texts))).events
+    assert (row.customer_id, row.meter, row.model, row.reason) == ("acme\ufffd", "pages\ufffd", "m\ufffd", "")
+    assert row.attributes == {"k\ufffd": "v\ufffd"}
+
+
 def test_points_sent_again_have_the_same_identity_and_others_have_another_one():
     first = told(sum_of((10, 7), (20, 7), region="eu"), "event_id")
     again = told(sum_of((10, 7), (20, 7), region="eu"), "event_id", number=2, received_ns=RECEIVED_NS + 5)

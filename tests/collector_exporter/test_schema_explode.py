@@ -209,6 +209,26 @@ def test_identifiers_of_256_bytes_count(database):
     assert used(database, "customer_id, quantity") == [("é" * 128, Decimal(5))]
 
 
+@pytest.mark.parametrize(
+    "wrong", ["\0", "\n", "\x1b", "\x7f", "\x85", "\x9b", "\u2028", "\u202e", "\u2066"], ids=lambda it: f"{ord(it):04x}"
+)
+def test_what_breaks_lines_or_steers_terminals_is_kept_as_a_sign_that_does_not_and_counts(database, wrong):
+    texts = {"customer.id": f"acme{wrong}", "gen_ai.response.model": f"m{wrong}"}
+    texts |= {"gen_ai.agent.id": f"a{wrong}", "region": f"r{wrong}", f"k{wrong}": "v"}
+    own = {"gen_ai.conversation.id": f"c{wrong}", "colour": f"o{wrong}"}
+    sent = request_of(event(12, extra=own), name=f"meterhouse.pages{wrong}", point=texts)
+    post(database, record(sent))
+    ((*names, attributes_kept),) = used(database, "customer_id, meter, model, agent_id, conversation_id, attributes")
+    assert names == ["acme\ufffd", "pages\ufffd", "m\ufffd", "a\ufffd", "c\ufffd"]
+    assert attributes_kept == {"region": "r\ufffd", "k\ufffd": "v", "colour": "o\ufffd"}
+
+
+def test_other_signs_of_all_languages_stay_as_they_are(database):
+    name = "Straße \u00a0名前 \u200bמודל é🙂"
+    post(database, record(request_of(event(12), point={"customer.id": "acme", "gen_ai.response.model": name})))
+    assert used(database, "model") == [(name,)]
+
+
 @pytest.mark.parametrize("event_id", [None, "", "x" * 65, "a b", "a\n", "ä"])
 def test_an_event_without_a_usable_id_gets_one_and_is_suspended(database, event_id):
     post(database, record(request_of(event(5, event_id))))

@@ -14,6 +14,15 @@ def test_columns_line_up_and_no_line_ends_in_spaces():
     assert layout.table([("a", "1", ""), ("long", "1,000", "x")], right={1}) == "  a         1\n  long  1,000  x"
 
 
+def test_a_row_stays_a_line_and_steers_no_terminal_whatever_it_names():
+    rows = [("a\nTotal  0.00", "1"), ("b\x1b[2J\u2028", "20"), ("Straße", "3")]
+    assert layout.table(rows, right={1}).splitlines() == [
+        "  a\\nTotal  0.00   1",
+        "  b\\x1b[2J\\u2028  20",
+        "  Straße           3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [("2779487", "2,779,487"), ("1234567.500", "1,234,567.5"), ("-0.25", "-0.25"), ("-1234", "-1,234"), ("0", "0")],

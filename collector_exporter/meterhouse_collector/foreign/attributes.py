@@ -1,6 +1,7 @@
 """Attributes of OTLP as text, and the bytes by which a series is known again."""
 
 import hashlib
+import re
 from collections.abc import Container, Iterable, Iterator
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from meterhouse.vocabulary import GRANTS
 MAX_BYTES: Final = 256
 """Of an identifier; what is longer is bad, and its first 64 characters are kept to be recognised."""
 _KEPT_CHARACTERS: Final = 64
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _OTHERS: Final = 32
 _OTHER_CHARACTERS: Final = 1024
 
@@ -55,7 +57,7 @@ class Attributes:
         found: dict[str, str] = {}
         for key, value in self._found.items():
             if key not in named and len(found) < _OTHERS and value.WhichOneof("value") in _SCALARS:
-                found[key[:_OTHER_CHARACTERS]] = as_text(value)[:_OTHER_CHARACTERS]
+                found[printed(key[:_OTHER_CHARACTERS])] = printed(as_text(value)[:_OTHER_CHARACTERS])
         return found
 
 
@@ -74,7 +76,14 @@ def as_text(value: Any) -> str:
 
 def cut(text: str) -> str:
     """What is kept of an identifier."""
-    return text if len(text.encode()) <= MAX_BYTES else text[:_KEPT_CHARACTERS]
+    return printed(text if len(text.encode()) <= MAX_BYTES else text[:_KEPT_CHARACTERS])
+
+
+def printed(text: str) -> str:
+    """With U+FFFD for what breaks lines, steers terminals or turns the order of what is beside it; PostgreSQL takes no
+    NUL. schema/02_inbox.sql does the same with Meterhouse's own events.
+    """
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def canonical(pairs: Iterable[Any]) -> bytes:

@@ -19,7 +19,7 @@ from meterhouse.vocabulary import (
     REASON_TIME_OUT_OF_RANGE,
 )
 from meterhouse_collector.foreign import genai, numbers
-from meterhouse_collector.foreign.attributes import Attributes, canonical, digest
+from meterhouse_collector.foreign.attributes import Attributes, canonical, digest, printed
 from meterhouse_collector.foreign.columns import OF_POINTS, Origin, origin_of
 from meterhouse_collector.foreign.detection import CUMULATIVE, DELTA, is_ours
 from meterhouse_collector.foreign.judging import Judge
@@ -166,7 +166,7 @@ class _Point:
     def _find_target(self, mapping: Mapping) -> _Target:
         name = self._series.name
         own = name.removeprefix(METRIC_PREFIX) if name != METRIC_PREFIX else name
-        own = own if len(name.encode()) <= 256 else own[:64]
+        own = printed(own if len(name.encode()) <= 256 else own[:64])
         unsupported = _Target(((own, 1),), reason=REASON_SOURCE_UNSUPPORTED)
         if not self._series.is_counted or not self._record.valid_from_ns:
             return unsupported

@@ -28,7 +28,7 @@ from meterhouse.vocabulary import (
     TOKENS_REASONING,
 )
 from meterhouse_collector.foreign import conventions, numbers
-from meterhouse_collector.foreign.attributes import Attributes, digest
+from meterhouse_collector.foreign.attributes import Attributes, digest, printed
 from meterhouse_collector.foreign.columns import OF_SPANS, Origin, origin_of
 from meterhouse_collector.foreign.judging import UNAUTHORISED, Judge
 from meterhouse_collector.foreign.mapping import Mapping
@@ -187,7 +187,7 @@ def _number(told: int | float | str) -> Number:
     if isinstance(told, str):
         digits = told.strip()
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 16):
-            return Number(None, told[:256])
+            return Number(None, printed(told[:256]))
         told = int(digits)
     return numbers.of_integer(told) if isinstance(told, int) else numbers.of_double(told)
 

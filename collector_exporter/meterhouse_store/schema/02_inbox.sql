@@ -46,9 +46,13 @@ ALTER TABLE {database}.inbox
 CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.explode TO {database}.events AS
 WITH
     -- An attribute as text whatever its type; '' when it is absent, or a list, a map or bytes. What is longer than 256
-    -- bytes is bad; its first 64 characters, at most 256 bytes, are kept to be recognised.
+    -- bytes is bad; its first 64 characters, at most 256 bytes, are kept to be recognised. Characters that break lines,
+    -- steer terminals or turn the order of what is beside them are kept as U+FFFD, as foreign/attributes.py has it:
+    -- PostgreSQL takes no NUL, and one agent must not write in everybody's tables.
+    '[\\p{Cc}\\x{2028}-\\x{202E}\\x{2066}-\\x{2069}]' AS unprintable,
+    (t -> replaceRegexpAll(t, unprintable, '\xEF\xBF\xBD')) AS printed,
     (v -> coalesce(v.string_value, toString(v.int_value), toString(v.double_value), toString(v.bool_value), '')) AS as_text,
-    (t -> if(length(t) <= 256, t, leftUTF8(t, 64))) AS cut,
+    (t -> printed(if(length(t) <= 256, t, leftUTF8(t, 64)))) AS cut,
     (s -> isNull(s) OR length(s) > 256) AS is_bad_identifier,
     resources AS (
         SELECT
@@ -89,7 +93,7 @@ WITH
             resource_is_bad, resource_at, scope_at, metric_at,
             metric.name AS name,
             length(name) > 256 AS name_is_bad,
-            toLowCardinality(leftUTF8(substring(name, 12), if(name_is_bad, 64, 256))) AS meter,
+            toLowCardinality(printed(leftUTF8(substring(name, 12), if(name_is_bad, 64, 256)))) AS meter,
             metric.sum.data_points AS points
         FROM scopes_of_resources
         ARRAY JOIN metrics AS metric, arrayEnumerate(metrics) AS metric_at
@@ -200,7 +204,8 @@ WITH
         SELECT
             *,
             -- As agents send them: each key once, texts only, none too long. Then nothing needs to be converted.
-            length(keys) = arrayUniq(keys) AND arrayMax(s -> ifNull(length(s), 257), strings) <= 256 AS is_plain,
+            length(keys) = arrayUniq(keys) AND arrayMax(s -> ifNull(length(s), 257), strings) <= 256
+                AND NOT arrayExists(s -> ifNull(match(s, unprintable), false), strings) AS is_plain,
             -- The shortest text that gives the double back: its decimals can be counted, those of the double cannot.
             coalesce(toString(as_int), if(as_double = 0, '0', toString(as_double)), '') AS number,
             -- 400 days back, one day ahead.
@@ -287,9 +292,9 @@ SELECT
     texts['usage.source'] AS usage_source,
     toLowCardinality('meterhouse') AS source,
     CAST((
-        arrayConcat(if(time_fits, [], ['meterhouse.raw_time_unix_nano']), other_keys),
+        arrayConcat(if(time_fits, [], ['meterhouse.raw_time_unix_nano']), arrayMap(k -> printed(k), other_keys)),
         arrayConcat(if(time_fits, [], [toString(time_ns)]),
-            arrayMap(s -> leftUTF8(assumeNotNull(s), 1024), other_values))
+            arrayMap(s -> printed(leftUTF8(assumeNotNull(s), 1024)), other_values))
     ), 'Map(String, String)') AS attributes,
     credential_id, process_id, service_name,
     fromUnixTimestamp64Nano(toInt64(received_ns), 'UTC') AS received_at,
