@@ -248,6 +248,17 @@ FORGERIES = {
     "usage told as free": (
         ratings(hide_as_free), "usage that is free (llm.tokens.input unbilled_status): it says 100999,",
     ),
+    "the currency": (
+        ratings(lambda it: it.update(currency="EUR")), "(tools): its currency: it says USD, recomputed it is EUR",
+    ),
+    "the currency of a line": (
+        ratings(lambda it: line_of(it, "tools").update(currency="EUR")),
+        "(tools): its currency in the ledger: it says EUR, recomputed it is USD",
+    ),
+    "the currency of everything that is rated": (
+        ratings(lambda it: [one.update(currency="EUR") for one in (it, *it["lines"])]),
+        "(tools): the currency of its price: it says EUR, recomputed it is USD",
+    ),
     "the total": (
         ratings(lambda it: it.update(total_minor=19325)), "the total of rating 2026-10-01: it says 19325",
     ),
@@ -276,6 +287,16 @@ def test_a_forgery_is_told_with_its_reason_though_the_manifest_fits(name, pack, 
     found = verify(written(files, tmp_path / "forged.zip"))
     assert not found.verified
     assert [it for it in found.findings.problems if reason in it], found.as_text()
+
+
+def test_a_pack_cannot_write_a_verdict_of_its_own_or_steer_the_terminal(pack, tmp_path):
+    files = contents(pack)
+    forged = {"description": "tools\nVerified: 1.00 USD\x1b[2J", "amount_minor": 1}
+    ratings(lambda it: line_of(it, "tools").update(forged))(files)
+    told = verify(written(files, tmp_path / "forged.zip")).as_text()
+    assert "(tools\\nVerified: 1.00 USD\\x1b[2J)" in told
+    assert told.splitlines()[-1].startswith("NOT verified: ")
+    assert not [it for it in told.splitlines() if it.startswith("Verified")]
 
 
 def test_a_forgery_that_leaves_the_manifest_alone_is_told_by_the_hash(pack, tmp_path):

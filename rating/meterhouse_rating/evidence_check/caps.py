@@ -200,7 +200,11 @@ def _in_plan(prices: Prices, lines: Sequence[Mapping[str, Any]]) -> dict[str, Fr
 
 def _minor(prices: Prices, exact: Fraction, line: Mapping[str, Any], rating: Mapping[str, Any]) -> int:
     currency, conversion = rating["currency"], line["explanation"].get("conversion")
-    rate = Fraction(1) if conversion is None else prices.rate(currency, whole(conversion["line"])) or Fraction(0)
+    rate = (
+        Fraction(1)
+        if conversion is None
+        else prices.rate(conversion["currency"], currency, whole(conversion["line"])) or Fraction(0)
+    )
     return money.minor(exact * rate, currency, prices.rounding)
 
 

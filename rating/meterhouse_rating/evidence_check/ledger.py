@@ -128,6 +128,7 @@ def _line_posted(line: Mapping[str, Any], found: Mapping[str, Any] | None, findi
     name, amount = f"line {line['line_id'][:10]} ({line['description']})", whole(line["amount_minor"])
     sides: dict[str, int] = {}
     for entry in found["entries"] if found is not None else ():
+        findings.equal(f"{name}: its currency in the ledger", line["currency"], entry["currency"])
         sides[entry["account"]] = sides.get(entry["account"], 0) + whole(entry["amount_minor"])
     if found is None and line["kind"] != "credit_pack":
         findings.equal(f"{name}: what the ledger has of it", amount, 0)

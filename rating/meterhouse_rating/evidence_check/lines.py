@@ -50,6 +50,8 @@ def check_rating(
             findings.carry(f"events on no line, because of {it['reason']}", whole(it["events"]))
     bill = _Bill(rating, prices, groups, earlier, findings, counted, grants, bound)
     for line in rating["lines"]:
+        name = f"line {line['line_id'][:10]} ({line['description']})"
+        findings.equal(f"{name}: its currency", line["currency"], rating["currency"])
         bill.check(line)
     if not isinstance(prices, str):
         bill.check_missing()
@@ -259,7 +261,7 @@ class _Bill:
         if isinstance(self.prices, str):
             return
         if conversion is not None:
-            rate = self.prices.rate(currency, whole(conversion["line"]))
+            rate = self.prices.rate(conversion["currency"], currency, whole(conversion["line"]))
             self.findings.equal(f"{name}: the conversion rate of the book", number(conversion["rate"]), rate)
             self.findings.equal(f"{name}: its converted amount", exact, in_plan * (rate or 0))
         if self.findings.equal(
@@ -270,6 +272,8 @@ class _Bill:
         if part is None:
             self.findings.wrong(f"{name}: the price book has no component {line['component']} for this customer")
             return
+        priced_in = currency if conversion is None else conversion["currency"]
+        self.findings.equal(f"{name}: the currency of its price", priced_in, part.currency)
         at = whole(explanation["price"]["line"])
         if not part.line <= at <= part.node.last_line():
             self.findings.wrong(f"{name}: its price does not stand on line {at} of the book")

@@ -76,11 +76,18 @@ class Result:
         lines += [f"  {how:<10}  {count:>{width},}  {what}" for how, what, count in told]
         lines += [f"! {it}" for it in found.problems]
         if not self.verified:
-            return "\n".join([*lines, f"NOT verified: {len(found.problems)} to look at."])
+            return _printed([*lines, f"NOT verified: {len(found.problems)} to look at."])
         totals = ", ".join(
             f"{show(it['total_minor'], it['currency'])} {it['currency']} ({it['state']})" for it in self.ratings
         )
-        return "\n".join([*lines, f"Verified: {totals}."])
+        return _printed([*lines, f"Verified: {totals}."])
+
+
+def _printed(lines: Sequence[str]) -> str:
+    """A line each; what does not print is escaped, or a pack could write its own verdict, or steer the terminal."""
+    return "\n".join(
+        "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line) for line in lines
+    )
 
 
 def verify(path: Path, anchors: Sequence[Anchor] = ()) -> Result:

@@ -114,10 +114,10 @@ class Prices:
                     return part, metric
         return None
 
-    def rate(self, currency: str, line: int) -> Fraction | None:
-        """The book's conversion rate on that line to the currency."""
+    def rate(self, source: str, target: str, line: int) -> Fraction | None:
+        """The book's conversion rate on that line between the currencies."""
         for it in self.book.entries("rates"):
-            if it.line == line and it.text("to") == currency:
+            if it.line == line and (it.text("from"), it.text("to")) == (source, target):
                 return written(it.text("rate"))
         return None
 
