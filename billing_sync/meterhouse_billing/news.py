@@ -53,7 +53,7 @@ def receive(engine: Engine, namespace: str, payload: str, now: datetime) -> bool
             "object_id": _name(object_id, 128),
             "stripe_created_at": created,
         }
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
+    except (KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError) as problem:
         raise ValueError(f"this is no Stripe event: {problem!r}") from None
     if account not in policies.accounts(engine, namespace):
         return False

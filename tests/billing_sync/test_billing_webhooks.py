@@ -58,6 +58,7 @@ def balance(books, account):
     [
         (None, "signature"),
         ("nonsense", "signature"),
+        (f"t={NOON},v1=é", "signature"),
         (signature(b"{}", "whsec_other", NOON), "signature"),
         (signature(b"{ }", SECRET, NOON), "signature"),  # of other bytes
         (signature(b"{}", SECRET, NOON - 301), "-301 s"),
@@ -91,6 +92,7 @@ def test_the_endpoint_stores_a_verified_event_once_and_refuses_the_rest(books, s
             b"[]",
             b"{}",
             b'{"id": 1, "type": "x", "created": 1, "data": {"object": {}}}',
+            b'{"id": "e", "type": "x", "created": -1000000000000000000, "data": {"object": {}}}',
             b"{",
             b"[" * 100_000,
         ):
