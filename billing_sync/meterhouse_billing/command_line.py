@@ -78,6 +78,7 @@ def refusals() -> Iterator[None]:
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
     from meterhouse_store.switches import SwitchedOff
+    from meterhouse_store.terminal import wrong_settings
     from meterhouse_store.warehouse import WarehouseUnavailable
 
     try:
@@ -90,7 +91,9 @@ def refusals() -> Iterator[None]:
         fail(str(refused))
     except (BillingError, SchemaMismatch, SwitchedOff) as refused:
         fail(f"{refused}.")
-    except (ClickHouseError, ValidationError, OSError, ValueError) as refused:
+    except ValidationError as refused:
+        fail(wrong_settings(refused), CALLED_WRONGLY)
+    except (ClickHouseError, OSError, ValueError) as refused:
         fail(f"{type(refused).__name__}: {refused}")
 
 

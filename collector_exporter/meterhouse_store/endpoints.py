@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from meterhouse_store.settings import NoData
+
 
 @dataclass(frozen=True)
 class Warehouse:
@@ -56,7 +58,7 @@ def path(data: Path) -> Path:
 def read(data: Path) -> Endpoints | None:
     """What `meterhouse up` wrote into this data directory; None where nothing runs.
 
-    Raises ValueError for a file that is not what `write` wrote.
+    Raises NoData for a file that is not what `write` wrote.
     """
     file = path(data)
     try:
@@ -78,7 +80,7 @@ def read(data: Path) -> Endpoints | None:
             health=Address(**found["health"]),
         )
     except (KeyError, TypeError, ValueError) as problem:
-        raise ValueError(f"{file} is damaged ({problem!r}): stop Meterhouse, delete the file, start again") from None
+        raise NoData(f"{file} is damaged ({problem!r}): stop Meterhouse, delete the file, start again") from None
 
 
 def write(data: Path, endpoints: Endpoints) -> None:

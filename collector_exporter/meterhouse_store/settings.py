@@ -1,5 +1,6 @@
 """Settings: where the data is and how the warehouse and the SQL database are reached. Environment variables only."""
 
+import re
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -12,7 +13,12 @@ class Settings(BaseSettings):
     """What every server-side command needs to know; read from `METERHOUSE_*` (docs/contracts.md, section 7)."""
 
     model_config = SettingsConfigDict(
-        env_prefix="METERHOUSE_", frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+        env_prefix="METERHOUSE_",
+        frozen=True,
+        extra="forbid",
+        validate_by_name=True,
+        validate_by_alias=True,
+        hide_input_in_errors=True,  # URLs have passwords in them
     )
 
     data: Path = DEFAULT_DATA
@@ -46,6 +52,13 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         # docker compose passes a variable that is not set as the empty string.
         return None if value == "" else value
+
+    @field_validator("sql_url")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value and not re.match(r"(sqlite|postgresql)(\+[a-z0-9_]+)?:", value):
+            raise ValueError("begins with sqlite: or postgresql:, such as postgresql://user:password@host/meterhouse")
+        return value
 
     def model_post_init(self, _context: object) -> None:
         if not self.sql_url:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
     from sqlalchemy import Engine
 
     from meterhouse_store.settings import Settings
@@ -76,9 +77,14 @@ def settings_of(data: Path | None) -> "Settings":
     try:
         return load(data)
     except ValidationError as problem:
-        for error in problem.errors():
-            print(f"METERHOUSE_{'_'.join(map(str, error['loc'])).upper()}: {error['msg']}", file=sys.stderr)
+        print(wrong_settings(problem), file=sys.stderr)
         raise typer.Exit(2) from None
+
+
+def wrong_settings(problem: "ValidationError") -> str:
+    """What is wrong in the environment, a line for each variable."""
+    said = {"_".join(map(str, it["loc"])).upper(): it["msg"].removeprefix("Value error, ") for it in problem.errors()}
+    return "\n".join(f"METERHOUSE_{name}: {what}" for name, what in said.items())
 
 
 @contextmanager

@@ -56,9 +56,40 @@ def _call(command: Any, name: str, arguments: list[str]) -> int:
     if hasattr(command, "registered_commands"):  # a typer app
         # Docstrings are paragraphs: in the default mode every line break of the source would stay one in the help.
         command.rich_markup_mode = "markdown"
-        return int(command(arguments, prog_name=f"meterhouse {name}") or 0)
+        try:
+            "".join(arguments).encode()
+            return int(command(arguments, prog_name=f"meterhouse {name}") or 0)
+        except Exception as problem:
+            if (failed := _of_the_environment(problem)) is None:
+                raise
+            code, sentence = failed
+            print(f"meterhouse {name}: {sentence}", file=sys.stderr)
+            return code
     function: Callable[[list[str]], int] = command
     return function(arguments)
+
+
+def _of_the_environment(problem: Exception) -> tuple[int, str] | None:
+    """Exit code and sentence for what is no mistake of ours; a command that knows more has said it before."""
+    if isinstance(problem, UnicodeEncodeError) and problem.reason == "surrogates not allowed":
+        return 2, "an argument is no text in UTF-8"
+    if isinstance(problem, OSError) and problem.strerror:
+        return 1, f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
+    errors = sys.modules.get("sqlalchemy.exc")  # imported by whoever raised one of them, and by no agent
+    if errors is None or not isinstance(problem, errors.DatabaseError):
+        return None
+    said = str(problem.orig).strip()
+    if type(problem) is errors.DatabaseError:  # what SQLite says of a file that it cannot read
+        return (
+            1,
+            f"the SQL database is damaged ({said}): stop Meterhouse and put a backup in its place (docs/operations.md)",
+        )
+    if not isinstance(problem, errors.OperationalError):
+        return None
+    return 1, (
+        f"the SQL database cannot be used ({said}): see to its disk, who may write there, or its server. What was not "
+        "finished is undone: call the command again then"
+    )
 
 
 def _help(commands: dict[str, EntryPoint]) -> str:

@@ -51,6 +51,7 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
     from meterhouse_store.switches import SwitchedOff
+    from meterhouse_store.terminal import told, wrong_settings
     from meterhouse_store.warehouse import WarehouseUnavailable
 
     try:
@@ -83,11 +84,11 @@ def refusals(of_a_book: str = "") -> Iterator[None]:
         WarehouseUnavailable,
     ) as refused:
         fail(str(refused))
-    except (ClickHouseError, ValidationError) as refused:
+    except ValidationError as refused:
+        fail(wrong_settings(refused), CALLED_WRONGLY)
+    except ClickHouseError as refused:
         fail(f"{type(refused).__name__}: {refused}")
     except OSError as refused:
-        from meterhouse_store.terminal import told
-
         fail(told(refused))
 
 

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from meterhouse_store import endpoints, warehouse
 from meterhouse_store.endpoints import Address, Collector, Endpoints, Warehouse
-from meterhouse_store.settings import Settings, load
+from meterhouse_store.settings import NoData, Settings, load
+from meterhouse_store.terminal import wrong_settings
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,17 @@ def test_settings_that_cannot_be_used_are_refused(monkeypatch):
     assert refused.value.error_count() == 2
 
 
+@pytest.mark.parametrize("url", ["mysql://user:geheim@host/db", "host/geheim"])
+def test_another_kind_of_sql_database_is_refused_without_its_password(monkeypatch, url):
+    monkeypatch.setenv("METERHOUSE_SQL_URL", url)
+    with pytest.raises(ValidationError) as refused:
+        load()
+    assert wrong_settings(refused.value) == (
+        "METERHOUSE_SQL_URL: begins with sqlite: or postgresql:, such as postgresql://user:password@host/meterhouse"
+    )
+    assert "geheim" not in str(refused.value)
+
+
 def test_passwords_are_not_in_the_repr(tmp_path):
     settings = Settings(data=tmp_path, warehouse_url="http://u:secret@h", sql_url="postgresql://u:secret@h/d")
     assert "secret" not in repr(settings)
@@ -76,7 +88,7 @@ def test_endpoints_come_back_as_written_and_only_their_owner_reads_them(tmp_path
 def test_damaged_endpoints_say_what_to_do(tmp_path):
     endpoints.path(tmp_path).parent.mkdir()
     endpoints.path(tmp_path).write_text('{"pid": 1')
-    with pytest.raises(ValueError, match=r"damaged .* delete the file"):
+    with pytest.raises(NoData, match=r"damaged .* delete the file"):
         endpoints.read(tmp_path)
 
 
