@@ -4,9 +4,10 @@ The collector goes on: it acknowledges as ever, and its projector waits only for
 exchange), during which the two positions are equal.
 """
 
+import fcntl
 import hashlib
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -89,7 +90,7 @@ def rebuild(
     (namespace, id), that the journal knows by another id now: their totals are compared under that.
     """
     shadow = f"{database}_rebuild"
-    with closing(connect("default")) as admin:
+    with _alone(directory), closing(connect("default")) as admin:
         schema.ensure(admin, database)
         with closing(connect(database)) as client:
             collector_id = _check_journal(directory, client)
@@ -98,6 +99,17 @@ def rebuild(
             schema.migrate(admin, shadow, cluster=cluster)
             with closing(connect(shadow)) as shadow_client:
                 return _rebuild(directory, collector_id, client, shadow_client, engine, say, force, renamed or {})
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two that rebuild take each other's tables away."""
+    with open(directory / "rebuild.lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotRebuild("the warehouse is being rebuilt by another command: wait for that one") from None
+        yield
 
 
 def fill(directory: Path, client: Client, engine: Engine, say: Callable[[str], None]) -> None:

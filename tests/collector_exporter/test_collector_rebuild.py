@@ -8,6 +8,7 @@ from collector_samples import event, request_of
 from foreign_samples import START_NS, call, span, sum_of, tokens_of, total_of
 from worlds import VIEWS
 
+from meterhouse_collector import rebuild
 from meterhouse_collector.verify import verify
 from meterhouse_store import mirror, suspended
 
@@ -100,6 +101,21 @@ def test_decided_running_totals_hold_when_later_points_change_their_increases_an
     assert world.client.query(read).result_rows == [(30 + 25,)]
     assert world.client.query(seen).result_rows == [(10 + 5,)]
     assert world.client.query(rows).result_rows == [(9, 9, 0)]
+
+
+def test_two_rebuilds_at_once_are_refused_and_the_first_is_not_disturbed(world):
+    world.metrics(request_of(event(1, "a")), valid_from_ns=0)
+    refused = []
+
+    def say(line):
+        with pytest.raises(rebuild.CannotRebuild) as told:
+            world.rebuild()
+        refused.append(str(told.value))
+
+    assert not world.rebuild(say).differences
+    assert set(refused) == {"the warehouse is being rebuilt by another command: wait for that one"}
+    assert world.client.query("SELECT count() FROM usage").result_rows == [(1,)]
+    assert not world.rebuild().differences
 
 
 def test_whoever_reads_decides_or_sends_during_a_rebuild_sees_one_warehouse(world):
