@@ -13,6 +13,7 @@ from meterhouse_portal.use_prices import Prices, Pricing, Use, UsePrice, prices_
 from meterhouse_rating.periods import Period
 from meterhouse_rating.sums import By
 from meterhouse_rating.together import together
+from meterhouse_store.spreadsheet import FORMULA
 
 PAGE: Final = 50
 """So many rows of the usage log are on a page."""
@@ -239,7 +240,8 @@ def _in_csv(name: str) -> str:
 
 
 def _no_formula(column: str) -> str:
-    return f"if(match({column}, '^[=+\\\\-@\\t\\r\\n]'), concat('''', {column}), toString({column}))"
+    pattern = FORMULA.replace("\\", "\\\\")
+    return f"if(match({column}, '{pattern}'), concat('''', {column}), toString({column}))"
 
 
 def _narrowed(wanted: Mapping[str, str]) -> tuple[str, dict[str, Any]]:

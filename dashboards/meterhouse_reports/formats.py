@@ -12,6 +12,7 @@ from meterhouse_rating.periods import local
 from meterhouse_reports.made import Made, totals
 from meterhouse_store.currencies import MINOR_DIGITS
 from meterhouse_store.numbers import plain
+from meterhouse_store.spreadsheet import no_formula
 
 DOUBLE_DIGITS: Final = 15
 """A spreadsheet's numbers are doubles: what has more digits is written as text, or it would be another number."""
@@ -43,11 +44,14 @@ def as_table(made: Made, zones: Mapping[str, str]) -> str:
 
 
 def as_csv(made: Made) -> str:
-    """RFC 4180, with a head; times in ISO 8601."""
+    """RFC 4180, with a head; times in ISO 8601. A text that a spreadsheet would run begins with an apostrophe."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(made.columns)
-    writer.writerows([_exact(made, row, at) for at in range(len(row))] for row in made.rows)
+    for row in made.rows:
+        # Names come from agents: a spreadsheet must not run them.
+        cells = [_exact(made, row, at) for at in range(len(row))]
+        writer.writerow([no_formula(it) if isinstance(row[at], str) else it for at, it in enumerate(cells)])
     return file.getvalue()
 
 

@@ -10,6 +10,7 @@ from meterhouse_rating.layout import counted, money, number, table
 from meterhouse_rating.money import of_minor, show
 from meterhouse_rating.simulate import Change, Simulation
 from meterhouse_store.numbers import D, plain
+from meterhouse_store.spreadsheet import no_formula
 
 SHOWN: Final = 20
 """So many customers and moves are shown to people; CSV and JSON have all of them."""
@@ -75,7 +76,9 @@ def as_csv(made: Simulation) -> str:
     writer.writerow(COLUMNS)
     for it in made.ranked:
         row = _row(it)
-        writer.writerow([_safe(row["customer"]), *("" if row[name] is None else row[name] for name in COLUMNS[1:])])
+        writer.writerow(
+            [no_formula(row["customer"]), *("" if row[name] is None else row[name] for name in COLUMNS[1:])]
+        )
     return out.getvalue()
 
 
@@ -201,8 +204,3 @@ def _sorted_items(made: Simulation) -> list[Any]:
 
 def _signed(amount_minor: int, currency: str) -> str:
     return ("+" if amount_minor > 0 else "") + money(amount_minor, currency)
-
-
-def _safe(text: str) -> str:
-    """A spreadsheet takes a cell that begins so for a formula; customers' ids come from outside."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -25,6 +25,7 @@ from meterhouse_store.completeness import Held
 from meterhouse_store.numbers import plain
 from meterhouse_store.reasons import sentence
 from meterhouse_store.registry import Customer
+from meterhouse_store.spreadsheet import no_formula
 
 KINDS: Final = {
     "usage": "Usage",
@@ -205,7 +206,10 @@ def as_rows(it: Statement) -> list[dict[str, Any]]:
     rows += [
         {"section": "suspense", "what": one.reason, "events": one.rows, "why": sentence(one.reason)} for one in it.held
     ]
-    return [dict.fromkeys(COLUMNS, "") | row for row in rows]
+    # Names of meters, models and tools come from agents: a spreadsheet must not run them.
+    texts = ("what", "dimensions", "unit", "why")
+    rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
+    return [row | {name: no_formula(row[name]) for name in texts} for row in rows]
 
 
 def as_text(it: Statement) -> str:

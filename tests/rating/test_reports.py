@@ -23,7 +23,7 @@ from meterhouse_reports.commands import report
 from meterhouse_reports.definitions import REPORTS, CannotBe
 from meterhouse_reports.dictionary import dictionary
 from meterhouse_reports.journal import codes_from, journal
-from meterhouse_reports.made import lacking, make, span_of
+from meterhouse_reports.made import Made, lacking, make, span_of
 from meterhouse_store import mirror, rollups
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import (
@@ -134,6 +134,11 @@ def rows(house, name, period="2026-10", by=None, customer=None):
 
 def amounts(found, *names):
     return [tuple(row[name] for name in names) for row in found]
+
+
+def test_csv_has_no_name_that_a_spreadsheet_runs_and_numbers_as_they_are():
+    made = Made(REPORTS["usage"], ("model", "quantity"), (("=cmd|' /c'!A1", Decimal(-5)), ("gpt-5", Decimal(2))))
+    assert formats.as_csv(made).splitlines() == ["model,quantity", "'=cmd|' /c'!A1,-5", "gpt-5,2"]
 
 
 def of_ledger(house, account, currency="USD"):
