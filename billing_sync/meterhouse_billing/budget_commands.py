@@ -79,7 +79,9 @@ def _set(
         thresholds=_thresholds(thresholds),
     )
     with _opened(data) as it:
-        if not dry_run:
+        if dry_run:
+            store.require_usual(budget)
+        else:
             store.set_budget(it.engine, it.namespace, budget, who=by or operator(), why=why, now=_now())
         it.show(customer, budget.name, as_json, instead=budget if dry_run else None)
 
@@ -126,6 +128,7 @@ def _raise(
         who = by or operator()
         instead = None
         if dry_run:
+            store.require_higher(state.budget, limit, start)
             instead = replace(state.budget, raised={start.astimezone(UTC).isoformat(): limit})
         else:
             store.raise_limit(it.engine, it.namespace, state.budget, limit, start, who=who, why=why, now=_now())

@@ -109,8 +109,8 @@ class Pause:
     why: str
 
 
-def set_budget(engine: Engine, namespace: str, budget: Budget, *, who: str, why: str, now: datetime) -> None:
-    """Set a budget, or set it anew. Raises RegistryError with everything that is wrong with it."""
+def require_usual(budget: Budget) -> None:
+    """Raises RegistryError with everything that is wrong with a budget."""
     mistakes = [
         what
         for wrong, what in (
@@ -130,10 +130,23 @@ def set_budget(engine: Engine, namespace: str, budget: Budget, *, who: str, why:
     ]
     if mistakes:
         raise RegistryError("; ".join(mistakes))
+
+
+def set_budget(engine: Engine, namespace: str, budget: Budget, *, who: str, why: str, now: datetime) -> None:
+    """Set a budget, or set it anew. Raises RegistryError with everything that is wrong with it."""
+    require_usual(budget)
     with begin_write(engine) as connection:
         _require_customer(connection, namespace, budget.customer_id)
         row = {"change": SET, "terms": budget.terms, "amount": budget.limit}
         _record(connection, tables.budget_changes, _key(namespace, budget), row, who, why, now)
+
+
+def require_higher(budget: Budget, limit: Decimal, start: datetime) -> None:
+    """Raises RegistryError where a budget cannot be raised to that in the period that starts then."""
+    if limit <= 0 or not _is_usual(limit):
+        raise RegistryError(f"a limit is a number above 0; {_USUAL}")
+    if limit <= budget.limit_in(start):
+        raise RegistryError(f"the limit is {budget.limit_in(start):f} already: `budgets set` sets a lower one")
 
 
 def raise_limit(
@@ -148,10 +161,7 @@ def raise_limit(
     now: datetime,
 ) -> None:
     """Another limit in the period that starts then, and only in it. Raises RegistryError."""
-    if limit <= 0 or not _is_usual(limit):
-        raise RegistryError(f"a limit is a number above 0; {_USUAL}")
-    if limit <= budget.limit_in(start):
-        raise RegistryError(f"the limit is {budget.limit_in(start):f} already: `budgets set` sets a lower one")
+    require_higher(budget, limit, start)
     row = {"change": RAISE, "terms": {"period_start": _named(start)}, "amount": limit}
     with begin_write(engine) as connection:
         _record(connection, tables.budget_changes, _key(namespace, budget), row, who, why, now)

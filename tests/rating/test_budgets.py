@@ -429,10 +429,13 @@ def test_the_commands_set_show_raise_acknowledge_pause_and_remove(acme, command_
     why = ("--why", "agreed", "--by", "ann")
     talk = ("acme", "--units", "100", "--of", "agent.conversations")
     assert json.loads(call("set", *talk, *why, "--dry-run", "--json"))["budgets"][0]["left"] == "10"
+    for wrong in (("set", "acme", "--amount=-1"), ("set", "acme", "--amount=5", "--thresholds", "0")):
+        call(*wrong, *why, "--dry-run", code=1)
     assert "No budgets" in call("list")
     assert "90     0    100  agent.conversations  90 %  open" in call("set", *talk, *why)
     found = json.loads(call("raise", "acme", "agent.conversations", "--to", "200", *why, "--json"))
     assert (found["budgets"][0]["limit"], found["budgets"][0]["left"], found["dry_run"]) == ("200", "110", False)
+    call("raise", "acme", "agent.conversations", "--to", "150", *why, "--dry-run", code=1)
     assert "acknowledged" in call("acknowledge", "acme", "agent.conversations", *why)
     assert "acme is paused: operator (agreed)" in call("pause", "acme", *why)
     shown = call("show", "acme")
