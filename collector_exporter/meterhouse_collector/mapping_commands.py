@@ -1,13 +1,12 @@
 """The command `mapping`: is a mapping file right, and what would it make of a metric."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from meterhouse_collector.terminal import DONE, FAILED, Json
+from meterhouse_collector.terminal import DONE, Json, failed
 
 mapping = typer.Typer(
     help="The mapping file: which meter and customer the metrics and spans of other sources are.",
@@ -32,9 +31,12 @@ def mapping_check(
 
     try:
         found = parse(file.read_text(encoding="utf-8"), str(file))
-    except (MappingError, OSError, UnicodeDecodeError) as problem:
-        print(problem, file=sys.stderr)
-        raise typer.Exit(FAILED) from None
+    except MappingError as problem:
+        raise failed(str(problem)) from None
+    except OSError as problem:
+        raise failed(f"{file} cannot be read: {problem.strerror}") from None
+    except UnicodeDecodeError:
+        raise failed(f"{file} is no text in UTF-8") from None
     chosen = {name: found.rule_for(name) for name in metric or ()}
     if as_json:
         metrics = {name: None if rule is None else rule.meter or name for name, rule in chosen.items()}

@@ -56,8 +56,10 @@ class Settings(BaseSettings):
     @field_validator("sql_url")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        if value and not re.match(r"(sqlite|postgresql)(\+[a-z0-9_]+)?:", value):
-            raise ValueError("begins with sqlite: or postgresql:, such as postgresql://user:password@host/meterhouse")
+        if value and not re.match(r"sqlite(\+\w+)?:///(?!:memory:).|postgresql(\+\w+)?://", value):
+            raise ValueError(
+                "a file, sqlite:////absolute/path/meterhouse.db, or a server, postgresql://user:password@host/meterhouse"
+            )
         return value
 
     def model_post_init(self, _context: object) -> None:

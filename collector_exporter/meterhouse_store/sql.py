@@ -32,19 +32,17 @@ class SchemaMismatch(RuntimeError):
 def open_engine(settings: Settings) -> Engine:
     """The database of `settings.sql_url`, with its schema brought up to date; many processes may do this at once.
 
-    Raises SchemaMismatch for a database of a newer schema version, ValueError for another kind of database.
+    Raises SchemaMismatch for a database of a newer schema version.
     """
     url = make_url(settings.sql_url)
     if url.get_backend_name() == "sqlite":
         return _open_sqlite(url)
-    if url.get_backend_name() == "postgresql":
-        # Without a driver in the URL, SQLAlchemy before 2.1 would look for psycopg2.
-        engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
-        audit.listen(engine)
-        with _disposed_on_failure(engine):
-            _ensure_schema(engine)
-        return engine
-    raise ValueError(f"METERHOUSE_SQL_URL names {url.get_backend_name()}; Meterhouse knows sqlite and postgresql")
+    # Without a driver in the URL, SQLAlchemy before 2.1 would look for psycopg2.
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    audit.listen(engine)
+    with _disposed_on_failure(engine):
+        _ensure_schema(engine)
+    return engine
 
 
 @contextmanager
@@ -84,8 +82,7 @@ def _disposed_on_failure(engine: Engine) -> Iterator[None]:
 
 
 def _open_sqlite(url: URL) -> Engine:
-    if not url.database or url.database == ":memory:":
-        raise ValueError("METERHOUSE_SQL_URL needs a file: sqlite:////absolute/path/meterhouse.db")
+    assert url.database, "the settings let no other URL of SQLite in"
     file = Path(url.database)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})

@@ -129,3 +129,8 @@ def test_the_command_checks_a_file(tmp_path):
     bad = run("metrics: 5")
     assert (bad.returncode, bad.stdout) == (1, "")
     assert bad.stderr == "mapping.yaml: line 1: `metrics` must be a list of rules (- metric: NAME)\n"
+    (tmp_path / "mapping.yaml").write_bytes(b"\xff")
+    command = [sys.executable, "-c", MAIN, "mapping", "check"]
+    for file, told in (("mapping.yaml", "is no text in UTF-8"), ("none", "cannot be read: No such file or directory")):
+        found = subprocess.run([*command, file], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
+        assert (found.returncode, found.stderr) == (1, f"{file} {told}\n")

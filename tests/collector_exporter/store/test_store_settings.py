@@ -58,13 +58,16 @@ def test_settings_that_cannot_be_used_are_refused(monkeypatch):
     assert refused.value.error_count() == 2
 
 
-@pytest.mark.parametrize("url", ["mysql://user:geheim@host/db", "host/geheim"])
-def test_another_kind_of_sql_database_is_refused_without_its_password(monkeypatch, url):
+@pytest.mark.parametrize(
+    "url", ["mysql://user:geheim@host/db", "host/geheim", "sqlite://", "sqlite:///", "sqlite:///:memory:"]
+)
+def test_a_database_that_cannot_be_shared_or_is_unknown_is_refused_without_its_password(monkeypatch, url):
     monkeypatch.setenv("METERHOUSE_SQL_URL", url)
     with pytest.raises(ValidationError) as refused:
         load()
     assert wrong_settings(refused.value) == (
-        "METERHOUSE_SQL_URL: begins with sqlite: or postgresql:, such as postgresql://user:password@host/meterhouse"
+        "METERHOUSE_SQL_URL: a file, sqlite:////absolute/path/meterhouse.db, or a server, "
+        "postgresql://user:password@host/meterhouse"
     )
     assert "geheim" not in str(refused.value)
 

@@ -169,12 +169,6 @@ def test_decimals_and_times_come_back_exactly(sql_engine):
     assert row == (amount, NOW)
 
 
-@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/db"])
-def test_a_database_that_cannot_be_shared_or_is_unknown_is_refused(tmp_path, url):
-    with pytest.raises(ValueError, match="METERHOUSE_SQL_URL"):
-        open_engine(Settings(data=tmp_path, sql_url=url))
-
-
 def _namespace(name, default_plan=None):
     return {
         "namespace": name,
