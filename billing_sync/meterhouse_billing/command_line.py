@@ -78,7 +78,7 @@ def refusals() -> Iterator[None]:
     from meterhouse_store.settings import NoData
     from meterhouse_store.sql import SchemaMismatch
     from meterhouse_store.switches import SwitchedOff
-    from meterhouse_store.terminal import wrong_settings
+    from meterhouse_store.terminal import told, wrong_settings
     from meterhouse_store.warehouse import WarehouseUnavailable
 
     try:
@@ -93,7 +93,9 @@ def refusals() -> Iterator[None]:
         fail(f"{refused}.")
     except ValidationError as refused:
         fail(wrong_settings(refused), CALLED_WRONGLY)
-    except (ClickHouseError, OSError, ValueError) as refused:
+    except OSError as refused:
+        fail(told(refused))
+    except (ClickHouseError, ValueError) as refused:
         fail(f"{type(refused).__name__}: {refused}")
 
 

@@ -27,11 +27,12 @@ def settings_of(data: Path | None) -> "Settings":
     from pydantic import ValidationError
 
     from meterhouse_store.settings import load
+    from meterhouse_store.terminal import wrong_settings
 
     try:
         return load(data)
     except ValidationError as problem:
-        print(f"the settings cannot be used: {problem}", file=sys.stderr)
+        print(wrong_settings(problem), file=sys.stderr)
         raise typer.Exit(CALLED_WRONGLY) from None
 
 
@@ -52,11 +53,12 @@ def client_of(settings: "Settings", *, database: str | None = None, user: str = 
     """A client of the warehouse; ends the command where it does not answer."""
     from clickhouse_connect.driver.exceptions import Error
 
+    from meterhouse_store.settings import NoData
     from meterhouse_store.warehouse import WarehouseUnavailable, connect
 
     try:
         return connect(settings, timeout_s=10, database=database, user=user)
-    except (WarehouseUnavailable, Error) as problem:
+    except (NoData, WarehouseUnavailable, Error) as problem:
         raise failed(str(problem)) from None
 
 

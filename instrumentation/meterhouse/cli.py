@@ -75,21 +75,20 @@ def _of_the_environment(problem: Exception) -> tuple[int, str] | None:
         return 2, "an argument is no text in UTF-8"
     if isinstance(problem, OSError) and problem.strerror:
         return 1, f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
-    errors = sys.modules.get("sqlalchemy.exc")  # imported by whoever raised one of them, and by no agent
-    if errors is None or not isinstance(problem, errors.DatabaseError):
-        return None
-    said = str(problem.orig).strip()
-    if type(problem) is errors.DatabaseError:  # what SQLite says of a file that it cannot read
-        return (
-            1,
-            f"the SQL database is damaged ({said}): stop Meterhouse and put a backup in its place (docs/operations.md)",
-        )
-    if not isinstance(problem, errors.OperationalError):
-        return None
-    return 1, (
-        f"the SQL database cannot be used ({said}): see to its disk, who may write there, or its server. What was not "
-        "finished is undone: call the command again then"
-    )
+    # Imported by whoever raised one of their errors, and by no agent.
+    for errors in (sys.modules.get(name) for name in ("sqlalchemy.exc", "sqlite3")):
+        if errors is None or not isinstance(problem, errors.DatabaseError):
+            continue
+        said = str(getattr(problem, "orig", problem)).strip()
+        if type(problem) is errors.DatabaseError:  # what SQLite says of a file that it cannot read
+            what = "stop Meterhouse and put a backup in its place (docs/operations.md)"
+            return 1, f"the SQL database is damaged ({said}): {what}"
+        if isinstance(problem, errors.OperationalError):
+            return 1, (
+                f"the SQL database cannot be used ({said}): see to its disk, who may write there, or its server. What "
+                "was not finished is undone: call the command again then"
+            )
+    return None
 
 
 def _help(commands: dict[str, EntryPoint]) -> str:

@@ -35,6 +35,18 @@ def test_in_a_wrong_directory_it_says_so_and_makes_nothing(app, arguments, tmp_p
     assert not wrong.exists()
 
 
+@pytest.mark.parametrize("damaged", ["", '{"pid": 1', "[]"])
+def test_damaged_addresses_of_what_runs_are_said_with_what_to_do(damaged, tmp_path):
+    (tmp_path / "meterhouse.db").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "endpoints.json").write_text(damaged)
+    result = CliRunner().invoke(suspense, ["list", "--data", str(tmp_path)])
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"{tmp_path / 'run' / 'endpoints.json'} is damaged (")
+    assert result.stderr.endswith("): stop Meterhouse, delete the file, start again\n")
+
+
 def test_a_warehouse_that_the_environment_names_needs_no_data_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("METERHOUSE_WAREHOUSE_URL", "http://nobody:secret@127.0.0.1:1")
     monkeypatch.setattr("meterhouse_store.warehouse.connect", _refuse)

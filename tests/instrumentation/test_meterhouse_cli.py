@@ -60,6 +60,11 @@ def failing_with(problem):
             "meterhouse rate: the SQL database is damaged (file is not a database): stop Meterhouse and put a backup "
             "in its place (docs/operations.md)\n",
         ),
+        (  # before SQLAlchemy sees it
+            sqlite3.DatabaseError("file is not a database"),
+            "meterhouse rate: the SQL database is damaged (file is not a database): stop Meterhouse and put a backup "
+            "in its place (docs/operations.md)\n",
+        ),
         (PermissionError(13, "Permission denied", "/data/x"), "meterhouse rate: /data/x: Permission denied\n"),
     ],
 )
