@@ -82,9 +82,13 @@ def settings_of(data: Path | None) -> "Settings":
 
 
 def wrong_settings(problem: "ValidationError") -> str:
-    """What is wrong in the environment, a line for each variable."""
-    said = {"_".join(map(str, it["loc"])).upper(): it["msg"].removeprefix("Value error, ") for it in problem.errors()}
-    return "\n".join(f"METERHOUSE_{name}: {what}" for name, what in said.items())
+    """What is wrong in the environment, a line for each variable; without what has a password in it."""
+    lines = []
+    for it in problem.errors():
+        name = "_".join(map(str, it["loc"])).upper().removeprefix("METERHOUSE_")
+        told = "" if name in ("SQL_URL", "WAREHOUSE_URL") else f", not {it['input']!r}"
+        lines.append(f"METERHOUSE_{name}: {it['msg'].removeprefix('Value error, ')}{told}")
+    return "\n".join(lines)
 
 
 @contextmanager

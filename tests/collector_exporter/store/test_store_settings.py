@@ -56,6 +56,9 @@ def test_settings_that_cannot_be_used_are_refused(monkeypatch):
     with pytest.raises(ValidationError) as refused:
         load()
     assert refused.value.error_count() == 2
+    assert wrong_settings(refused.value).splitlines()[0] == (
+        "METERHOUSE_NAMESPACE: String should match pattern '^[a-z0-9][a-z0-9_-]{0,63}$', not 'Not Good'"
+    )
 
 
 @pytest.mark.parametrize(
