@@ -107,6 +107,7 @@ def _jobs(
 
 
 def _detached(settings: "Settings", flags: list[str], stop_after: float | None) -> None:
+    import shutil
     import subprocess
 
     from meterhouse_store import endpoints, stack
@@ -132,7 +133,9 @@ def _detached(settings: "Settings", flags: list[str], stop_after: float | None) 
         if process.poll() is not None or time.monotonic() > deadline:
             process.terminate()
             with open(logs / "up.log", "rb") as log:
-                fail(f"Meterhouse did not start:\n{last_lines(log)}")
+                free = shutil.disk_usage(logs).free // 1_000_000
+                silent = f"it wrote nothing into {logs / 'up.log'}; of its disk {free:,} MB are free"
+                fail(f"Meterhouse did not start:\n{last_lines(log) or silent}")
         time.sleep(0.1)
     found = endpoints.read(settings.data)
     if found is not None:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import insert
@@ -289,3 +290,13 @@ def test_a_list_has_ids_in_one_piece_and_no_empty_columns(capsys):
     assert heading.split() == ["key", "name"]
     assert first.startswith("cred_b54fcbd64e99abac55d8013a   a name that is longer")
     assert rest[-1].split() == ["cred_b54fcbd64e99abac55d8013a", "b"]
+
+
+def test_what_does_not_start_and_could_not_say_why_is_told_with_the_room_that_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("meterhouse_store.stack.meterhouse_command", lambda: ["false"])
+    monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=2_500_000))
+    with pytest.raises(SystemExit) as ended:
+        main(["up", "--detach", "--data", str(tmp_path)])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"it wrote nothing into {tmp_path / 'logs' / 'up.log'}; of its disk 2 MB are free\n")
