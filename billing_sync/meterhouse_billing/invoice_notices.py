@@ -66,6 +66,8 @@ def of_invoices(engine: Engine, namespace: str, settings: NoticeSettings, now: d
                 row["due_at"] = row["finalised_at"] + timedelta(days=due_days(customer_id))
             for kind, cause in _kinds(connection, row, now):
                 facts = _facts(connection, row, _amount(kind, row), settings)
+                if kind == "invoice":
+                    facts["to_pay"] = show(_to_pay(row), row["currency"])
                 subject = f"{customer_id}: {kind.replace('_', ' ')}, {facts['total']} {row['currency']}"
                 found.append(Notice(namespace, customer_id, kind, (row["invoice_id"], *cause), subject, facts))
     return found
@@ -146,6 +148,14 @@ def _amount(kind: str, row: Mapping[str, Any]) -> int:
     if kind == "receipt":
         return int(row["arrived_minor"])
     return int(row["remaining_minor"] if kind in _TO_PAY else row["asked_minor"])
+
+
+def _to_pay(row: Mapping[str, Any]) -> int:
+    """What is left to pay of an invoice: a balance or a charge may have paid it when it was finalised."""
+    if row["state"] == PAID:
+        return 0
+    left = row["remaining_minor"]
+    return int(row["asked_minor"] if left is None else left)
 
 
 def _facts(connection: Connection, row: Mapping[str, Any], amount: int, settings: NoticeSettings) -> dict[str, Any]:

@@ -175,9 +175,20 @@ def _pre_charge(it: _Told) -> _Words:
 
 
 def _invoice(it: _Told) -> _Words:
-    said = it.say(
-        "Invoice %(number)s to %(customer)s for %(period)s, due on %(day)s.", period=it.period, day=it.day("due_at")
-    )
+    to_pay = it.facts.get("to_pay", it.facts["total"])  # an older notice does not say
+    if Decimal(to_pay) == 0:
+        said = it.say("Invoice %(number)s to %(customer)s for %(period)s. Nothing is left to pay.", period=it.period)
+    elif to_pay == it.facts["total"]:
+        said = it.say(
+            "Invoice %(number)s to %(customer)s for %(period)s, due on %(day)s.", period=it.period, day=it.day("due_at")
+        )
+    else:
+        said = it.say(
+            "Invoice %(number)s to %(customer)s for %(period)s. %(left)s are left to pay, due on %(day)s.",
+            period=it.period,
+            left=f"{it.amount(to_pay)} {it.facts['currency']}",
+            day=it.day("due_at"),
+        )
     return _Words(it.say("Invoice %(number)s: %(money)s", money=it.money), (said,), it.items, it.page)
 
 

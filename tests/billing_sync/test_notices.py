@@ -406,6 +406,25 @@ def test_a_receipt_is_over_what_arrived_and_there_is_none_for_what_did_not(books
     assert "7.00 USD for invoice A-1 of acme arrived" in said
 
 
+@pytest.mark.parametrize(
+    ("state", "remaining_minor", "said"),
+    [
+        ("finalised", 1200, ", due on 2026-12-02."),
+        ("finalised", 450, ". 4.50 USD are left to pay, due on 2026-12-02."),
+        ("finalised", 0, ". Nothing is left to pay."),
+        ("paid", None, ". Nothing is left to pay."),
+        ("finalised", None, ", due on 2026-12-02."),  # a database of before
+    ],
+)
+def test_an_invoice_is_told_with_what_is_left_to_pay_of_it(books, state, remaining_minor, said):
+    paid_at = NOW if state == "paid" else None
+    invoiced(books, state, finalised_at=NOW, paid_at=paid_at, stripe_total_minor=1200, remaining_minor=remaining_minor)
+    facts = kinds(books, NOW)["invoice"].facts
+    told = notice_texts.of("invoice", "acme", "", facts, Brand()).text
+    assert f"Invoice A-1 to acme for 2026-10-01 to 2026-11-01{said}\n" in told
+    assert "12.00 USD" in told
+
+
 def test_an_invoice_of_a_customer_in_tokyo_is_told_with_its_own_dates(books):
     start, end = datetime(2026, 9, 30, 15, tzinfo=UTC), datetime(2026, 10, 31, 15, tzinfo=UTC)
     registry.add_customer(books.engine, "test", "acme", time_zone="Asia/Tokyo", now=NOW)
