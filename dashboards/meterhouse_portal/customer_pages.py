@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote
 
+from sqlalchemy.exc import DataError
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -407,6 +408,8 @@ class CustomerPages:
                 return self._message(
                     request, 503, "Usage cannot be read now", "Nothing is lost. Try again in a minute."
                 )
+            except DataError:  # what the database cannot hold, such as a NUL, is nobody's name
+                return self._message(request, 404, "No such page", "It is not here, or not one of yours.")
             except UNREADABLE as problem:
                 _log.warning("a page could not be made: %s", problem)
                 return self._message(request, 503, "This cannot be read now", "Nothing is lost. Try again in a minute.")

@@ -14,7 +14,8 @@ from meterhouse_billing.world import World
 from meterhouse_portal import app, members, questions
 from meterhouse_rating import publishing, versions
 from meterhouse_rating.publishing import Person
-from meterhouse_store import decided
+from meterhouse_store import decided, registry, sql
+from meterhouse_store.settings import Settings
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import invoices, rated_lines
 
@@ -247,3 +248,20 @@ def test_a_proposed_price_book_is_approved_by_another_person(portal):
     assert ben.post("/operator/prices", data=theirs).status_code == 303
     assert versions.versions(world.engine, "live")[-1].source == text
     assert "approved by ben@operator.example" in text_of(ben.get("/operator/prices").text)
+
+
+def test_what_the_database_cannot_hold_is_no_page_and_no_store_that_is_away(
+    warehouse_address, postgres_url, tmp_path, monkeypatch
+):
+    given = Settings(data=tmp_path, sql_url=postgres_url, warehouse_url=f"http://{warehouse_address}")
+    engine = sql.open_engine(given)
+    monkeypatch.setattr(sql, "open_engine", lambda _settings: engine)
+    registry.ensure_namespace(engine, "live", now=NOW)
+    members.set_operator(engine, "live", ANNA, True, who="tests", now=NOW)
+    with TestClient(app.build(given, TOKEN, now=lambda: NOW), follow_redirects=False) as browser:
+        browser.post(f"/sign-in/{members.request_link(engine, 'live', ANNA, NOW)}")
+        assert browser.get("/operator/customer?id=a%00b").status_code == 404
+        token = form_token(browser.get("/operator/customers").text)
+        form = {"form": token, "act": "unpause", "customer": "a\0b", "why": "x"}
+        assert browser.post("/operator/customers", data=form).status_code == 404
+    engine.dispose()
