@@ -98,6 +98,11 @@ def erase(
     """
     if not customer_id:
         raise CannotErase("name the customer: an empty id is usage without a customer")
+    if "\ufffd" in customer_id:
+        raise CannotErase(
+            "U+FFFD in an id stands for a character that is not stored as it came: the journal has no such id. "
+            "Revoke the customer's keys; its records leave with METERHOUSE_JOURNAL_RETENTION_DAYS"
+        )
     with _sealed_segments(directory) as names, sealing.upkeep_lock(directory):
         intent = _intent(directory, customer_id, namespace, who, why, at, is_taken)
         pseudonyms = Pseudonyms(bytes.fromhex(intent["secret"]))

@@ -192,6 +192,14 @@ def test_a_plain_file_that_a_crash_left_beside_the_compressed_one_does_not_bring
     assert not (directory / (NAME + ".zst")).exists()
 
 
+def test_an_id_that_stands_for_another_in_the_journal_is_refused_and_nothing_is_changed(directory):
+    (directory / NAME).write_bytes(frame(samples.request_of(samples.event(1), point={"customer.id": "acme\n"})))
+    before = (directory / NAME).read_bytes()
+    with pytest.raises(CannotErase, match="U\\+FFFD in an id stands for a character that is not stored as it came"):
+        erase(directory, "acme\ufffd", "live", **NOBODY)
+    assert (directory / NAME).read_bytes() == before and not (directory / "tombstones").exists()
+
+
 def test_a_short_id_gets_no_pseudonym_that_is_somebody_elses(directory):
     (directory / NAME).write_bytes(frame(samples.request_of(samples.event(1), point={"customer.id": "a"})))
     free = lambda name: name != "7"  # noqa: E731
