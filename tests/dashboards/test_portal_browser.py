@@ -259,7 +259,10 @@ def test_a_table_that_goes_on_beyond_a_phone_shows_it_and_the_keyboard_moves_it(
     page.goto(f"{address}/sign-in/{members.request_link(world.engine, 'live', 'olga@acme.example', NOW)}")
     page.locator("main button").click()
     page.wait_for_url("**/account")
-    page.goto(f"{address}/account/usage")
+    page.goto(f"{address}/account/usage")  # whose uses are blocks there, and go on to no side
+    assert page.evaluate("document.querySelector('.scroll').scrollWidth") <= 390
+    assert page.locator(".log tbody tr").first.get_by_text("ok").is_visible()
+    page.goto(f"{address}/account/invoices")
     table = page.locator(".scroll")
 
     def edges():
