@@ -93,11 +93,16 @@ class Sync:
         return list(found.values())
 
     def hours(self, month: Period, billed: Sequence[Subscription], as_of: datetime) -> Iterator[Hour]:
-        """What they used in a month; not after their contracts' ends."""
-        for hour in self.source.hours(month, [it.customer_id for it in billed], as_of):
-            begun = [it for it in self.contracts.get(hour.customer_id, ()) if it.valid_from <= hour.start]
-            if not begun or begun[-1].plan != registry.ENDED:
-                yield hour
+        """What they used in a month; not after their contracts' ends, to the moment.
+
+        An hour in which a contract ends and another one begins comes in two parts.
+        """
+        within: dict[Period, list[str]] = {}
+        for it in billed:
+            for part in _under_contract(self.contracts.get(it.customer_id, ()), month):
+                within.setdefault(part, []).append(it.customer_id)
+        for part, customers in within.items():
+            yield from self.source.hours(part, customers, as_of)
 
     def open_months(self, now: datetime) -> list[Period]:
         """The months that can still change in Stripe: of the past 35 days, up to now."""
@@ -105,6 +110,22 @@ class Sync:
         if begun is None:
             return []
         return list(months(max(begun, month_of(now - OLDEST, "UTC").start), now, "UTC"))
+
+
+def _under_contract(contracts: Sequence[registry.Contract], month: Period) -> list[Period]:
+    """The parts of a month that no end of a contract takes out; `contracts` in the order of their beginnings."""
+    parts: list[Period] = []
+    start: datetime | None = month.start
+    for it in contracts:
+        at = min(max(it.valid_from, month.start), month.end)
+        if it.plan != registry.ENDED:
+            start = at if start is None else start
+        elif start is not None:
+            parts.append(Period(start, at))
+            start = None
+    if start is not None:
+        parts.append(Period(start, month.end))
+    return [it for it in parts if it.start < it.end]
 
 
 def plan(run: Sync) -> Iterator[Step]:

@@ -4,7 +4,7 @@ Usage is in a real warehouse and rated as ever; Stripe is the sandbox, on the sa
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from metered import BOOK, DECLARED, NOVEMBER, OCTOBER, Metered
@@ -224,6 +224,21 @@ def test_a_contract_that_ends_within_the_month_is_billed_up_to_then(metered):
     metered.at(NOVEMBER + 2 * HOUR)
     assert round_of(metered)[1] == []
     closes_with_stripes_invoice_alone(metered)
+
+
+def test_a_contract_that_ends_within_an_hour_is_billed_to_the_moment_and_again_from_the_next_one_on(metered):
+    end = datetime(2026, 10, 15, 10, 20, tzinfo=UTC)
+    for minutes, quantity in ((-10, 30), (0, 40), (10, 500), (20, 7), (25, 1)):
+        metered.truth.use(quantity, end + timedelta(minutes=minutes))
+    cancelled(metered, end)
+    registry.add_customer(
+        metered.engine, "test", "acme", plan="pay", currency="USD", time_zone="UTC",
+        valid_from=end + timedelta(minutes=20), now=OCTOBER,
+    )  # fmt: skip
+    metered.at(datetime(2026, 10, 16, tzinfo=UTC))
+    assert round_of(metered)[1] == []
+    # 250 of the first hour; of the other one 30 before the end, and 8 of the contract that follows.
+    assert metered.in_stripe("acme", "documents") == 250 + 30 + 8
 
 
 def test_an_end_that_is_told_after_it_ends_the_subscription_at_once_and_leaves_the_month_before_invoiced(metered):
