@@ -8,6 +8,8 @@ Exit codes: 0 done; 1 failed; 2 called wrongly; 3 done, with exceptions to look 
 """
 
 import argparse
+import codecs
+import io
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
@@ -56,6 +58,9 @@ def _call(command: Any, name: str, arguments: list[str]) -> int:
     if hasattr(command, "registered_commands"):  # a typer app
         # Docstrings are paragraphs: in the default mode every line break of the source would stay one in the help.
         command.rich_markup_mode = "markdown"
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            codecs.register_error("meterhouse.escaped", _escaped)
+            sys.stdout.reconfigure(errors="meterhouse.escaped")
         try:
             "".join(arguments).encode()
             return int(command(arguments, prog_name=f"meterhouse {name}") or 0)
@@ -67,6 +72,15 @@ def _call(command: Any, name: str, arguments: list[str]) -> int:
             return code
     function: Callable[[list[str]], int] = command
     return function(arguments)
+
+
+def _escaped(problem: UnicodeError) -> tuple[str, int]:
+    """What the encoding of a terminal or a pipe lacks, as JSON escapes it: so `--json` is JSON there, too."""
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    lacking = problem.object[problem.start : problem.end]
+    units = lacking.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)), problem.end
 
 
 def _of_the_environment(problem: Exception) -> tuple[int, str] | None:

@@ -1,6 +1,9 @@
 """`meterhouse customers`, `keys` and `down`, called as a person calls them."""
 
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -100,6 +103,24 @@ def test_a_pseudonym_is_made_up_and_the_registry_alone_knows_whose_it_is(call):
     assert "Jane Doe (crm-4711)" in call("customers", "list")[1]
     assert call("customers", "add", "acme", "--pseudonym")[0] == 2
     assert call("customers", "add")[0] == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_list_is_printed_whatever_the_encoding_of_the_pipe_lacks(call, tmp_path, encoding):
+    call("customers", "add", "acme", "--name", "Škoda 🚗 GmbH")
+    env = os.environ | {"PYTHONIOENCODING": encoding, "METERHOUSE_DATA": str(tmp_path)}
+    program = [
+        sys.executable,
+        "-c",
+        "import sys; from meterhouse.cli import main; sys.exit(main())",
+        "customers",
+        "list",
+    ]
+    done = subprocess.run(program, env=env, capture_output=True, check=True)
+    shown = "Škoda 🚗 GmbH" if encoding == "utf-8" else "\\u0160koda \\ud83d\\ude97 GmbH"
+    assert shown in done.stdout.decode(encoding)
+    done = subprocess.run([*program, "--json"], env=env, capture_output=True, check=True)
+    assert json.loads(done.stdout.decode(encoding))[0]["name"] == "Škoda 🚗 GmbH"
 
 
 def test_mistakes_end_with_1_and_name_all_of_them(call):
