@@ -131,7 +131,7 @@ def postgres_server() -> Iterator[str]:
         **who,
     )
     assert initialised.returncode == 0, initialised.stderr
-    # No TCP port, so none can be taken; fsync off, because nothing in it outlives the run.
+    # No TCP port, so none can be taken; fsync off and little of a log, because nothing in it outlives the run.
     settings = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_wal_size=200MB", "-k", str(home)]
     command = [*with_parent("INT"), programs / "postgres", "-D", data, *settings]
     log = (home / "log").open("wb")

@@ -3,7 +3,7 @@
 from typing import Final
 from urllib.parse import urlsplit
 
-LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 """Hosts that are this machine: what goes there needs no TLS."""
 
 
@@ -13,4 +13,6 @@ def is_safe(url: str | None) -> bool:
         parts = urlsplit(url or "")
     except ValueError:
         return False
-    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK))
+    return bool(parts.hostname) and (
+        parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
+    )

@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import Engine, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from meterhouse_portal.addresses import LOOPBACK
+from meterhouse_portal.addresses import is_safe
 from meterhouse_portal.members import VIEWER, Member, Visitor
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
@@ -52,7 +52,7 @@ class EmbedSettings(BaseSettings):
                     f"METERHOUSE_EMBED_ORIGINS has {origin!r}: an origin is https:// and a host, with a port where it "
                     "has one, and nothing else"
                 )
-        if found and not (public_url.startswith("https://") or urlsplit(public_url).hostname in LOOPBACK):
+        if found and not is_safe(public_url):
             raise ValueError(
                 "METERHOUSE_EMBED_ORIGINS needs https:// in METERHOUSE_PUBLIC_URL: browsers keep no cookie of a page "
                 "in a frame without it"
@@ -214,7 +214,7 @@ def _is_origin(text: str) -> bool:
         return False
     host = parts.hostname or ""
     plain = all(it.isascii() and (it.isalnum() or it in ".-") for it in host) and host != ""
-    return text == written and plain and (parts.scheme == "https" or (parts.scheme == "http" and host in LOOPBACK))
+    return text == written and plain and is_safe(text)
 
 
 def _hash(text: str) -> str:

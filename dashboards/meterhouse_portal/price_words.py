@@ -104,11 +104,10 @@ def plan(found: PriceList, to: Language) -> Offered:
     return _offered(_Words(to, found.book, found.plan, found), found.parts)
 
 
-def addon(found: PriceList, added: Added, to: Language) -> Offered:
-    """What one of an add-on costs."""
+def addon(found: PriceList, added: Added, beside: Offered, to: Language) -> Offered:
+    """What one of an add-on costs; what is noted of the plan beside it is not said again."""
     made = _offered(_Words(to, found.book, added.plan, found, is_addon=True), added.parts)
-    known = plan(found, to).notes
-    return replace(made, notes=tuple(it for it in made.notes if it not in known))
+    return replace(made, notes=tuple(it for it in made.notes if it not in beside.notes))
 
 
 def off(discount: Discount, found: PriceList, currency: str, zone: str, to: Language) -> str:
@@ -187,15 +186,14 @@ _Saying = Callable[[Any, _Words], Entry]
 def _offered(words: _Words, parts: Sequence[Part]) -> Offered:
     with exact():
         said = [_entry(it, words) for it in parts]
-    rules = [_which_calls(it, words) for it in parts if it.component.metrics]
+    rules = [_which_calls(it, words) for it in parts]
     # What holds for most of what is measured is said once.
-    common = max(rules, key=rules.count, default=())
+    common = max(filter(None, rules), key=rules.count, default=())
     entries = [
-        it if not part.component.metrics or (own := _which_calls(part, words)) == common
-        else replace(it, notes=(*it.notes, *own))
-        for it, part in zip(said, parts, strict=True)
-    ]  # fmt: skip
-    if any(it != common for it in rules):
+        entry if rule == common else replace(entry, notes=(*entry.notes, *rule))
+        for entry, rule in zip(said, rules, strict=True)
+    ]
+    if any(rule not in ((), common) for rule in rules):
         common = (words.say("Unless a part says otherwise:"), *common)
     behaviours = {it.options.tax.behaviour or words.book.tax.behaviour for it in parts}
     return Offered(tuple(entries), (*([" ".join(common)] if common else []), *_tax(behaviours, words)))
@@ -214,7 +212,7 @@ def _tax(behaviours: set[str | None], words: _Words) -> tuple[str, ...]:
 
 
 def _which_calls(part: Part, words: _Words) -> tuple[str, ...]:
-    """Which calls are billed, of what a part measures."""
+    """Which calls are billed, of what a part measures; nothing where it measures nothing."""
     found: dict[str, None] = {}
     for name in part.component.metrics:
         metric = words.book.metrics[name]

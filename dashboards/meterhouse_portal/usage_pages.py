@@ -57,7 +57,7 @@ MEANINGS: Final = {
     use_prices.TOO_MANY_KINDS: "of more kinds than a download tells apart",
 }
 """How a price is known, or why there is none, as customers are told."""
-STATUSES: Final = {"ok": "ok", "failed": "failed", "aborted": "broken off", "unfinished": "not finished"}
+STATUSES: Final = price_words.STATUS_WORDS | {"ok": "ok"}
 SOURCES: Final = {
     REPORTED: "reported by the provider",
     FRAMEWORK: "reported by a framework",
@@ -169,9 +169,10 @@ def prices(visit: Visit) -> Response:
         return visit.page("prices.html", prices=None, trouble=trouble)
     changes = [(datetime.fromisoformat(it["applies_from"]), _change(visit, it)) for it in found.told["scheduled"]]
     off = [(it, price_words.off(it, found, customer.currency, customer.time_zone, to)) for it in found.discounts]
+    plan = price_words.plan(found, to)
     return visit.page(
-        "prices.html", prices=found, trouble="", changes=changes, plan=price_words.plan(found, to), discounts=off,
-        addons=[(it.row, it.plan, price_words.addon(found, it, to)) for it in found.addons],
+        "prices.html", prices=found, trouble="", changes=changes, plan=plan, discounts=off,
+        addons=[(it.row, it.plan, price_words.addon(found, it, plan, to)) for it in found.addons],
         trial_until=found.told["plan"]["trial_until"] and datetime.fromisoformat(found.told["plan"]["trial_until"]),
     )  # fmt: skip
 

@@ -247,25 +247,25 @@ def test_reports_come_by_webhook_shuffled_and_twice_and_each_is_matched_once(boo
             assert [text.rpartition(": ")[2] for text in told] == ["1 meter event of ours not counted"] * 3
 
 
-def test_late_usage_of_a_closed_month_is_an_exception_and_sent_nowhere(metered):
+def late(metered):
+    """7 documents of October were compared, and 3 came later; what the sync after that says."""
     metered.truth.use("acme", "documents", NOVEMBER - HOUR, 7)
     metered.at(NOVEMBER + HOUR)
     metered.sync()
     metered.truth.use("acme", "documents", NOVEMBER - 2 * HOUR, 3)
     metered.at(NOVEMBER + 2 * HOUR)
-    [told] = metered.sync()
+    return metered.sync()
+
+
+def test_late_usage_of_a_closed_month_is_an_exception_and_sent_nowhere(metered):
+    [told] = late(metered)
     assert told.startswith("acme: EXCEPTION: 2026-10: 3 of test.documents.")
     assert "came after the month was closed on 2026-11-01 01:00 UTC" in told
     assert metered.in_stripe("acme", "documents") == 7
 
 
 def test_a_difference_that_is_seen_to_is_listed_no_more_until_it_changes(metered):
-    metered.truth.use("acme", "documents", NOVEMBER - HOUR, 7)
-    metered.at(NOVEMBER + HOUR)
-    metered.sync()
-    metered.truth.use("acme", "documents", NOVEMBER - 2 * HOUR, 3)
-    metered.at(NOVEMBER + 2 * HOUR)
-    assert len(metered.sync()) == 1
+    assert len(late(metered)) == 1
     engine, told = metered.world.engine, {"who": "ann", "now": NOVEMBER + 3 * HOUR}
     with pytest.raises(BillingError, match="no difference to see to in 2026-10 of globex"):
         meter_close.handle(engine, "test", MONTH, "globex", why="cn_1", **told)
