@@ -1,14 +1,18 @@
 """`warehouse rebuild` gives the same warehouse: of all sources, with all kinds of decisions, whenever made."""
 
 import json
+import os
 import threading
+from contextlib import contextmanager
 
+import commands
 import pytest
 from collector_samples import event, request_of
 from foreign_samples import START_NS, call, span, sum_of, tokens_of, total_of
 from worlds import VIEWS
 
 from meterhouse_collector import rebuild
+from meterhouse_collector.projection import projection_lock
 from meterhouse_collector.verify import verify
 from meterhouse_store import mirror, suspended
 
@@ -116,6 +120,49 @@ def test_two_rebuilds_at_once_are_refused_and_the_first_is_not_disturbed(world):
     assert set(refused) == {"the warehouse is being rebuilt by another command: wait for that one"}
     assert world.client.query("SELECT count() FROM usage").result_rows == [(1,)]
     assert not world.rebuild().differences
+
+
+@pytest.fixture
+def environment(world, tmp_path, collector_warehouse):
+    """What a command needs to work on `world`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("METERHOUSE_")}
+    return clean | {
+        "METERHOUSE_DATA": str(tmp_path),
+        "METERHOUSE_WAREHOUSE_URL": collector_warehouse,
+        "METERHOUSE_WAREHOUSE_DATABASE": world.client.database,
+    }
+
+
+@contextmanager
+def a_rebuild_before_its_end(world, environment, output):
+    """The command in a process, which has filled the new tables and waits until the block is left, then ends."""
+    read, write = os.pipe()
+    with open(read) as says:
+        with projection_lock(world.journal, wait=True):
+            with open(write, "wb") as told:
+                command = commands.start(["warehouse", "rebuild"], env=environment, stdout=output, stderr=told)
+            assert any(line.startswith("copying") for line in says)
+            yield command
+        command.wait(60)
+
+
+def test_the_command_refuses_a_second_rebuild_unless_the_first_one_was_killed(world, environment, tmp_path):
+    usage = "SELECT count(), toInt64(sum(quantity)) FROM usage"
+    world.metrics(request_of(event(3, "a"), event(4, "b")), valid_from_ns=0)
+    with open(tmp_path / "said", "w+b") as output:
+        with a_rebuild_before_its_end(world, environment, output) as killed:
+            killed.kill()
+        assert world.client.query(usage).result_rows == [(2, 7)]
+        with a_rebuild_before_its_end(world, environment, output) as first:
+            second = commands.run(["warehouse", "rebuild", "--force"], env=environment)
+        output.seek(0)
+        live, rebuilt, verdict = output.read().decode().splitlines()
+    assert (second.returncode, second.stdout, second.stderr) == (
+        1, "", "the warehouse is being rebuilt by another command: wait for that one\n"
+    )  # fmt: skip
+    assert (first.returncode, verdict) == (0, "identical")
+    assert rebuilt.endswith("  2 events, 0 in suspense") and live.split()[1] == rebuilt.split()[1]
+    assert world.client.query(usage).result_rows == [(2, 7)]
 
 
 def test_whoever_reads_decides_or_sends_during_a_rebuild_sees_one_warehouse(world):
