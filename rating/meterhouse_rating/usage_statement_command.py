@@ -57,7 +57,8 @@ def statement(
             # The output is not ours to close.
             place = nullcontext(sys.stdout) if to_output else table.open("w", encoding="utf-8", newline="")
             with place as file:
-                writer = csv.DictWriter(file, usage_statement.COLUMNS, lineterminator="\n")
+                # A \r that is not quoted begins a row in a spreadsheet; where lines end in \n alone it is not quoted.
+                writer = csv.DictWriter(file, usage_statement.COLUMNS, lineterminator="\r\n")
                 writer.writeheader()
                 writer.writerows(rows)
         if as_json:
