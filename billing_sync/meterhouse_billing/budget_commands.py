@@ -79,10 +79,11 @@ def _set(
         thresholds=_thresholds(thresholds),
     )
     with _opened(data) as it:
-        if dry_run:
-            store.require_usual(budget)
-        else:
-            store.set_budget(it.engine, it.namespace, budget, who=by or operator(), why=why, now=_now())
+        who = by or operator()
+        store.set_budget(it.engine, it.namespace, budget, who=who, why=why, now=_now(), dry_run=dry_run)
+        for known in store.standing(store.changes(it.engine, it.namespace, customer)):
+            if known.name == budget.name:  # set anew it keeps what was acknowledged
+                budget = replace(budget, acknowledged=known.acknowledged)
         it.show(customer, budget.name, as_json, instead=budget if dry_run else None)
 
 
@@ -125,14 +126,10 @@ def _raise(
         state = it.state(customer, name)
         limit = _number(to) if to is not None else state.limit + _number(more or "0")
         start = state.period.start
-        who = by or operator()
-        instead = None
-        if dry_run:
-            store.require_higher(state.budget, limit, start)
-            instead = replace(state.budget, raised={start.astimezone(UTC).isoformat(): limit})
-        else:
-            store.raise_limit(it.engine, it.namespace, state.budget, limit, start, who=who, why=why, now=_now())
-        it.show(customer, name, as_json, instead=instead)
+        said: dict[str, Any] = {"who": by or operator(), "why": why, "now": _now(), "dry_run": dry_run}
+        store.raise_limit(it.engine, it.namespace, state.budget, limit, start, **said)
+        raised = replace(state.budget, raised={start.astimezone(UTC).isoformat(): limit})
+        it.show(customer, name, as_json, instead=raised if dry_run else None)
 
 
 @budgets.command("acknowledge")
@@ -146,13 +143,10 @@ def _acknowledge(
     with _opened(data) as it:
         state = it.state(customer, name)
         start = state.period.start
-        instead = None
-        if dry_run:
-            instead = replace(state.budget, acknowledged=frozenset([start.astimezone(UTC).isoformat()]))
-        else:
-            who = by or operator()
-            store.acknowledge(it.engine, it.namespace, state.budget, start, who=who, why=why, now=_now())
-        it.show(customer, name, as_json, instead=instead)
+        said: dict[str, Any] = {"who": by or operator(), "why": why, "now": _now(), "dry_run": dry_run}
+        store.acknowledge(it.engine, it.namespace, state.budget, start, **said)
+        acknowledged = replace(state.budget, acknowledged=frozenset([start.astimezone(UTC).isoformat()]))
+        it.show(customer, name, as_json, instead=acknowledged if dry_run else None)
 
 
 @budgets.command("remove")
@@ -165,8 +159,8 @@ def _remove(
 
     with _opened(data) as it:
         budget = it.state(customer, name).budget
-        if not dry_run:
-            store.remove(it.engine, it.namespace, budget, who=by or operator(), why=why, now=_now())
+        who = by or operator()
+        store.remove(it.engine, it.namespace, budget, who=who, why=why, now=_now(), dry_run=dry_run)
         it.show(customer, None, as_json, without=name if dry_run else None)
 
 
@@ -210,10 +204,10 @@ def _policy(
     from meterhouse_store.budgets import Policy
 
     with _opened(data) as it:
+        policy = Policy(pause_at, on_unreachable)
+        who = by or operator()
+        store.set_policy(it.engine, it.namespace, customer, policy, who=who, why=why, now=_now(), dry_run=dry_run)
         if not dry_run:
-            who = by or operator()
-            policy = Policy(pause_at, on_unreachable)
-            store.set_policy(it.engine, it.namespace, customer, policy, who=who, why=why, now=_now())
             budget_round.run(it.world, customer)
         print(f"{customer}: pauses at a {pause_at}; {on_unreachable} while nobody answers.{_dry(dry_run)}")
 
@@ -364,11 +358,14 @@ def _turn(
     from meterhouse_store import budgets as store
 
     with _opened(data) as it:
-        changed = False
-        if not dry_run:
-            who = by or operator()
-            changed = turn(it.engine, it.namespace, customer, reason, agent_id=agent, who=who, why=why, now=_now())
+        said = {"who": by or operator(), "why": why}
+        now = _now()
+        changed = turn(it.engine, it.namespace, customer, reason, agent_id=agent, **said, now=now, dry_run=dry_run)
         found = store.pauses(it.engine, it.namespace, customer)
+        if changed and dry_run:
+            found = [one for one in found if (one.agent_id, one.reason) != (agent, reason)]
+            if turn is store.pause:
+                found.append(store.Pause(customer, agent, reason, now, **said))
     if as_json:
         print_json({"changed": changed, "dry_run": dry_run, "pauses": [vars(one) for one in found]})
         return

@@ -1,10 +1,12 @@
 """Budgets as people set them: what a customer may use in a period, at what it is told, and what happens at the end.
 
 Everything is recorded as a change, with who and why, and never altered: what holds is the fold of a budget's changes.
-How much is used is not known here; billing works that out (`meterhouse_billing.budget_state`).
+How much is used is not known here; billing works that out (`meterhouse_billing.budget_state`). With `dry_run` a change
+is refused as ever, or made and taken back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -109,7 +111,7 @@ class Pause:
     why: str
 
 
-def require_usual(budget: Budget) -> None:
+def _require_usual(budget: Budget) -> None:
     """Raises RegistryError with everything that is wrong with a budget."""
     mistakes = [
         what
@@ -132,21 +134,15 @@ def require_usual(budget: Budget) -> None:
         raise RegistryError("; ".join(mistakes))
 
 
-def set_budget(engine: Engine, namespace: str, budget: Budget, *, who: str, why: str, now: datetime) -> None:
+def set_budget(
+    engine: Engine, namespace: str, budget: Budget, *, who: str, why: str, now: datetime, dry_run: bool = False
+) -> None:
     """Set a budget, or set it anew. Raises RegistryError with everything that is wrong with it."""
-    require_usual(budget)
-    with begin_write(engine) as connection:
+    _require_usual(budget)
+    with _change(engine, dry_run) as connection:
         _require_customer(connection, namespace, budget.customer_id)
         row = {"change": SET, "terms": budget.terms, "amount": budget.limit}
         _record(connection, tables.budget_changes, _key(namespace, budget), row, who, why, now)
-
-
-def require_higher(budget: Budget, limit: Decimal, start: datetime) -> None:
-    """Raises RegistryError where a budget cannot be raised to that in the period that starts then."""
-    if limit <= 0 or not _is_usual(limit):
-        raise RegistryError(f"a limit is a number above 0; {_USUAL}")
-    if limit <= budget.limit_in(start):
-        raise RegistryError(f"the limit is {budget.limit_in(start):f} already: `budgets set` sets a lower one")
 
 
 def raise_limit(
@@ -159,37 +155,59 @@ def raise_limit(
     who: str,
     why: str,
     now: datetime,
+    dry_run: bool = False,
 ) -> None:
     """Another limit in the period that starts then, and only in it. Raises RegistryError."""
-    require_higher(budget, limit, start)
+    if limit <= 0 or not _is_usual(limit):
+        raise RegistryError(f"a limit is a number above 0; {_USUAL}")
+    if limit <= budget.limit_in(start):
+        raise RegistryError(f"the limit is {budget.limit_in(start):f} already: `budgets set` sets a lower one")
     row = {"change": RAISE, "terms": {"period_start": _named(start)}, "amount": limit}
-    with begin_write(engine) as connection:
+    with _change(engine, dry_run) as connection:
         _record(connection, tables.budget_changes, _key(namespace, budget), row, who, why, now)
 
 
 def acknowledge(
-    engine: Engine, namespace: str, budget: Budget, start: datetime, *, who: str, why: str, now: datetime
+    engine: Engine,
+    namespace: str,
+    budget: Budget,
+    start: datetime,
+    *,
+    who: str,
+    why: str,
+    now: datetime,
+    dry_run: bool = False,
 ) -> None:
     """The limit no longer stops anybody in the period that starts then: what goes above it is wanted, and billed."""
     row = {"change": ACKNOWLEDGE, "terms": {"period_start": _named(start)}, "amount": None}
-    with begin_write(engine) as connection:
+    with _change(engine, dry_run) as connection:
         _record(connection, tables.budget_changes, _key(namespace, budget), row, who, why, now)
 
 
-def remove(engine: Engine, namespace: str, budget: Budget, *, who: str, why: str, now: datetime) -> None:
+def remove(
+    engine: Engine, namespace: str, budget: Budget, *, who: str, why: str, now: datetime, dry_run: bool = False
+) -> None:
     """From now on there is no such budget; its changes stay on record."""
     row: dict[str, Any] = {"change": REMOVE, "terms": {}, "amount": None}
-    with begin_write(engine) as connection:
+    with _change(engine, dry_run) as connection:
         _record(connection, tables.budget_changes, _key(namespace, budget), row, who, why, now)
 
 
 def set_policy(
-    engine: Engine, namespace: str, customer_id: str, policy: Policy, *, who: str, why: str, now: datetime
+    engine: Engine,
+    namespace: str,
+    customer_id: str,
+    policy: Policy,
+    *,
+    who: str,
+    why: str,
+    now: datetime,
+    dry_run: bool = False,
 ) -> None:
     """How the customer's agents are stopped from now on. Raises RegistryError."""
     if policy.pause_at not in (CALL, TASK) or policy.on_unreachable not in (ALLOW, PAUSE):
         raise RegistryError("pause_at is call or task, on_unreachable is allow or pause")
-    with begin_write(engine) as connection:
+    with _change(engine, dry_run) as connection:
         _require_customer(connection, namespace, customer_id)
         key = {"namespace": namespace, "customer_id": customer_id}
         row = {"pause_at": policy.pause_at, "on_unreachable": policy.on_unreachable}
@@ -206,9 +224,10 @@ def pause(
     who: str,
     why: str,
     now: datetime,
+    dry_run: bool = False,
 ) -> bool:
     """Stop the customer's model calls for a reason; False where they are for it already. Raises RegistryError."""
-    return _turn(engine, namespace, customer_id, reason, agent_id, "on", who, why, now)
+    return _turn(engine, namespace, customer_id, reason, agent_id, "on", who, why, now, dry_run)
 
 
 def lift(
@@ -221,9 +240,10 @@ def lift(
     who: str,
     why: str,
     now: datetime,
+    dry_run: bool = False,
 ) -> bool:
     """End the pause of that reason, and leave those of others; False where there is none. Raises RegistryError."""
-    return _turn(engine, namespace, customer_id, reason, agent_id, "off", who, why, now)
+    return _turn(engine, namespace, customer_id, reason, agent_id, "off", who, why, now, dry_run)
 
 
 def changes(engine: Engine, namespace: str, customer_id: str | None = None) -> list[Change]:
@@ -288,6 +308,19 @@ def pauses(engine: Engine, namespace: str, customer_id: str | None = None) -> li
         return pauses_in(connection, namespace, customer_id)
 
 
+class _TakenBack(Exception):
+    """Ends the transaction of a dry run."""
+
+
+@contextmanager
+def _change(engine: Engine, dry_run: bool) -> Iterator[Connection]:
+    """A transaction that writes; that of a dry run is taken back where nothing in it was refused."""
+    with suppress(_TakenBack), begin_write(engine) as connection:
+        yield connection
+        if dry_run:
+            raise _TakenBack
+
+
 def _over_is_billed(budget: Budget) -> bool:
     """Where what goes above a hard cap is on the bill: only a month's of all agents is taken off it."""
     return budget.hard and budget.measure != PREPAID and bool(budget.agent_id or budget.per != "month")
@@ -330,12 +363,13 @@ def _turn(
     who: str,
     why: str,
     now: datetime,
+    dry_run: bool,
 ) -> bool:
     if not 1 <= len(reason) <= 64:
         raise RegistryError("a reason has 1 to 64 characters: operator, payment_failed, ...")
     table = tables.pause_changes
     key = {"namespace": namespace, "customer_id": customer_id, "agent_id": agent_id, "reason": reason}
-    with begin_write(engine) as connection:
+    with _change(engine, dry_run) as connection:
         _require_customer(connection, namespace, customer_id)
         query = select(table.c.state).filter_by(**key).order_by(table.c.recorded_at.desc()).limit(1)
         if (connection.execute(query).scalar() or "off") == state:
