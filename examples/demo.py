@@ -75,7 +75,8 @@ class Demo:
         self.provider_log = data / "provider.jsonl"
         self.trace = TRACE
         fresh_directory(data)
-        self.system = System(data, {**environment(), "METERHOUSE_DATA": str(data), **self._stripe_settings()})
+        settings = {"METERHOUSE_DATA": str(data), "METERHOUSE_PORTAL_EVIDENCE": "on"}
+        self.system = System(data, {**environment(), **settings, **self._stripe_settings()})
         self.agents: Agents | None = None
 
     def _stripe_settings(self) -> dict[str, str]:

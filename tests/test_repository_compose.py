@@ -90,6 +90,7 @@ def test_there_is_no_default_secret_and_the_example_names_all_of_them():
         ("METERHOUSE_BRAND_COLOUR", ""),
         ("METERHOUSE_BRAND_SUPPORT", ""),
         ("METERHOUSE_BRAND_LANGUAGE", ""),
+        ("METERHOUSE_PORTAL_EVIDENCE", ""),
         ("METERHOUSE_EMBED_ORIGINS", ""),
         ("METERHOUSE_OIDC_ISSUER", ""),
         ("METERHOUSE_OIDC_CLIENT_ID", ""),

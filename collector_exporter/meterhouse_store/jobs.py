@@ -137,7 +137,8 @@ def read_state(state_file: Path) -> dict[str, Any]:
 
 
 def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str], None]) -> None:
-    """Rate what is due, bill it where Stripe is configured, send notices, sum usage, and watch budgets, until SIGTERM.
+    """Rate what is due, bill it where Stripe is configured, send notices, sum usage, make the evidence packs that
+    customers asked for, and watch budgets, until SIGTERM.
 
     `command` calls meterhouse.
     """
@@ -150,6 +151,7 @@ def run(data: Path, command: tuple[str, ...], every_s: float, say: Callable[[str
         say("no STRIPE_API_KEY: usage is rated, nothing is billed")
     steps["notices send"] = (*command, "notices", "send", "--data", str(data))
     steps["warehouse rollup"] = (*command, "warehouse", "rollup", "--data", str(data))
+    steps["portal packs"] = (*command, "portal", "packs", "--data", str(data))
     folder = data / "run"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     beside = Beside("budgets watch", (*command, "budgets", "watch", "--data", str(data)), say)

@@ -1,11 +1,14 @@
 """The people of a customer: who signs in for it, who asked, and where notices go. They go with the customer's erasure.
 
-Members, their links and sessions are deleted; what they did stays, without saying who they are.
+Members, their links and sessions are deleted, and what was made for them to download; what they did stays, without
+saying who they are.
 """
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, select, update
 
 from meterhouse_store.tables import (
+    evidence_blocks,
+    evidence_packs,
     line_questions,
     notice_channels,
     notice_deliveries,
@@ -26,6 +29,8 @@ _OF_CUSTOMER = (
     notice_channels,
     notice_deliveries,
     operator_changes,
+    evidence_packs,
+    evidence_blocks,
 )
 
 
@@ -55,7 +60,7 @@ def take_out(connection: Connection, namespace: str, customer_id: str, erased: s
     for email in sorted(alone):  # whoever is another customer's member, too, goes on as that
         for table in (links, sessions):
             connection.execute(delete(table).where(table.c.namespace == namespace, table.c.email == email))
-    for table in (sessions, portal_embed_sessions):
+    for table in (sessions, portal_embed_sessions, evidence_packs, evidence_blocks):
         connection.execute(delete(table).where(*_is_of(table, namespace, customer_id)))
     for table in (portal_keys, line_questions):
         connection.execute(update(table).where(*_is_of(table, namespace, customer_id)).values(who=erased))

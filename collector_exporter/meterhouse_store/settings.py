@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     """Which meter and customer the metrics and spans of other sources are."""
     public_url: str = Field(default="", pattern=r"^(https?://[^\s/?#]+(/[^\s?#]*)?)?$")
     """The portal's address as customers reach it; links in e-mails begin with it."""
+    portal_evidence: bool = False
+    """Whether customers can have evidence packs in the portal: all plans of the price book are in one."""
 
     @field_validator("data")
     @classmethod
@@ -52,6 +54,11 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         # docker compose passes a variable that is not set as the empty string.
         return None if value == "" else value
+
+    @field_validator("portal_evidence", mode="before")
+    @classmethod
+    def _empty_is_off(cls, value: object) -> object:
+        return False if value == "" else value
 
     @field_validator("sql_url")
     @classmethod

@@ -16,16 +16,22 @@ from meterhouse_store import audit, sql_migrations
 from meterhouse_store.archive import BackupRefused
 from meterhouse_store.sql import begin_write, snapshot
 from meterhouse_store.tables import Exact, UtcTime, metadata
+from meterhouse_store.tables.columns import MADE_AGAIN
 
 _CHUNK: Final = 1000
 
 
 def dump(engine: Engine, out: IO[bytes]) -> dict[str, int]:
-    """Write all rows as they are at one moment, while others go on writing; returns the rows of each table."""
+    """Write all rows as they are at one moment, while others go on writing; returns the rows of each table.
+
+    But for tables that are made of others (MADE_AGAIN).
+    """
     counts: dict[str, int] = {}
     with snapshot(engine) as connection:
         _write(out, {"schema_version": sql_migrations.VERSION})
         for table in metadata.sorted_tables:
+            if table.info == MADE_AGAIN:
+                continue
             _write(out, {"table": table.name, "columns": [column.name for column in table.columns]})
             counts[table.name] = 0
             for row in connection.execution_options(yield_per=_CHUNK).execute(_ordered(table)):

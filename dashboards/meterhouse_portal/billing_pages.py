@@ -1,10 +1,11 @@
-"""What it costs: invoices with every line explained, as pages and PDFs; credits; questions about lines."""
+"""What it costs: invoices with every line explained, as pages, PDFs and evidence; credits; questions about lines."""
 
 from typing import Final
+from zoneinfo import ZoneInfo
 
 from starlette.responses import Response
 
-from meterhouse_portal import questions
+from meterhouse_portal import packs, questions
 from meterhouse_portal.members import BILLING
 from meterhouse_portal.rendering import STATES
 from meterhouse_portal.visit import NotShown, Page, Visit, WrongField
@@ -40,13 +41,51 @@ def _place(on: str, zone: str, to: Language) -> str:
     return f"{_days(span, zone, to)}, {to.translated(STATES.get(state.rstrip(')'), state.rstrip(')')))}"
 
 
-def invoice(visit: Visit) -> Response:
+def invoice(visit: Visit, wrong: RegistryError | None = None) -> Response:
     """One period: every line, each with the way to its explanation."""
     found = visit.account.rating(visit.id)
     if found is None:
         raise NotShown(visit.id)
     rating, lines = found
-    return visit.page("invoice.html", rating=rating, lines=lines)
+    pack = _pack(visit) if visit.with_packs else None
+    name = pack and _pack_name(visit, pack)
+    return visit.page("invoice.html", wrong=wrong, rating=rating, lines=lines, pack=pack, pack_name=name)
+
+
+def show_invoice(visit: Visit) -> Response:
+    """One period."""
+    return invoice(visit)
+
+
+def ask_pack(visit: Visit) -> Response:
+    """Ask for the evidence pack of a closed period."""
+    found, mine = visit.account.rating(visit.id), visit.account
+    if found is None or not visit.with_packs:
+        raise NotShown(visit.id)
+    try:
+        packs.ask(mine.engine, mine.namespace, mine.customer_id, found[0], mine.now)
+    except RegistryError as wrong:
+        return invoice(visit, wrong)
+    return visit.to(f"/account/invoices/{visit.id}#evidence")
+
+
+def pack(visit: Visit) -> Response:
+    """The evidence pack, where one is made."""
+    found = _pack(visit) if visit.with_packs else None
+    if found is None or found.state != packs.MADE:
+        raise NotShown(visit.id)
+    blocks = packs.blocks(visit.account.engine, found)
+    return visit.download(_pack_name(visit, found), blocks, "application/zip", size=found.bytes)
+
+
+def _pack(visit: Visit) -> packs.Pack | None:
+    return packs.of_rating(visit.account.engine, visit.account.namespace, visit.account.customer_id, visit.id)
+
+
+def _pack_name(visit: Visit, pack: packs.Pack) -> str:
+    zone = ZoneInfo(visit.account.customer().time_zone)
+    start, end = (it.astimezone(zone) for it in (pack.period_start, pack.period_end))
+    return f"evidence-{start:%Y-%m-%d}-{end:%Y-%m-%d}.zip"
 
 
 def pdf(visit: Visit) -> Response:
@@ -58,7 +97,8 @@ def pdf(visit: Visit) -> Response:
         document = visit.account.document(found[0], visit.language)
     except NoDocument:
         raise NotShown(visit.id) from None
-    name = f"{document.title.lower().replace(' ', '-')}-{found[0]['period_start']:%Y-%m-%d}.pdf"
+    day = found[0]["period_start"].astimezone(ZoneInfo(visit.account.customer().time_zone))
+    name = f"{document.title.lower().replace(' ', '-')}-{day:%Y-%m-%d}.pdf"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(drawing.draw(document, visit.drawn_by.brand), media_type="application/pdf", headers=headers)
 
@@ -109,8 +149,10 @@ def credits(visit: Visit) -> Response:
 
 PAGES: Final = (
     Page("GET", "/account/invoices", BILLING, invoices),
-    Page("GET", "/account/invoices/{id}", BILLING, invoice),
+    Page("GET", "/account/invoices/{id}", BILLING, show_invoice),
     Page("GET", "/account/invoices/{id}/pdf", BILLING, pdf),
+    Page("POST", "/account/invoices/{id}/evidence", BILLING, ask_pack),
+    Page("GET", "/account/invoices/{id}/evidence.zip", BILLING, pack),
     Page("GET", "/account/lines/{id}", BILLING, show_line),
     Page("POST", "/account/lines/{id}", BILLING, ask),
     Page("GET", "/account/questions", BILLING, asked),

@@ -6,15 +6,19 @@ import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from meterhouse_store.terminal import Data, Json, existing, explained, fail, moment, opened_registry, plain, print_table
 
+if TYPE_CHECKING:
+    from meterhouse_portal.packs import Outcome
+
 ENV_TOKEN = "METERHOUSE_PORTAL_TOKEN"
 TOKEN_LENGTH = 16
 SHORT: Final = 10
+EXCEPTIONS: Final = 3
 
 By = Annotated[str | None, typer.Option("--by", help="Who does it; unsaid: the user of this machine.")]
 
@@ -205,6 +209,33 @@ def questions_command(
     print_table(found, _question_row, as_json, "No question waits for an answer.")
 
 
+@portal.command("packs")
+def packs_command(data: Data = None, as_json: Json = False) -> None:
+    """Make the evidence packs that customers asked for in the portal; `meterhouse jobs` does it every round.
+
+    A pack is made and verified as by `meterhouse evidence`, and kept for a week. May be run again at any time. One that
+    cannot be made now is tried again, later each time, eight times in all. Exit codes: 0 done; 1 some could not be made
+    now; 3 done, but some cannot be made: each says why, and the customer reads that you were told.
+    """
+    from meterhouse_portal import packs
+    from meterhouse_rating.command_line import refusals, world_of
+
+    settings = existing(data)
+    found = []
+    with refusals():
+        for outcome in packs.make_asked(world_of(settings), settings.data):
+            found.append({**plain(vars(outcome.pack)), "why": outcome.why})
+            if not as_json:
+                print(_told_of_pack(outcome))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    states = {it["state"] for it in found}
+    if packs.ASKED in states:
+        raise typer.Exit(1)
+    if packs.FAILED in states:
+        raise typer.Exit(EXCEPTIONS)
+
+
 @portal.command()
 def answer(
     question: Annotated[
@@ -267,6 +298,19 @@ def _question_row(it: dict[str, Any]) -> dict[str, str]:
         "text": it["question"],
         "outcome": it["outcome"] or "",
     }
+
+
+def _told_of_pack(it: "Outcome") -> str:
+    from meterhouse_portal import packs
+    from meterhouse_rating.periods import Period
+
+    pack = it.pack
+    of = f"{pack.customer_id} {Period(pack.period_start, pack.period_end)}"
+    if pack.state == packs.MADE:
+        return f"{of}: made, {pack.bytes:,} bytes"
+    if pack.state == packs.FAILED:
+        return f"{of}: cannot be made: {it.why}"
+    return f"{of}: not made now, tried {pack.tries} of {packs.TRIES} times: {it.why}"
 
 
 def portal_token(data: Path) -> str | None:

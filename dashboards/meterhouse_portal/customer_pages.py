@@ -363,8 +363,11 @@ class CustomerPages:
             )
             try:
                 return page.handler(
-                    Visit(request, visitor, mine, form, self._drawn(request), billing, self._public_url)
-                )
+                    Visit(
+                        request, visitor, mine, form, self._drawn(request), billing, self._public_url,
+                        with_packs=self._settings.portal_evidence,
+                    )
+                )  # fmt: skip
             except NotShown:
                 return self._message(request, 404, "No such page", "It is not here, or not one of yours.", visitor)
             except (Refused, WrongField) as wrong:

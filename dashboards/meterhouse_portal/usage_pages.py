@@ -6,11 +6,10 @@ from typing import Final
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from meterhouse.vocabulary import ESTIMATED, FRAMEWORK, NO_USAGE, REPORTED, SDK_LOOP
 from meterhouse_portal import account, chart, price_words, usage_log, use_prices
-from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import VIEWER
 from meterhouse_portal.visit import NotShown, Page, Refused, Visit, WrongField
 from meterhouse_rating import charges, engine, periods, shares, sorting
@@ -69,7 +68,6 @@ SOURCES: Final = {
 NO_PERIOD: Final = "That is no period: write a month (2026-10), or days (2026-10-01..2026-10-15), at most a month."
 _PERIOD: Final = ("period", "from", "to")
 _MONTHS: Final = 36
-_EXPORTS: Final = Exports()
 _MEDIA: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
 
@@ -257,12 +255,4 @@ def _export(visit: Visit, form: str) -> Response:
     query = visit.query({*usage_log.FILTERS, *_PERIOD})
     period, wanted = _period(visit, visit.account.customer(), query), _wanted(query)
     name = f"usage-{period.start:%Y-%m-%d}-{period.end:%Y-%m-%d}.{form}"
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    if visit.request.method == "HEAD":
-        return Response(headers=headers, media_type=_MEDIA[form])
-    blocks = usage_log.export(visit.account, period, wanted, form)
-    download = _EXPORTS.begin(visit.account.customer_id, blocks, headers, _MEDIA[form])
-    if download is None:
-        told = {"title": "An export is under way", "text": "Wait until the other download of this customer ends."}
-        return HTMLResponse(visit.drawn_by.page("message.html", visitor=visit.visitor, **told), 429)
-    return download
+    return visit.download(name, usage_log.export(visit.account, period, wanted, form), _MEDIA[form])

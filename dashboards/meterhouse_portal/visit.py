@@ -1,7 +1,7 @@
 """A request of somebody who is signed in, and what every page of the customers' does with one."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,12 +11,14 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from meterhouse_billing.world import World as BillingWorld
 from meterhouse_portal.account import Account
 from meterhouse_portal.embed_pages import PREFIX
+from meterhouse_portal.exports import Exports
 from meterhouse_portal.members import Visitor
 from meterhouse_portal.rendering import Rendering
 from meterhouse_store.language import Language
 from meterhouse_store.registry import RegistryError
 
 _ID: Final = re.compile(r"[0-9a-f]{64}")
+_EXPORTS: Final = Exports()
 
 
 class NotShown(LookupError):
@@ -52,6 +54,8 @@ class Visit:
     billing: Callable[[], BillingWorld]
     """The way to Stripe, in the visitor's name. Raises BillingError where there is none."""
     public_url: str
+    with_packs: bool
+    """Whether customers can have evidence packs."""
 
     @property
     def path(self) -> str:
@@ -87,6 +91,19 @@ class Visit:
         typed = {} if wrong is None else self.form
         text = self.drawn_by.page(template, visit=self, customer=customer, typed=typed, **told, **values)
         return HTMLResponse(text, 422 if problem else 200)
+
+    def download(self, name: str, blocks: Iterator[bytes], media_type: str, size: int | None = None) -> Response:
+        """A file of that name, block by block, of so many bytes where that is known; a page where it has to wait."""
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        if size is not None:
+            headers["Content-Length"] = str(size)
+        if self.request.method == "HEAD":
+            return Response(headers=headers, media_type=media_type)
+        download = _EXPORTS.begin(self.account.customer_id, blocks, headers, media_type)
+        if download is None:
+            told = {"title": "An export is under way", "text": "Wait until the other download of this customer ends."}
+            return HTMLResponse(self.drawn_by.page("message.html", visitor=self.visitor, **told), 429)
+        return download
 
     def to(self, path: str) -> Response:
         """On to another page, after something was done."""

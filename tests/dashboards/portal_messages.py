@@ -23,6 +23,7 @@ MODULES = (
     "access_keys",
     "top_up_pages",
     "price_words",
+    "packs",
 )
 KEYWORDS = {"say": (1,), "_message": (3, 4), "RegistryError": (1,), "Refused": (1,), "WrongField": (2,)}
 

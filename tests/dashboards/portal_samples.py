@@ -66,7 +66,8 @@ def portal_world(warehouse_address, data, book=BOOK, events=None):
     passwords = {name: f"{name}-password-of-the-tests" for name in ("admin", "reader")}
 
     def settings(user):
-        return Settings(data=data, warehouse_url=f"http://{user}:{passwords[user]}@{warehouse_address}")
+        url = f"http://{user}:{passwords[user]}@{warehouse_address}"
+        return Settings(data=data, warehouse_url=url, portal_evidence=True)
 
     client = warehouse.connect(settings("admin"), timeout_s=30)
     empty(client)

@@ -14,14 +14,14 @@ from decimal import Decimal
 import pytest
 from clickhouse_connect.driver.httpclient import HttpClient
 from portal_samples import COLUMNS, NOW, TOKEN, event, form_token, portal_world, row, text_of, visiting
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, select
 from sqlalchemy import event as event_hook
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from meterhouse_billing import states
-from meterhouse_portal import access_keys, app, members, questions
+from meterhouse_portal import access_keys, app, members, packs, questions
 from meterhouse_portal.account import Account
 from meterhouse_portal.addresses import is_safe
 from meterhouse_portal.customer_api import _rating
@@ -611,7 +611,7 @@ def test_an_invoice_is_had_as_a_document(world):
         answer = browser.get(f"{invoice}/pdf")
     assert answer.content[:5] == b"%PDF-"
     # Nothing went to Stripe yet: it is a statement, and says that it is no invoice.
-    assert answer.headers["content-disposition"] == 'attachment; filename="usage-statement-2026-09-30.pdf"'
+    assert answer.headers["content-disposition"] == 'attachment; filename="usage-statement-2026-10-01.pdf"'
 
 
 def test_members_set_raise_acknowledge_and_remove_their_own_budget_and_no_other(world):
@@ -689,6 +689,8 @@ def objects_of(world, customer):
     return {
         "/account/invoices/{id}": f"/account/invoices/{rating}",
         "/account/invoices/{id}/pdf": f"/account/invoices/{rating}/pdf",
+        "/account/invoices/{id}/evidence": f"/account/invoices/{rating}/evidence",
+        "/account/invoices/{id}/evidence.zip": f"/account/invoices/{rating}/evidence.zip",
         "/account/lines/{id}": f"/account/lines/{line}",
         "/account/actions": "/account/actions?id={}&at={}".format(*action[customer]).replace("+", "%2B"),
     }
@@ -701,12 +703,34 @@ WITHOUT_OBJECT = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def with_packs(world, tmp_path):
+    """Each customer has the evidence pack of its closed month, and another one is under way, so that asking waits."""
+    at, _ = world
+    with at.engine.connect() as connection:
+        query = select(tables.ratings).where(tables.ratings.c.state == "closed")
+        closed = [dict(it) for it in connection.execute(query).mappings()]
+    for it in closed:
+        packs.ask(at.engine, "live", it["customer_id"], it, NOW)
+    assert [it.pack.state for it in packs.make_asked(at, tmp_path)] == ["made", "made"]
+    for it in closed:
+        another = it | {"rating_id": hashlib.sha256(it["rating_id"].encode()).hexdigest()}
+        packs.ask(at.engine, "live", it["customer_id"], another, NOW)
+    yield
+    with begin_write(at.engine) as connection:
+        for table in (tables.evidence_packs, tables.evidence_blocks):
+            connection.execute(delete(table))
+
+
+@pytest.mark.usefixtures("with_packs")
 def test_every_route_is_in_the_matrix_of_objects_and_roles(world):
     """Another customer's objects are answered as ids that do not exist; a role opens what it says and nothing else."""
     mine, theirs = objects_of(world, "acme"), objects_of(world, "globex")
     invented = {
         "/account/invoices/{id}": "/account/invoices/" + "0" * 64,
         "/account/invoices/{id}/pdf": "/account/invoices/" + "0" * 64 + "/pdf",
+        "/account/invoices/{id}/evidence": "/account/invoices/" + "0" * 64 + "/evidence",
+        "/account/invoices/{id}/evidence.zip": "/account/invoices/" + "0" * 64 + "/evidence.zip",
         "/account/lines/{id}": "/account/lines/" + "0" * 64,
         "/account/actions": "/account/actions?id=c-none&at=2026-11-07T10:00:00%2B00:00",
     }

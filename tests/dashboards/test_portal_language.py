@@ -22,7 +22,7 @@ from meterhouse_store.brand import Brand
 from meterhouse_store.language import LANGUAGES, Language, wanted
 
 PLACEHOLDERS = re.compile(r"%\([a-z_]+\)s|%%|%(?![%(])")
-SAME_IN_ALL = {"PDF", "CSV", "Parquet", "ok"}
+SAME_IN_ALL = {"PDF", "CSV", "Parquet", "ok", "python"}
 
 
 @pytest.fixture(scope="module")

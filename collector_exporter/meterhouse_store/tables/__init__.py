@@ -47,6 +47,8 @@ from meterhouse_store.tables.meters import (
     metered_invoices,
 )
 from meterhouse_store.tables.portal import (
+    evidence_blocks,
+    evidence_packs,
     line_questions,
     operator_changes,
     portal_embed_keys,
@@ -126,6 +128,8 @@ __all__ = [
     "decisions",
     "disputes",
     "erasures",
+    "evidence_blocks",
+    "evidence_packs",
     "grant_keys",
     "invoice_findings",
     "invoice_issues",

@@ -2,12 +2,15 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import DateTime, Dialect, MetaData, Numeric, String, Text, TypeDecorator
 from sqlalchemy.types import TypeEngine
 
 metadata = MetaData()
+
+MADE_AGAIN: Final = {"made_again": True}
+"""The `info` of a table whose rows are made of other tables' on demand: backups leave it out."""
 
 
 class Exact(TypeDecorator[Decimal]):

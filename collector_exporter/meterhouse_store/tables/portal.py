@@ -1,8 +1,8 @@
 """Who may look at the portal, and what was asked and changed there."""
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, Text
 
-from meterhouse_store.tables.columns import UtcTime, metadata
+from meterhouse_store.tables.columns import MADE_AGAIN, UtcTime, metadata
 
 # Who may sign in for a customer, as what; the row recorded last counts. No role: not any more.
 portal_members = Table(
@@ -133,4 +133,40 @@ line_questions = Table(
     Column("answered_by", String(128)),
     Column("answered_at", UtcTime),
     Index("line_questions_by_customer", "namespace", "customer_id"),
+)
+
+# Evidence packs that customers ask for in the portal: one of each closed period.
+evidence_packs = Table(
+    "evidence_packs",
+    metadata,
+    Column("rating_id", String(64), primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("period_start", UtcTime, nullable=False),
+    Column("period_end", UtcTime, nullable=False),
+    Column("state", String(8), nullable=False),  # asked | made | failed
+    Column("asked_at", UtcTime, nullable=False),
+    Column("tries", Integer, nullable=False),  # since it was asked for
+    Column("tried_at", UtcTime),
+    Column("made_at", UtcTime),
+    Column("problem", String(16)),  # of one that failed: differs | nothing | too_large | given_up
+    Column("manifest_sha256", String(64)),  # names the pack
+    Column("bytes", BigInteger),
+    Index("evidence_packs_by_state", "namespace", "state", "asked_at"),
+    Index("evidence_packs_by_customer", "namespace", "customer_id"),
+    info=MADE_AGAIN,
+)
+
+# The packs themselves, by what names them: a download of one goes on while it is made anew.
+evidence_blocks = Table(
+    "evidence_blocks",
+    metadata,
+    Column("rating_id", String(64), primary_key=True),
+    Column("manifest_sha256", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("namespace", String(64), nullable=False),
+    Column("customer_id", String(256), nullable=False),
+    Column("block", LargeBinary, nullable=False),
+    Index("evidence_blocks_by_customer", "namespace", "customer_id"),
+    info=MADE_AGAIN,
 )
