@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import uvicorn
 from portal_samples import BOOK, NOW, TOKEN, portal_world
+from sqlalchemy import delete
 
 from meterhouse_billing import policies, records
 from meterhouse_billing.gateway import connect
 from meterhouse_billing.world import World
-from meterhouse_portal import app, members
+from meterhouse_portal import app, members, packs
 from meterhouse_rating import publishing
+from meterhouse_rating.evidence_check.main import verify
+from meterhouse_store import tables
+from meterhouse_store.sql import begin_write
 
 PAGES = (
     "/account", "/account?meter=tool.calls&by=tool", "/account/usage", "/account/actions", "/account/invoices",
@@ -65,7 +69,7 @@ def browser(chromium):
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(portal, browser, screen):
+def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(portal, browser, screen, tmp_path):
     from axe_playwright_python.sync_playwright import Axe
 
     address, world = portal
@@ -122,6 +126,19 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
     page.get_by_role("button", name="Make a key").click()
     assert page.locator("pre").inner_text().startswith("mhc_")
     looked_at("key-made")
+    page.goto(f"{address}/account/invoices")
+    page.locator("main tbody a").first.click()
+    page.get_by_role("button", name="Ask for the evidence pack").click()
+    assert page.get_by_text("It takes a few minutes.").is_visible()
+    looked_at("evidence-asked")
+    assert [it.pack.state for it in packs.make_asked(world, tmp_path)] == ["made"]
+    page.get_by_role("link", name="Look again").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="evidence-2026-10-01-2026-11-01.zip").click()
+    assert verify(Path(download.value.path())).verified
+    looked_at("evidence-made")
+    with begin_write(world.engine) as connection:
+        connection.execute(delete(tables.evidence_packs))
     page.get_by_role("button", name="Sign out").click()
     page.wait_for_url("**/sign-in")
 
