@@ -4,6 +4,7 @@ import getpass
 import json
 import secrets
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from meterhouse_store.registry_commands import customers
 from meterhouse_store.terminal import Data, Json, existing, explained, fail, opened_registry
 
 if TYPE_CHECKING:
+    from clickhouse_connect.driver.client import Client
     from sqlalchemy import Engine
 
     from meterhouse_store.settings import Settings
@@ -47,8 +49,11 @@ def _erase(
     backups, and Stripe, have to be seen to there. Exit code 3 where something
     is left.
     """
+    from meterhouse_store import privacy
+
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
+        privacy.check_reason(why)
         found = _counted(engine, settings, customer_id, of_bytes)
         if dry_run:
             _print({"customer_id": customer_id, **found}, as_json, _would(customer_id, found))
@@ -98,12 +103,23 @@ def _erased(engine: "Engine", settings: "Settings", customer_id: str, why: str, 
     if not of_bytes:
         privacy.forget(engine, own, customer_id=customer_id, **said)
         return {"customer_id": customer_id, "bytes": False, "left": []}
+
+    def client_of(database: str) -> "Client":
+        return connect(settings, timeout_s=10, database=database)
+
+    if not privacy.is_under_way(engine, settings.namespace, customer_id):
+        # What can never be done must not be begun: nothing is decided about a customer until its erasure is through.
+        try:
+            with closing(client_of(settings.warehouse_database)) as client:
+                forgetting.check_free(engine, client, settings.namespace, customer_id)
+        except (CannotErase, WarehouseUnavailable, Error) as problem:
+            fail(str(problem))
     begun = privacy.begin(engine, own, customer_id=customer_id, **said)
     try:
         done = forgetting.forget_bytes(
             journal_directory(settings.data),
             engine,
-            lambda name: connect(settings, timeout_s=10, database=name),
+            client_of,
             settings.warehouse_database,
             begun,
             lambda line: print(line, file=sys.stderr, flush=True),

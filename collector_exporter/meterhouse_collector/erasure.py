@@ -96,13 +96,7 @@ def erase(
     decisions speak of. The customer's keys have to be revoked or restricted before, or new usage arrives under the old
     id. Raises CannotErase, OSError.
     """
-    if not customer_id:
-        raise CannotErase("name the customer: an empty id is usage without a customer")
-    if "\ufffd" in customer_id:
-        raise CannotErase(
-            "U+FFFD in an id stands for a character that is not stored as it came: the journal has no such id. "
-            "Revoke the customer's keys; its records leave with METERHOUSE_JOURNAL_RETENTION_DAYS"
-        )
+    _check_id(customer_id)
     with _sealed_segments(directory) as names, sealing.upkeep_lock(directory):
         intent = _intent(directory, customer_id, namespace, who, why, at, is_taken)
         pseudonyms = Pseudonyms(bytes.fromhex(intent["secret"]))
@@ -127,8 +121,9 @@ def erase(
 def count(directory: Path, customer_id: str, namespace: str) -> tuple[int, int]:
     """How many records of the journal speak of a customer, and in how many segments; nothing is changed.
 
-    Raises CannotErase where a segment cannot be read.
+    Raises CannotErase where a segment cannot be read, or the id cannot be erased.
     """
+    _check_id(customer_id)
     _check_journal(directory)
     names = Pseudonyms(secrets.token_bytes(32))
     records = of_segments = 0
@@ -138,6 +133,11 @@ def count(directory: Path, customer_id: str, namespace: str) -> tuple[int, int]:
             records += len(changed[1]["records"])
             of_segments += 1
     return records, of_segments
+
+
+def check_free(customer_id: str, is_taken: Callable[[str], bool]) -> None:
+    """Raises CannotErase where there is no pseudonym for the customer; `is_taken` as `erase` has it."""
+    _secret(customer_id, is_taken)
 
 
 def replay(directory: Path, erased: Erased, store: Store) -> None:
@@ -219,6 +219,16 @@ def _sealed_segments(directory: Path) -> Iterator[list[str]]:
             prefix = (directory / "collector_id").read_text(encoding="ascii")[:8]
             segments.recover(directory, prefix)
             yield segments.names(directory)
+
+
+def _check_id(customer_id: str) -> None:
+    if not customer_id:
+        raise CannotErase("name the customer: an empty id is usage without a customer")
+    if "\ufffd" in customer_id:
+        raise CannotErase(
+            "U+FFFD in an id stands for a character that is not stored as it came: the journal has no such id. "
+            "Revoke the customer's keys; its records leave with METERHOUSE_JOURNAL_RETENTION_DAYS"
+        )
 
 
 def _check_journal(directory: Path) -> None:

@@ -69,6 +69,11 @@ def forget_bytes(
     return Forgotten(pseudonym, told.left, rebuilt)
 
 
+def check_free(engine: Engine, client: Client, namespace: str, customer_id: str) -> None:
+    """Raises CannotErase where there is no pseudonym for the customer: before an erasure of it is begun."""
+    erasure.check_free(customer_id, lambda name: _is_taken(engine, client, namespace, name))
+
+
 @dataclass(frozen=True, slots=True)
 class _Rewritten:
     erasure_id: str

@@ -152,7 +152,7 @@ def begin(
     From then on nothing is decided about the customer's usage until it is through (decisions.py). Raises RegistryError
     without a reason.
     """
-    _check_reason(why)
+    check_reason(why)
     with begin_write(engine) as connection:
         decisions.alone(connection)
         table = tables.erasures
@@ -175,7 +175,7 @@ def forget(
 
     Raises RegistryError where the customer is not registered, or without a reason.
     """
-    _check_reason(why)
+    check_reason(why)
     check_registered(engine, namespace, customer_id)
     with begin_write(engine) as connection:
         words = words_of(connection, namespace, customer_id)
@@ -227,7 +227,8 @@ def finish(engine: Engine, erasure: Erasure, pseudonym: str, now: datetime) -> N
     _purge(engine)
 
 
-def _check_reason(why: str) -> None:
+def check_reason(why: str) -> None:
+    """Raises RegistryError where no reason is given."""
     if not why.strip():
         raise RegistryError("say why: it is kept with the erasure")
 
