@@ -202,7 +202,7 @@ def finalize(context: Context, name: str, given: dict[str, Any]) -> dict[str, An
         _retotal(context, invoice)
         taxes.require(invoice)
     owed = invoice["total"] + customer["balance"]
-    number = f"SANDBOX-{1 + len(context.state.newest_first('invoice', lambda other: other['number'] is not None)):04d}"
+    number = f"SANDBOX-{context.state.next_invoice_number():04d}"
     invoice |= {
         "status": "open",
         "number": number,

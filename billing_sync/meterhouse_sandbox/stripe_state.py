@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, route TEXT NOT NULL, p
   status INTEGER NOT NULL, body TEXT NOT NULL, created REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS replies_by_time ON replies (created);
 CREATE TABLE IF NOT EXISTS deliveries (event_id TEXT PRIMARY KEY, attempts INTEGER NOT NULL, next_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS numbers (account TEXT PRIMARY KEY, latest INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS clock (one INTEGER PRIMARY KEY CHECK (one = 1), ahead_s REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS meter_events (seq INTEGER PRIMARY KEY, identifier TEXT NOT NULL, event_name TEXT NOT NULL,
   customer TEXT NOT NULL, at INTEGER NOT NULL, value TEXT NOT NULL, received REAL NOT NULL, counts INTEGER NOT NULL);
@@ -119,6 +120,16 @@ class State:
     def count(self, kind: str, owner: str) -> int:
         query = "SELECT count(*) FROM objects WHERE kind = ? AND owner = ?"
         return int(self._sql.execute(query, (self._of_account(kind), owner)).fetchone()[0])
+
+    def next_invoice_number(self) -> int:
+        """1, 2, 3 … of the account's finalised invoices; to count them anew each time would take ever longer."""
+        row = self._sql.execute("SELECT latest FROM numbers WHERE account = ?", (self.account,)).fetchone()
+        if row is None:  # also of a file from before there were numbers
+            there = len(self.newest_first("invoice", lambda one: one["number"] is not None))
+        else:
+            there = row[0]
+        self._sql.execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", (self.account, there + 1))
+        return int(there) + 1
 
     # ---- idempotency
 

@@ -9,6 +9,8 @@ import urllib.request
 import pytest
 import stripe
 
+from meterhouse_sandbox.stripe_state import State, new_id
+
 
 def draft(client, **params):
     customer = client.v1.customers.create({"name": "Acme", "email": "a@acme.example"})
@@ -220,3 +222,20 @@ def test_a_sandbox_says_where_it_listens_and_its_first_page_answers(arguments, t
             process.terminate()
         said += process.stdout.read()
     assert [words for words in told if words.format(url=url) not in said] == []
+
+
+def test_invoices_are_numbered_on_after_a_restart_per_account_and_without_counting_them_again(tmp_path):
+    file = tmp_path / "stripe.db"
+    state = State(file, webhooks=False)
+    for number in ("SANDBOX-0001", None, "SANDBOX-0002"):  # of before there was a count of them, and a draft
+        state.put("invoice", {"id": new_id("in"), "number": number})
+    assert [state.next_invoice_number() for _ in range(2)] == [3, 4]
+    state.account = "acct_1"
+    assert state.next_invoice_number() == 1
+    state.close()
+    state = State(file, webhooks=False)
+    read = []
+    state._sql.set_trace_callback(read.append)
+    assert state.next_invoice_number() == 5
+    assert not [it for it in read if "FROM objects" in it]
+    state.close()
