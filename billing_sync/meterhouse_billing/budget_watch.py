@@ -30,6 +30,7 @@ def watch(settings: Settings, every_s: float, tell: Callable[[Round], None]) -> 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
+    pauses = PauseSettings()
     engine = engine_of(settings)
     watching: Watch | None = None
     told = ""
@@ -37,7 +38,7 @@ def watch(settings: Settings, every_s: float, tell: Callable[[Round], None]) -> 
         wait_s = every_s
         try:
             watching = watching or Watch(world_of(settings, engine, timeout_s=_CONNECT_S))
-            for said in payment_pauses.follow(engine, settings.namespace, PauseSettings(), watching.world.now()):
+            for said in payment_pauses.follow(engine, settings.namespace, pauses, watching.world.now()):
                 print(said, flush=True)
             done = watching.due()
             if done is not None:

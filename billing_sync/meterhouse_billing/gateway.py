@@ -15,6 +15,7 @@ import urllib3
 from meterhouse_billing.credit_documents import Shown, read_note
 from meterhouse_billing.documents import StripeInvoice, StripeLine, read_invoice, read_line
 from meterhouse_billing.pace import TEST, Limits, Pacer
+from meterhouse_store.settings import is_address
 
 TIMEOUT_S: Final = 30
 ATTEMPTS: Final = 5
@@ -39,6 +40,10 @@ class BillingError(RuntimeError):
 
 class NoStripeKey(BillingError):
     """There is no key to talk to Stripe with."""
+
+
+class WrongSetting(BillingError):
+    """A variable of the environment that cannot be used; the text names it."""
 
 
 class LiveKeyRefused(BillingError):
@@ -71,7 +76,7 @@ def connect(environment: Mapping[str, str], *, live: bool, own_key: str = "") ->
     Calls keep to Stripe's published limits, those of test mode with a test key; a local Stripe (METERHOUSE_STRIPE_URL)
     is not waited for. METERHOUSE_STRIPE_PER_S says otherwise: so many calls a second in all.
 
-    `live` allows live keys. Raises NoStripeKey or LiveKeyRefused, ValueError for an unusable URL or number.
+    `live` allows live keys. Raises NoStripeKey or LiveKeyRefused, WrongSetting for an unusable URL or number.
     """
     key = environment.get(own_key) or environment.get("STRIPE_API_KEY") or environment.get("STRIPE_SECRET_KEY")
     if not key:
@@ -88,8 +93,8 @@ def connect(environment: Mapping[str, str], *, live: bool, own_key: str = "") ->
             raise LiveKeyRefused(
                 "this is a live key and the namespace is a test one, which never uses it: set a test key (sk_test_...)"
             )
-    if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname):
-        raise ValueError("METERHOUSE_STRIPE_URL must look like http://127.0.0.1:12111")
+    if url and not is_address(url, ("http", "https")):
+        raise WrongSetting("METERHOUSE_STRIPE_URL must look like http://127.0.0.1:12111")
     pacer = _pacer(environment.get("METERHOUSE_STRIPE_PER_S"), test="_test_" in key, local=bool(url))
     # Otherwise the SDK writes an id file into the home directory and reports timings.
     stripe.enable_telemetry = False
@@ -111,7 +116,7 @@ def _pacer(said: str | None, *, test: bool, local: bool) -> Pacer | None:
     if said is None:
         return None if local else Pacer(TEST if test else Limits())
     if not said.isascii() or not said.isdigit() or not int(said):
-        raise ValueError("METERHOUSE_STRIPE_PER_S is a number of calls a second, such as 100")
+        raise WrongSetting("METERHOUSE_STRIPE_PER_S is a number of calls a second, such as 100")
     # A local Stripe has the limits of live mode (`sandbox stripe --limits`).
     return Pacer(replace(TEST if test and not local else Limits(), overall=int(said)))
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from meterhouse_billing import notice_samples, notice_texts
@@ -34,6 +34,13 @@ class TemplateSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="METERHOUSE_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     notice_templates: Path | None = Field(default=None)
+
+    @field_validator("notice_templates")
+    @classmethod
+    def _is_directory(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_dir():
+            raise ValueError(f"there is no directory {path}")
+        return path
 
 
 class TemplateBroken(ValueError):

@@ -53,9 +53,10 @@ def bill(world: World, drafts: list[Draft], *, approve: bool) -> Iterator[Step]:
 
     An exception with one invoice does not stop the others. Raises StripeUnavailable: everything done stays done.
     """
+    settings = NoticeSettings()  # what is wrong with them is told before anything is made
     for draft in drafts:
         try:
-            yield from _one(world, draft, approve=approve)
+            yield from _one(world, draft, settings, approve=approve)
         except StripeUnavailable:
             raise
         except (BillingError, NotPayable, states.Contradiction, states.NotNow) as problem:
@@ -116,14 +117,14 @@ def prepare(world: World, draft: Draft, policy: Policy) -> Iterator[Step]:
     raise BillingError(f"{period}: the draft was gone {MAX_ISSUES_A_RUN} times in one run; who deletes it in Stripe?")
 
 
-def _one(world: World, draft: Draft, *, approve: bool) -> Iterator[Step]:
+def _one(world: World, draft: Draft, settings: NoticeSettings, *, approve: bool) -> Iterator[Step]:
     policy = reviews.policy_of(world, draft.customer_id)
     yield from prepare(world, draft, policy)
     row = _invoice(world, draft)
     if row["state"] not in states.PENDING:
         return
     if row["state"] != states.APPROVED:
-        yield from _judge(world, draft, row, policy, approve=approve)
+        yield from _judge(world, draft, row, policy, settings, approve=approve)
         row = _invoice(world, draft)  # a person may have put it on hold meanwhile
     if row["state"] == states.APPROVED:
         if (refusal := reviews.second_person(world, row, policy)) is not None:
@@ -132,7 +133,9 @@ def _one(world: World, draft: Draft, *, approve: bool) -> Iterator[Step]:
             yield finalise(world, draft, policy, row["stripe_invoice_id"], why="bill run")
 
 
-def _judge(world: World, draft: Draft, row: RowMapping, policy: Policy, *, approve: bool) -> Iterator[Step]:
+def _judge(
+    world: World, draft: Draft, row: RowMapping, policy: Policy, settings: NoticeSettings, *, approve: bool
+) -> Iterator[Step]:
     """Draft or in review: approve it, or have it wait for a person."""
     hold = reviews.on_hold(world, draft.invoice_id)
     if hold is not None:
@@ -149,7 +152,7 @@ def _judge(world: World, draft: Draft, row: RowMapping, policy: Policy, *, appro
         why = "bill run --approve" + (f", in spite of: {told}" if told else "")
         reviews.decide(world, draft.invoice_id, states.APPROVED, who=world.who, why=why)
         yield Step(draft.customer_id, "approved")
-    elif not found and policy.automatic and world.now() < (until := look_until(row["created_at"], NoticeSettings())):
+    elif not found and policy.automatic and world.now() < (until := look_until(row["created_at"], settings)):
         yield Step(draft.customer_id, f"the customer may look at it until {until:%Y-%m-%d %H:%M} UTC")
     elif not found and policy.automatic:
         why = "nothing to look at, and the namespace's invoices are approved by rule"

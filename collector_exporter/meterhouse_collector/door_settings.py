@@ -6,11 +6,15 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meterhouse_store.settings import is_address
+
 
 class DoorSettings(BaseSettings):
     """Read from `METERHOUSE_*` (docs/operations.md, "The doors"). Raises pydantic.ValidationError."""
 
-    model_config = SettingsConfigDict(env_prefix="METERHOUSE_", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="METERHOUSE_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     tls_cert: Path | None = None
     """PEM: the server's certificate and the ones between it and its CA. With it both doors speak TLS only."""
@@ -35,6 +39,20 @@ class DoorSettings(BaseSettings):
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}")
         return path
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if value is not None and not is_address(value, ("http", "https")):
+            raise ValueError("the base URL of OTLP/HTTP, such as http://localhost:4318")
+        return value
+
+    @field_validator("otel_exporter_otlp_headers")
+    @classmethod
+    def _is_pairs(cls, value: str) -> str:
+        if not all(it.partition("=")[0].strip() and "=" in it for it in value.split(",") if it):
+            raise ValueError("headers are written name=value,name=value")
+        return value
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

@@ -43,6 +43,7 @@ from meterhouse_collector.warehouse_counts import WarehouseCounts
 from meterhouse_store import access, key_uses, warehouse
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
+from meterhouse_store.terminal import wrong_settings
 
 GRACE_S: Final = 5
 """How long requests under way may take to end when the collector stops."""
@@ -62,8 +63,11 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     try:
         doors = DoorSettings()
         tls = _tls(doors)
-    except (ValidationError, OSError) as problem:
-        print(f"the collector cannot start, its settings cannot be used: {problem}", file=sys.stderr)
+    except ValidationError as problem:
+        print(wrong_settings(problem), file=sys.stderr)
+        return 2
+    except OSError as problem:
+        print(f"METERHOUSE_TLS_CERT, _KEY and _CLIENT_CA name files of PEM that fit: {problem}", file=sys.stderr)
         return 2
     logs.configure(doors.log)
     stop = threading.Event()
@@ -78,8 +82,8 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     mapping = MappingFile(settings.mapping_file)
     try:
         mapping.load()
-    except (MappingError, OSError) as problem:
-        print(f"the collector cannot start, the mapping file cannot be used:\n{problem}", file=sys.stderr)
+    except (MappingError, OSError, UnicodeDecodeError) as problem:
+        print(f"the collector cannot start, the file of METERHOUSE_MAPPING cannot be used:\n{problem}", file=sys.stderr)
         return 1
     figures = Figures()
     try:

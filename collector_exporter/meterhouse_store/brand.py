@@ -43,6 +43,13 @@ class Brand(BaseSettings):
         # docker compose passes a variable that is not set as the empty string.
         return None if value == "" else value
 
+    @field_validator("logo", "font")
+    @classmethod
+    def _is_file(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path
+
     @field_validator("name", "colour", "language", mode="before")
     @classmethod
     def _empty_is_default(cls, value: object, info: object) -> object:

@@ -9,8 +9,10 @@ from email.utils import formataddr, parseaddr
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from meterhouse_store.settings import is_address
 
 TIMEOUT_S: Final = 20
 _LOCAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -20,12 +22,26 @@ _PORTS: Final = {"smtp": 587, "smtps": 465}
 class MailSettings(BaseSettings):
     """Where mail goes out, and from whom; read from `METERHOUSE_SMTP_URL` and `METERHOUSE_MAIL_FROM`."""
 
-    model_config = SettingsConfigDict(env_prefix="METERHOUSE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="METERHOUSE_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     smtp_url: str = Field(default="", repr=False)
     """smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465; empty: no mail is sent."""
     mail_from: str = ""
     """The sender, as `Acme AI <billing@acme.example>`."""
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _is_server(cls, value: str) -> str:
+        if value and not is_address(value, _PORTS):
+            raise ValueError("smtp://user:password@host:587 or smtps://...:465")
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _is_sender(cls, value: str) -> str:
+        if value and "@" not in parseaddr(value)[1]:
+            raise ValueError("the sender, such as `Acme AI <billing@acme.example>`")
+        return value
 
     @property
     def usable(self) -> bool:
@@ -73,8 +89,7 @@ def send(settings: MailSettings, made: EmailMessage) -> None:
 @contextmanager
 def _server(settings: MailSettings) -> Iterator[smtplib.SMTP]:
     url = urlsplit(settings.smtp_url)
-    if url.scheme not in _PORTS or not url.hostname:
-        raise MailRefused("METERHOUSE_SMTP_URL is written smtp://user:password@host:587 or smtps://...:465")
+    assert url.hostname, "the settings let no other URL in"
     context = ssl.create_default_context()
     address = (url.hostname, url.port or _PORTS[url.scheme])
     try:

@@ -49,9 +49,15 @@ def declared(settings: Settings) -> dict[str, Meter]:
     if settings.meters_file is None:
         return found
     file = settings.meters_file
-    if file.stat().st_size > MAX_BYTES:
-        raise MetersError(f"{file}: a file of meters has at most {MAX_BYTES} bytes")
-    own = parse(file.read_text(encoding="utf-8"), str(file))
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise MetersError(f"{file}: a file of meters has at most {MAX_BYTES} bytes")
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as problem:
+        raise MetersError(f"{file}: the file that METERHOUSE_METERS names is no text in UTF-8: {problem}") from None
+    except OSError as problem:
+        raise OSError(problem.errno, f"{problem.strerror} (METERHOUSE_METERS names it)", str(file)) from None
+    own = parse(text, str(file))
     taken = sorted(set(own) & set(found))
     if taken:
         raise MetersError("\n".join(f"{file}: {name} is a built-in meter: choose another name" for name in taken))

@@ -1,12 +1,23 @@
 """Settings: where the data is and how the warehouse and the SQL database are reached. Environment variables only."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_DATA = Path("meterhouse-data")
+
+
+def is_address(url: str, schemes: Collection[str]) -> bool:
+    """Whether it is a URL of one of the schemes, with a host, and a port that is a number where it has one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class Settings(BaseSettings):
@@ -60,10 +71,17 @@ class Settings(BaseSettings):
     def _empty_is_off(cls, value: object) -> object:
         return False if value == "" else value
 
+    @field_validator("warehouse_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if value is not None and not is_address(value, ("http", "https")):
+            raise ValueError("ClickHouse's HTTP interface, http://user:password@host:8123")
+        return value
+
     @field_validator("sql_url")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        if value and not re.match(r"sqlite(\+\w+)?:///(?!:memory:).|postgresql(\+\w+)?://", value):
+        if value and not _is_database(value):
             raise ValueError(
                 "a file, sqlite:////absolute/path/meterhouse.db, or a server, postgresql://user:password@host/meterhouse"
             )
@@ -72,6 +90,19 @@ class Settings(BaseSettings):
     def model_post_init(self, _context: object) -> None:
         if not self.sql_url:
             object.__setattr__(self, "sql_url", f"sqlite:///{self.data / 'meterhouse.db'}")
+
+
+def _is_database(url: str) -> bool:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    if not re.match(r"sqlite(\+\w+)?:///(?!:memory:).|postgresql(\+\w+)?://", url):
+        return False
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):  # a port that is no number
+        return False
+    return True
 
 
 def load(data: Path | None = None) -> Settings:

@@ -82,12 +82,21 @@ def settings_of(data: Path | None) -> "Settings":
 
 
 def wrong_settings(problem: "ValidationError") -> str:
-    """What is wrong in the environment, a line for each variable; without what has a password in it."""
+    """What is wrong in the environment, a line for each variable; what no repr shows, as passwords, is not shown."""
+    from pydantic_settings import BaseSettings
+
+    (of,) = (it for it in BaseSettings.__subclasses__() if it.__name__ == problem.title)
+    prefix = of.model_config.get("env_prefix", "")
+    shown = {name for named, it in of.model_fields.items() if it.repr for name in (named, it.validation_alias)}
     lines = []
     for it in problem.errors():
-        name = "_".join(map(str, it["loc"])).upper().removeprefix("METERHOUSE_")
-        told = "" if name in ("SQL_URL", "WAREHOUSE_URL") else f", not {it['input']!r}"
-        lines.append(f"METERHOUSE_{name}: {it['msg'].removeprefix('Value error, ')}{told}")
+        said = it["msg"].removeprefix("Value error, ")
+        if not it["loc"]:  # of several variables: it names them
+            lines.append(said)
+            continue
+        name = it["loc"][0]
+        variable, given = prefix + str(name).upper().removeprefix(prefix), str(it["input"])
+        lines.append(f"{variable}: {said}" + (f", not {given!r}" if name in shown and given not in said else ""))
     return "\n".join(lines)
 
 

@@ -55,10 +55,6 @@ def connect(settings: Settings, *, timeout_s: float = 60, database: str | None =
     """
     url = settings.warehouse_url or embedded_url(settings, user)
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise WarehouseUnavailable(
-            "METERHOUSE_WAREHOUSE_URL must look like http://user:password@host:8123 (ClickHouse's HTTP interface)"
-        )
     port = parts.port or (8443 if parts.scheme == "https" else 8123)
     _wait(f"{parts.scheme}://{parts.hostname}:{port}/ping", timeout_s)
     return clickhouse_connect.get_client(

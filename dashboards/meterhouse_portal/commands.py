@@ -47,15 +47,12 @@ def serve(
     http://HOST:PORT/?token=TOKEN once per browser. Customers sign in at /account, whom `meterhouse portal invite` adds.
     """
     import uvicorn
+    from pydantic import ValidationError
 
     from meterhouse_portal.app import build
-    from meterhouse_store.settings import NoData, load_existing
+    from meterhouse_store.terminal import wrong_settings
 
-    try:
-        settings = load_existing(data)
-    except NoData as missing:
-        typer.echo(str(missing), err=True)
-        raise typer.Exit(1) from None
+    settings = existing(data)
     token = portal_token(settings.data)
     if token is None:
         typer.echo(
@@ -68,6 +65,9 @@ def serve(
     typer.echo(f"portal: http://{host}:{port}/ (with /?token= once), health: http://{host}:{port}/healthz")
     try:
         app = build(settings, token, public_url=settings.public_url or f"http://{host}:{port}")
+    except ValidationError as wrong:
+        typer.echo(wrong_settings(wrong), err=True)
+        raise typer.Exit(2) from None
     except (ValueError, OSError) as wrong:  # brand, OpenID provider, frames
         typer.echo(str(wrong), err=True)
         raise typer.Exit(1) from None

@@ -90,7 +90,10 @@ class OpenIdSettings(BaseSettings):
             raise ValueError(f"METERHOUSE_OIDC_ISSUER is {self.issuer!r}: it is an https:// address without ? and #")
         if not self.client_id:
             raise ValueError("set METERHOUSE_OIDC_CLIENT_ID to what the provider calls this portal")
-        self.secret()
+        try:
+            self.secret()
+        except OSError as problem:
+            raise ValueError(f"METERHOUSE_OIDC_CLIENT_SECRET_FILE: {problem.filename}: {problem.strerror}") from None
         return self
 
 

@@ -55,6 +55,7 @@ def _write(
     from meterhouse_store.brand import Brand
     from meterhouse_store.language import Language
     from meterhouse_store.sql import open_engine
+    from meterhouse_store.terminal import wrong_settings
 
     settings = existing(data)
     with explained():
@@ -63,8 +64,7 @@ def _write(
             document = read(open_engine(settings), settings.namespace, customer, period, Language(brand.language))
             content = draw(document, brand)
         except ValidationError as refused:
-            told = (f"METERHOUSE_BRAND_{it['loc'][0]}".upper() + f": {it['msg']}" for it in refused.errors())
-            fail("\n".join(told))
+            fail(wrong_settings(refused))
         except PeriodError as refused:
             raise typer.BadParameter(str(refused)) from None
         except (NoDocument, ValueError, OSError) as refused:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from meterhouse_billing import pace, pool, records
-from meterhouse_billing.gateway import LiveKeyRefused, StripeRefused, StripeUnavailable, connect
+from meterhouse_billing.gateway import LiveKeyRefused, StripeRefused, StripeUnavailable, WrongSetting, connect
 from meterhouse_billing.pace import TEST, Limits, Pacer, endpoint_of
 from meterhouse_billing.world import World
 from meterhouse_store import audit_book, roles, tables
@@ -244,7 +244,7 @@ def test_stripe_is_reached_through_the_proxy_that_the_environment_names(sandbox,
 
 
 def test_a_number_of_calls_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="METERHOUSE_STRIPE_PER_S is a number of calls a second"):
+    with pytest.raises(WrongSetting, match="METERHOUSE_STRIPE_PER_S is a number of calls a second"):
         connect({"STRIPE_API_KEY": "sk_test_1", "METERHOUSE_STRIPE_PER_S": "many"}, live=False)
 
 

@@ -230,7 +230,7 @@ def test_our_own_exporter_reports_over_mutual_tls_with_a_private_ca(
         ({"METERHOUSE_TLS_CERT": "CERT"}, "set both, or none"),
         ({"METERHOUSE_TLS_CLIENT_CA": "CERT"}, "needs METERHOUSE_TLS_CERT"),
         ({"METERHOUSE_TLS_CERT": "/nowhere", "METERHOUSE_TLS_KEY": "/nowhere"}, "there is no file /nowhere"),
-        ({"METERHOUSE_TLS_CERT": "CERT", "METERHOUSE_TLS_KEY": "CERT"}, "cannot be used"),
+        ({"METERHOUSE_TLS_CERT": "CERT", "METERHOUSE_TLS_KEY": "CERT"}, "name files of PEM that fit"),
     ],
 )
 def test_settings_that_cannot_work_are_said_at_start(authority, tmp_path, variables, says):

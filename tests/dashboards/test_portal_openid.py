@@ -245,7 +245,7 @@ def test_without_settings_there_is_no_such_way_and_wrong_ones_are_refused_at_the
     with pytest.raises(ValueError, match="METERHOUSE_OIDC_CLIENT_ID"):
         OpenIdSettings(issuer="https://login.example.com").checked()
     known = {"issuer": "https://login.example.com", "client_id": "x"}
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"METERHOUSE_OIDC_CLIENT_SECRET_FILE: .*/none: No such file"):
         OpenIdSettings(**known, client_secret_file=tmp_path / "none").checked()
     (tmp_path / "secret").write_text("from a file\n")
     assert OpenIdSettings(client_secret_file=tmp_path / "secret").secret() == "from a file"
