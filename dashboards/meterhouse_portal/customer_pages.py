@@ -297,6 +297,9 @@ class CustomerPages:
 
     def open_frame(self, request: Request, form: Mapping[str, str]) -> Response:
         """The signed address of a frame: good once, and in a frame only."""
+        if request.method == "HEAD":
+            # Whoever only looks whether the address is there (a link checker, a proxy) must not use it up.
+            return Response(status_code=405, headers={"Allow": "GET"})
         if request.headers.get("sec-fetch-dest", "iframe") != "iframe":
             return self._message(request, 403, "Only in a frame", "Open this page in the application that shows it.")
         namespace, token = self._settings.namespace, request.query_params.get("token", "")

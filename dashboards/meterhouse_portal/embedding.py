@@ -196,13 +196,14 @@ def _verified(engine: Engine, namespace: str, token: str, now: datetime) -> tupl
         registry.validate(found.claims)
     except EmbedRefused:
         raise
-    except (JoseError, ValueError) as wrong:
+    except (JoseError, ValueError, TypeError, RecursionError) as wrong:
+        # The last two: joserfc takes a `crit` for a list, and reads JSON as deep as it comes.
         raise EmbedRefused(f"the token: {wrong}") from None
     claims = found.claims
     if claims["exp"] > claims["iat"] + TOKEN_LIFE.total_seconds():
         raise EmbedRefused(f"the token is good for longer than {TOKEN_LIFE.seconds} seconds")
-    if not 16 <= len(claims["jti"]) <= 128 or not claims["sub"].isprintable():
-        raise EmbedRefused("the token's `jti` has 16 to 128 characters, its `sub` is a customer's id")
+    if not 16 <= len(claims["jti"]) <= 128 or not (claims["jti"] + claims["sub"]).isprintable():
+        raise EmbedRefused("the token's `jti` has 16 to 128 printable characters, its `sub` is a customer's id")
     return str(found.header["kid"]), claims
 
 

@@ -65,6 +65,12 @@ def base64url(raw):
 JTI = iter(range(10**6))
 
 
+def sealed(key, header, claims):
+    """Two JSON texts, whatever they are, signed with the key."""
+    content = f"{base64url(header.encode())}.{base64url(claims.encode())}"
+    return f"{content}.{base64url(hmac.digest(key.encode(), content.encode(), hashlib.sha256))}"
+
+
 def signed(key, header=None, **claims):
     """A token as a host makes it, of what RFC 7515 says."""
     claims = {
@@ -72,8 +78,7 @@ def signed(key, header=None, **claims):
     } | claims  # fmt: skip
     header = {"alg": "HS256", "typ": "JWT", "kid": key.partition(".")[0]} | (header or {})
     parts = ({name: it for name, it in each.items() if it is not None} for each in (header, claims))
-    content = ".".join(base64url(json.dumps(it).encode()) for it in parts)
-    return f"{content}.{base64url(hmac.digest(key.encode(), content.encode(), hashlib.sha256))}"
+    return sealed(key, *map(json.dumps, parts))
 
 
 # ---- what opens a frame ---------------------------------------------------------------------------------------------
@@ -126,6 +131,8 @@ def test_a_token_opens_once_and_what_was_open_before_closes_with_a_refusal(world
         ({"alg": "HS512"}, {}, "HS512"),
         ({"kid": "ek_unknown"}, {}, "no key in use"),
         ({"kid": None}, {}, "no `kid`"),
+        ({"crit": 5}, {}, "the token: "),
+        ({}, {"jti": "\ud800" * 16}, "16 to 128"),
     ],
     ids=str,
 )
@@ -142,6 +149,24 @@ def test_a_token_that_was_changed_opens_nothing(world, key):
     with framing(world) as browser:
         for token in (f"{header}.{other}.{signature}", f"{header}.{claims}.", "", "x", "x" * 5000):
             assert browser.get("/embed", params={"token": token}).status_code == 403
+
+
+def test_a_token_of_no_claims_opens_nothing_though_the_key_signed_it(world, key):
+    header = json.dumps({"alg": "HS256", "typ": "JWT", "kid": key.partition(".")[0]})
+    with framing(world) as browser:
+        for claims in ("[" * 2000, "[]", "1", "x", ""):
+            answer = browser.get("/embed", params={"token": sealed(key, header, claims)})
+            assert (answer.status_code, COOKIE in browser.cookies) == (403, False), claims
+
+
+def test_asking_for_the_head_of_an_address_does_not_use_it_up(world, key):
+    token = signed(key)
+    with framing(world) as browser:
+        answer = browser.head("/embed", params={"token": token})
+        assert (answer.status_code, answer.headers["allow"], COOKIE in browser.cookies) == (405, "GET", False)
+        assert browser.get("/embed", params={"token": token}).status_code == 303
+        assert browser.head("/embed", params={"token": token}).status_code == 405
+        assert browser.get("/embed/account").status_code == 200  # a used one closes what is open: not by its head
 
 
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
