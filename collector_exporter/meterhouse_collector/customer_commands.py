@@ -3,6 +3,7 @@
 import getpass
 import json
 import secrets
+import shutil
 import sys
 from contextlib import closing
 from datetime import UTC, datetime
@@ -88,6 +89,12 @@ def _counted(engine: "Engine", settings: "Settings", customer_id: str, of_bytes:
     return {"would_change": would_change, "journal": {"records": records, "segments": segments}}
 
 
+def _clear_scratch(settings: "Settings") -> None:
+    """Remove what a killed maker of evidence packs left; one that is at it tries again."""
+    for left in settings.packs_scratch.glob("*/"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _erased(engine: "Engine", settings: "Settings", customer_id: str, why: str, of_bytes: bool) -> dict[str, Any]:
     from clickhouse_connect.driver.exceptions import Error
 
@@ -102,6 +109,7 @@ def _erased(engine: "Engine", settings: "Settings", customer_id: str, why: str, 
     said: dict[str, Any] = {"namespace": settings.namespace, "who": getpass.getuser(), "why": why, "now": now}
     if not of_bytes:
         privacy.forget(engine, own, customer_id=customer_id, **said)
+        _clear_scratch(settings)
         return {"customer_id": customer_id, "bytes": False, "left": []}
 
     def client_of(database: str) -> "Client":
@@ -127,6 +135,7 @@ def _erased(engine: "Engine", settings: "Settings", customer_id: str, why: str, 
         )
     except (CannotErase, CannotRebuild, WarehouseUnavailable, Error) as problem:
         fail(f"not finished: {problem}. Run the same command again")
+    _clear_scratch(settings)
     return {
         "customer_id": done.pseudonym,
         "bytes": True,

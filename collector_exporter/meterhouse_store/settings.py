@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     portal_evidence: bool = False
     """Whether customers can have evidence packs in the portal: all plans of the price book are in one."""
 
+    @property
+    def packs_scratch(self) -> Path:
+        """Where evidence packs are made: customers' events are in it, so an erasure clears it."""
+        return self.data / "run" / "packs"
+
     @field_validator("data")
     @classmethod
     def _absolute(cls, data: Path) -> Path:

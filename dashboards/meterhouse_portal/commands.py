@@ -13,7 +13,7 @@ import typer
 from meterhouse_store.terminal import Data, Json, existing, explained, fail, moment, opened_registry, plain, print_table
 
 if TYPE_CHECKING:
-    from meterhouse_portal.packs import Outcome
+    from meterhouse_portal.packs import Pack
 
 ENV_TOKEN = "METERHOUSE_PORTAL_TOKEN"
 TOKEN_LENGTH = 16
@@ -213,26 +213,29 @@ def questions_command(
 def packs_command(data: Data = None, as_json: Json = False) -> None:
     """Make the evidence packs that customers asked for in the portal; `meterhouse jobs` does it every round.
 
-    A pack is made and verified as by `meterhouse evidence`, and kept for a week. May be run again at any time. One that
-    cannot be made now is tried again, later each time, eight times in all. Exit codes: 0 done; 1 some could not be made
-    now; 3 done, but some cannot be made: each says why, and the customer reads that you were told.
+    A pack is made and verified as by `meterhouse evidence`, and kept for a week. May be run again at any time; no pack
+    is begun after five minutes of a run. One that cannot be made now is tried again, later each time, eight times in
+    all. What waits or cannot be made is told by each run, and why. Exit codes: 0 done; 1 some could not be made now and
+    wait; 3 done, but some cannot be made.
     """
     from meterhouse_portal import packs
     from meterhouse_rating.command_line import refusals, world_of
 
     settings = existing(data)
-    found = []
-    with refusals():
-        for outcome in packs.make_asked(world_of(settings), settings.data):
-            found.append({**plain(vars(outcome.pack)), "why": outcome.why})
-            if not as_json:
-                print(_told_of_pack(outcome))
+    with refusals(), packs.alone(settings.packs_scratch) as scratch:
+        world = world_of(settings)
+        made = [] if scratch is None else [it for it in packs.make_asked(world, scratch) if it.state == packs.MADE]
+        left = packs.not_made(world.engine, world.namespace)
     if as_json:
-        print(json.dumps(found, indent=2))
-    states = {it["state"] for it in found}
-    if packs.ASKED in states:
+        print(json.dumps([plain(vars(it)) for it in (*made, *left)], indent=2))
+    else:
+        for pack in (*made, *left):
+            print(_told_of_pack(pack))
+        if scratch is None:
+            print("Another run makes packs now.")
+    if any(it.state == packs.ASKED and it.tries for it in left) and scratch is not None:
         raise typer.Exit(1)
-    if packs.FAILED in states:
+    if any(it.state == packs.FAILED for it in left):
         raise typer.Exit(EXCEPTIONS)
 
 
@@ -300,17 +303,19 @@ def _question_row(it: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _told_of_pack(it: "Outcome") -> str:
+def _told_of_pack(pack: "Pack") -> str:
     from meterhouse_portal import packs
     from meterhouse_rating.periods import Period
 
-    pack = it.pack
     of = f"{pack.customer_id} {Period(pack.period_start, pack.period_end)}"
     if pack.state == packs.MADE:
         return f"{of}: made, {pack.bytes:,} bytes"
     if pack.state == packs.FAILED:
-        return f"{of}: cannot be made: {it.why}"
-    return f"{of}: not made now, tried {pack.tries} of {packs.TRIES} times: {it.why}"
+        return f"{of}: cannot be made: {pack.why}"
+    if not pack.tries:
+        return f"{of}: waits for the next run"
+    why = pack.why or "whoever made it was killed"
+    return f"{of}: not made now, tried {pack.tries} of {packs.TRIES} times: {why}"
 
 
 def portal_token(data: Path) -> str | None:

@@ -13,7 +13,7 @@ from meterhouse_billing import approvals, disputes, records, reviews
 from meterhouse_billing.gateway import BillingError
 from meterhouse_billing.states import NotNow
 from meterhouse_billing.world import Desk
-from meterhouse_portal import operator_customers, operator_prices, questions
+from meterhouse_portal import operator_customers, operator_prices, packs, questions
 from meterhouse_portal.operator_visit import ROWS, OperatorPage, OperatorVisit
 from meterhouse_portal.stores import NoWarehouse
 from meterhouse_portal.visit import NotShown
@@ -45,6 +45,7 @@ def show_reviews(visit: OperatorVisit, problem: str = "") -> Response:
     on_a_plan = {it.customer_id for it in registry.contracts(engine, namespace)}
     proposals = [it for it in publishing.proposals(engine, namespace) if it.state == publishing.OPEN]
     changes = operator_changes.latest(engine, namespace, ROWS, waiting=True)
+    no_packs = [it for it in packs.not_made(engine, namespace) if it.state == packs.FAILED or it.tries]
     figures = [
         ("Invoices that wait", len(found), "#invoices"),
         ("of them with something to look at", sum(bool(it.findings) for it in found), "#invoices"),
@@ -54,12 +55,14 @@ def show_reviews(visit: OperatorVisit, problem: str = "") -> Response:
         ("Changes that wait", len(changes), "/operator/customers"),
         ("Prices that wait", len(proposals), "/operator/prices"),
         ("Payments taken back", len(taken_back), "#disputes" if taken_back else ""),
+        ("Evidence packs not made", len(no_packs), "#packs" if no_packs else ""),
         ("Customers", len(customers), "/operator/customers"),
         ("of them without a plan", sum(it.customer_id not in on_a_plan for it in customers), "/operator/customers"),
     ]
     return visit.page(
         "operator_reviews.html", problem=problem, reviews=shown, more=more, notes=notes, lines=lines, figures=figures,
-        disputes=taken_back[:ROWS], done=_decided_last(visit), latest=records.latest(engine, namespace, _LATEST),
+        disputes=taken_back[:ROWS], no_packs=no_packs[:ROWS],
+        done=_decided_last(visit), latest=records.latest(engine, namespace, _LATEST),
         sentences=explain.sentences, no_stripe=_no_stripe(visit) if shown else "",
         zones={it.customer_id: it.time_zone for it in customers},
     )  # fmt: skip

@@ -5,9 +5,11 @@ to minutes. Packs are kept in the SQL database, in blocks, because jobs and port
 folder. Made again a pack is the same file, so backups have none, and nothing is lost with one.
 """
 
+import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -32,19 +34,20 @@ KEPT: Final = timedelta(days=7)
 LARGEST: Final = 64 * 1024 * 1024
 """Bytes of a pack that is kept for downloading: some two million events."""
 TRIES: Final = 8
-AT_ONCE: Final = 100
-"""Packs of one round of jobs: what else they do goes on between."""
+ROUND_S: Final = 300.0
+"""No pack is begun later in a round of jobs: what else they do has to go on."""
 _BLOCK: Final = 1024 * 1024
-_PREFIX: Final = ".evidence."
-_LEFT_OVER_S: Final = 2 * 3600
-"""A round of jobs is stopped before that: what is older in the scratch folder is a killed one's."""
+_WHY_LONGEST: Final = 500
 _NOT_NOW = (ClickHouseError, SQLAlchemyError, WarehouseUnavailable, OSError)
 """What a store that is down raises: the pack is tried again."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack that was asked for. `problem` is set where it failed; what it is of, and its size, where it is made."""
+    """A pack that was asked for. What is known of the one that is there stays while it is made anew.
+
+    `problem` is set where it failed, and `why`, for the operator, where it is not made.
+    """
 
     rating_id: str
     namespace: str
@@ -55,8 +58,9 @@ class Pack:
     asked_at: datetime
     tries: int = 0
     tried_at: datetime | None = None
-    made_at: datetime | None = None
     problem: str | None = None
+    why: str | None = None
+    made_at: datetime | None = None
     manifest_sha256: str | None = None
     bytes: int | None = None
 
@@ -64,14 +68,6 @@ class Pack:
     def kept_until(self) -> datetime | None:
         """When it goes."""
         return None if self.made_at is None else self.made_at + KEPT
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of making a pack; `why`: for the operator, where it is not made."""
-
-    pack: Pack
-    why: str = ""
 
 
 def ask(engine: Engine, namespace: str, customer_id: str, rating: Mapping[str, Any], now: datetime) -> Pack:
@@ -92,7 +88,8 @@ def ask(engine: Engine, namespace: str, customer_id: str, rating: Mapping[str, A
             if waiting[0].rating_id == wanted.rating_id:
                 return waiting[0]
             raise RegistryError("Another evidence pack of yours is being made: ask again when it is there.")
-        if any(it.rating_id == wanted.rating_id for it in there):
+        if before := next((it for it in there if it.rating_id == wanted.rating_id), None):
+            wanted = replace(wanted, made_at=before.made_at, manifest_sha256=before.manifest_sha256, bytes=before.bytes)
             is_it = evidence_packs.c.rating_id == wanted.rating_id
             connection.execute(update(evidence_packs).where(is_it).values(**vars(wanted)))
         else:
@@ -107,8 +104,16 @@ def of_rating(engine: Engine, namespace: str, customer_id: str, rating_id: str) 
         return next(iter(_read(connection, is_it)), None)
 
 
+def not_made(engine: Engine, namespace: str) -> list[Pack]:
+    """Those that wait or failed, of all customers, by when they were asked for."""
+    table = evidence_packs
+    is_it = (table.c.namespace == namespace) & (table.c.state != MADE)
+    with engine.connect() as connection:
+        return sorted(_read(connection, is_it), key=lambda it: (it.asked_at, it.rating_id))
+
+
 def blocks(engine: Engine, pack: Pack) -> Iterator[bytes]:
-    """The bytes of a pack that is made. Raises LookupError where it went meanwhile."""
+    """The bytes of the pack that is there. Raises LookupError where it went meanwhile."""
     table, left = evidence_blocks, pack.bytes or 0
     is_it = (table.c.rating_id == pack.rating_id) & (table.c.manifest_sha256 == pack.manifest_sha256)
     number = 0
@@ -121,54 +126,84 @@ def blocks(engine: Engine, pack: Pack) -> Iterator[bytes]:
         number, left = number + 1, left - len(block)
 
 
-def make_asked(world: World, scratch: Path, at_most: int = AT_ONCE) -> Iterator[Outcome]:
+@contextmanager
+def alone(folder: Path) -> Iterator[Path | None]:
+    """A folder to make packs in, for one process at a time; None while another one makes some.
+
+    What a killed one left of a customer's events there is cleared away.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        for left in folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+        yield folder
+
+
+def make_asked(world: World, scratch: Path, longest_s: float = ROUND_S) -> Iterator[Pack]:
     """Make the packs that are asked for, one after the other, in `scratch`; those whose time is over go first.
 
-    May be repeated, and run twice at once. One that cannot be made now is tried again after 2, 4, 8 … minutes, TRIES
-    times in all, also where making it kills this process.
+    None is begun after `longest_s`. May be repeated, and run twice at once. One that cannot be made now is tried again
+    after 2, 4, 8 … minutes, TRIES times in all, also where making it kills this process. One that nobody wants any more
+    when it is made, such as after an erasure, is not kept and not told.
     """
-    now = world.now()
+    began, now = time.monotonic(), world.now()
     _let_go(world.engine, world.namespace, now - KEPT)
-    for left in scratch.glob(f"{_PREFIX}*"):
-        if left.stat().st_mtime < time.time() - _LEFT_OVER_S:
-            shutil.rmtree(left, ignore_errors=True)
-    with world.engine.connect() as connection:
-        table = evidence_packs
-        waiting = _read(connection, (table.c.namespace == world.namespace) & (table.c.state == ASKED))
+    waiting = [it for it in not_made(world.engine, world.namespace) if it.state == ASKED]
     due = [it for it in waiting if it.tried_at is None or it.tried_at + timedelta(minutes=2**it.tries) <= now]
-    for pack in sorted(due, key=lambda it: (it.tries, it.asked_at))[:at_most]:
-        yield _make(world, pack, scratch)
+    for pack in sorted(due, key=lambda it: (it.tries, it.asked_at)):
+        if time.monotonic() - began > longest_s:
+            return
+        outcome = _make(world, pack, scratch)
+        if outcome is not None:
+            yield outcome
 
 
-def _make(world: World, pack: Pack, scratch: Path) -> Outcome:
+def _make(world: World, pack: Pack, scratch: Path) -> Pack | None:
     if pack.tries >= TRIES:
-        return _settled(world, pack, FAILED, GIVEN_UP, f"it was tried {TRIES} times")
-    tried = replace(pack, tries=pack.tries + 1, tried_at=world.now())
+        return _settled(world, pack, GIVEN_UP, f"tried {TRIES} times; the last time: {pack.why or 'it was killed'}")
+    tried = replace(pack, tries=pack.tries + 1, tried_at=world.now(), why=None)
     _record(world.engine, tried)
     period = Period(pack.period_start, pack.period_end)
     try:
-        with TemporaryDirectory(dir=scratch, prefix=_PREFIX) as folder:
+        with TemporaryDirectory(dir=scratch) as folder:
             file = Path(folder) / "pack.zip"
             result = evidence.make(world, pack.customer_id, period, file)
             if not result.verified:
-                return _settled(world, tried, FAILED, DIFFERS, result.as_text())
+                return _settled(world, tried, DIFFERS, _differences(result.findings.problems))
             size = file.stat().st_size
             if size > LARGEST:
                 told = f"it has {size:,} bytes, above {LARGEST:,}: make it with `meterhouse evidence`, hand it over"
-                return _settled(world, tried, FAILED, TOO_LARGE, told)
+                return _settled(world, tried, TOO_LARGE, told)
             made = replace(tried, state=MADE, made_at=world.now(), manifest_sha256=result.id, bytes=size)
-            _keep(world.engine, made, file)
-            return Outcome(made)
+            return made if _keep(world.engine, made, file) else None
     except evidence.NoEvidence as refused:
-        return _settled(world, tried, FAILED, NOTHING, str(refused))
+        return _settled(world, tried, NOTHING, str(refused))
     except _NOT_NOW as problem:
-        return Outcome(tried, str(problem))
+        waiting = replace(tried, why=_in_short(problem))
+        _record(world.engine, waiting)
+        return waiting
 
 
-def _settled(world: World, pack: Pack, state: str, problem: str, why: str) -> Outcome:
-    settled = replace(pack, state=state, problem=problem, made_at=world.now())
+def _differences(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - 1:,} more" if len(problems) > 1 else ""
+    return f"what is stored does not agree with itself: {problems[0]}{more} (`meterhouse evidence` says all)"
+
+
+def _in_short(problem: Exception) -> str:
+    """Its first line, without addresses and all that was sent there."""
+    return str(problem).partition("\n")[0].partition(" for url")[0].partition(" (Background")[0][:_WHY_LONGEST]
+
+
+def _settled(world: World, pack: Pack, problem: str, why: str) -> Pack:
+    settled = replace(pack, state=FAILED, problem=problem, why=why[:_WHY_LONGEST])
     _record(world.engine, settled)
-    return Outcome(settled, why)
+    return settled
 
 
 def _record(engine: Engine, pack: Pack) -> None:
@@ -176,21 +211,22 @@ def _record(engine: Engine, pack: Pack) -> None:
         connection.execute(update(evidence_packs).where(_still(pack)).values(**vars(pack)))
 
 
-def _keep(engine: Engine, pack: Pack, file: Path) -> None:
+def _keep(engine: Engine, pack: Pack, file: Path) -> bool:
     """Put a pack in the place of the one before; not where it is not wanted any more, such as after an erasure."""
     blocks_of = {"rating_id": pack.rating_id, "manifest_sha256": pack.manifest_sha256, "namespace": pack.namespace}
     with begin_write(engine) as connection, file.open("rb") as source:
         if not connection.execute(update(evidence_packs).where(_still(pack)).values(**vars(pack))).rowcount:
-            return
+            return False
         connection.execute(delete(evidence_blocks).where(evidence_blocks.c.rating_id == pack.rating_id))
         for number, block in enumerate(iter(lambda: source.read(_BLOCK), b"")):
             row = blocks_of | {"customer_id": pack.customer_id, "number": number, "block": block}
             connection.execute(insert(evidence_blocks).values(**row))
+    return True
 
 
-def _let_go(engine: Engine, namespace: str, made_before: datetime) -> None:
+def _let_go(engine: Engine, namespace: str, tried_before: datetime) -> None:
     packs, of_packs = evidence_packs, evidence_blocks
-    old = (packs.c.namespace == namespace) & (packs.c.state != ASKED) & (packs.c.made_at < made_before)
+    old = (packs.c.namespace == namespace) & (packs.c.state != ASKED) & (packs.c.tried_at < tried_before)
     with begin_write(engine) as connection:
         names = select(packs.c.rating_id).where(old)
         connection.execute(delete(of_packs).where(of_packs.c.rating_id.in_(names)))

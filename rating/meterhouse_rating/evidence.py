@@ -37,6 +37,7 @@ from evidence_check.main import main
 sys.exit(main(sys.argv[1:], Path(__file__).parent))
 """
 _FILE_MODE: Final = 0o100644 << 16
+_OF_ALL: Final = frozenset({"received", "waiting_decisions"})
 _READ: Final = 1 << 20
 _RETRACTED_AT_MOST: Final = 1000
 
@@ -83,7 +84,7 @@ def _write(
         "period_start": facts[0]["period_start"],
         "period_end": facts[-1]["period_end"],
     }
-    completeness = {it["rating_id"]: statements.of(world.engine, it["rating_id"]) for it in facts}
+    completeness = {it["rating_id"]: _stated(world, it["rating_id"]) for it in facts}
     used = {it["book_version"] for it in facts}
     books = [it for it in versions(world.engine, world.namespace) if it.version in used]
     contents = {
@@ -122,6 +123,12 @@ def _write(
         with events.open("rb") as source, pack.open(_member(EVENTS, events.stat().st_size), "w") as target:
             while block := source.read(_READ):
                 target.write(block)
+
+
+def _stated(world: World, rating_id: str) -> dict[str, Any] | None:
+    """The statement of completeness, without what is of all customers of a key or of the namespace together."""
+    stated = statements.of(world.engine, rating_id)
+    return stated and {name: value for name, value in stated.items() if name not in _OF_ALL}
 
 
 def _costs(namespace: str, told: Sequence[Told]) -> dict[str, str]:

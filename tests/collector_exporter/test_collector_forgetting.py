@@ -85,12 +85,20 @@ def found_in(folder, words):
     return found
 
 
+def leave_half_a_pack(data):
+    """What a killed maker of evidence packs leaves."""
+    folder = data / "run" / "packs" / "tmp1"
+    folder.mkdir(parents=True)
+    (folder / "pack.zip").write_text("jane-4711 Jane Doe crm-4711")
+
+
 def test_without_bytes_the_registry_forgets_and_the_id_goes_on(collector, database, jane):
     done = collector.command("customers", "erase", jane, "--why", "ticket 17", "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["would_change"]["outbox"] == 1
     assert [one.name for one in registry.customers(collector.engine, "live")] == ["Acme", "Jane Doe"]
 
+    leave_half_a_pack(collector.data)
     done = collector.command("customers", "erase", jane, "--why", "ticket 17", "--yes")
     assert done.returncode == 0, done.stderr
     acme, erased = registry.customers(collector.engine, "live")
@@ -107,6 +115,7 @@ def test_without_bytes_the_registry_forgets_and_the_id_goes_on(collector, databa
 def test_with_bytes_nothing_in_the_data_directory_or_the_warehouse_names_the_customer(collector, database, jane):
     before = database.query(TOTALS).result_rows
     assert {word for _, word in found_in(collector.data, WORDS)} == set(WORDS)
+    leave_half_a_pack(collector.data)
     done = collector.command("customers", "erase", jane, "--why", "ticket 17", "--bytes", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)

@@ -546,7 +546,7 @@ def with_packs(world, tmp_path):
         closed = [dict(it) for it in connection.execute(query).mappings()]
     for it in closed:
         packs.ask(at.engine, "live", it["customer_id"], it, NOW)
-    assert [it.pack.state for it in packs.make_asked(at, tmp_path)] == ["made", "made"]
+    assert [it.state for it in packs.make_asked(at, tmp_path)] == ["made", "made"]
     for it in closed:
         another = it | {"rating_id": hashlib.sha256(it["rating_id"].encode()).hexdigest()}
         packs.ask(at.engine, "live", it["customer_id"], another, NOW)

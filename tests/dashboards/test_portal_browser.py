@@ -131,7 +131,7 @@ def test_every_page_fits_its_screen_is_accessible_and_works_without_scripts(port
     page.get_by_role("button", name="Ask for the evidence pack").click()
     assert page.get_by_text("It takes a few minutes.").is_visible()
     looked_at("evidence-asked")
-    assert [it.pack.state for it in packs.make_asked(world, tmp_path)] == ["made"]
+    assert [it.state for it in packs.make_asked(world, tmp_path)] == ["made"]
     page.get_by_role("link", name="Look again").click()
     with page.expect_download() as download:
         page.get_by_role("link", name="evidence-2026-10-01-2026-11-01.zip").click()

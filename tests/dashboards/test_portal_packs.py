@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 import zipfile
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
 import pytest
@@ -18,7 +16,7 @@ from portal_samples import NOW, form_token, portal_world, text_of, visiting
 from sqlalchemy import delete, select, update
 from typer.testing import CliRunner
 
-from meterhouse_portal import packs
+from meterhouse_portal import commands, members, packs
 from meterhouse_portal.commands import portal
 from meterhouse_rating import evidence
 from meterhouse_rating.periods import Period, parse
@@ -89,7 +87,7 @@ def test_a_customer_asks_downloads_and_verifies_with_nothing_but_python(world, t
     assert "Verified: 602.00 EUR (closed)." in done.stdout and re.search(r" 3 +events:", done.stdout)
     id_shown = re.search(r"<code>([0-9a-f]{64})</code>", page).group(1)
     manifest = zipfile.ZipFile(BytesIO(answer.content)).read("manifest.json")
-    assert id_shown in done.stdout and id_shown == hashlib.sha256(manifest).hexdigest() == outcome.pack.manifest_sha256
+    assert id_shown in done.stdout and id_shown == hashlib.sha256(manifest).hexdigest() == outcome.manifest_sha256
     evidence.make(at, "acme", parse("2026-10", "Europe/Berlin"), tmp_path / "by-hand.zip")
     assert (tmp_path / "by-hand.zip").read_bytes() == answer.content
 
@@ -164,15 +162,15 @@ def test_what_does_not_agree_with_itself_is_handed_to_nobody(world, tmp_path):
         with begin_write(at.engine) as connection:
             is_changed = (table.c.rating_id == rating["rating_id"]) & (line == 199)
             connection.execute(update(table).where(is_changed).values(amount_minor=200))
-    assert (outcome.pack.state, outcome.pack.problem) == (packs.FAILED, packs.DIFFERS)
+    assert (outcome.state, outcome.problem) == (packs.FAILED, packs.DIFFERS)
     assert "1.99" in outcome.why and blocks_kept(world) == []
     address = f"/account/invoices/{rating['rating_id']}"
     with visiting(world, "bill@acme.example") as browser:
         page = browser.get(address).text
-        assert "what is stored does not agree with itself. Whoever sends your invoices was told." in text_of(page)
+        assert "what is stored does not agree with itself. Whoever sends your invoices sees that." in text_of(page)
         assert browser.get(f"{address}/evidence.zip").status_code == 404
         browser.post(f"{address}/evidence", data={"form": form_token(page)})
-        assert made(world, tmp_path)[0].pack.state == packs.MADE
+        assert made(world, tmp_path)[0].state == packs.MADE
         assert browser.get(f"{address}/evidence.zip").status_code == 200
 
 
@@ -181,10 +179,10 @@ def test_one_that_is_too_large_is_for_the_operator_to_hand_over(world, tmp_path,
     rating = rating_of(world)
     packs.ask(world[0].engine, "live", "acme", rating, NOW)
     (outcome,) = made(world, tmp_path)
-    assert outcome.pack.problem == packs.TOO_LARGE and "make it with `meterhouse evidence`" in outcome.why
+    assert outcome.problem == packs.TOO_LARGE and "make it with `meterhouse evidence`" in outcome.why
     with visiting(world, "bill@acme.example") as browser:
         shown = text_of(browser.get(f"/account/invoices/{rating['rating_id']}").text)
-    assert "It is too large to be kept here. Whoever sends your invoices was told." in shown
+    assert "It is too large to be kept here. Whoever sends your invoices sees that." in shown
     assert blocks_kept(world) == []
 
 
@@ -194,8 +192,8 @@ def test_a_pack_of_many_blocks_is_the_file_to_the_byte(world, tmp_path, monkeypa
     (outcome,) = made(world, tmp_path)
     evidence.make(world[0], "acme", Period(pack.period_start, pack.period_end), tmp_path / "by-hand.zip")
     wanted = (tmp_path / "by-hand.zip").read_bytes()
-    assert len(wanted) == outcome.pack.bytes and len(blocks_kept(world)) == -(-len(wanted) // 1000) > 10
-    assert b"".join(packs.blocks(world[0].engine, outcome.pack)) == wanted
+    assert len(wanted) == outcome.bytes and len(blocks_kept(world)) == -(-len(wanted) // 1000) > 10
+    assert b"".join(packs.blocks(world[0].engine, outcome)) == wanted
 
 
 def test_a_download_of_one_that_is_made_anew_differently_breaks_off(world, tmp_path, monkeypatch):
@@ -203,7 +201,7 @@ def test_a_download_of_one_that_is_made_anew_differently_breaks_off(world, tmp_p
     at, rating = world[0], rating_of(world)
     packs.ask(at.engine, "live", "acme", rating, NOW)
     (before,) = made(world, tmp_path)
-    under_way = packs.blocks(at.engine, before.pack)
+    under_way = packs.blocks(at.engine, before)
     next(under_way)
     packs.ask(at.engine, "live", "acme", rating, NOW)  # the same again, to the byte: it goes on
     made(world, tmp_path)
@@ -237,7 +235,7 @@ def test_what_cannot_be_made_now_waits_longer_each_time_and_is_given_up_after_ei
     packs.ask(engine, "live", "acme", rating_of(world), NOW)
     packs.ask(engine, "live", "globex", rating_of(world, "globex"), NOW + timedelta(seconds=1))
     found = made(world, tmp_path, NOW + timedelta(seconds=1))
-    assert [(it.pack.customer_id, it.pack.state, it.why) for it in found] == [
+    assert [(it.customer_id, it.state, it.why) for it in found] == [
         ("acme", "asked", "the warehouse is away"), ("globex", "asked", "the warehouse is away"),
     ]  # fmt: skip
     tried.clear()
@@ -265,16 +263,85 @@ def test_one_that_kills_its_maker_comes_behind_those_of_others(world, tmp_path, 
     packs.ask(engine, "live", "globex", rating_of(world, "globex"), NOW + timedelta(seconds=1))
     with pytest.raises(KeyboardInterrupt):
         made(world, tmp_path)
-    assert [it.pack.customer_id for it in made(world, tmp_path)] == ["globex"]
+    assert [it.customer_id for it in made(world, tmp_path)] == ["globex"]
 
 
-def test_what_a_killed_maker_left_is_cleared_away(world, tmp_path):
-    for name, hours in ((".evidence.old", 3), (".evidence.now", 1)):
-        (tmp_path / name).mkdir()
-        then = time.time() - hours * 3600
-        os.utime(tmp_path / name, (then, then))
+def test_one_process_makes_packs_at_a_time_and_clears_away_what_a_killed_one_left(tmp_path):
+    folder = tmp_path / "run" / "packs"
+    hold = (
+        "import sys, time; from pathlib import Path; from meterhouse_portal import packs\n"
+        "with packs.alone(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'of-a-customer').mkdir(); print('making', flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout.readline() == "making\n"
+        with packs.alone(folder) as mine:
+            assert mine is None
+        assert (folder / "of-a-customer").is_dir()
+        killed.kill()
+    with packs.alone(folder) as mine:
+        assert mine == folder and not (folder / "of-a-customer").exists()
+
+
+def test_no_pack_is_begun_when_the_round_has_lasted_long_enough(world, tmp_path):
+    packs.ask(world[0].engine, "live", "acme", rating_of(world), NOW)
+    assert list(packs.make_asked(world[0], tmp_path, longest_s=-1)) == []
+    (left,) = packs.not_made(world[0].engine, "live")
+    assert (left.customer_id, left.tries) == ("acme", 0)
+
+
+def test_the_one_that_is_there_stays_until_another_takes_its_place(world, tmp_path, monkeypatch):
+    at, rating = world[0], rating_of(world)
+    packs.ask(at.engine, "live", "acme", rating, NOW)
+    (made_first,) = made(world, tmp_path)
+    packs.ask(at.engine, "live", "acme", rating, NOW + timedelta(hours=1))
+    address = f"/account/invoices/{rating['rating_id']}"
+
+    def shown():
+        with visiting(world, "bill@acme.example") as browser:
+            assert browser.get(f"{address}/evidence.zip").status_code == 200
+            return text_of(browser.get(address).text)
+
+    assert "kept until 2026-11-28" in shown() and "Asked for 2026-11-21 05:30" in shown()
+    monkeypatch.setattr(packs, "LARGEST", 1000)
     made(world, tmp_path)
-    assert [it.name for it in tmp_path.iterdir()] == [".evidence.now"]
+    assert "kept until 2026-11-28" in shown() and "It is too large to be kept here." in shown()
+    pack = packs.of_rating(at.engine, "live", "acme", rating["rating_id"])
+    assert (pack.manifest_sha256, pack.made_at) == (made_first.manifest_sha256, NOW)
+
+
+def test_a_pack_whose_blocks_went_meanwhile_is_not_there(world, tmp_path):
+    rating = rating_of(world)
+    packs.ask(world[0].engine, "live", "acme", rating, NOW)
+    made(world, tmp_path)
+    with begin_write(world[0].engine) as connection:
+        connection.execute(delete(tables.evidence_blocks))
+    with visiting(world, "bill@acme.example") as browser:
+        assert browser.get(f"/account/invoices/{rating['rating_id']}/evidence.zip").status_code == 404
+
+
+def test_a_pack_says_nothing_of_what_others_sent_with_the_same_keys(world, tmp_path):
+    stated, table = rating_of(world)["rating_id"], tables.rating_statements
+    with world[0].engine.connect() as connection:
+        statement = connection.execute(select(table.c.statement).where(table.c.rating_id == stated)).scalar_one()
+    assert {"received", "waiting_decisions"} <= statement.keys(), "the operator reads them"
+    packs.ask(world[0].engine, "live", "acme", rating_of(world), NOW)
+    (pack,) = made(world, tmp_path)
+    file = zipfile.ZipFile(BytesIO(b"".join(packs.blocks(world[0].engine, pack))))
+    (told,) = json.loads(file.read("completeness.json")).values()
+    assert told["verdict"] and not {"received", "waiting_decisions"} & told.keys()
+
+
+def test_the_operator_sees_what_is_not_made_and_why(world, tmp_path, monkeypatch):
+    at = world[0]
+    monkeypatch.setattr(packs, "LARGEST", 1000)
+    packs.ask(at.engine, "live", "acme", rating_of(world), NOW)
+    made(world, tmp_path)
+    members.set_operator(at.engine, "live", "anna@operator.example", True, who="tests", now=NOW)
+    with visiting(world, "anna@operator.example") as browser:
+        shown = text_of(browser.get("/operator").text)
+    assert "Evidence packs not made 1" in shown
+    assert re.search(r"acme , 2026-10-01 to 2026-11-01 \(Europe/Berlin\), cannot be made: it has [\d,]+ bytes", shown)
 
 
 def test_two_rounds_at_once_make_it_once(world, tmp_path, monkeypatch):
@@ -289,8 +356,8 @@ def test_two_rounds_at_once_make_it_once(world, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evidence, "make", twice)
     packs.ask(world[0].engine, "live", "acme", rating_of(world), NOW)
-    made(world, tmp_path)
-    assert inner[0].pack.state == packs.MADE and len(blocks_kept(world)) == 1
+    assert made(world, tmp_path) == [], "the one that was made meanwhile is not made again"
+    assert inner[0].state == packs.MADE and len(blocks_kept(world)) == 1
     pack = packs.of_rating(world[0].engine, "live", "acme", rating_of(world)["rating_id"])
     assert (pack.made_at, pack.tries) == (NOW + timedelta(minutes=3), 2)
 
@@ -318,7 +385,7 @@ def test_an_erasure_takes_packs_along_also_one_that_is_being_made(world, tmp_pat
     packs.ask(at.engine, "live", "globex", rating, NOW)
     assert len(blocks_kept(world)) == 1
     monkeypatch.setattr(evidence, "make", erased_meanwhile)
-    made(world, tmp_path)
+    assert made(world, tmp_path) == [], "nothing that was thrown away is said to be made"
     assert blocks_kept(world) == []
     assert packs.of_rating(at.engine, "live", "globex", rating["rating_id"]) is None
 
@@ -327,6 +394,7 @@ def test_the_command_says_what_it_made_and_what_it_could_not(world, warehouse_ad
     at, settings = world
     password = "admin-password-of-the-tests"
     monkeypatch.setenv("METERHOUSE_WAREHOUSE_URL", f"http://admin:{password}@{warehouse_address}")
+    now = datetime.now(UTC)
 
     def call(*more):
         done = CliRunner().invoke(portal, ["packs", "--data", str(settings.data), *more])
@@ -334,12 +402,34 @@ def test_the_command_says_what_it_made_and_what_it_could_not(world, warehouse_ad
 
     assert call() == (0, "")
     assert call("--json") == (0, "[]\n")
-    packs.ask(at.engine, "live", "acme", rating_of(world), NOW)
+    packs.ask(at.engine, "live", "acme", rating_of(world), now)
     code, said = call()
     assert code == 0
     assert re.fullmatch(r"acme 2026-09-30T22:00:00Z\.\.2026-10-31T23:00:00Z: made, [\d,]+ bytes\n", said), said
-    packs.ask(at.engine, "live", "globex", rating_of(world, "globex"), NOW)
+    packs.ask(at.engine, "live", "globex", rating_of(world, "globex"), now)
     monkeypatch.setattr(packs, "LARGEST", 1000)
-    code, said = call("--json")
-    (told,) = json.loads(said)
-    assert (code, told["customer_id"], told["state"], told["problem"]) == (3, "globex", "failed", "too_large")
+    for _ in range(2):  # it is said again by each run, as long as it is so
+        code, said = call("--json")
+        (told,) = json.loads(said)
+        assert (code, told["customer_id"], told["state"], told["problem"]) == (3, "globex", "failed", "too_large")
+    assert re.match(r"globex 2026-10-01\.\.2026-11-01: cannot be made: it has [\d,]+ bytes", call()[1])
+
+    packs.ask(at.engine, "live", "globex", rating_of(world, "globex"), now)
+    with begin_write(at.engine) as connection:  # whoever tried it first was killed
+        connection.execute(update(tables.evidence_packs).values(tries=1, tried_at=now))
+    assert call() == (
+        1, "globex 2026-10-01..2026-11-01: not made now, tried 1 of 8 times: whoever made it was killed\n",
+    )  # fmt: skip
+    with packs.alone(settings.packs_scratch):
+        code, said = call()
+        assert code == 0 and said.endswith("Another run makes packs now.\n")
+
+
+def test_a_difference_is_told_in_one_line_that_begins_with_whose_it_is(world, tmp_path):
+    pack = packs.ask(world[0].engine, "live", "acme", rating_of(world), NOW)
+    why = packs._differences(["line 1 of 2.00 is 1.99", "total"])
+    told = commands._told_of_pack(replace(pack, state=packs.FAILED, why=why))
+    assert told == (
+        "acme 2026-09-30T22:00:00Z..2026-10-31T23:00:00Z: cannot be made: what is stored does not agree with itself: "
+        "line 1 of 2.00 is 1.99; and 1 more (`meterhouse evidence` says all)"
+    )

@@ -148,8 +148,9 @@ evidence_packs = Table(
     Column("asked_at", UtcTime, nullable=False),
     Column("tries", Integer, nullable=False),  # since it was asked for
     Column("tried_at", UtcTime),
-    Column("made_at", UtcTime),
     Column("problem", String(16)),  # of one that failed: differs | nothing | too_large | given_up
+    Column("why", Text),  # not made: for the operator
+    Column("made_at", UtcTime),  # of the one that is there, also while it is made anew
     Column("manifest_sha256", String(64)),  # names the pack
     Column("bytes", BigInteger),
     Index("evidence_packs_by_state", "namespace", "state", "asked_at"),
