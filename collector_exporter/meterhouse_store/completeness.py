@@ -193,8 +193,8 @@ def report(client: Client, namespace: str, customer: str, start: datetime, end: 
 class Gathering:
     """Asks the warehouse about [start, end), aware times, of as many customers as one likes.
 
-    What is about no customer (control totals of keys, how far collectors are, decisions that wait) is asked once, at
-    the first of them; streams are looked at from one length of the period before its start.
+    What is about no customer (control totals of keys, how far collectors are, decisions that wait) is asked once:
+    with `begin`, else before the first of them. Streams are looked at from one length of the period before its start.
     """
 
     def __init__(self, client: Client, namespace: str, start: datetime, end: datetime) -> None:
@@ -210,10 +210,14 @@ class Gathering:
             "no_usage": NO_USAGE,
         }
 
+    def begin(self) -> None:
+        """Ask what is about no customer, of which the control totals take long."""
+        self._about_all()
+
     def of(self, customers: Sequence[str]) -> dict[str, Found]:
         """What the warehouse knows of each of the customers, of some hundreds at a time."""
         known = self._known | {"customers": list(customers)}
-        shared = self._shared = self._shared or self._ask_shared()
+        shared = self._about_all()
         streams: dict[str, list[Stream]] = {}
         for customer, *counted, hours in self._rows(_STREAMS, known):
             told = [*counted, tuple(map(_hour, hours))]
@@ -243,12 +247,14 @@ class Gathering:
             for name in customers
         }
 
-    def _ask_shared(self) -> "_Shared":
-        return _Shared(
-            {row[0]: Received(*row) for row in self._rows(_CONSERVATION, self._known)},
-            tuple((name, _aware(through)) for name, through in self._rows(_WATERMARK, self._known)),
-            int(self._rows(_WAITING, self._known)[0][0]),
-        )
+    def _about_all(self) -> "_Shared":
+        if self._shared is None:
+            self._shared = _Shared(
+                {row[0]: Received(*row) for row in self._rows(_CONSERVATION, self._known)},
+                tuple((name, _aware(through)) for name, through in self._rows(_WATERMARK, self._known)),
+                int(self._rows(_WAITING, self._known)[0][0]),
+            )
+        return self._shared
 
     def _rows(self, query: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:
         return self._client.query(query, parameters=parameters).result_rows

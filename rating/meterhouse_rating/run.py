@@ -194,15 +194,21 @@ def _watermark_step(it: _Run, moment: Moment) -> Step:
 
 
 def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator[Step]:
-    found = window.used
-    if found is None:
-        found = known.gather(it.world, it.terms, window.period, moment.as_of, it.request.customers)
-    mine = window.customers(found, it.request.customer)
-    events = sum(row.events for name in mine if name in found for row in found[name].rows)
-    users = sum(name in found for name in mine)
-    text = f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}"
-    yield Step("usage", text, customers=len(mine))
-    with closing(_stating(it, window.period, mine, moment)) as stating:
+    closes = it.close and not it.request.dry_run
+    with closing(Statements(it.world.client, it.world.namespace, window.period, moment.rated_at)) as stating:
+        done = _closed(it, window.period) if closes else set()
+        if closes and window.members - done:
+            stating.begin()
+        found = window.used
+        if found is None:
+            found = known.gather(it.world, it.terms, window.period, moment.as_of, it.request.customers)
+        mine = window.customers(found, it.request.customer)
+        events = sum(row.events for name in mine if name in found for row in found[name].rows)
+        users = sum(name in found for name in mine)
+        text = f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}"
+        yield Step("usage", text, customers=len(mine))
+        if closes:
+            stating.ask([name for name in mine if name not in done])
         for start in range(0, len(mine), BATCH):
             batch = mine[start : start + BATCH]
             for customer_id in batch:
@@ -216,17 +222,11 @@ def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator
                     yield _customer_step(outcome, it.request.dry_run)
 
 
-def _stating(it: _Run, period: Period, customers: Sequence[str], moment: Moment) -> Statements:
-    """What is stated of the customers whose period will be closed: of none where nothing will."""
-    world, asked = it.world, list(customers)
-    if not it.close or it.request.dry_run:
-        asked = []
-    else:
-        with world.engine.connect() as connection:
-            every = standings(connection, world.namespace)
-        done = {one.customer_id for one in every if one.period == period and one.state == CLOSED}
-        asked = [name for name in customers if name not in done]
-    return Statements(world.client, world.namespace, period, asked, moment.rated_at)
+def _closed(it: _Run, period: Period) -> set[str]:
+    """Whose period is closed already."""
+    with it.world.engine.connect() as connection:
+        every = standings(connection, it.world.namespace)
+    return {one.customer_id for one in every if one.period == period and one.state == CLOSED}
 
 
 def _register(it: _Run, customer_id: str) -> Iterator[Step]:

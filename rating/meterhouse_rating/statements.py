@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
@@ -21,6 +22,9 @@ from meterhouse_store.tables import rating_statements
 _ASKED: Final = 1000
 """So many customers are asked about at a time."""
 
+_FIRST: Final = 200
+"""So many at first: nobody is settled while these are waited for."""
+
 
 class Statements:
     """The statements of many customers' usage of a period, as rows of `rating_statements`.
@@ -30,17 +34,24 @@ class Statements:
     alone.
     """
 
-    def __init__(
-        self, client: Client, namespace: str, period: Period, customers: Sequence[str], stated_at: datetime
-    ) -> None:
+    def __init__(self, client: Client, namespace: str, period: Period, stated_at: datetime) -> None:
         self._namespace, self._period, self._stated_at = namespace, period, stated_at
         self._gathering = completeness.Gathering(client, namespace, period.start, period.end)
-        self._customers = set(customers)
+        self._customers: set[str] = set()
         self._known: dict[str, dict[str, Any]] = {}
         self._pool = ThreadPoolExecutor(1)
-        asked = [customers[start : start + _ASKED] for start in range(0, len(customers), _ASKED)]
-        self._waiting = deque(asked)
+        self._waiting: deque[Sequence[str]] = deque()
         self._asked: Future[dict[str, dict[str, Any]]] | None = None
+
+    def begin(self) -> None:
+        """Ask what takes long and is about no customer, before it is known of whom there are to be statements."""
+        self._pool.submit(self._gathering.begin)  # where that fails it is asked again with the first customers
+
+    def ask(self, customers: Sequence[str]) -> None:
+        """Ask about all of whom there are to be statements; once."""
+        self._customers = set(customers)
+        starts = [0, *range(_FIRST, len(customers), _ASKED)] if customers else []
+        self._waiting.extend(customers[start:end] for start, end in pairwise([*starts, len(customers)]))
         self._ask()
 
     def of(self, customers: Iterable[str]) -> dict[str, dict[str, Any]]:
