@@ -3,12 +3,14 @@
 `Gathering` asks the warehouse, `assess` is a pure function of what it answered; `report` is both.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from itertools import pairwise
+from operator import sub
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
@@ -326,18 +328,24 @@ def _of_a_stream(stream: Stream, start: datetime, until: datetime) -> list[str]:
 
 def _of_silence(stream: Stream, start: datetime, until: datetime) -> list[str]:
     sentences = []
-    hours = [hour for hour in stream.hours if hour >= start - HOUR]
-    before = stream.hours[: len(stream.hours) - len(hours)]
-    usual = max([later - earlier for earlier, later in pairwise(before)], default=HOUR)
+    first = bisect_left(stream.hours, start - HOUR)
+    before, hours = stream.hours[:first], stream.hours[first:]
+    usual, inner = _longest_gap(before), _longest_gap(hours)
     if not stream.events:
         sentences.append(f"{stream.name} sent before the period, up to {stream.hours[-1]:%Y-%m-%d}, and nothing in it")
-    for earlier, later in pairwise(hours):
-        if later - earlier > max(SILENT_AT_LEAST, usual):
-            sentences.append(f"{stream.name} sent nothing between {_at(earlier)} and {_at(later)}")
-    inner = max([later - earlier for earlier, later in pairwise(hours)], default=HOUR)
-    if hours and until - hours[-1] > max(SILENT_AT_LEAST, usual, inner):
+    if inner > (silent := max(SILENT_AT_LEAST, usual)):
+        sentences += [
+            f"{stream.name} sent nothing between {_at(earlier)} and {_at(later)}"
+            for earlier, later in pairwise(hours)
+            if later - earlier > silent
+        ]
+    if hours and until - hours[-1] > max(silent, inner):
         sentences.append(f"{stream.name} sent nothing after {_at(hours[-1])}")
     return sentences
+
+
+def _longest_gap(hours: Sequence[datetime]) -> timedelta:
+    return max(map(sub, hours[1:], hours), default=HOUR)
 
 
 def _of_suspense(held: Held, customer: str) -> str:

@@ -229,8 +229,10 @@ def _push_ledger(sql: Connection, client: Client, namespace: str, customers: Sel
 
 
 def _rows(sql: Connection, query: Select[Any]) -> Iterator[dict[str, Any]]:
-    for row in sql.execution_options(yield_per=CHUNK_ROWS).execute(query).mappings():
-        yield dict(row)
+    result = sql.execution_options(yield_per=CHUNK_ROWS).execute(query)
+    names = list(result.keys())
+    for row in result:
+        yield dict(zip(names, row, strict=True))
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

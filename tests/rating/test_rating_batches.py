@@ -1,5 +1,6 @@
 """Customers settled many at a time come out byte for byte as customers settled one by one."""
 
+import gc
 import hashlib
 import json
 import random
@@ -11,7 +12,7 @@ import pytest
 from rating_samples import at
 from sqlalchemy import select
 
-from meterhouse_rating import credit_changes, ledger_proof
+from meterhouse_rating import credit_changes, ledger_proof, statements
 from meterhouse_rating import run as running
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.periods import PeriodError
@@ -141,6 +142,56 @@ def test_customers_beside_one_that_cannot_be_closed_are_closed(house):
         house.close("2026-10")
     closed = {row["customer_id"] for row in house.rows(tables.ratings) if row["state"] == "closed"}
     assert closed == {"a"}  # they are settled in the order of their names, and the run stops at b
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 6])
+def test_every_closed_customer_has_its_own_statement_in_however_many_parts_they_are_asked_for(
+    sqlite_house, monkeypatch, number
+):
+    house = sqlite_house
+    monkeypatch.setattr(statements, "_FIRST", 1)
+    monkeypatch.setattr(statements, "_ASKED", 2)
+    house.publish(BOOK)
+    for name in range(number):
+        house.customer(f"c{name}")
+        for day in range(1, name + 2):
+            house.event(f"c{name}", "llm.tokens.input", "1", f"2026-10-{day:02}T00:00:00")
+    house.collected()
+    house.close("2026-10")
+    told = {row["rating_id"]: row["verdict"] for row in house.rows(tables.rating_statements)}
+    events = {
+        row["customer_id"]: told[row["rating_id"]].split(" event")[0].split()[-1] for row in house.rows(tables.ratings)
+    }
+    assert events == {f"c{name}": str(name + 1) for name in range(number)}
+
+
+def test_control_totals_that_could_not_be_read_ahead_are_read_with_the_first_customers(sqlite_house, monkeypatch):
+    house = sqlite_house
+    house.publish(BOOK)
+    house.customer("a")
+    house.event("a", "llm.tokens.input", "1", "2026-10-05T00:00:00", credential_id="key-1")
+    house.collected()
+
+    def away(_):
+        raise ConnectionError("the warehouse is away")
+
+    monkeypatch.setattr(Gathering, "begin", away)
+    house.close("2026-10")
+    (row,) = house.rows(tables.rating_statements)
+    assert [it["credential_id"] for it in row["statement"]["received"]] == ["key-1"]
+
+
+def test_garbage_is_looked_for_as_often_after_a_run_as_before(sqlite_house):
+    house = sqlite_house
+    house.publish(BOOK)
+    house.collected()
+    before = gc.get_threshold()
+    house.run("2026-10")
+    stopped = run(house.world, Request("2026-10"))
+    next(stopped)
+    assert gc.get_threshold() != before
+    stopped.close()
+    assert gc.get_threshold() == before
 
 
 def test_completeness_of_many_customers_is_that_of_each(sqlite_house):
