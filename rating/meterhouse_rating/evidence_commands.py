@@ -16,7 +16,7 @@ from meterhouse_rating.command_line import (
     refusals,
     world_of,
 )
-from meterhouse_rating.evidence_check.findings import Refused
+from meterhouse_rating.evidence_check.findings import NotReadable, Refused
 from meterhouse_rating.evidence_check.ledger import Anchor
 from meterhouse_rating.evidence_check.main import Result, read_anchor
 
@@ -83,11 +83,14 @@ def check(
 
     Says what was recomputed and what is only carried. With --anchor the ledger in it is held against what you kept.
 
-    Exit code 1 when anything differs.
+    Exit code 1 when anything differs, 2 when there is no file to read.
     """
     from meterhouse_rating.evidence_check.main import verify
 
-    result = verify(pack, _anchors(anchor))
+    try:
+        result = verify(pack, _anchors(anchor))
+    except NotReadable as refused:
+        fail(f"{refused}.", CALLED_WRONGLY)
     _tell(result, as_json)
     if not result.verified:
         raise typer.Exit(FAILED)

@@ -354,6 +354,57 @@ def test_what_is_no_pack_is_told(data, tmp_path):
     assert CliRunner().invoke(verify_command, [str(file)]).exit_code == 1
 
 
+def test_what_cannot_be_read_was_called_wrongly_and_is_no_forgery(pack, tmp_path):
+    own = subprocess.run([sys.executable, "-I", pack, tmp_path], capture_output=True, text=True)
+    assert (own.returncode, own.stdout) == (2, "") and own.stderr.endswith("cannot be read: Is a directory\n")
+    looped = tmp_path / "looped.zip"
+    looped.symlink_to(looped)
+    for file, why in (
+        (tmp_path / "nosuch.zip", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (looped, "Too many levels of symbolic links"),  # root may read everything else
+    ):
+        for more in ([], ["--json"]):
+            done = CliRunner().invoke(verify_command, [str(file), *more])
+            assert (done.exit_code, done.stdout) == (2, ""), done.stdout
+            assert done.stderr == f"{file} cannot be read: {why}.\n"
+
+
+ZOE = "Zoë & Söhne/東京"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_what_an_encoding_lacks_is_escaped_and_the_verdict_is_told(encoding, pack, tmp_path):
+    files = contents(pack)
+    about = json.loads(files["manifest.json"])
+    about["about"]["customer_id"] = ZOE
+    files["manifest.json"] = json.dumps(about).encode()
+    renamed = written(files, tmp_path / "renamed.zip")
+
+    def told(*more):
+        environment = {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, renamed, *more], env=environment, capture_output=True)
+        assert (done.returncode, done.stderr) == (1, b"")  # the ledger names another
+        return done.stdout.decode(encoding)
+
+    shown = ZOE.encode(encoding, "backslashreplace").decode(encoding)
+    assert told().startswith(f"Evidence pack of {shown} (test), ") and "\nNOT verified: " in told()
+    assert json.loads(told("--json"))["customer_id"] == ZOE
+
+
+def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_said(pack):
+    verifying = subprocess.Popen([sys.executable, pack], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    verifying.stdout.close()
+    assert (verifying.stderr.read(), verifying.wait()) == (b"", 0)
+    verifying.stderr.close()
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, pack], stdout=full, stderr=subprocess.PIPE, text=True)
+    told = "What was found cannot be written: No space left on device.\n"
+    assert (done.returncode, done.stderr) == (2, told)
+    done = subprocess.run(["sh", "-c", '"$0" "$1" >&-', sys.executable, pack], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "What was found cannot be written: there is no standard output.\n")
+
+
 def test_json_with_strange_numbers_is_refused(pack, tmp_path):
     for strange in (b"NaN", b"1e999", b"1.5", b"[" * 100_000):
         files = contents(pack)

@@ -20,7 +20,7 @@ from meterhouse_rating.book import parse as parse_book
 from meterhouse_rating.caps import capped
 from meterhouse_rating.evidence import make
 from meterhouse_rating.evidence_check.amounts import formula
-from meterhouse_rating.evidence_check.findings import Findings, Refused
+from meterhouse_rating.evidence_check.findings import Findings, NotReadable, Refused
 from meterhouse_rating.evidence_check.lines import check_rating
 from meterhouse_rating.evidence_check.main import verify
 from meterhouse_rating.evidence_check.prices import prices_of
@@ -281,9 +281,8 @@ def test_yaml_beyond_that_is_never_guessed(text):
 
 def test_what_is_no_file_and_what_is_no_pack_is_said(tmp_path):
     (tmp_path / "text.zip").write_text("no zip")
-    assert verify(tmp_path / "nope.zip").findings.problems == [
-        f"{tmp_path}/nope.zip cannot be read: No such file or directory"
-    ]
+    with pytest.raises(NotReadable, match=re.escape(f"{tmp_path}/nope.zip cannot be read: No such file or directory")):
+        verify(tmp_path / "nope.zip")
     assert verify(tmp_path / "text.zip").findings.problems == [
         f"{tmp_path}/text.zip is no zip file, so it is no evidence pack"
     ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from .findings import Findings, Refused, parse_json, whole
+from .findings import Findings, NotReadable, Refused, parse_json, whole
 
 FORMAT: Final = "meterhouse-evidence-1"
 MANIFEST: Final = "manifest.json"
@@ -25,9 +25,13 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_
 
 
 class Pack:
-    """An open pack whose files are what its manifest says. Raises Refused."""
+    """An open pack whose files are what its manifest says. Raises Refused; NotReadable where there is no file."""
 
     def __init__(self, path: Path, findings: Findings) -> None:
+        try:
+            path.open("rb").close()
+        except OSError as broken:
+            raise NotReadable(f"{path} cannot be read: {broken.strerror or broken}") from None
         try:
             self._zip = zipfile.ZipFile(path)
         except OSError as broken:

@@ -17,6 +17,10 @@ class Refused(ValueError):
     """A pack that is not read any further; the text says why."""
 
 
+class NotReadable(Exception):
+    """There is no file to verify, which says nothing about any pack; the text says why."""
+
+
 @dataclass
 class Findings:
     """`problems` differ from what the pack claims; `recomputed` and `carried` are sentences with how often."""

@@ -1,18 +1,23 @@
 """Verifies an evidence pack, and says what was recomputed, what is only carried, and what differs."""
 
 import argparse
+import errno
 import hashlib
+import io
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from .container import Pack
 from .costs import check_costs
 from .credits import before, bound
 from .dates import period_in
-from .findings import Findings, Refused, parse_json, whole
+from .findings import Findings, NotReadable, Refused, parse_json, whole
 from .ledger import Anchor, check_anchor, check_ledger
 from .lines import check_rating
 from .money import show
@@ -91,7 +96,10 @@ def _printed(lines: Sequence[str]) -> str:
 
 
 def verify(path: Path, anchors: Sequence[Anchor] = ()) -> Result:
-    """Everything that a pack lets one recompute; whatever the file is, what is wrong with it is in the findings."""
+    """Everything that a pack lets one recompute; whatever the file is, what is wrong with it is in the findings.
+
+    Raises NotReadable.
+    """
     result = Result(Findings())
     try:
         pack = Pack(path, result.findings)
@@ -192,8 +200,37 @@ def main(arguments: Sequence[str], own: Path) -> int:
     asked = parser.parse_args(arguments)
     try:
         anchors = [read_anchor(path) for path in asked.anchor]
-    except Refused as refused:
+        result = verify(asked.pack, anchors)
+    except (NotReadable, Refused) as refused:
         parser.error(str(refused))
-    result = verify(asked.pack, anchors)
-    print(json.dumps(result.as_json(), indent=2, ensure_ascii=False) if asked.json else result.as_text())
-    return VERIFIED if result.verified else DIFFERS
+    # JSON in ASCII: what is escaped for an encoding that lacks it would be no JSON.
+    told = json.dumps(result.as_json(), indent=2) if asked.json else result.as_text()
+    return _told(told, VERIFIED if result.verified else DIFFERS)
+
+
+def _told(text: str, code: int) -> int:
+    """The exit code, `code` where the text was written. What the encoding of standard output lacks is escaped."""
+    out = sys.stdout
+    try:
+        if out is None:
+            raise OSError(errno.EBADF, "there is no standard output")
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="backslashreplace")
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Whoever read it had enough (`| head -1`), and what was found stays what it is.
+        _forget(out)
+    except OSError as broken:
+        _forget(out)
+        with suppress(OSError):
+            print(f"What was found cannot be written: {broken.strerror}.", file=sys.stderr)
+        return CALLED_WRONGLY
+    return code
+
+
+def _forget(out: TextIO | None) -> None:
+    """Let what could not be written go, or Python tries again when it ends, and says so in its own words."""
+    if out is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
