@@ -1,9 +1,13 @@
 """Two customers with a closed October and November under way, and browsers that visit their pages."""
 
 import re
+import socket
+import threading
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
+import uvicorn
 from quick_stores import empty
 from starlette.testclient import TestClient
 
@@ -124,6 +128,22 @@ def visiting(world, email=None, now=NOW):
             answer = browser.post(f"/sign-in/{token}")
             assert answer.status_code == 303, answer.text
         yield browser
+
+
+@contextmanager
+def serving(built):
+    """The application at an address of its own, for real browsers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(built, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
 
 
 def form_token(page):

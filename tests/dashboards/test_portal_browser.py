@@ -3,14 +3,10 @@
 import io
 import os
 import re
-import socket
-import threading
-import time
 from pathlib import Path
 
 import pytest
-import uvicorn
-from portal_samples import BOOK, NOW, TOKEN, portal_world
+from portal_samples import BOOK, NOW, TOKEN, portal_world, serving
 from sqlalchemy import delete
 
 from meterhouse_billing import policies, records
@@ -42,30 +38,10 @@ def without_stripe(engine, namespace, who, now):
 def portal(warehouse_address, tmp_path_factory):
     """The address of a served portal, and its world."""
     with portal_world(warehouse_address, tmp_path_factory.mktemp("portal") / "data") as (world, settings):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         wanted = {policies.TOP_UPS: "EUR=10/50/200"}
         policies.change(world.engine, "live", "", wanted, who="op", why="we sell credits", now=NOW)
-        built = app.build(settings, TOKEN, now=lambda: NOW, billing=without_stripe)
-        server = uvicorn.Server(uvicorn.Config(built, host="127.0.0.1", port=port, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}", world
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+        with serving(app.build(settings, TOKEN, now=lambda: NOW, billing=without_stripe)) as address:
+            yield address, world
 
 
 @pytest.mark.parametrize("screen", SCREENS)
@@ -278,8 +254,8 @@ def test_a_table_that_goes_on_beyond_a_phone_shows_it_and_the_keyboard_moves_it(
     page.wait_for_url("**/account")
     page.goto(f"{address}/account/usage")  # whose uses are blocks there, and go on to no side
     assert page.evaluate("document.querySelector('.scroll').scrollWidth") <= 390
-    assert page.locator(".log tbody tr").first.get_by_text("ok").is_visible()
-    page.goto(f"{address}/account/invoices")
+    assert page.locator(".blocks tbody tr").first.get_by_text("ok").is_visible()
+    page.goto(f"{address}/account/members")
     table = page.locator(".scroll")
 
     def edges():
