@@ -94,7 +94,8 @@ def _jobs(
     """Rate what is due, again and again, and bill it where Stripe is configured.
 
     A round is `rate run --due`, with STRIPE_API_KEY `bill run --due`,
-    `notices send` and `warehouse rollup`.
+    `credits top-up-due` and `bill sync`, then `notices send`,
+    `warehouse rollup` and `portal packs`.
     Beside the rounds runs `budgets watch`.
     """
     from meterhouse_store import jobs as schedule
