@@ -33,8 +33,7 @@ What is in it
     events.jsonl.gz      {events}, one per line, as they were counted: id, time, meter, quantity, dimensions, trace
     ratings.json         the lines with their arithmetic, what is left over and why, what had been agreed
     books/, books.json   the price books in the words they were published in, and their SHA-256
-    costs.json           where prices mark up costs: one's own costs; catalogues/ has the price lists
-    ledger.json          the customer's transactions with their seals in the ledger's chain
+{costs}    ledger.json          the customer's transactions with their seals in the ledger's chain
     completeness.json    what was known of the usage's completeness when the period was closed
     manifest.json        the SHA-256 of every other file; its own SHA-256 names the pack
     evidence_check/      the verifier, in Python's standard library
@@ -74,8 +73,7 @@ Was darin ist
     events.jsonl.gz      {events}, je Zeile eines, wie gezählt: Kennung, Zeit, Zähler, Menge, Dimensionen, Spur
     ratings.json         die Posten mit ihrer Rechnung, was warum übrig blieb, und was vereinbart war
     books/, books.json   die Preisbücher im veröffentlichten Wortlaut, und ihre SHA-256
-    costs.json           wo Preise auf Kosten aufschlagen: eigene Kosten; catalogues/ hat die Preislisten
-    ledger.json          die Buchungen des Kunden mit ihren Siegeln in der Kette des Hauptbuchs
+{costs}    ledger.json          die Buchungen des Kunden mit ihren Siegeln in der Kette des Hauptbuchs
     completeness.json    was beim Abschluss über die Vollständigkeit der Nutzung bekannt war
     manifest.json        die SHA-256 aller anderen Dateien; seine eigene SHA-256 benennt den Nachweis
     evidence_check/      das Prüfprogramm, in der Standardbibliothek von Python
@@ -89,6 +87,13 @@ Das Prüfprogramm sagt, was es nachgerechnet hat und was nur mitgeführt wird. E
 Ereignisse stattfanden oder dass keines fehlt: Was davon bekannt ist, sagt completeness.json. Dass das Hauptbuch
 noch das von damals ist, zeigt ein Anker, den Sie von anderswo haben: --anchor DATEI.
 """
+
+_COSTS: Final = "    costs.json           what costs are that prices mark up: one's own, and by which price lists\n"
+_LISTS: Final = "    catalogues/          these price lists, in their words\n"
+_GERMAN_COSTS: Final = (
+    "    costs.json           die Kosten, auf die Preise aufschlagen: eigene, und nach welchen Preislisten\n"
+)
+_GERMAN_LISTS: Final = "    catalogues/          diese Preislisten, in ihrem Wortlaut\n"
 
 README: Final = "README.txt"
 GERMAN_README: Final = "LIESMICH.txt"
@@ -105,9 +110,14 @@ def readmes(
     german = "\n\n".join(_rating_in_german(it, completeness[it["rating_id"]]) for it in ratings)
     title = _GERMAN.partition("\n")[0].format(**told)
     number = f"{_TO.number(events)} {'Ereignis' if events == 1 else 'Ereignisse'}"
+    # The name of a cost of one's own is a hash; one of a price list begins with the list's name and a slash.
+    costs = any("costs" in it for it in ratings)
+    lists = any("/" in rate.get("entry", "") for it in ratings for rate in it.get("costs", ()))
+    files = _COSTS * costs + _LISTS * lists
+    german_files = _GERMAN_COSTS * costs + _GERMAN_LISTS * lists
     return {
-        README: _TEXT.format(**told, ratings=english, events=counted(events, "event")),
-        GERMAN_README: _GERMAN.format(**told, ratings=german, events=number, line="=" * len(title)),
+        README: _TEXT.format(**told, ratings=english, events=counted(events, "event"), costs=files),
+        GERMAN_README: _GERMAN.format(**told, ratings=german, events=number, line="=" * len(title), costs=german_files),
     }
 
 
@@ -133,5 +143,15 @@ def _rating_in_german(it: Mapping[str, Any], stated: Mapping[str, Any] | None) -
     rows.append(("Summe", amount(it["total_minor"]), currency))
     verdict = "Die Vollständigkeit wird mit dem Abschluss festgestellt."
     if stated is not None:
-        verdict = f"Zur Vollständigkeit wurde festgestellt: {stated['verdict']}"
+        verdict = f"Zur Vollständigkeit wurde festgestellt: {_german_verdict(stated)}"
     return f"{head}\n\n{table(rows, right={1})}\n\n{verdict}"
+
+
+def _german_verdict(stated: Mapping[str, Any]) -> str:
+    """What `verdict` says in English (meterhouse_store.completeness), from the same counts."""
+    events, streams = sum(it["events"] for it in stated["streams"]), len(stated["streams"])
+    seen = f"{_TO.number(events)} {'Ereignis' if events == 1 else 'Ereignisse'} aus {_TO.number(streams)} "
+    seen += "Datenstrom" if streams == 1 else "Datenströmen"
+    if not stated["exceptions"]:
+        return f"Soweit bekannt vollständig: {seen}, nichts wird zurückgehalten und nichts fehlt."
+    return f"Nicht sicher vollständig: {seen}, {_TO.number(len(stated['exceptions']))} anzusehen."

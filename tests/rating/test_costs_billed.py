@@ -209,6 +209,10 @@ def test_a_pack_recomputes_what_the_provider_asked_and_tells_every_forgery(sqlit
     assert found.recomputed["costs of one's own, by the hash that names them"] == 2
     assert found.recomputed["texts of price lists, by the hash they were pinned under"] == 1
     assert not any("asked" in it for it in found.carried)
+    with zipfile.ZipFile(pack) as archive:
+        for name in ("README.txt", "LIESMICH.txt"):
+            text = archive.read(name).decode()
+            assert "\n    costs.json  " in text and "\n    catalogues/  " in text
 
     def forged(change):
         with zipfile.ZipFile(pack) as archive:

@@ -26,6 +26,7 @@ from meterhouse_rating.evidence_check.main import verify
 from meterhouse_rating.evidence_check.prices import prices_of
 from meterhouse_rating.evidence_check.usage import Group
 from meterhouse_rating.evidence_check.yaml_subset import Unreadable, read
+from meterhouse_rating.evidence_readme import readmes
 from meterhouse_rating.periods import parse
 from meterhouse_rating.settled import Used
 from meterhouse_rating.sorting import UsageRow
@@ -295,8 +296,18 @@ def test_agreements_plan_changes_conversions_trials_and_corrections_are_recomput
     assert made[0].as_text().startswith("Evidence pack of berlin (test), 2026-09-01..2026-10-01 Europe/Berlin\n")
     with zipfile.ZipFile(tmp_path / "2026-10") as pack:
         told, german = pack.read("README.txt").decode(), pack.read("LIESMICH.txt").decode()
+        names = pack.namelist()
     assert "\n2026-10-01..2026-10-16 Europe/Berlin: Tarif small, abgeschlossen, Stand " in german
     assert re.search(r"\n  Summe +19,33  EUR\n", german) and re.search(r"\n  Total +19.33  EUR\n", told)
+    # Prices mark up costs of one's own, none of a price list; of a plan without such prices there are none at all.
+    assert "    costs.json  " in told and "catalogues/" not in told + german
+    bare = [{name: it for name, it in one.items() if name != "costs"} for one in made[1].ratings]
+    for text in readmes(made[1].about, bare, 1, {it["rating_id"]: None for it in bare}).values():
+        assert "costs.json" not in text and "catalogues/" not in text
+    listed = re.findall(r"^    ([a-z_]+[./][a-z.]*)", told, re.MULTILINE)
+    assert [it for it in listed if not any(name.startswith(it) for name in names)] == [] != listed
+    assert "Zur Vollständigkeit wurde festgestellt: Nicht sicher vollständig: " in german
+    assert "Not certain" in told and "Not certain" not in german
     # The commands, and the names of the files, are the same in both.
     for shown in (r"^    (\S+ (?:verify )?PACK\.zip)", r"^    ([a-z_]+[./]\S*)  "):
         assert re.findall(shown, german, re.MULTILINE) == re.findall(shown, told, re.MULTILINE) != []
