@@ -287,6 +287,19 @@ class Month:
         notes = credit_records.notes(world.engine, "test", only_open=True)
         yield from pool.work(pool.jobs(world, drafts, notes, approve=True), self.workers)
 
+    def bill(self) -> None:
+        """Run until no invoice waits for its tax: where Stripe failed when it was asked for, the next hour asks again.
+
+        Else the tax of what waits is that of the settings of a later month.
+        """
+        for _ in range(5):
+            self.insist(self.run)
+            drafts = {draft.customer_id for draft in records.drafts(self.world.engine, "test")}
+            if not any(self.taxed.get(name) for name in drafts):
+                return
+            self.later(timedelta(hours=2))
+        raise AssertionError("an invoice waits for its tax for ever")
+
     def correct(self) -> None:
         """Late usage: something of the first line of some invoices of October goes back."""
         for name in ("acme", "kaisha", "dinar", "brot", "tea"):
@@ -410,7 +423,7 @@ def check(seed: int, books: Any, url: str) -> list[str]:
     month.move_in()
     month.change_drafts()
     month.charge()
-    month.insist(month.run)
+    month.bill()
     month.pay()
     month.hear()
     month.insist(month.top_up)
@@ -420,7 +433,7 @@ def check(seed: int, books: Any, url: str) -> list[str]:
     month.rate(11)
     month.insist(month.draft)
     month.change_drafts()
-    month.insist(month.run)
+    month.bill()
     month.hear()
     month.charge()
     month.voided = {name for name in CUSTOMERS if month.chance.random() < 0.5}
