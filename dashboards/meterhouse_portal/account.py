@@ -69,10 +69,13 @@ class Days:
 
 @dataclass(frozen=True)
 class Account:
-    """One customer's world; `meters` are the declared ones."""
+    """One customer's world; `meters` are the declared ones.
+
+    What is in SQL can be read without a warehouse: `connect` is called by what reads usage.
+    """
 
     engine: Engine
-    client: Client
+    connect: Callable[[], Client]
     namespace: str
     customer_id: str
     meters: Mapping[str, Meter]
@@ -80,6 +83,11 @@ class Account:
 
     source: str = usage_source.WHOLE
     """The view that is asked for this customer's usage."""
+
+    @property
+    def client(self) -> Client:
+        """The warehouse. Raises WarehouseUnavailable."""
+        return self.connect()
 
     def soonest(self, ask: Callable[["Account"], _Found]) -> _Found:
         """What `ask` finds of the view that is planned the soonest, once the watermark is known.

@@ -244,9 +244,9 @@ class CustomerApi:
                 if it.open:
                     return _json(answer(None, query, name))
                 customer_id = self._customer(request.headers.get("authorization", ""))
-                with self._stores.warehouse() as client:
+                with self._stores.warehouse_when_asked() as connect:
                     mine = Account(
-                        self._stores.engine(), client, self._settings.namespace, customer_id,
+                        self._stores.engine(), connect, self._settings.namespace, customer_id,
                         meters.declared(self._settings), self._now(),
                     )  # fmt: skip
                     return _json(answer(mine, query, name))

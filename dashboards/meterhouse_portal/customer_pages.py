@@ -359,10 +359,10 @@ class CustomerPages:
         def billing() -> World:
             return self._billing(self._stores.engine(), self._settings.namespace, visitor.email, self._now)
 
-        with self._stores.warehouse() as client:
+        with self._stores.warehouse_when_asked() as connect:
             declared = meters.declared(self._settings)
             mine = Account(
-                self._stores.engine(), client, self._settings.namespace, visitor.customer_id, declared, self._now()
+                self._stores.engine(), connect, self._settings.namespace, visitor.customer_id, declared, self._now()
             )
             try:
                 return page.handler(
@@ -438,7 +438,7 @@ class CustomerPages:
 
     def no_such_page(self, request: Request) -> Response:
         """For an address that nothing is at."""
-        return self._message(request, 404, "No such page", "Customers begin at /account, operators at /.")
+        return self._message(request, 404, "No such page", "Customers begin at /account, operators at /operator.")
 
     def no_such_method(self, request: Request) -> Response:
         """For a page that is asked for in a way that it does not know."""

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -58,9 +58,14 @@ class Stores:
 
         One client is kept: connecting anew takes as long as a page.
         """
+        with self.warehouse_when_asked() as connect:
+            yield connect()
+
+    @contextmanager
+    def warehouse_when_asked(self) -> Iterator[Callable[[], Client]]:
+        """The same for what may need none: it is connected to when that is called, and only that can fail then."""
         try:
-            client = self._connected()
-            yield client
+            yield self._connected
         except (warehouse.WarehouseUnavailable, ClickHouseError, OSError) as problem:
             self._forget()
             raise NoWarehouse(str(problem)) from problem

@@ -252,12 +252,12 @@ def test_what_is_not_there_and_a_link_that_was_used_are_said_in_the_visitor_s_la
     with visiting(world) as browser:
         used = browser.post("/sign-in/used")
         assert used.status_code == 410 and "That link was used, or is too old. Ask for a new one." in used.text
-        assert "Customers begin at /account, operators at /." in text_of(browser.get("/nowhere").text)
+        assert "Customers begin at /account, operators at /operator." in text_of(browser.get("/nowhere").text)
         browser.headers["Accept-Language"] = "de"
         assert "Dieser Link wurde schon benutzt oder ist zu alt." in browser.post("/sign-in/used").text
         missing, wrong = browser.get("/account/nowhere"), browser.post("/account")
         assert (missing.status_code, wrong.status_code) == (404, 405)
-        assert "Keine solche Seite Kunden beginnen bei /account, Betreiber bei /." in text_of(missing.text)
+        assert "Keine solche Seite Kunden beginnen bei /account, Betreiber bei /operator." in text_of(missing.text)
         assert "Diese Seite wird nicht so angefragt." in text_of(wrong.text) and "GET" in wrong.headers["allow"]
 
 

@@ -132,7 +132,7 @@ def test_a_simulation_names_customers_as_text_and_what_they_pay_less_as_a_number
 
 def test_what_a_customer_downloads_of_its_usage_has_every_text_as_text(hostile):
     it = hostile.world
-    mine = Account(it.engine, it.client, "test", CUSTOMER, it.meters, it.now())
+    mine = Account(it.engine, lambda: it.client, "test", CUSTOMER, it.meters, it.now())
     exported = b"".join(usage_log.export(mine, parse("2026-10", "UTC"), {}, "csv")).decode()
     found = cells(exported)
     assert sorted((row["quantity"], row["model"]) for row in found) == sorted(
