@@ -311,10 +311,10 @@ def _told_of_pack(pack: "Pack") -> str:
     if pack.state == packs.MADE:
         return f"{of}: made, {pack.bytes:,} bytes"
     if pack.state == packs.FAILED:
-        return f"{of}: cannot be made: {pack.why}"
+        return f"{of}: cannot be made: {pack.told}"
     if not pack.tries:
         return f"{of}: waits for the next run"
-    why = pack.why or "whoever made it was killed"
+    why = pack.told or "whoever made it was killed"
     return f"{of}: not made now, tried {pack.tries} of {packs.TRIES} times: {why}"
 
 

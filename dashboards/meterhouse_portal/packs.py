@@ -37,7 +37,7 @@ TRIES: Final = 8
 ROUND_S: Final = 300.0
 """No pack is begun later in a round of jobs: what else they do has to go on."""
 _BLOCK: Final = 1024 * 1024
-_WHY_LONGEST: Final = 500
+_TOLD_LONGEST: Final = 500
 _NOT_NOW = (ClickHouseError, SQLAlchemyError, WarehouseUnavailable, OSError)
 """What a store that is down raises: the pack is tried again."""
 
@@ -46,7 +46,7 @@ _NOT_NOW = (ClickHouseError, SQLAlchemyError, WarehouseUnavailable, OSError)
 class Pack:
     """A pack that was asked for. What is known of the one that is there stays while it is made anew.
 
-    `problem` is set where it failed, and `why`, for the operator, where it is not made.
+    `problem` is set where it failed, and `told`, why for the operator, where it is not made.
     """
 
     rating_id: str
@@ -59,7 +59,7 @@ class Pack:
     tries: int = 0
     tried_at: datetime | None = None
     problem: str | None = None
-    why: str | None = None
+    told: str | None = None
     made_at: datetime | None = None
     manifest_sha256: str | None = None
     bytes: int | None = None
@@ -166,8 +166,8 @@ def make_asked(world: World, scratch: Path, longest_s: float = ROUND_S) -> Itera
 
 def _make(world: World, pack: Pack, scratch: Path) -> Pack | None:
     if pack.tries >= TRIES:
-        return _settled(world, pack, GIVEN_UP, f"tried {TRIES} times; the last time: {pack.why or 'it was killed'}")
-    tried = replace(pack, tries=pack.tries + 1, tried_at=world.now(), why=None)
+        return _settled(world, pack, GIVEN_UP, f"tried {TRIES} times; the last time: {pack.told or 'it was killed'}")
+    tried = replace(pack, tries=pack.tries + 1, tried_at=world.now(), told=None)
     _record(world.engine, tried)
     period = Period(pack.period_start, pack.period_end)
     try:
@@ -185,7 +185,7 @@ def _make(world: World, pack: Pack, scratch: Path) -> Pack | None:
     except evidence.NoEvidence as refused:
         return _settled(world, tried, NOTHING, str(refused))
     except _NOT_NOW as problem:
-        waiting = replace(tried, why=_in_short(problem))
+        waiting = replace(tried, told=_in_short(problem))
         _record(world.engine, waiting)
         return waiting
 
@@ -197,11 +197,11 @@ def _differences(problems: Sequence[str]) -> str:
 
 def _in_short(problem: Exception) -> str:
     """Its first line, without addresses and all that was sent there."""
-    return str(problem).partition("\n")[0].partition(" for url")[0].partition(" (Background")[0][:_WHY_LONGEST]
+    return str(problem).partition("\n")[0].partition(" for url")[0].partition(" (Background")[0][:_TOLD_LONGEST]
 
 
 def _settled(world: World, pack: Pack, problem: str, why: str) -> Pack:
-    settled = replace(pack, state=FAILED, problem=problem, why=why[:_WHY_LONGEST])
+    settled = replace(pack, state=FAILED, problem=problem, told=why[:_TOLD_LONGEST])
     _record(world.engine, settled)
     return settled
 

@@ -163,7 +163,7 @@ def test_what_does_not_agree_with_itself_is_handed_to_nobody(world, tmp_path):
             is_changed = (table.c.rating_id == rating["rating_id"]) & (line == 199)
             connection.execute(update(table).where(is_changed).values(amount_minor=200))
     assert (outcome.state, outcome.problem) == (packs.FAILED, packs.DIFFERS)
-    assert "1.99" in outcome.why and blocks_kept(world) == []
+    assert "1.99" in outcome.told and blocks_kept(world) == []
     address = f"/account/invoices/{rating['rating_id']}"
     with visiting(world, "bill@acme.example") as browser:
         page = browser.get(address).text
@@ -179,7 +179,7 @@ def test_one_that_is_too_large_is_for_the_operator_to_hand_over(world, tmp_path,
     rating = rating_of(world)
     packs.ask(world[0].engine, "live", "acme", rating, NOW)
     (outcome,) = made(world, tmp_path)
-    assert outcome.problem == packs.TOO_LARGE and "make it with `meterhouse evidence`" in outcome.why
+    assert outcome.problem == packs.TOO_LARGE and "make it with `meterhouse evidence`" in outcome.told
     with visiting(world, "bill@acme.example") as browser:
         shown = text_of(browser.get(f"/account/invoices/{rating['rating_id']}").text)
     assert "It is too large to be kept here. Whoever sends your invoices sees that." in shown
@@ -235,7 +235,7 @@ def test_what_cannot_be_made_now_waits_longer_each_time_and_is_given_up_after_ei
     packs.ask(engine, "live", "acme", rating_of(world), NOW)
     packs.ask(engine, "live", "globex", rating_of(world, "globex"), NOW + timedelta(seconds=1))
     found = made(world, tmp_path, NOW + timedelta(seconds=1))
-    assert [(it.customer_id, it.state, it.why) for it in found] == [
+    assert [(it.customer_id, it.state, it.told) for it in found] == [
         ("acme", "asked", "the warehouse is away"), ("globex", "asked", "the warehouse is away"),
     ]  # fmt: skip
     tried.clear()
@@ -428,7 +428,7 @@ def test_the_command_says_what_it_made_and_what_it_could_not(world, warehouse_ad
 def test_a_difference_is_told_in_one_line_that_begins_with_whose_it_is(world, tmp_path):
     pack = packs.ask(world[0].engine, "live", "acme", rating_of(world), NOW)
     why = packs._differences(["line 1 of 2.00 is 1.99", "total"])
-    told = commands._told_of_pack(replace(pack, state=packs.FAILED, why=why))
+    told = commands._told_of_pack(replace(pack, state=packs.FAILED, told=why))
     assert told == (
         "acme 2026-09-30T22:00:00Z..2026-10-31T23:00:00Z: cannot be made: what is stored does not agree with itself: "
         "line 1 of 2.00 is 1.99; and 1 more (`meterhouse evidence` says all)"

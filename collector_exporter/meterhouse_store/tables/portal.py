@@ -149,7 +149,7 @@ evidence_packs = Table(
     Column("tries", Integer, nullable=False),  # since it was asked for
     Column("tried_at", UtcTime),
     Column("problem", String(16)),  # of one that failed: differs | nothing | too_large | given_up
-    Column("why", Text),  # not made: for the operator
+    Column("told", Text),  # why it is not made: for the operator
     Column("made_at", UtcTime),  # of the one that is there, also while it is made anew
     Column("manifest_sha256", String(64)),  # names the pack
     Column("bytes", BigInteger),
