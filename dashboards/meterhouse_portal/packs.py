@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from meterhouse_rating import evidence
 from meterhouse_rating.periods import Period
@@ -26,7 +26,8 @@ from meterhouse_rating.world import World
 from meterhouse_store.registry import RegistryError
 from meterhouse_store.sql import begin_write
 from meterhouse_store.tables import evidence_blocks, evidence_packs, ratings
-from meterhouse_store.warehouse import WarehouseUnavailable
+from meterhouse_store.terminal import told
+from meterhouse_store.warehouse import WarehouseUnavailable, said
 
 ASKED, MADE, FAILED = "asked", "made", "failed"
 DIFFERS, NOTHING, TOO_LARGE, GIVEN_UP = "differs", "nothing", "too_large", "given_up"
@@ -178,14 +179,14 @@ def _make(world: World, pack: Pack, scratch: Path) -> Pack | None:
                 return _settled(world, tried, DIFFERS, _differences(result.findings.problems))
             size = file.stat().st_size
             if size > LARGEST:
-                told = f"it has {size:,} bytes, above {LARGEST:,}: make it with `meterhouse evidence`, hand it over"
-                return _settled(world, tried, TOO_LARGE, told)
+                why = f"it has {size:,} bytes, above {LARGEST:,}: make it with `meterhouse evidence`, hand it over"
+                return _settled(world, tried, TOO_LARGE, why)
             made = replace(tried, state=MADE, made_at=world.now(), manifest_sha256=result.id, bytes=size)
             return made if _keep(world.engine, made, file) else None
     except evidence.NoEvidence as refused:
         return _settled(world, tried, NOTHING, str(refused))
     except _NOT_NOW as problem:
-        waiting = replace(tried, told=_in_short(problem))
+        waiting = replace(tried, told=_in_words(problem)[:_TOLD_LONGEST])
         _record(world.engine, waiting)
         return waiting
 
@@ -195,9 +196,12 @@ def _differences(problems: Sequence[str]) -> str:
     return f"what is stored does not agree with itself: {problems[0]}{more} (`meterhouse evidence` says all)"
 
 
-def _in_short(problem: Exception) -> str:
-    """Its first line, without addresses and all that was sent there."""
-    return str(problem).partition("\n")[0].partition(" for url")[0].partition(" (Background")[0][:_TOLD_LONGEST]
+def _in_words(problem: Exception) -> str:
+    if isinstance(problem, Error):
+        return said(problem)
+    if isinstance(problem, DBAPIError):
+        return f"the SQL database cannot be used: {problem.orig}"
+    return told(problem) if isinstance(problem, OSError) else str(problem)
 
 
 def _settled(world: World, pack: Pack, problem: str, why: str) -> Pack:

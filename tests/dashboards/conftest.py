@@ -1,13 +1,9 @@
 """The embedded engine for tests of this folder: behind its HTTP port, in a process of its own, as users reach it."""
 
-import socket
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
-import uvicorn
 from quick_stores import PASSWORDS, empty
 
 from meterhouse_sandbox.stripe_server import application
@@ -53,19 +49,10 @@ def reader_client(warehouse_address):
 @pytest.fixture(scope="module")
 def stripe_url(tmp_path_factory):
     """A running sandbox Stripe."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(application(tmp_path_factory.mktemp("stripe")), host="127.0.0.1", port=port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    from portal_samples import serving
+
+    with serving(application(tmp_path_factory.mktemp("stripe"))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
 import pytest
-from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 from portal_samples import NOW, form_token, portal_world, text_of, visiting
 from sqlalchemy import delete, select, update
+from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
 from meterhouse_portal import commands, members, packs
@@ -248,6 +249,24 @@ def test_what_cannot_be_made_now_waits_longer_each_time_and_is_given_up_after_ei
     assert at_minutes == [2, 6, 14, 30, 62, 126, 254]
     pack = packs.of_rating(engine, "live", "acme", rating_of(world)["rating_id"])
     assert (pack.state, pack.problem, pack.tries) == (packs.FAILED, packs.GIVEN_UP, 8)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (OperationalError("Unexpected Http Driver Exception (for url http://admin:secret@127.0.0.1:1)"),
+         "the warehouse does not answer"),
+        (DBAPIError("SELECT secret", {}, ValueError("disk is away")), "the SQL database cannot be used: disk is away"),
+        (OSError(28, "No space left on device", "/data/run/packs"), "/data/run/packs: No space left on device"),
+    ],
+)  # fmt: skip
+def test_why_it_waits_is_said_in_the_words_of_other_commands(world, tmp_path, monkeypatch, problem, said):
+    def down(*_):
+        raise problem
+
+    monkeypatch.setattr(evidence, "make", down)
+    packs.ask(world[0].engine, "live", "acme", rating_of(world), NOW)
+    assert [it.told for it in made(world, tmp_path)] == [said]
 
 
 def test_one_that_kills_its_maker_comes_behind_those_of_others(world, tmp_path, monkeypatch):
