@@ -25,6 +25,7 @@ BY_HAND = {
     "METERHOUSE_WAREHOUSE_URL": ["nonsense", "ftp://u:geheim@h", "http://u:geheim@h:port"],
     "METERHOUSE_SQL_URL": ["nonsense", "mysql://u:geheim@h/d", "postgresql://u:geheim@h:port/d"],
     "METERHOUSE_SMTP_URL": ["nonsense", "http://u:geheim@h", "smtp://u:geheim@h:port"],
+    "METERHOUSE_PUBLIC_URL": ["ftp://h", "https://h:port", "https://h:0"],
     "METERHOUSE_MAIL_FROM": ["nobody"],
     "METERHOUSE_OTEL_EXPORTER_OTLP_ENDPOINT": ["nonsense", "http://h:port"],
     "METERHOUSE_OTEL_EXPORTER_OTLP_HEADERS": ["geheim"],

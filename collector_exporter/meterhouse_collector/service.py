@@ -20,7 +20,6 @@ import uvicorn
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from meterhouse_collector import logs
 from meterhouse_collector.allowance import Allowances
 from meterhouse_collector.credentials import Credentials
 from meterhouse_collector.door_settings import DoorSettings
@@ -40,7 +39,7 @@ from meterhouse_collector.telemetry import Figures, Metric, Push, counter, gauge
 from meterhouse_collector.tls import ServerTls
 from meterhouse_collector.upkeep import Upkeep
 from meterhouse_collector.warehouse_counts import WarehouseCounts
-from meterhouse_store import access, key_uses, warehouse
+from meterhouse_store import access, key_uses, logs, warehouse
 from meterhouse_store.settings import Settings
 from meterhouse_store.sql import open_engine
 from meterhouse_store.terminal import wrong_settings
@@ -69,7 +68,7 @@ def serve(settings: Settings, host: str, http_port: int, grpc_port: int) -> int:
     except OSError as problem:
         print(f"METERHOUSE_TLS_CERT, _KEY and _CLIENT_CA name files of PEM that fit: {problem}", file=sys.stderr)
         return 2
-    logs.configure(doors.log)
+    logs.configure(doors.log, "INFO")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())

@@ -83,6 +83,13 @@ class Settings(BaseSettings):
             raise ValueError("ClickHouse's HTTP interface, http://user:password@host:8123")
         return value
 
+    @field_validator("public_url")
+    @classmethod
+    def _is_reached(cls, value: str) -> str:
+        if value and not is_address(value, ("http", "https")):
+            raise ValueError("the portal's address as customers reach it, https://billing.example.com")
+        return value
+
     @field_validator("sql_url")
     @classmethod
     def _is_known(cls, value: str) -> str:

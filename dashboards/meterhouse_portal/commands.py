@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from meterhouse_store import logs, registry
 from meterhouse_store.terminal import Data, Json, existing, explained, fail, moment, opened_registry, plain, print_table
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def serve(
             err=True,
         )
         raise typer.Exit(1)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
     typer.echo(f"portal: http://{host}:{port}/ (with /?token= once), health: http://{host}:{port}/healthz")
     try:
         app = build(settings, token, public_url=settings.public_url or f"http://{host}:{port}")
@@ -72,7 +72,7 @@ def serve(
         typer.echo(str(wrong), err=True)
         raise typer.Exit(1) from None
     # No access log: the address of the first visit carries the token.
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, log_config=None, server_header=False)
 
 
 @portal.command()
@@ -134,6 +134,8 @@ def members_command(
 
     settings = existing(data)
     with explained(), opened_registry(settings) as engine:
+        if registry.customer(engine, settings.namespace, customer_id) is None:
+            fail(f"there is no customer {customer_id!r} in {settings.namespace}: `meterhouse customers list`")
         found = [plain(vars(it)) for it in members.members(engine, settings.namespace, customer_id)]
     print_table(found, _member_row, as_json, f"Nobody: `meterhouse portal invite {customer_id} EMAIL`.")
 

@@ -209,7 +209,7 @@ class CustomerPages:
         except (SignInRefused, RegistryError) as refused:
             _log.warning("a sign-in with the OpenID provider was refused: %s", refused)
             return self._message(
-                request, 403, "Not signed in", "That did not work, or took too long: begin again at /sign-in."
+                request, 403, "Not signed in", "That did not work, or took too long: begin again.", begin_again=True
             )
         except ProviderUnavailable as problem:
             _log.error("nobody can sign in with the OpenID provider: %s", problem)
@@ -467,12 +467,23 @@ class CustomerPages:
         return HTMLResponse(self._drawn(request).page(template, **values), status)
 
     def _message(
-        self, request: Request, status: int, title: str, text: str, visitor: Visitor | None = None, **values: str
+        self,
+        request: Request,
+        status: int,
+        title: str,
+        text: str,
+        visitor: Visitor | None = None,
+        *,
+        begin_again: bool = False,
+        **values: str,
     ) -> HTMLResponse:
-        """A page with one message, of which the catalogue may have a translation; `values` are its placeholders'."""
+        """A page with one message, of which the catalogue may have a translation; `values` are its placeholders'.
+
+        `begin_again`: with a link to the page where one signs in.
+        """
         return self._page(
             request, "message.html", status, title=title, text=self._drawn(request).language.say(text, **values),
-            visitor=visitor,
+            visitor=visitor, begin_again=begin_again,
         )  # fmt: skip
 
 

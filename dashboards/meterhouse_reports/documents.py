@@ -46,6 +46,8 @@ FREE: Final = {
     "unbilled_task": "of a task that failed: free of charge",
     "unbilled_trial": "within the trial",
 }
+STATED: Final = {"event": "events", "stream": "streams"}
+"""What a statement of completeness counts."""
 
 
 class NoDocument(LookupError):
@@ -129,13 +131,33 @@ def statement(engine: Engine, namespace: str, customer_id: str, period: str, lan
         rows = connection.execute(query.order_by(unrated.c.meter, unrated.c.unrated_id)).mappings()
         free = _free(rows, language)
         stated = tables.rating_statements
-        wanted = select(stated.c.verdict).where(stated.c.rating_id == rating["rating_id"])
-        if verdict := connection.execute(wanted).scalar_one_or_none():
-            notes.append(say("When the period was closed: %(verdict)s", verdict=verdict))
+        wanted = select(stated.c.statement).where(stated.c.rating_id == rating["rating_id"])
+        if (told := connection.execute(wanted).scalar_one_or_none()) is not None:
+            notes.append(say("When the period was closed: %(verdict)s", verdict=_verdict(told, language)))
     state = say("closed") if closed else say("open: amounts can still change")
     facts = [(say("State"), state), (say("Usage received up to"), _moment(rating["as_of"], zone, language))]
     title, reference, stamp = say("Usage statement"), rating["rating_id"][:SHORT_ID], say("Not an invoice")
     return _document(language, title, reference, stamp, customer, rating, lines, facts, free, notes)
+
+
+def _verdict(statement: Mapping[str, Any], language: Language) -> str:
+    """A statement of completeness in a sentence: as it was made, or what it says in another language."""
+    if language.code == ENGLISH:
+        return str(statement["verdict"])
+    streams = statement["streams"]
+    events = sum(stream["events"] for stream in streams)
+    seen = {
+        named: f"{language.number(count)} {language.plural(one, named, count)}"
+        for (one, named), count in zip(STATED.items(), (events, len(streams)), strict=True)
+    }
+    if not (exceptions := len(statement["exceptions"])):
+        return language.say(
+            "Complete as far as can be known: %(events)s of %(streams)s, nothing is held back and nothing is missing.",
+            **seen,
+        )
+    return language.say(
+        "Not certain to be complete: %(events)s of %(streams)s, %(count)s to look at.", **seen, count=exceptions
+    )
 
 
 def _found(engine: Engine, namespace: str, customer_id: str, text: str) -> tuple[registry.Customer, Row, list[Row]]:

@@ -4,7 +4,10 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,13 +21,12 @@ from collector_samples import Collector, add_sum, event, request_of, wait_for, w
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from sqlalchemy.exc import OperationalError
 
-from meterhouse_collector import logs
 from meterhouse_collector.credentials import Credentials
 from meterhouse_collector.door_settings import DoorSettings
 from meterhouse_collector.refusal_counts import RefusalCounts
 from meterhouse_collector.telemetry import Figures, Histogram, Metric, Push, gauge, prometheus
 from meterhouse_collector.warehouse_counts import WarehouseCounts
-from meterhouse_store import access, key_uses, registry, sql
+from meterhouse_store import access, key_uses, logs, registry, sql
 from meterhouse_store.settings import Settings
 
 CANARY = "canary-7f3a"
@@ -349,3 +351,15 @@ def test_a_log_line_is_one_json_object_also_with_a_traceback():
     assert (found["level"], found["logger"], found["message"]) == ("ERROR", "test-of-logs", "it failed: so")
     assert "ValueError: two\nlines" in found["exception"]
     assert found["time"].endswith("Z") and found["time"][:4] == time.strftime("%Y", time.gmtime())
+
+
+def test_a_log_line_of_text_has_its_time_in_utc_wherever_the_server_is():
+    program = (
+        "import logging; from meterhouse_store import logs; logs.configure(); logging.getLogger('of').warning('so')"
+    )
+    began = datetime.now(UTC)
+    environment = {**os.environ, "TZ": "Asia/Tokyo"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    at, _, rest = done.stderr.partition(" ")
+    assert rest == "WARNING of: so\n" and at.endswith("Z")
+    assert timedelta(0) <= datetime.fromisoformat(at) - began.replace(microsecond=0) < timedelta(minutes=1)

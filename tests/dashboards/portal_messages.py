@@ -49,7 +49,7 @@ CHOSEN = (
     "bought", "promotional",
     "Choose one of the amounts.", "That was often: try again in an hour.",
     "Payments cannot be reached now: try again in a minute. Nothing was charged.",
-    *documents.KINDS.values(), *documents.FREE.values(), "has no price yet",
+    *documents.KINDS.values(), *documents.FREE.values(), *documents.STATED.items(), "has no price yet",
     "before the minimum commitment", "after the minimum commitment", "unspecified", "inclusive", "exclusive", "none",
     "half to even", "half up", "up", "down", "days", "seconds", "months",  # in explanations
 )  # fmt: skip

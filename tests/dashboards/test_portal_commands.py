@@ -42,6 +42,7 @@ def test_an_operator_invites_lists_links_and_removes(engine):
     assert call("link", "nobody@acme.example")[0] == 1
     assert call("invite", "acme", "olga@acme.example", "--role", "none")[0] == 0
     assert "Nobody" in call("members", "acme")[1]
+    assert call("members", "acm") == (1, "there is no customer 'acm' in live: `meterhouse customers list`\n")
 
 
 def test_a_key_for_frames_is_shown_once_listed_and_removed(engine):

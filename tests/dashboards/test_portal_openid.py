@@ -66,6 +66,7 @@ def signed_in(browser):
 def refused(browser, answer, caplog):
     """The reason, of an answer that signed nobody in."""
     assert (answer.status_code, COOKIE in browser.cookies) == (403, False), answer.text
+    assert 'begin again.</p>\n<p><a href="/sign-in">Sign in</a></p>' in answer.text
     return caplog.records[-1].getMessage().removeprefix("a sign-in with the OpenID provider was refused: ")
 
 

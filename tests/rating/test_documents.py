@@ -20,7 +20,15 @@ from meterhouse_store import agreements, registry
 from meterhouse_store.brand import Brand
 from meterhouse_store.language import Language
 from meterhouse_store.sql import begin_write
-from meterhouse_store.tables import invoice_taxes, invoices, ledger_entries, ledger_transactions, rated_lines, ratings
+from meterhouse_store.tables import (
+    invoice_taxes,
+    invoices,
+    ledger_entries,
+    ledger_transactions,
+    rated_lines,
+    rating_statements,
+    ratings,
+)
 
 BOOK = """
 book: papers
@@ -243,6 +251,32 @@ def test_a_statement_shows_what_is_open_and_what_is_free(house):
         "Total in USD 19.80",  # 20.00, and 1,000 tokens at 2.00, less a tenth
     ):
         assert said in text, said
+
+
+def test_a_statement_in_german_says_how_complete_usage_was(house):
+    engine, german = house.world.engine, Language("de")
+    state = (
+        rating_statements.c.rating_id
+        == select(ratings.c.rating_id)
+        .where(ratings.c.customer_id == "acme", ratings.c.state == "closed")
+        .scalar_subquery()
+    )
+    with engine.connect() as connection:
+        made = dict(connection.execute(select(rating_statements).where(state)).mappings().one())
+    of = {"verdict": "as it was said", "streams": [{"events": 1200}, {"events": 34}], "exceptions": ["one", "two"]}
+    for changed, said in (
+        ({}, "Beim Abschluss des Zeitraums: Nicht sicher vollständig: 1.234 Ereignisse aus 2 Datenströmen, "
+             "Auffälligkeiten: 2."),
+        ({"streams": [{"events": 1}], "exceptions": []},
+         "Beim Abschluss des Zeitraums: Vollständig, soweit es sich wissen lässt: 1 Ereignis aus 1 Datenstrom, nichts "
+         "wird zurückgehalten und nichts fehlt."),
+    ):  # fmt: skip
+        with begin_write(engine) as connection:
+            statement = made["statement"] | of | changed
+            connection.execute(update(rating_statements).where(state).values(statement=statement))
+        assert documents.statement(engine, "test", "acme", "2026-10", german).notes[0] == said
+    english = documents.statement(engine, "test", "acme", "2026-10")
+    assert english.notes[0] == "When the period was closed: as it was said"
 
 
 def test_what_cannot_be_an_invoice_is_refused_with_what_to_do(house):

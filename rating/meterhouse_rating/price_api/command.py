@@ -1,11 +1,11 @@
 """`meterhouse prices serve`: the price API, until stopped."""
 
-import logging
 from typing import Annotated
 
 import typer
 
 from meterhouse_rating.command_line import Data, existing, refusals
+from meterhouse_store import logs
 
 
 def serve(
@@ -25,7 +25,7 @@ def serve(
 
     with refusals():
         settings = existing(data)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
     print(f"prices: http://{host}:{port}/v1/openapi.json", flush=True)
     uvicorn.run(
         build(lambda: open_engine(settings)),
@@ -33,6 +33,7 @@ def serve(
         port=port,
         log_level="warning",
         access_log=False,
+        log_config=None,
         server_header=False,
         limit_concurrency=200,
     )

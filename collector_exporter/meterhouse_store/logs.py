@@ -1,19 +1,24 @@
-"""The collector's log on standard error, as text or one JSON object a line. What requests carry is never logged."""
+"""The log of a server on standard error, as text or one JSON object a line, with times in UTC. What requests carry is
+never logged.
+"""
 
 import json
 import logging
+import time
 from datetime import UTC, datetime
+from typing import Final, Literal
 
-_QUIET = ("urllib3", "clickhouse_connect", "opentelemetry")
+_QUIET: Final = ("urllib3", "clickhouse_connect", "opentelemetry")
 """The projector and the pusher of our metrics say the same in one line."""
 
 
-def configure(form: str) -> None:
-    """`text` or `json`."""
+def configure(form: str = "text", level: Literal["INFO", "WARNING"] = "WARNING") -> None:
+    """`text` or `json`; what is below the level is left out."""
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+    text.converter = time.gmtime
     handler.setFormatter(JsonFormatter() if form == "json" else text)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
