@@ -24,6 +24,10 @@ def terms(
 
     Raises NotThere without a price book.
     """
+    # First what refers to the next: whoever is registered meanwhile is not known yet, or with contract, prices and plan.
+    customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace, only)}
+    recorded = registry.contracts(world.engine, world.namespace, only)
+    agreed = agreed_in(world.engine, world.namespace, known_at, only)
     published = versions(world.engine, world.namespace)
     if book_version is not None:
         # A version that was published later, for a time before, is not what was rated by.
@@ -31,7 +35,7 @@ def terms(
     if not published:
         raise NotThere("no price book is published: `meterhouse prices publish FILE`, or --starter instead of a file")
     every: dict[str, list[registry.Contract]] = {}
-    for contract in registry.contracts(world.engine, world.namespace, only):
+    for contract in recorded:
         every.setdefault(contract.customer_id, []).append(contract)
     contracts = every
     if known_at is not None:
@@ -39,9 +43,7 @@ def terms(
         contracts = {
             name: [it for it in found if it.recorded_at <= known_at] or found[:1] for name, found in every.items()
         }
-    customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace, only)}
     books = {version.version: version.book for version in published}
-    agreed = agreed_in(world.engine, world.namespace, known_at, only)
     costs = costs_book.read(world.engine, world.namespace, known_at)
     return Terms(world.namespace, customers, contracts, published, books, frozenset(world.meters), agreed, costs)
 

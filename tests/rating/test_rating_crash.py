@@ -257,7 +257,30 @@ def test_two_at_once_end_in_the_totals_of_one(house, final):
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert failures == []
+    assert failures == [] and not any(thread.is_alive() for thread in threads)
+    owed = RECEIVABLE if final else {}
+    assert result(there) == (TOTALS, {"closed" if final else "open"}, owed, TOTALS)
+
+
+@pytest.mark.parametrize("final", [False, True], ids=["run", "close"])
+def test_a_run_that_begins_while_another_one_registers_a_customer_knows_its_contract(house, final, monkeypatch):
+    """The other one runs between what this one reads of the registry: c was a customer without a contract."""
+    there = furnished(house, 1)
+    waiting = [lambda: list(run(there.world, Request("2025-10")))]
+
+    def then_the_other(read):
+        def reading(*arguments):
+            found = read(*arguments)
+            if waiting:
+                waiting.pop()()
+            return found
+
+        return reading
+
+    for name in ("customers", "contracts"):
+        monkeypatch.setattr(registry, name, then_the_other(getattr(registry, name)))
+    list(closing(there) if final else run(there.world, Request("2025-10")))
+    assert waiting == []
     owed = RECEIVABLE if final else {}
     assert result(there) == (TOTALS, {"closed" if final else "open"}, owed, TOTALS)
 
