@@ -6,8 +6,8 @@
 The unit of each row says what was measured. Events are made by the engine from numbers(), the same in every run; five
 meters, graduated prices. The rating process is this one; the warehouse is another, as it is in use: months that are
 over are merged into one part each before they are closed or simulated, as the engine does by itself six hours after
-their last event, and their days are summed, as `meterhouse jobs` does a quarter of an hour after it. Each row has a baseline of the same run, because machines differ. Nothing is extrapolated but
-baselines, which say so.
+their last event, and their days are summed, as `meterhouse jobs` does a quarter of an hour after it. Each row has a
+baseline of the same run, because machines differ. Nothing is extrapolated but baselines, which say so.
 """
 
 import os

@@ -24,7 +24,7 @@ def terms(
 
     Raises NotThere without a price book.
     """
-    # First what refers to the next: whoever is registered meanwhile is not known yet, or with contract, prices and plan.
+    # First what refers to the next: who is registered meanwhile is not known yet, or with contract, prices and plan.
     customers = {it.customer_id: it for it in registry.customers(world.engine, world.namespace, only)}
     recorded = registry.contracts(world.engine, world.namespace, only)
     agreed = agreed_in(world.engine, world.namespace, known_at, only)
