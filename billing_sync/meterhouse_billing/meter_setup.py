@@ -367,9 +367,7 @@ def payment_link(world: World, customer_id: str, return_url: str) -> str:
 
     Raises BillingError for a customer that is not in Stripe yet.
     """
-    found = next(
-        (it for it in registry.customers(world.engine, world.namespace) if it.customer_id == customer_id), None
-    )
+    found = registry.customer(world.engine, world.namespace, customer_id)
     if found is None or found.stripe_customer_id is None:
         raise BillingError(f"{customer_id} is not in Stripe yet: `meterhouse bill setup --customer {customer_id}`")
     world = world.of(customer_id)

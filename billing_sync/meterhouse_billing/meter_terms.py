@@ -30,12 +30,12 @@ class Terms:
 def terms(world: World, declared: Mapping[str, Meter], name: str, start: datetime) -> Terms:
     """The terms from the month on that begins at `start`, or the current one. Raises BillingError with why not."""
     engine, namespace = world.engine, world.namespace
-    customer = next((it for it in registry.customers(engine, namespace) if it.customer_id == name), None)
+    customer = registry.customer(engine, namespace, name)
     if customer is None:
         raise BillingError("is not registered: `meterhouse customers add`")
     _refuse_what_stripe_lacks(world, customer, start)
     month = month_of(max(start, world.now()), "UTC")
-    contracts = [it for it in registry.contracts(engine, namespace) if it.customer_id == name]
+    contracts = registry.contracts(engine, namespace, name)
     held = [it for it in contracts if it.valid_from <= month.start]
     changes = [it for it in contracts if it.valid_from > month.start]
     if not held or held[-1].plan == registry.ENDED:

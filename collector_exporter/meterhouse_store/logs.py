@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 
 _QUIET: Final = ("urllib3", "clickhouse_connect", "opentelemetry")
-"""The projector and the pusher of our metrics say the same in one line."""
+"""Whoever calls them says the same in one line."""
 
 
 def configure(form: str = "text", level: Literal["INFO", "WARNING"] = "WARNING") -> None:

@@ -145,10 +145,10 @@ def _verdict(statement: Mapping[str, Any], language: Language) -> str:
     if language.code == ENGLISH:
         return str(statement["verdict"])
     streams = statement["streams"]
-    events = sum(stream["events"] for stream in streams)
+    counts = {"event": sum(stream["events"] for stream in streams), "stream": len(streams)}
     seen = {
-        named: f"{language.number(count)} {language.plural(one, named, count)}"
-        for (one, named), count in zip(STATED.items(), (events, len(streams)), strict=True)
+        STATED[one]: f"{language.number(count)} {language.plural(one, STATED[one], count)}"
+        for one, count in counts.items()
     }
     if not (exceptions := len(statement["exceptions"])):
         return language.say(

@@ -263,12 +263,7 @@ def _register(it: _Run, customer_id: str) -> Iterator[Step]:
         customer = _add(world, customer_id, namespace.default_plan)
     except registry.RegistryError:
         return  # such an id cannot be registered: its usage is listed as unrated
-    contracts = [
-        contract
-        for contract in registry.contracts(world.engine, world.namespace)
-        if contract.customer_id == customer_id
-    ]
-    it.terms = it.terms.with_customer(customer, contracts)
+    it.terms = it.terms.with_customer(customer, registry.contracts(world.engine, world.namespace, customer_id))
     yield Step("registered", f"{customer_id} on plan {namespace.default_plan}, first seen in usage")
 
 

@@ -264,9 +264,11 @@ def test_two_at_once_end_in_the_totals_of_one(house, final):
 
 @pytest.mark.parametrize("final", [False, True], ids=["run", "close"])
 def test_a_run_that_begins_while_another_one_registers_a_customer_knows_its_contract(house, final, monkeypatch):
-    """The other one runs between what this one reads of the registry: c was a customer without a contract."""
+    """The other one runs between what this one reads of the registry: c was a customer without a contract. Closing
+    reads it twice, and rates by what it read last.
+    """
     there = furnished(house, 1)
-    waiting = [lambda: list(run(there.world, Request("2025-10")))]
+    waiting = [lambda: list(run(there.world, Request("2025-10")))] + [lambda: None] * (2 if final else 0)
 
     def then_the_other(read):
         def reading(*arguments):
