@@ -26,7 +26,16 @@ from meterhouse_rating.queries import EPOCH, WOUND_BACK, events_query, window_pa
 from meterhouse_rating.recorrect import notes
 from meterhouse_rating.results import Row
 from meterhouse_rating.settled import Standing, lines_of, standings
-from meterhouse_rating.told import COST_DIMENSIONS, Told, earlier_in_month, event_of, events_of, groups, tell
+from meterhouse_rating.told import (
+    COST_DIMENSIONS,
+    Told,
+    earlier_in_month,
+    event_of,
+    events_of,
+    groups,
+    tell,
+    told_later,
+)
 from meterhouse_rating.usage import Found, gather, largest
 from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World
@@ -168,8 +177,7 @@ def _correction(
         return _made(world, line, told, findings, None, (), "")
     assert closed.closed_at is not None, "only what is closed is corrected"
     terms, customer = known.terms(world, closed.closed_at, closed.book_version), closed.customer_id
-    found = known.gather(world, terms, closed.period, line["as_of"], [customer], WOUND_BACK)
-    now = _on_line(prices, told, line, found.get(customer, Found()))
+    now = _on_line(prices, told, line, _usage(world, told_later(world, told, terms, line["as_of"]), prices, line))
     what = f"the quantity of {closed.period} by its events, and as it was billed with its corrections"
     if now.quantity is None:
         findings.carry(f"a quantity that is {prices.aggregate(line['metric'])}")
@@ -186,16 +194,16 @@ def _correction(
         source=WOUND_BACK,
         after=closed.as_of,
     )
-    late = _on_line(prices, told, line, since.get(customer, Found()))
+    late = _on_line(prices, told, line, groups(since.get(customer, Found()).rows))
     events = _events(world, told, late.groups, _listed_by(prices, line), limit, as_of=line["as_of"], after=closed.as_of)
     return _made(world, line, told, findings, late, events, f" of {closed.period} became known since it was closed")
 
 
-def _on_line(prices: Prices, told: Told, line: Row, found: Found) -> Counted:
+def _on_line(prices: Prices, told: Told, line: Row, usage: list[Group]) -> Counted:
     """What of the usage is on a line like this."""
     dimensions = tuple((name, line["dimensions"].get(name, "")) for name in _by(prices, line))
     key = (line["component"], line["metric"], dimensions)
-    return count(prices, groups(found.rows), told.facts["left"])[0].get(key, Counted(Fraction(0), 0))
+    return count(prices, usage, told.facts["left"])[0].get(key, Counted(Fraction(0), 0))
 
 
 def _by(prices: Prices | str, line: Row) -> list[str]:

@@ -3,23 +3,28 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Final
 
 from sqlalchemy import Connection
 
 from meterhouse_rating import known, recorrect, usage
+from meterhouse_rating.metrics import LATEST, TIME_WEIGHTED
 from meterhouse_rating.periods import Period, month_of
-from meterhouse_rating.queries import LOOK_BACK
+from meterhouse_rating.queries import EPOCH, LOOK_BACK
 from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.settled import CLOSED, Standing, lines_of, standings
+from meterhouse_rating.versions import versions
 from meterhouse_rating.world import World
 from meterhouse_store import registry
 from meterhouse_store.numbers import D
 from meterhouse_store.tables import unrated_usage
 
+_NONE: Final = (Decimal(0), EPOCH)
+
 
 def changed(world: World, customers: Sequence[str] | None, as_of: datetime) -> dict[str, list[Restated]]:
     """Per customer, of these or of all, its closed ratings whose usage is another than they account for, with what it
-    is now; and of months in parts those that go on from such a one.
+    is now; and those that go on from such a one: later parts of its month, and, of a level, later months.
 
     Ratings that ended more than 400 days ago are settled: usage that old is not taken any more.
     """
@@ -32,7 +37,7 @@ def changed(world: World, customers: Sequence[str] | None, as_of: datetime) -> d
         if not closed:
             return {}
         accounts = recorrect.accounted(connection, world.namespace, as_of - LOOK_BACK)
-        suspects: set[str] = set()
+        suspects: dict[str, set[str]] = {}
         known_to: dict[str, datetime] = {}
         totals: dict[Period, dict[str, dict[str, tuple[Decimal, datetime]]]] = {}
         for it in closed:
@@ -42,16 +47,18 @@ def changed(world: World, customers: Sequence[str] | None, as_of: datetime) -> d
             through, quantities = accounts.get(it.rating_id) or (it.as_of, _from_lines(connection, it))
             known_to[it.rating_id] = through
             now = totals[it.period].get(it.customer_id, {})
-            same = {meter: quantity for meter, (quantity, _) in now.items() if quantity} == {
-                meter: quantity for meter, quantity in quantities.items() if quantity
+            other = {
+                meter for meter in {*now, *quantities} if now.get(meter, _NONE)[0] != quantities.get(meter, Decimal(0))
             }
-            if not same or any(last > through for _, last in now.values()):
-                suspects.add(it.rating_id)
+            other |= {meter for meter, (_, last) in now.items() if last > through}
+            if other:
+                suspects[it.rating_id] = other
     zones = {it.customer_id: it.time_zone for it in registry.customers(world.engine, world.namespace)}
-    suspects |= _going_on(closed, suspects, known_to, zones)
+    again = {*suspects, *(_held_on(closed, suspects, _levels(world)) if suspects else ())}
+    again |= _going_on(closed, again, known_to, zones)
     groups: dict[tuple[Period, datetime, int], list[Standing]] = {}
     for it in closed:
-        if it.rating_id in suspects and it.closed_at is not None:
+        if it.rating_id in again and it.closed_at is not None:
             groups.setdefault((it.period, it.closed_at, it.book_version), []).append(it)
     found: dict[str, list[Restated]] = {}
     for (period, closed_at, version), group in sorted(groups.items(), key=lambda it: it[0]):
@@ -61,6 +68,36 @@ def changed(world: World, customers: Sequence[str] | None, as_of: datetime) -> d
         for it in group:
             now_used = used.get(it.customer_id, usage.Found())
             found.setdefault(it.customer_id, []).append(Restated(it, terms, now_used))
+    return found
+
+
+def _levels(world: World) -> dict[int, frozenset[str]]:
+    """Per version of the price book the meters that it reads as levels."""
+    return {
+        it.version: frozenset(
+            meter
+            for metric in it.book.metrics.values()
+            if metric.aggregate in (LATEST, TIME_WEIGHTED)
+            for meter in metric.meters
+        )
+        for it in versions(world.engine, world.namespace)
+    }
+
+
+def _held_on(
+    closed: Iterable[Standing], changed: Mapping[str, Collection[str]], levels: Mapping[int, frozenset[str]]
+) -> set[str]:
+    """Ratings of after one in which a level is another than it was: it goes on until there is a further event.
+
+    `changed`: per rating the meters of which it is; `levels`: per version of the price book those that are read so.
+    """
+    found: set[str] = set()
+    so_far: dict[str, dict[str, datetime]] = {}
+    for it in sorted(closed, key=lambda it: it.period):
+        moved = so_far.setdefault(it.customer_id, {})
+        if any(moved[meter] > it.period.start - LOOK_BACK for meter in levels[it.book_version] & moved.keys()):
+            found.add(it.rating_id)
+        moved |= dict.fromkeys(changed.get(it.rating_id, ()), it.period.end)
     return found
 
 

@@ -4,7 +4,7 @@ Times are text with nine digits after the point, in UTC, so that they compare as
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -117,7 +117,7 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
     facts["caps"]["earlier"] = _used_earlier(connection, standing, every, facts["zone"])
     told_by = {*wanted.dimensions, *measured}
     facts["grants"] = _grants(connection, world.namespace, standing)
-    leveled = [it for it in wanted.measurements if it.metric.aggregate in (LATEST, TIME_WEIGHTED)]
+    leveled = _leveled(wanted)
     if costing is not None:
         facts["costs"] = _costs(world, standing, costing)
         told_by |= set(COST_DIMENSIONS)
@@ -128,6 +128,21 @@ def tell(world: World, connection: Connection, standing: Standing, every: Sequen
             world, standing, leveled, told, terms.trial_end(standing.customer_id, standing.period)
         )
     return Told(standing, facts, usage, told, None if costing is None else costing.book)
+
+
+def told_later(world: World, told: Told, terms: Terms, as_of: datetime) -> Told:
+    """A closed rating with the usage that was known at a later moment; `terms`: those that its closing knew."""
+    standing = replace(told.standing, as_of=as_of)
+    period, customer = standing.period, standing.customer_id
+    found = known.gather(world, terms, period, as_of, [customer], WOUND_BACK).get(customer, Found())
+    facts = told.facts | {"as_of": moment(as_of)}
+    if leveled := _leveled(terms.wanted(period)):
+        facts["levels"] = _levels(world, standing, leveled, told.wanted, terms.trial_end(customer, period))
+    return replace(told, standing=standing, facts=facts, usage=found.rows)
+
+
+def _leveled(wanted: Wanted) -> list[Measurement]:
+    return [it for it in wanted.measurements if it.metric.aggregate in (LATEST, TIME_WEIGHTED)]
 
 
 def _used_earlier(connection: Connection, standing: Standing, every: Sequence[Standing], zone: str) -> dict[str, Any]:

@@ -267,3 +267,82 @@ def test_close_due_closes_what_was_missed_month_by_month(closed):
     assert states == dict.fromkeys(("2026-10", "2026-11", "2026-12", "2027-01"), "closed")
     house.close(None)
     assert {f"{row['period_start']:%Y-%m}": row["state"] for row in house.rows(tables.ratings)} == states
+
+
+# ---- levels ----------------------------------------------------------------------------------------------------------
+
+LEVELS = """
+book: test
+currency: USD
+metrics:
+  input: {unit: token, meters: [llm.tokens.input]}
+  stored: {unit: GB day, meters: [agent.seconds], aggregate: time_weighted, per: day, of: agent_id}
+  seats: {unit: seat, meters: [api.calls], aggregate: latest}
+plans:
+  pay:
+    components:
+      in: {model: per_unit, metric: input, price: 1.00}
+      store: {model: per_unit, metric: stored, price: 0.10}
+      seats: {model: per_unit, metric: seats, price: 5.00}
+"""
+
+
+def known(house, day, position=1000):
+    house.at(at(day))
+    house.collected(f"{day}T00:00:00", position=position)
+
+
+@pytest.fixture
+def held(house):
+    """10 GB since 20 October and 4 seats since the 2nd, October to December closed, each on the 5th after it."""
+    house.publish(LEVELS)
+    house.customer("acme", now=at("2026-10-01"))
+    known(house, "2026-11-05")
+    used(house, "10", "2026-10-20T00:00:00", meter="agent.seconds", agent_id="a", event_id="stored")
+    used(house, "4", "2026-10-02T00:00:00", meter="api.calls", event_id="seats")
+    house.close("2026-10")
+    known(house, "2026-12-05", position=2000)
+    house.close("2026-11")
+    known(house, "2027-01-05", position=3000)
+    house.close("2026-12")
+    known(house, "2027-01-21", position=4000)
+    return house
+
+
+def corrections(house, month):
+    return [(what, quantity, amount) for kind, what, quantity, amount in lines(house, month) if kind == "correction"]
+
+
+NOVEMBER, DECEMBER = "(correction of 2026-11-01..2026-12-01)", "(correction of 2026-12-01..2027-01-01)"
+
+
+def test_a_level_that_came_late_corrects_the_closed_months_that_it_goes_on_into(held):
+    # 120 GB days in October, 300 in November, 310 in December, and 4 seats in each.
+    assert [total(held, month) for month in ("2026-10", "2026-11", "2026-12")] == [3200, 5000, 5100]
+    used(held, "4", "2026-10-25T00:00:00", "2027-01-10T00:00:00", "agent.seconds", agent_id="a")
+    held.run("2027-01")
+    # 6 GB less for the 7 days that were left of October, for 30 and for 31.
+    assert corrections(held, "2027-01") == [
+        ("store (correction of 2026-10-01..2026-11-01)", "-42", -420),
+        (f"store {NOVEMBER}", "-1.8E+2", -1800),
+        (f"store {DECEMBER}", "-186", -1860),
+    ]
+    known(held, "2027-02-05", position=5000)
+    held.close("2027-01")
+    known(held, "2027-02-21", position=6000)
+    held.run("2027-02")
+    assert corrections(held, "2027-02") == []
+    assert prove(held.world.engine, "test").problems == []
+
+
+def test_a_level_goes_on_no_further_than_to_the_next_event_and_other_late_usage_not_at_all(held):
+    used(held, "7", "2026-11-30T12:00:00", "2027-01-10T00:00:00", "api.calls")
+    used(held, "9", "2026-10-25T00:00:00", "2027-01-10T00:00:00")
+    used(held, "1", "2026-12-31T00:00:00", "2027-01-10T00:00:00", "api.calls")
+    held.run("2027-01")
+    # 7 seats instead of 4 at November's end, and 1 at December's.
+    assert corrections(held, "2027-01") == [
+        ("in (correction of 2026-10-01..2026-11-01)", "9", 900),
+        (f"seats {NOVEMBER}", "3", 1500),
+        (f"seats {DECEMBER}", "-3", -1500),
+    ]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from evidence_samples import agreed_and_closed, furnished
+from rating_samples import at
 from typer.testing import CliRunner
 
 from meterhouse_rating.commands import rate
@@ -107,3 +108,58 @@ def test_no_id_at_all_is_said_to_be_none():
     for line in ("", "  "):
         done = CliRunner().invoke(rate, ["explain", line])
         assert (done.exit_code, done.stderr.startswith("Name the line by its id")) == (2, True)
+
+
+COUNTED = """
+book: test
+currency: USD
+metrics:
+  talks: {unit: talk, meters: [llm.requests], aggregate: unique, of: conversation_id}
+  most: {unit: token, meters: [llm.tokens.input], aggregate: max}
+  stored: {unit: GB day, meters: [agent.seconds], aggregate: time_weighted, per: day}
+plans:
+  pay:
+    components:
+      talks: {model: per_unit, metric: talks, price: 1.00}
+      most: {model: per_unit, metric: most, price: 0.10}
+      store: {model: per_unit, metric: stored, price: 0.10}
+"""
+
+
+def test_a_correction_of_what_is_no_sum_is_counted_again_from_all_events_of_its_period(sqlite_house, explain):
+    house = sqlite_house
+    house.publish(COUNTED)
+    house.customer("acme", now=at("2026-10-01"))
+    house.at(at("2026-11-05"))
+    house.collected("2026-11-05T00:00:00")
+    for meter, quantity, talk in (
+        ("llm.requests", "1", "c1"),
+        ("llm.tokens.input", "50", ""),
+        ("agent.seconds", "2", ""),
+    ):
+        house.event("acme", meter, quantity, "2026-10-02T00:00:00", conversation_id=talk)
+    house.close("2026-10")
+    house.at(at("2026-12-05"))
+    house.collected("2026-12-05T00:00:00", position=2000)
+    house.close("2026-11")
+    house.at(at("2026-12-21"))
+    house.collected("2026-12-21T00:00:00", position=3000)
+    for meter, quantity, talk in (
+        ("llm.requests", "1", "c2"),
+        ("llm.tokens.input", "70", ""),
+        ("agent.seconds", "5", ""),
+    ):
+        house.event(
+            "acme", meter, quantity, "2026-10-22T00:00:00", received="2026-12-10T00:00:00", conversation_id=talk
+        )
+    house.run("2026-12")
+    corrections = {it: row for it, row in lines(house).items() if row["kind"] == "correction"}
+    # 1 talk more, 20 tokens more, 3 GB more for 10 days of October and for November.
+    assert sorted((it.split()[0], row["quantity"]) for it, row in corrections.items()) == [
+        ("most", 20), ("store", 30), ("store", 90), ("talks", 1),
+    ]  # fmt: skip
+    for name, row in corrections.items():
+        code, said = explain(house, row["line_id"])
+        assert code == 0, said
+        checked = "Checked: the events add up to the quantity and the arithmetic gives the amount."
+        assert said.splitlines()[-1].strip() == checked, (name, said)
