@@ -88,6 +88,9 @@ _TABLES: Final[dict[type[Any], Table]] = {
     Quantity: tables.customer_quantities,
 }
 
+_MOST_DIGITS: Final = 24
+"""As many as a number in a price book has at most."""
+
 
 def add_addon(
     engine: Engine,
@@ -102,6 +105,7 @@ def add_addon(
 ) -> AddOn:
     """Add an add-on to the customer's plan. Raises RegistryError."""
     _refuse([] if quantity > 0 else [f"a quantity of {quantity}: an add-on is there at least once"])
+    _refuse(_too_long(quantity))
     made = {"addon": addon, "quantity": quantity, "valid_until": valid_until}
     return _add(engine, AddOn, namespace, customer_id, addon, valid_from, made, now)
 
@@ -145,6 +149,7 @@ def add_discount(
         mistakes.append(f"{percent} percent: write a number above 0, up to 100")
     if amount is not None and amount <= 0:
         mistakes.append(f"an amount of {amount}: write one above 0")
+    mistakes += _too_long(*(it for it in (percent, amount) if it is not None))
     if months is not None and months < 1:
         mistakes.append(f"{months} months: write at least 1")
     if not name.strip() or len(name) > 128:
@@ -174,6 +179,7 @@ def add_quantity(
 ) -> Quantity:
     """Say how many the customer has from a moment on. Raises RegistryError."""
     _refuse([] if quantity >= 0 else [f"a quantity of {quantity}: write 0 or more"])
+    _refuse(_too_long(quantity))
     return _add(engine, Quantity, namespace, customer_id, name, valid_from, {"name": name, "quantity": quantity}, now)
 
 
@@ -305,6 +311,12 @@ def _all(engine: Engine, record: type[Record], namespace: str, customer_id: str 
     with engine.connect() as connection:
         rows = connection.execute(query.order_by(table.c.customer_id, table.c.valid_from, table.c.agreement_id))
         return [_made(record, row) for row in rows.mappings()]
+
+
+def _too_long(*numbers: Decimal) -> list[str]:
+    """What is wrong with numbers that rating could not multiply without losing a digit."""
+    digits = [max(it.adjusted(), 0) + 1 + max(-int(it.as_tuple().exponent), 0) for it in numbers]
+    return [f"a number of {it} digits: write one of at most {_MOST_DIGITS}" for it in digits if it > _MOST_DIGITS]
 
 
 def _refuse(mistakes: list[str]) -> None:

@@ -145,6 +145,8 @@ def test_nothing_is_agreed_into_a_closed_period(sqlite_house):
         ({}, "a percentage or an amount"),
         ({"percent": Decimal(101)}, "101 percent"),
         ({"amount": Decimal(0)}, "an amount of 0"),
+        ({"amount": Decimal("1e24")}, "a number of 25 digits"),
+        ({"percent": Decimal(f"1.{'3' * 24}")}, "a number of 25 digits"),
         ({"percent": Decimal(1), "months": 0}, "0 months"),
     ],
 )
@@ -159,6 +161,19 @@ def test_a_discount_that_is_none_is_refused(sqlite_house, values, why):
             valid_from=datetime.fromisoformat("2026-01-01T00:00+00:00"),
             **values,
         )
+
+
+@pytest.mark.parametrize("number", ["1e24", "1e400", "1e-24", "0." + "1" * 24])
+def test_how_many_is_a_number_that_can_be_multiplied_exactly(sqlite_house, number):
+    sqlite_house.customer("acme")
+    about = sqlite_house.world.engine, "test", "acme"
+    for add in (
+        lambda many: agreements.add_quantity(*about, "seats", many, valid_from=at("2026-01-01")),
+        lambda many: agreements.add_addon(*about, "desk", quantity=many, valid_from=at("2026-01-01")),
+    ):
+        with pytest.raises(RegistryError, match="digits: write one of at most 24"):
+            add(Decimal(number))
+        assert add(Decimal("9" * 23 + ".5")).quantity == Decimal("9" * 23 + ".5")
 
 
 def test_the_commands_record_show_and_end_what_was_agreed(sqlite_house, command_environment, tmp_path, monkeypatch):
