@@ -17,7 +17,7 @@ from meterhouse_rating.book import Book, Plan, check_component
 from meterhouse_rating.layout import money
 from meterhouse_rating.models.included import Included
 from meterhouse_rating.models.recurring import Recurring
-from meterhouse_rating.money import to_minor
+from meterhouse_rating.money import chargeable, largest, smallest, to_minor
 from meterhouse_rating.periods import Period, short
 from meterhouse_rating.settled import contract_in_force
 from meterhouse_rating.versions import NotThere, in_force, versions
@@ -124,6 +124,10 @@ def discount(
                 f"The plan {plan.name} of {customer_id} has no component {one}, nor has an add-on "
                 f"(there are {', '.join(known)})."
             )
+    currency = registry.customers(engine, namespace, customer_id)[0].currency
+    if amount is not None and not chargeable(amount, currency):
+        span = f"{smallest(currency)} to {largest(currency)}"
+        raise RegistryError(f"{plain(amount)} {currency} is no amount that can be charged: {span}")
     return agreements.add_discount(
         engine, namespace, customer_id, name, percent=percent, amount=amount, components=list(components),
         months=months, before_minimum=before_minimum, valid_from=valid_from, valid_until=valid_until, now=now,

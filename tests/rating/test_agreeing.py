@@ -42,9 +42,10 @@ FROM = {"valid_from": at("2026-10-01"), "valid_until": None}
 def acme(sqlite_house):
     house, mine = sqlite_house, SimpleNamespace(engine=sqlite_house.world.engine, house=sqlite_house)
 
-    def discount(*components, customer="acme", months=None, before_minimum=False):
+    def discount(*components, customer="acme", months=None, before_minimum=False, amount=None):
+        percent = Decimal(10) if amount is None else None
         return agreeing.discount(
-            mine.engine, "test", customer, f"on {components}", percent=Decimal(10), amount=None, months=months,
+            mine.engine, "test", customer, f"on {components}", percent=percent, amount=amount, months=months,
             components=components, before_minimum=before_minimum, **FROM,
         )  # fmt: skip
 
@@ -66,6 +67,13 @@ def test_a_discount_on_what_there_is_not_is_refused_for_it_would_take_nothing_of
 def test_a_discount_may_be_on_components_of_the_plan_and_of_add_ons(acme):
     assert acme.discount("in", "desk.fee").components == ["desk.fee", "in"]
     assert acme.discount().components == []
+
+
+@pytest.mark.parametrize("amount", ["0.001", "12.345", "1e40"])
+def test_a_discount_of_what_nobody_can_be_charged_is_refused_for_it_would_be_rounded(acme, amount):
+    with pytest.raises(RegistryError, match=r"USD is no amount that can be charged: 0\.01 to 10,000,000,000,000"):
+        acme.discount(amount=Decimal(amount))
+    assert acme.discount(amount=Decimal("12.34")).amount == Decimal("12.34")
 
 
 def test_an_add_on_is_one_of_the_price_book(acme):
