@@ -29,16 +29,20 @@ from meterhouse_store.tables import ledger_chain, ledger_transactions
 
 @dataclass(frozen=True)
 class Known:
-    """A customer's period as it was known; `same`: whether that is what was closed, None where it was open then."""
+    """A customer's period as it was known; `same`: whether that is what was closed, None where it was open then;
+    `uncorrected`: others were closed by then, whose corrections would stand on it.
+    """
 
     outcome: Outcome
     closed: Standing | None
     same: bool | None
+    uncorrected: bool = False
 
     def __str__(self) -> str:
         it = self.outcome
         if self.same is None:
-            return f"{it.customer_id} {it.period}: open then"
+            left_out = ", told without corrections of what was closed by then" if self.uncorrected else ""
+            return f"{it.customer_id} {it.period}: open then{left_out}"
         told = "as it was closed, to the byte" if self.same else "NOT as it was closed"
         return f"{it.customer_id} {it.period}: {told}"
 
@@ -105,7 +109,8 @@ def _open(
 ) -> Known:
     """`dry`: what open parts of the period before it come to; this one is noted there for those behind it."""
     used = _used(world, terms, name, period, moment)
-    before = [*(it for it in every if _closed_by(it, moment)), *dry.standing.get(name, ())]
+    closed = [it for it in every if _closed_by(it, moment)]
+    before = [*closed, *dry.standing.get(name, ())]
     known_by = [it.rating_id for it in before]
     noted = noted_of(connection, known_by, known_by)
     outcome = as_known(connection, terms, name, period, used, before, ledger.Upto(moment, None), (), noted, dry.lines)
@@ -113,7 +118,7 @@ def _open(
         changes = Changes(world.namespace)
         changes.rating(name, period, outcome.inputs, outcome.rated, Moment(moment, {}, moment), close=False)
         changes.imagine(dry)
-    return Known(outcome, None, None)
+    return Known(outcome, None, None, bool(closed))
 
 
 def _used(world: World, terms: Terms, name: str, period: Period, as_of: datetime) -> Found:

@@ -171,3 +171,23 @@ def test_what_was_retracted_and_amended_since_and_put_back_again_is_wound_back(
     # 4,500 at 2.00 per 1,000; 2,000 less; and 2,000 more.
     totals = {f"{row['period_start']:%Y-%m}": row["total_minor"] for row in house.rows(tables.ratings)}
     assert [totals[month] for month in names] == [900, -400, 400]
+
+
+def test_of_a_month_that_was_open_it_is_said_that_corrections_of_closed_ones_are_not_on_it(sqlite_house):
+    house = sqlite_house
+    house.publish(BOOK, now=at("2026-09-01"))
+    house.customer("acme", now=at("2026-10-01"))
+    house.collected("2026-11-05T00:00:00")
+    house.event("acme", "llm.tokens.input", "3000", "2026-10-10T00:00:00")
+    house.at(at("2026-11-05"))
+    house.close("2026-10")
+    house.event("acme", "llm.tokens.input", "2000", "2026-11-02T00:00:00")
+    house.event("acme", "llm.tokens.input", "700", "2026-10-11T00:00:00", received="2026-11-08T00:00:00")
+    house.collected("2026-11-20T00:00:00", position=2000)
+    house.at(at("2026-11-20"))
+    house.run("2026-11")
+    # 2,000 at 2.00 per 1,000; and 1.40 that October was short of.
+    assert [row["total_minor"] for row in house.rows(tables.ratings) if row["closed_at"] is None] == [540]
+    said = "open then, told without corrections of what was closed by then"
+    assert told(house, "2026-11", at("2026-11-20")) == [(said, 400)]
+    assert told(house, "2026-10", at("2026-11-04")) == [("open then", 600)]
