@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from meterhouse_rating.queries import MAX_GROUPS, WINDOW, columns_of, only, task_column
+from meterhouse_rating.queries import MAX_GROUPS, WINDOW, Whom, columns_of, only, task_column
 
 COST_KEY: Final = (
     "meter", "provider", "model", "modality", "cache_ttl", "service_tier", "tool", "agent_id", "customer_id",
@@ -37,14 +37,12 @@ _SIZE: Final = "arrayCount(edge -> edge < size_tokens, {cost_sizes:Array(UInt64)
 # ruff: noqa: S608
 
 
-def combinations_query(source: str, customers: Sequence[str] | None) -> str:
+def combinations_query(source: str, customers: Whom) -> str:
     """The combinations of COST_KEY in a window of usage."""
     return f"SELECT DISTINCT meter, {', '.join(_KINDS)} FROM {source} WHERE {WINDOW}{only(customers)} AND {_OF_METERS}"
 
 
-def costed_query(
-    dimensions: Sequence[str], customers: Sequence[str] | None, *, tasks: bool, source: str, sized: bool
-) -> str:
+def costed_query(dimensions: Sequence[str], customers: Whom, *, tasks: bool, source: str, sized: bool) -> str:
     """As `queries.aggregate_query`, of the meters that cost: also by COST_KEY and by how many of each kind of edges are
     before an event.
 

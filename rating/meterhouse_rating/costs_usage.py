@@ -20,7 +20,7 @@ from meterhouse_rating.costs_entries import Usage
 from meterhouse_rating.costs_queries import COST_KEY, combinations_query, costed_query
 from meterhouse_rating.costs_resolve import Rate
 from meterhouse_rating.periods import Period
-from meterhouse_rating.queries import MAX_GROUPS, nanoseconds
+from meterhouse_rating.queries import MAX_GROUPS, Whom, nanoseconds
 from meterhouse_rating.sorting import UsageRow
 
 Ask = Callable[[str, Mapping[str, Any]], Sequence[Sequence[Any]]]
@@ -46,7 +46,7 @@ class Asked:
     dimensions: tuple[str, ...]
     tasks: bool
     source: str
-    customers: Sequence[str] | None
+    customers: Whom
     parameters: Mapping[str, Any]
 
 

@@ -1,12 +1,13 @@
 """What a run goes by: the registry, price books and agreements, as they are or as a closing knew them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
 from meterhouse_rating import costs_book, usage
 from meterhouse_rating.agreed import agreed_in
 from meterhouse_rating.periods import Period
-from meterhouse_rating.queries import USAGE
+from meterhouse_rating.queries import USAGE, Names, Whom
 from meterhouse_rating.sums import Sums
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
@@ -53,7 +54,7 @@ def gather(
     found_by: Terms,
     period: Period,
     as_of: datetime,
-    only: list[str] | None,
+    only: Whom,
     source: str = USAGE,
     finer: tuple[str, ...] = (),
     sums: Sums | None = None,
@@ -67,7 +68,7 @@ def gather(
         wanted = replace(wanted, dimensions=tuple(sorted({*wanted.dimensions, *finer})))
     found = usage.gather(client, namespace, period, wanted, as_of=as_of, customers=only, source=source, sums=sums)
     ends: dict[datetime, list[str]] = {}
-    for name in found_by.customers if only is None else only:
+    for name in _among(found_by, only):
         end = found_by.trial_end(name, period)
         if end is not None:
             ends.setdefault(min(end, period.end), []).append(name)
@@ -86,3 +87,9 @@ def gather(
             if name in trial or name in after:
                 found[name] = after.get(name, Found()).joined(trial.get(name, Found()))
     return found
+
+
+def _among(found_by: Terms, only: Whom) -> Iterable[str]:
+    if isinstance(only, Names):
+        return [name for name in found_by.customers if name in only]
+    return found_by.customers if only is None else only

@@ -4,6 +4,7 @@ Column names come from a closed list; everything else, names of attributes too, 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -70,9 +71,29 @@ WATERMARK: Final = "SELECT collector_id, segment, position, projected_through FR
 # ruff: noqa: S608
 
 
+@dataclass(frozen=True)
+class Names:
+    """The customers whose names are in a half-open range; `before` None: to the last of all.
+
+    Python compares strings by code points and ClickHouse by the bytes of their UTF-8, which is the same order.
+    """
+
+    first: str = ""
+    before: str | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return self.first <= name and (self.before is None or name < self.before)
+
+
+EVERYBODY: Final = Names()
+
+Whom = Sequence[str] | Names | None
+"""Of which customers something is asked: those named, those of a range, or (None) all of the namespace."""
+
+
 def aggregate_query(
     dimensions: Sequence[str],
-    customers: Sequence[str] | None,
+    customers: Whom,
     *,
     tasks: bool = False,
     source: str = USAGE,
@@ -82,7 +103,7 @@ def aggregate_query(
     """The aggregate of a period: one row per customer, meter, status and the dimensions that prices depend on, with the
     number of events and the sum of their quantities (or the `largest` of them).
 
-    `customers` None: of the whole namespace, in one pass. `tasks`: also by how the task ended that the calls were in.
+    `tasks`: also by how the task ended that the calls were in.
     `source`: USAGE or WOUND_BACK. `but`: a condition that leaves some out. Raises ValueError for what is no dimension.
     """
     columns = [*columns_of(dimensions), *([task_column(source)] if tasks else [])]
@@ -170,7 +191,7 @@ def levels_query(measurement: Measurement, dimensions: Sequence[str], *, tasks: 
     )
 
 
-def totals_query(customers: Sequence[str] | None) -> str:
+def totals_query(customers: Whom) -> str:
     """Per customer and meter what a period comes to, and when the last of it became known."""
     return (
         f"SELECT billed_customer_id, meter, sum(quantity), max(known_at) FROM usage WHERE {WINDOW}"
@@ -193,7 +214,7 @@ def window_parameters(
     *,
     as_of: datetime,
     after: datetime = EPOCH,
-    customers: Sequence[str] | None = None,
+    customers: Whom = None,
 ) -> dict[str, Any]:
     """The parameters of `aggregate_query`."""
     parameters: dict[str, Any] = {
@@ -204,10 +225,10 @@ def window_parameters(
         "as_of_ns": nanoseconds(as_of),
     }
     names = {f"attribute_{at}": attribute(name) for at, name in enumerate(dimensions) if attribute(name) is not None}
-    return parameters | names | ({} if customers is None else {"customers": list(customers)})
+    return parameters | names | _named(customers)
 
 
-def measure_query(measurement: Measurement, customers: Sequence[str] | None, *, source: str = USAGE) -> str:
+def measure_query(measurement: Measurement, customers: Whom, *, source: str = USAGE) -> str:
     """The value of a metric that is no sum: per customer and dimensions the events of the period, and the value.
 
     For `time_weighted` the value is the sum of level times nanoseconds. Raises ValueError for a dimension that is none.
@@ -252,7 +273,7 @@ def measure_parameters(
     measurement: Measurement,
     *,
     as_of: datetime,
-    customers: Sequence[str] | None = None,
+    customers: Whom = None,
 ) -> dict[str, Any]:
     """The parameters of `measure_query`. A level lasts to the period's end, in a period under way up to now."""
     metric = measurement.metric
@@ -296,9 +317,21 @@ def _column(name: str, place: str) -> str:
     return name if attribute(name) is None else f"attributes[{{attribute_{place}:String}}]"
 
 
-def only(customers: Sequence[str] | None) -> str:
+def only(customers: Whom) -> str:
     """A condition that chooses customers; empty for all."""
-    return "" if customers is None else " AND billed_customer_id IN {customers:Array(String)}"
+    if customers is None:
+        return ""
+    if not isinstance(customers, Names):
+        return " AND billed_customer_id IN {customers:Array(String)}"
+    end = "" if customers.before is None else " AND billed_customer_id < {names_before:String}"
+    return " AND billed_customer_id >= {names_first:String}" + end
+
+
+def _named(customers: Whom) -> dict[str, Any]:
+    if isinstance(customers, Names):
+        end = {} if customers.before is None else {"names_before": customers.before}
+        return {"names_first": customers.first} | end
+    return {} if customers is None else {"customers": list(customers)}
 
 
 def task_column(source: str) -> str:

@@ -15,12 +15,13 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from meterhouse_rating import costs_book, costs_rates, expiring, known, mirrors, news, restated, windows
+from meterhouse_rating import costs_book, costs_rates, expiring, known, mirrors, news, reading, restated, windows
 from meterhouse_rating.changes import Changes, lock
 from meterhouse_rating.late import LateUsage, look
 from meterhouse_rating.layout import counted
 from meterhouse_rating.money import show
 from meterhouse_rating.periods import Period, PeriodError
+from meterhouse_rating.queries import EVERYBODY, Names
 from meterhouse_rating.recorrect import Restated
 from meterhouse_rating.results import Moment
 from meterhouse_rating.settle import Outcome, WatermarkWentBack, settle
@@ -39,6 +40,9 @@ BATCH: Final = 200
 
 ATTEMPTS: Final = 4
 """How often customers are settled anew when another run comes in between."""
+
+_GARBAGE_AFTER: Final = 50_000
+"""More objects than the customers of a transaction have."""
 
 _POLL_S: Final = 0.5
 
@@ -102,10 +106,10 @@ class _Run:
 @contextmanager
 def _garbage_seldom() -> Iterator[None]:
     """Look for garbage in cycles less often: nearly all that a run makes is in use until its customers are written,
-    and to look through it every 700 objects takes an eighth of the time.
+    and to look through it every 700 objects takes an eighth of the time, and still a twentieth every 10,000.
     """
     before = gc.get_threshold()
-    gc.set_threshold(10_000, *before[1:])
+    gc.set_threshold(_GARBAGE_AFTER, *before[1:])
     try:
         yield
     finally:
@@ -219,31 +223,44 @@ def _watermark_step(it: _Run, moment: Moment) -> Step:
 
 def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator[Step]:
     closes = it.close and not it.request.dry_run
-    with closing(Statements(it.world.client, it.world.namespace, window.period, moment.rated_at)) as stating:
+    only = it.request.customer
+    with (
+        closing(Statements(it.world.client, it.world.namespace, window.period, moment.rated_at)) as stating,
+        closing(reading.read(it.world, it.terms, window, moment.as_of, it.request.customers)) as ranges,
+    ):
         done = _closed(it, window.period) if closes else set()
-        if closes and window.members - done:
+        members = window.customers({}, only)
+        stated = {name for name in members if name not in done} if closes else set()
+        if stated:
             stating.begin()
-        found = window.used
-        if found is None:
-            found = known.gather(it.world, it.terms, window.period, moment.as_of, it.request.customers)
-        mine = window.customers(found, it.request.customer)
-        events = sum(row.events for name in mine if name in found for row in found[name].rows)
-        users = sum(name in found for name in mine)
-        text = f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}"
-        yield Step("usage", text, customers=len(mine))
-        if closes:
-            stating.ask([name for name in mine if name not in done])
-        for start in range(0, len(mine), BATCH):
-            batch = mine[start : start + BATCH]
-            for customer_id in batch:
-                if customer_id not in it.terms.customers:
-                    yield from _register(it, customer_id)
-                    if it.terms.trial_end(customer_id, window.period) is not None:
-                        found |= known.gather(it.world, it.terms, window.period, moment.as_of, [customer_id])
-            used = {customer_id: found.pop(customer_id, Found()) for customer_id in batch}
-            for outcome in _settle(it, window.period, used, moment, stating):
-                if outcome.what != "nothing":
-                    yield _customer_step(outcome, it.request.dry_run)
+            stating.ask(sorted(stated))
+        for names, found in ranges:
+            mine = window.customers(found, only, names)
+            yield _usage_step(window, names, mine, found, len(members))
+            if closes:
+                stating.ask([name for name in mine if name not in done and name not in stated])
+            for start in range(0, len(mine), BATCH):
+                batch = mine[start : start + BATCH]
+                for customer_id in batch:
+                    if customer_id not in it.terms.customers:
+                        yield from _register(it, customer_id)
+                        if it.terms.trial_end(customer_id, window.period) is not None:
+                            found |= known.gather(it.world, it.terms, window.period, moment.as_of, [customer_id])
+                used = {customer_id: found.pop(customer_id, Found()) for customer_id in batch}
+                for outcome in _settle(it, window.period, used, moment, stating):
+                    if outcome.what != "nothing":
+                        yield _customer_step(outcome, it.request.dry_run)
+
+
+def _usage_step(
+    window: windows.Window, names: Names, mine: Sequence[str], found: Mapping[str, Found], members: int
+) -> Step:
+    """What was used by those of a range of names; the first of a period's says how many there are in all."""
+    events = sum(row.events for name in mine if name in found for row in found[name].rows)
+    users = sum(name in found for name in mine)
+    among = "" if names == EVERYBODY or not mine else f" from {mine[0]} to {mine[-1]}"
+    text = f"{window.period}: {counted(events, 'event')} of {counted(users, 'customer')}{among}"
+    return Step("usage", text, customers=0 if names.first else max(members, len(mine)))
 
 
 def _closed(it: _Run, period: Period) -> set[str]:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
-from itertools import pairwise
 from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
@@ -23,7 +22,7 @@ _ASKED: Final = 1000
 """So many customers are asked about at a time."""
 
 _FIRST: Final = 200
-"""So many at first: nobody is settled while these are waited for."""
+"""So many at first, and then twice as many each time: nobody is settled while these are waited for."""
 
 
 class Statements:
@@ -48,11 +47,15 @@ class Statements:
         self._pool.submit(self._gathering.begin)  # where that fails it is asked again with the first customers
 
     def ask(self, customers: Sequence[str]) -> None:
-        """Ask about all of whom there are to be statements; once."""
-        self._customers = set(customers)
-        starts = [0, *range(_FIRST, len(customers), _ASKED)] if customers else []
-        self._waiting.extend(customers[start:end] for start, end in pairwise([*starts, len(customers)]))
-        self._ask()
+        """Ask about those of whom there are to be statements, before any who are asked about already."""
+        self._customers |= set(customers)
+        parts, at, size = [], 0, _FIRST
+        while at < len(customers):
+            parts.append(customers[at : at + size])
+            at, size = at + size, min(2 * size, _ASKED)
+        self._waiting.extendleft(reversed(parts))
+        if self._asked is None:
+            self._ask()
 
     def of(self, customers: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The statements of those of the customers that are asked about. Errors of the client pass through."""

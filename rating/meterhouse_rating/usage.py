@@ -27,6 +27,7 @@ from meterhouse_rating.queries import (
     USAGE,
     USED_DAYS,
     WATERMARK,
+    Whom,
     aggregate_query,
     measure_parameters,
     measure_query,
@@ -85,7 +86,7 @@ def gather(
     wanted: Wanted,
     *,
     as_of: datetime,
-    customers: Sequence[str] | None = None,
+    customers: Whom = None,
     source: str = USAGE,
     after: datetime = EPOCH,
     sums: Sums | None = None,
@@ -242,7 +243,7 @@ class _Asked:
     period: Period
     as_of: datetime
     after: datetime = EPOCH
-    customers: Sequence[str] | None = None
+    customers: Whom = None
     source: str = USAGE
     sums: Sums | None = None
 

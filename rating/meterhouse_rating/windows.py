@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from meterhouse_rating import periods, restated, usage
 from meterhouse_rating.periods import Period, PeriodError, month_of, overlaps
+from meterhouse_rating.queries import EVERYBODY, Names
 from meterhouse_rating.recorrect import NONE, policies
 from meterhouse_rating.settled import CLOSED, OPEN, standings
 from meterhouse_rating.terms import Terms
@@ -34,12 +35,12 @@ class Window:
     used: dict[str, Found] | None = None
     """The members' usage, where it was read already."""
 
-    def customers(self, found: Mapping[str, Any], only: str | None) -> list[str]:
+    def customers(self, found: Mapping[str, Any], only: str | None, among: Names = EVERYBODY) -> list[str]:
         """Who is to be settled: all members, and strangers with usage; sorted, so that every run goes the same way."""
         names = set(self.members)
         if self.strangers:
             names |= {name for name in found if name not in self.registered}
-        return sorted(name for name in names if only is None or name == only)
+        return sorted(name for name in names if name in among and only in (None, name))
 
 
 def asked_for(

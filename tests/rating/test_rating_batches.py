@@ -12,7 +12,7 @@ import pytest
 from rating_samples import at
 from sqlalchemy import select
 
-from meterhouse_rating import credit_changes, ledger_proof, statements
+from meterhouse_rating import catalogues, costs_book, credit_changes, known, ledger_proof, reading, statements
 from meterhouse_rating import run as running
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.periods import PeriodError
@@ -128,6 +128,123 @@ def test_a_random_world_settled_in_batches_has_the_bytes_of_one_settled_customer
     assert {row["kind"] for row in together[1]["rated_lines"]} >= {"usage", "credit_pack", "minimum", "correction"}
     assert ledger_proof.prove(engine, "test").problems == []
     engine.dispose()
+
+
+# What is asked of the warehouse in other words: measures, how tasks ended, dimensions, and what usage costs.
+ALL_QUERIES = """
+book: every query
+currency: USD
+metrics:
+  input: {unit: token, meters: [llm.tokens.input], tasks: ok_only}
+  output: {unit: token, meters: [llm.tokens.output]}
+  peak: {unit: call, meters: [api.calls], aggregate: max}
+plans:
+  pay:
+    trial_days: 10
+    components:
+      in: {model: per_unit, metric: input, per: 1000, by: [model], prices: [{model: gpt-4o, price: 1}], default: 2}
+      out: {model: cost_plus, metric: output, markup: 100}
+      peak: {model: per_unit, metric: peak, price: 10}
+"""
+
+
+def ranged(house, monkeypatch, first):
+    """Two months lived, with so many customers in the first range: money tables, steps, October's events and ranges."""
+    other = house.settings.data / f"in-{first}.db"
+    shutil.copyfile(house.settings.data / "meterhouse.db", other)
+    engine = open_engine(house.settings.model_copy(update={"sql_url": f"sqlite:///{other}"}))
+    monkeypatch.setattr(reading, "FIRST", first)
+    _, rows, told = lived(replace(house.world, engine=engine), 2, monkeypatch)
+    engine.dispose()
+    sums = [it.split(": ")[1].split() for it in told if it.startswith("usage 2026-10")]
+    lines = [it for it in told if not it.startswith("usage")]
+    return rows, lines, sum(int(it[0].replace(",", "")) for it in sums), len(sums)
+
+
+def test_usage_that_is_read_in_ranges_of_names_comes_out_as_if_it_was_read_at_once(sqlite_house, monkeypatch):
+    house = sqlite_house
+    chance, names = random_world(house, 3)
+    # Between and around the names of those who are registered: with no letter, in capitals, with letters of two bytes.
+    strangers = ["!", "C", "c3-eu", "c3é", "c8-", "d", "élan", "\U0001f600"]
+    usage(house, chance, [*names, *names, *strangers, *strangers], 10)
+    for name in strangers:
+        house.event(name, "llm.tokens.input", "1500", "2026-10-20T00:00:00")
+    house.collected()
+    house.world.engine.dispose()
+    at_once = ranged(house, monkeypatch, 1000)
+    in_ranges = ranged(house, monkeypatch, 2)
+    assert at_once[3] == 3
+    # Of c0, c1; c2 to c5; c6 to c8, in the dry run and the run; then 8 strangers, listed as unrated, are among 17.
+    assert in_ranges[3] == 3 + 3 + 4
+    assert in_ranges[:3] == at_once[:3]
+    assert {row["customer_id"] for row in in_ranges[0]["unrated_usage"]} >= set(strangers)
+
+
+def test_whatever_a_plan_asks_of_the_warehouse_is_asked_range_by_range(sqlite_house, monkeypatch):
+    house = sqlite_house
+    house.publish(ALL_QUERIES)
+    told = {"valid_from": None, "now": at("2026-09-01"), "who": "test", "why": "imported"}
+    costs_book.pin(house.world.engine, "test", catalogues.text(), **told)
+    names = [f"c{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        house.customer(name, valid_from=at("2026-10-05" if number % 2 else "2026-08-01"))
+        for day in range(1, 28, 5):
+            task = f"{name}-{day % 2}"
+            model = ("gpt-4o", "gpt-4o-mini")[day % 2]
+            more = {"provider": "openai", "model": model, "task_id": task if day % 4 else ""}
+            house.event(name, "llm.tokens.input", str(1000 * number + day), f"2026-10-{day:02}T01:00:00", **more)
+            house.event(name, "llm.tokens.output", str(100 * number + day), f"2026-10-{day:02}T01:00:00", **more)
+        house.event(name, "api.calls", str(number + 1), "2026-10-17T00:00:00")
+        house.event(name, "agent.tasks", "1", "2026-10-28T00:00:00", task_id=f"{name}-0")
+        house.event(name, "agent.tasks", "1", "2026-10-28T00:00:00", task_id=f"{name}-1", status="failed")
+    house.collected()
+    house.world.engine.dispose()
+    at_once = ranged(house, monkeypatch, 1000)
+    in_ranges = ranged(house, monkeypatch, 2)
+    assert in_ranges[:3] == at_once[:3]
+    assert in_ranges[3] > at_once[3]
+    lines = {(row["component"], row["kind"]) for row in in_ranges[0]["rated_lines"]}
+    assert {("in", "usage"), ("out", "usage"), ("peak", "usage")} <= lines
+
+
+@pytest.mark.parametrize("number", [*range(12), 1000, 10_007])
+@pytest.mark.parametrize("first", [1, 2, 3, 500])
+def test_every_name_is_in_exactly_one_range(number, first):
+    names = sorted(f"c{it}" for it in range(number))
+    ranges = reading.ranges_of(names, first)
+    for name in (*names[:: 1 + number // 100], "", " ", "c", "c4x", "\U0001f600"):
+        assert sum(name in one for one in ranges) == 1
+    sizes = [sum(name in one for name in names) for one in ranges]
+    assert sum(sizes) == number
+    # A range that is not the last has its doubled size, and the last is no less than the first, unless it is alone.
+    assert sizes[:-1] == [first * 2**at for at in range(len(ranges) - 1)]
+    assert len(ranges) == 1 or sizes[-1] >= first
+
+
+def test_a_run_that_is_stopped_asks_for_no_more_ranges(sqlite_house, monkeypatch):
+    house = sqlite_house
+    house.publish(BOOK)
+    for number in range(9):
+        house.customer(f"c{number}")
+        house.event(f"c{number}", "llm.tokens.input", "1000", "2026-10-05T00:00:00")
+    house.collected()
+    monkeypatch.setattr(reading, "FIRST", 1)
+    asked, gather = [], known.gather
+
+    def failing(world, terms, period, as_of, only, *more, **told):
+        asked.append(only)
+        if len(asked) == 2:
+            raise ConnectionError("the warehouse is away")
+        return gather(world, terms, period, as_of, only, *more, **told)
+
+    monkeypatch.setattr(known, "gather", failing)
+    with pytest.raises(ConnectionError, match="the warehouse is away"):
+        house.run("2026-10")
+    # Those before it are settled, and the next run finds the rest.
+    assert [row["customer_id"] for row in house.rows(tables.ratings)] == ["c0"]
+    monkeypatch.setattr(known, "gather", gather)
+    house.run("2026-10")
+    assert sorted(row["customer_id"] for row in house.rows(tables.ratings)) == [f"c{number}" for number in range(9)]
 
 
 def test_customers_beside_one_that_cannot_be_closed_are_closed(house):
