@@ -16,6 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Engine, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from meterhouse_collector.foreign.attributes import printed
 from meterhouse_collector.refusals import FORBIDDEN, MALFORMED, OVERLOADED, Refused
 from meterhouse_store import reservations, switches, tables
 from meterhouse_store.access import Credential
@@ -27,6 +28,7 @@ METERS: Final = 200
 """So many meters an agent may say that it used."""
 MOST: Final = 10**18
 
+_IDENTIFIERS: Final = ("customer_id", "agent_id", "process_id", "lease_id")
 _NO_LIMIT: Final[dict[str, Any]] = {"pauses": [], "limits": [], "pause_at": "call", "on_unreachable": "allow"}
 
 
@@ -127,7 +129,7 @@ def _request(body: bytes) -> dict[str, Any]:
         raise Refused(MALFORMED, 'the body is a JSON object: {"customer_id": "...", ...}')
     mistakes = [
         f"{name} must be a string of at most 256 bytes of UTF-8"
-        for name in ("customer_id", "agent_id", "process_id", "lease_id")
+        for name in _IDENTIFIERS
         if not _is_identifier(request.get(name), required=name == "customer_id")
     ]
     if not isinstance(request.get("release", False), bool):
@@ -136,7 +138,8 @@ def _request(body: bytes) -> dict[str, Any]:
         mistakes.append(f"used must be an object of at most {METERS} meters, each with a quantity as a string")
     if mistakes:
         raise Refused(MALFORMED, "; ".join(mistakes))
-    return request
+    # As usage is stored: limits are for the customers and agents that stand there.
+    return request | {name: printed(request[name]) for name in _IDENTIFIERS if request.get(name)}
 
 
 def _is_identifier(value: object, *, required: bool) -> bool:
@@ -145,7 +148,7 @@ def _is_identifier(value: object, *, required: bool) -> bool:
     if not isinstance(value, str) or (required and not value):
         return False
     try:
-        return len(value.encode()) <= 256 and "\0" not in value
+        return len(value.encode()) <= 256
     except UnicodeEncodeError:  # half of a surrogate pair
         return False
 
@@ -154,7 +157,12 @@ def _are_quantities(value: object) -> bool:
     if not isinstance(value, dict) or len(value) > METERS:
         return False
     for meter, quantity in value.items():
-        if not _is_identifier(meter, required=True) or not isinstance(quantity, str) or len(quantity) > 64:
+        if (
+            not _is_identifier(meter, required=True)
+            or "\0" in meter
+            or not isinstance(quantity, str)
+            or len(quantity) > 64
+        ):
             return False
         try:
             if not 0 <= D(quantity) <= MOST:

@@ -152,6 +152,8 @@ class Journal:
         """Look at the room there is, and write what could not be written before."""
         if time.monotonic() >= self._look_at or self._unwritten:
             self._look_at = time.monotonic() + LOOK_EVERY_S
+            if self._is_removed():
+                self._replace()
             self._others = max(_taken(self.directory) - self._size, 0)
         if self._unwritten:
             self._replace_if_worth_it()
@@ -171,6 +173,9 @@ class Journal:
 
     def rescue(self) -> None:
         """The process ends: write what waits in memory beyond the limit; what the disk has no room for is lost."""
+        if self._is_removed():
+            with suppress(OSError):  # told below
+                self._replace()
         with self._lock:
             for some, written in event_lines(list(self._unwritten.values())):
                 try:
@@ -186,8 +191,10 @@ class Journal:
                 with suppress(OSError):  # where not even this fits, the log alone says it
                     self._write(encoded({"lost": self.lost - self._lost_written}))
                     self._lost_written = self.lost
-            if not self._closed and self._is_ours() and not os.fstat(self._fd).st_nlink:  # somebody removed it
+            if self._is_removed():
                 self.lost += len(self._held) + self._fresh_events
+                self._held.clear()
+                self._fresh, self._fresh_events, self._spilled_from = [], 0, None
 
     def close(self) -> None:
         """Let go of the file, and remove it when nothing in it is open. Who writes later opens another one.
@@ -234,6 +241,10 @@ class Journal:
             return False
         return (found.st_dev, found.st_ino) == self._inode
 
+    def _is_removed(self) -> bool:
+        """True where somebody removed the file, as cleaners of directories do: all of it is still behind the descriptor."""
+        return not self._closed and self._is_ours() and not os.fstat(self._fd).st_nlink
+
     def _abandon(self) -> None:
         """The file, whose lock went with its descriptor, is for the adopters; what is in memory is in it, too."""
         forget(self._fd)
@@ -256,6 +267,7 @@ class Journal:
 
     def _draft(self, path: Path) -> tuple[Path, int]:
         draft = path.with_suffix(DRAFT_SUFFIX)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
         fd = os.open(draft, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             lock(fd)

@@ -85,6 +85,14 @@ def test_a_paused_customer_is_stopped_and_its_other_agent_is_not(agent):
     admitted("capped", "billing")
 
 
+@pytest.mark.parametrize("character", ["\n", "\0", "\x9b", "\u202e"])
+def test_limits_are_for_the_customer_and_agent_as_usage_is_stored_for_them(agent, character):
+    agent("odd\ufffdone", pauses=[{"reason": "operator", "agent_id": "its\ufffdagent"}])
+    with pytest.raises(meterhouse.UsageLimitExceeded, match="operator"):
+        admitted(f"odd{character}one", f"its{character}agent")
+    admitted(f"odd{character}one", "another")
+
+
 def test_units_and_weights_arrive_as_exact_numbers_and_are_counted_down(agent):
     agent("metered", limits=[limit("804", {"pages": "2.25"})])  # an eighth of it is handed out
     with meterhouse.customer("metered"), meterhouse.agent("any"):

@@ -179,11 +179,10 @@ def test_json_that_names_a_field_twice_is_refused(text):
 
 
 def test_half_a_surrogate_pair_is_refused_in_words(shared_collector):
-    for customer in ("\\ud800", "a\\u0000b"):
-        body = b'{"customer_id": "%b"}' % customer.encode()
-        status, headers, reply = shared_collector.post(body, path="/v1/allowance", media_type="application/json")
-        assert (status, headers["content-type"]) == (400, "application/problem+json")
-        assert "customer_id must be a string of at most 256 bytes of UTF-8" in json.loads(reply)["detail"]
+    body = b'{"customer_id": "\\ud800"}'
+    status, headers, reply = shared_collector.post(body, path="/v1/allowance", media_type="application/json")
+    assert (status, headers["content-type"]) == (400, "application/problem+json")
+    assert "customer_id must be a string of at most 256 bytes of UTF-8" in json.loads(reply)["detail"]
     text = '{"resourceMetrics": [{"schemaUrl": "\\ud800"}]}'
     assert shared_collector.post(text.encode(), media_type="application/json")[0] == 400
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from meterhouse.delivery import Outcome
 from meterhouse.events import Finished, Loose, Row, UsageEvent, event_name, unfinished
 from meterhouse.exporter import Exporter
 from meterhouse.journal import Journal
-from meterhouse.journal_records import journals, lock, unlock
+from meterhouse.journal_records import journals, lock, name_of, unlock
 from meterhouse.settings import Limits
 
 ROOMY = Limits(10**9)
@@ -185,12 +186,31 @@ def test_events_beyond_memory_are_read_wherever_the_host_went(tmp_path, monkeypa
     assert seen == [f"e{number}" for number in range(20)]
 
 
-def test_a_journal_that_somebody_removed_is_counted_as_lost(tmp_path):
-    made = Journal(tmp_path, "p", {}, ROOMY)
+@pytest.mark.parametrize("end", [Journal.tend, Journal.rescue])
+def test_a_journal_that_somebody_removed_is_written_again(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(journal, "HELD_EVENTS", 3)
+    directory = tmp_path / "j"
+    made = Journal(directory, "p", {}, ROOMY)
+    made.record(Loose([event("delivered")]))
+    made.unacknowledged(1)
+    made.acknowledge([name_of(event("delivered"))])
+    for number in range(6):  # three of them only the file has
+        made.record(Loose([event(f"e{number}")]))
+    shutil.rmtree(directory)
+    end(made)
+    made.record(Loose([event("later")]))
+    assert made.lost == 0
+    assert [one.event_id for one in left_by(made)] == [*(f"e{number}" for number in range(6)), "later"]
+
+
+def test_a_journal_that_was_removed_and_cannot_be_written_again_is_lost_and_not_left(tmp_path):
+    directory = tmp_path / "j"
+    made = Journal(directory, "p", {}, ROOMY)
     made.record(Loose([event("a"), event("b")]))
-    made.path.unlink()
+    shutil.rmtree(directory)
+    directory.write_text("in its way")
     made.rescue()
-    assert made.lost == 2
+    assert made.lost == 2 and made.waiting() == (0, False)
 
 
 def test_no_line_is_longer_than_is_read(tmp_path):
