@@ -161,8 +161,8 @@ def suspense_assign(
     """
     from meterhouse_store import registry, suspended
 
-    if not to or len(to.encode()) > 256:
-        raise wrong("a customer is named by 1 to 256 bytes")
+    if mistakes := registry.id_mistakes(to):  # nobody could register it
+        raise wrong(mistakes[0])
     with opened(asked.settings) as engine:
         known = registry.customer(engine, asked.settings.namespace, to)
     # It may be: the usage of a customer that is still to be added. Or somebody has mistyped it.

@@ -114,6 +114,12 @@ def test_commands_refuse_in_sentences(now_house):
     assert command("show", "unheard-of") == (1, "there is no event 'unheard-of' in namespace test\n")
 
 
+@pytest.mark.parametrize("nobody", ["", "acme\n", "a" * 257])
+def test_usage_is_assigned_to_nobody_who_could_not_be_registered(now_house, nobody):
+    code, told = command("assign", nobody, "--event", "lost-1", "--why", "x", "--dry-run")
+    assert code != 0 and f"customer id {nobody!r}: 1 to 256 bytes of printable characters" in told
+
+
 def test_whom_nobody_registered_is_told_before_rows_are_assigned_to_it(now_house):
     told = command("assign", "acmee", "--event", "lost-1", "--why", "x", "--dry-run")
     assert "to be assigned to acmee, who is not registered (`meterhouse customers list` shows who is)" in told[1]
