@@ -124,9 +124,9 @@ class Exporter:
         if found.elsewhere:
             warn_once(
                 "elsewhere",
-                "Meterhouse leaves %d journals in %s to processes with the key that they were written under: see "
+                "Meterhouse leaves %s in %s to processes with the key that they were written under: see "
                 "`meterhouse drain`.",
-                found.elsewhere,
+                "1 journal" if found.elsewhere == 1 else f"{found.elsewhere} journals",
                 directory,
             )
         self._adopt_at = time.monotonic() + (0 if time.monotonic() >= until else ADOPT_EVERY_S)

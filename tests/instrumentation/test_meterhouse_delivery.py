@@ -98,6 +98,7 @@ def test_the_limit_is_for_all_journals_of_the_directory(tmp_path):
 
 
 def test_what_has_room_nowhere_is_counted_told_and_named_by_drain(metering, monkeypatch, caplog, capsys, nowhere):
+    monkeypatch.setattr(meterhouse.trouble, "_warned", set())
     monkeypatch.setattr(journal, "HELD_EVENTS", 3)
     monkeypatch.setenv("METERHOUSE_ENDPOINT", nowhere)
     running = meterhouse.runtime.runtime()
@@ -375,7 +376,7 @@ def test_usage_of_a_dead_process_is_billed_only_where_its_key_belongs(
     meterhouse.meter("pages").add(1, event_id="own")
     wake()
     until(lambda: ids(metering.sink) == ["of-nobody", "of-test", "own"])
-    until(lambda: "leaves 1 journals" in caplog.text)
+    until(lambda: "leaves 1 journal in" in caplog.text)
     meterhouse.runtime.flush(5)
     assert ids(metering.sink) == ["of-nobody", "of-test", "own"]
     found = drained(capsys)
