@@ -242,7 +242,7 @@ class Journal:
         return (found.st_dev, found.st_ino) == self._inode
 
     def _is_removed(self) -> bool:
-        """True where somebody removed the file, as cleaners of directories do: all of it is still behind the descriptor."""
+        """True where somebody removed the file, as cleaners of directories do: the descriptor still has all of it."""
         return not self._closed and self._is_ours() and not os.fstat(self._fd).st_nlink
 
     def _abandon(self) -> None:
