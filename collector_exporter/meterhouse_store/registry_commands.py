@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 
@@ -98,6 +99,14 @@ def _customers_add(
     print_table(found, _customer_row, as_json)
     if not found[0]["contracts"] and not as_json:
         print(f"No plan yet: usage of {customer_id} stays unrated until `customers add {customer_id} --plan ...`.")
+    elif valid_from is not None and not as_json:
+        zone = ZoneInfo(customer.time_zone)
+        first, since = (f"{it.astimezone(zone):%Y-%m}" for it in (valid_from, customer.registered_at))
+        if first < since:
+            print(
+                f"Months before {since}, in which {customer_id} was registered, are due from its first usage on: fees "
+                f"of earlier ones are billed by `meterhouse rate close --period {first} --customer {customer_id}`."
+            )
 
 
 @customers.command("withdraw")

@@ -22,7 +22,9 @@ from meterhouse_rating.metrics import (
     read_metric,
 )
 from meterhouse_rating.models import MODELS
+from meterhouse_rating.models.minimum import Minimum
 from meterhouse_rating.models.reading import Scope
+from meterhouse_rating.models.recurring import Recurring
 from meterhouse_rating.money import ROUNDING
 from meterhouse_rating.rates import Rate, read_rates
 from meterhouse_store.currencies import MINOR_DIGITS
@@ -136,7 +138,7 @@ class BookRefused(ValueError):
 
 @dataclass(frozen=True)
 class Checked:
-    """A book without mistakes, and notes on what will stay unrated under it."""
+    """A book without mistakes, and notes on what will stay unrated under it or may surprise."""
 
     book: Book
     notes: tuple[Mistake, ...]
@@ -214,6 +216,7 @@ class _PlanReader:
         self._check_charged_once(plan, block)
         self._check_taxed_alike(plan, block)
         self._note_unpriced(plan, block)
+        self._note_paid_ahead(plan, block)
         return plan
 
     def addon(self, name: str, block: Block) -> Plan:
@@ -306,6 +309,16 @@ class _PlanReader:
                 what = f"no price for {metric.name} ({', '.join(missing)}): its usage will be unrated"
                 remedy = "Add a component, or list the meters as `unbilled`."
                 self.notes.append(Mistake(block.line, block.path, what, remedy))
+
+    def _note_paid_ahead(self, plan: Plan, block: Block) -> None:
+        ahead = {it.name for it in plan.components if isinstance(it, Recurring) and it.advance}
+        for it in plan.components:
+            counted = sorted(ahead if it.depends_on is None else ahead & set(it.depends_on))
+            if isinstance(it, Minimum) and counted:
+                ahead_of = ", ".join(counted)
+                what = f"{it.name} compares what is on a month's invoice: of {ahead_of} that is the next month's fee"
+                remedy = "To compare months alone leave it out by `of`, or bill it with `pay: arrears`."
+                self.notes.append(Mistake(it.line, f"{block.path}.components.{it.name}", what, remedy))
 
 
 def check_name(name: str, block: Block) -> None:

@@ -236,6 +236,8 @@ def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator
             stating.ask(sorted(stated))
         for names, found in ranges:
             mine = window.customers(found, only, names)
+            if window.strangers and only is not None and only not in it.terms.customers and not mine:
+                raise PeriodError(_nobody(only, window.period))
             yield _usage_step(window, names, mine, found, len(members))
             if closes:
                 stating.ask([name for name in mine if name not in done and name not in stated])
@@ -250,6 +252,13 @@ def _settle_window(it: _Run, window: windows.Window, moment: Moment) -> Iterator
                 for outcome in _settle(it, window.period, used, moment, stating):
                     if outcome.what != "nothing":
                         yield _customer_step(outcome, it.request.dry_run)
+
+
+def _nobody(customer_id: str, period: Period) -> str:
+    return (
+        f"{customer_id} is not registered and has used nothing in {period}: see `meterhouse customers list`, or "
+        f"`meterhouse customers add {customer_id}`."
+    )
 
 
 def _usage_step(

@@ -181,6 +181,30 @@ def test_usage_that_a_book_would_leave_unrated_is_noted_but_allowed():
     ]
 
 
+@pytest.mark.parametrize(
+    ("pay", "of", "noted"),
+    [
+        ("advance", "", True),
+        ("advance", ", of: [a, fee]", True),
+        ("advance", ", of: [a]", False),
+        ("arrears", "", False),
+    ],
+)
+def test_a_minimum_that_counts_the_next_months_fee_is_noted(pay, of, noted):
+    notes = check(
+        BOOK
+        % (
+            "      a: {model: per_unit, metric: input, price: 1}\n"
+            f"      fee: {{model: recurring, price: 31, quantity: 1, pay: {pay}}}\n"
+            f"      least: {{model: minimum, amount: 100{of}}}"
+        ),
+        units(),
+    ).notes
+    told = [str(it) for it in notes if "least" in it.path]
+    assert len(told) == noted
+    assert all("least compares what is on a month's invoice: of fee that is the next month's fee" in it for it in told)
+
+
 def test_a_price_of_a_tenth_is_exactly_a_tenth():
     book = parse(BOOK % "      a: {model: per_unit, metric: input, price: 0.1}")
     assert str(book.plans["sample"].components[0].prices[0].price) == "0.1"

@@ -4,6 +4,7 @@ import pytest
 from rating_samples import at
 
 from meterhouse_rating import known, recorrect, usage, windows
+from meterhouse_rating.periods import PeriodError
 from meterhouse_rating.queries import FIRST_USAGE
 from meterhouse_store import registry, rollups, tables
 
@@ -183,3 +184,12 @@ def test_what_is_late_of_a_month_that_came_to_nothing_is_corrected(house):
     house.close("2026-11", customer="idle")
     (line,) = [row for row in house.rows(tables.rated_lines) if row["kind"] == "correction"]
     assert (line["description"], line["amount_minor"]) == ("in (correction of 2026-10-01..2026-11-01)", 300)
+
+
+def test_a_customer_that_nobody_knows_and_who_used_nothing_is_refused(house):
+    for act in (house.run, house.close):
+        with pytest.raises(PeriodError, match="nobody is not registered and has used nothing in 2026-09-01"):
+            act("2026-09", customer="nobody")
+    assert [it.name for it in house.run("2026-09", customer="stranger")][:3] == ["watermark", "usage", "unrated"]
+    assert [it.name for it in house.run("2026-09", customer="quiet")][:2] == ["watermark", "usage"]
+    assert [it.name for it in house.run("2026-09", customer="tokyo")][:2] == ["watermark", "usage"]

@@ -92,6 +92,13 @@ def test_a_customer_without_a_plan_is_told_what_is_missing(call):
     assert "No plan yet" in printed
 
 
+def test_who_begins_before_the_month_of_registration_is_told_how_its_earlier_fees_are_billed(call):
+    _, printed, _ = call("customers", "add", "acme", "--plan", "team", "--valid-from", "2026-08-31T23:00:00-02:00")
+    assert "fees of earlier ones are billed by `meterhouse rate close --period 2026-09 --customer acme`." in printed
+    for later in ([], ["--valid-from", "2999-01-01"]):
+        assert "earlier ones" not in call("customers", "add", "globex", "--plan", "team", *later)[1]
+
+
 def test_a_pseudonym_is_made_up_and_the_registry_alone_knows_whose_it_is(call):
     code, printed, _ = call(
         "customers", "add", "--pseudonym", "--name", "Jane Doe", "--reference", "crm-4711", "--json"
