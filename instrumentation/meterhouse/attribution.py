@@ -301,7 +301,7 @@ def _ending(scope: Scope) -> Iterator[None]:
 
 def _from_environment(name: str) -> str | None:
     """What the variable says; None for what is no identifier, which must not be cut into another one's."""
-    text = os.environ.get(name)
+    text = os.environ.get(name, "").strip()  # read from a file it ends in a newline
     if not text or (text.isascii() and len(text) <= MAX_BYTES):
         return text or None
     try:

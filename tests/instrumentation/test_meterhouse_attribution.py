@@ -531,3 +531,11 @@ def test_a_customer_of_the_environment_that_is_none_is_nobody_and_told(metering,
     (event,) = metering.flush()
     assert "customer.id" not in event.point
     assert "cannot use METERHOUSE_CUSTOMER" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "customer"), [("acme\n", "acme"), (" Acme Inc \r\n", "Acme Inc"), (" \n", None)])
+def test_a_customer_of_the_environment_is_taken_without_the_space_around_it(metering, monkeypatch, value, customer):
+    monkeypatch.setenv("METERHOUSE_CUSTOMER", value)
+    meterhouse.meter("pages").add(1)
+    (event,) = metering.flush()
+    assert event.point.get("customer.id") == customer
