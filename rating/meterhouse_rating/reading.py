@@ -3,10 +3,12 @@
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 from meterhouse_rating import known
+from meterhouse_rating.beside import beside
 from meterhouse_rating.queries import EVERYBODY, Names
 from meterhouse_rating.terms import Terms
 from meterhouse_rating.usage import Found
@@ -33,9 +35,11 @@ def read(
     if len(ranges) == 1:
         yield EVERYBODY, known.gather(world, terms, window.period, as_of, only)
         return
+    later = replace(world, client=beside(world.client))
     with ThreadPoolExecutor(1, thread_name_prefix="usage") as pool:
         asked: deque[tuple[Names, Future[dict[str, Found]]]] = deque(
-            (names, pool.submit(known.gather, world, terms, window.period, as_of, names)) for names in ranges
+            (names, pool.submit(known.gather, later if names.first else world, terms, window.period, as_of, names))
+            for names in ranges
         )
         try:
             while asked:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from clickhouse_connect.driver.client import Client
 from sqlalchemy import Engine, select
 
+from meterhouse_rating.beside import beside
 from meterhouse_rating.periods import Period
 from meterhouse_rating.results import rating_id
 from meterhouse_store import completeness
@@ -35,7 +36,7 @@ class Statements:
 
     def __init__(self, client: Client, namespace: str, period: Period, stated_at: datetime) -> None:
         self._namespace, self._period, self._stated_at = namespace, period, stated_at
-        self._gathering = completeness.Gathering(client, namespace, period.start, period.end)
+        self._gathering = completeness.Gathering(beside(client), namespace, period.start, period.end)
         self._customers: set[str] = set()
         self._known: dict[str, dict[str, Any]] = {}
         self._pool = ThreadPoolExecutor(1)

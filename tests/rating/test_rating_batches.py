@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from meterhouse_rating import catalogues, costs_book, credit_changes, known, ledger_proof, reading, statements
 from meterhouse_rating import run as running
+from meterhouse_rating.beside import beside
 from meterhouse_rating.credits import Grant
 from meterhouse_rating.periods import PeriodError
 from meterhouse_rating.recorrect import set_policy
@@ -245,6 +246,14 @@ def test_a_run_that_is_stopped_asks_for_no_more_ranges(sqlite_house, monkeypatch
     monkeypatch.setattr(known, "gather", gather)
     house.run("2026-10")
     assert sorted(row["customer_id"] for row in house.rows(tables.ratings)) == [f"c{number}" for number in range(9)]
+
+
+def test_what_is_read_ahead_has_half_of_the_processors(sqlite_house):
+    client = sqlite_house.world.client
+    asked = "SELECT getSetting('max_threads'), {it:String}"
+    ((whole, _),) = client.query(asked, parameters={"it": "a"}).result_rows
+    assert beside(client).query(asked, parameters={"it": "a"}).result_rows == [(max(whole // 2, 1), "a")]
+    assert client.query(asked, parameters={"it": "a"}).result_rows == [(whole, "a")]
 
 
 def test_customers_beside_one_that_cannot_be_closed_are_closed(house):
