@@ -1,5 +1,7 @@
 """What fuzzing found worth keeping, again: refused in words or a record that reads back, and the warehouse takes it."""
 
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,14 @@ CORPUS = sorted((Path(__file__).parent / "fuzz" / "corpus").iterdir())
 @pytest.mark.parametrize("kind", [kind for kind in target.KINDS if kind != "journal"])
 def test_each_seed_is_an_honest_request_that_is_taken(kind):
     assert target.one(seeds.seeds()[kind.replace(" ", "-")]) is not None
+
+
+def test_the_fuzzing_runs_by_itself_as_the_proof_starts_it(tmp_path):
+    program = Path(__file__).parent / "fuzz" / "run.py"
+    started = [sys.executable, str(program), "1", str(tmp_path / "found")]
+    done = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    tried = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stdout + done.stderr)
+    assert (done.returncode, tried is not None and int(tried[1]) > 0) == (0, True), done.stderr[-2000:]
 
 
 def test_the_corpus_is_refused_in_words_or_becomes_records_and_never_fails():
